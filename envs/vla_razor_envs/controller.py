@@ -1,0 +1,110 @@
+"""End-effector delta control: what a VLA's seven action numbers mean to the arm.
+
+ManiSkill's own controller of that name multiplies the rotation by its lower bound, so its sign is inverted (ManiSkill issue 1469), and reads
+three Euler angles where axis-angle is documented (issue 1138). Here the translation is added to the measured position along the base's axes,
+and the axis-angle rotation is left-multiplied, in the base frame, onto the measured orientation, as SimplerEnv does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from mani_skill.agents.controllers.pd_joint_pos import PDJointPosController, PDJointPosControllerConfig
+from mani_skill.agents.controllers.utils.kinematics import Kinematics
+from mani_skill.utils.geometry.rotation_conversions import axis_angle_to_quaternion, quaternion_multiply
+from mani_skill.utils.structs import Pose
+from torch import Tensor
+
+
+def displaced(pose: Pose, delta: Tensor) -> Pose:
+    """The pose after a base-frame displacement: [N, 6] metres and axis-angle radians, left-multiplied."""
+    rotation = axis_angle_to_quaternion(delta[:, 3:])
+    return Pose.create_from_pq(pose.p + delta[:, :3], quaternion_multiply(rotation, pose.q))
+
+
+class EndEffectorDelta(PDJointPosController):
+    """Moves the end effector by a bounded displacement from its measured pose, through damped least-squares inverse kinematics.
+
+    Where the inverse kinematics finds no solution, the arm holds its measured joint positions.
+    """
+
+    config: EndEffectorDeltaConfig
+
+    def _initialize_joints(self) -> None:
+        super()._initialize_joints()
+        self.kinematics = Kinematics(
+            self.config.urdf_path, self.config.ee_link, self.articulation, self.active_joint_indices
+        )
+
+    def _initialize_action_space(self) -> None:
+        high = np.repeat(np.float32([self.config.translation, self.config.rotation]), 3)
+        self.single_action_space = spaces.Box(-high, high, dtype=np.float32)
+
+    def pose_in_base(self) -> Pose:
+        """The measured pose of the end effector in the frame of the robot's base."""
+        return self.articulation.pose.inv() * self.kinematics.end_link.pose
+
+    def set_action(self, action: Tensor) -> None:
+        self._start_qpos = self.qpos
+        measured = self.pose_in_base()
+        target = displaced(measured, action)
+        self._target_qpos = self._solve(target, measured)
+        self.set_drive_targets(self._target_qpos)
+
+    def _solve(self, target: Pose, measured: Pose) -> Tensor:
+        qpos = self.articulation.get_qpos()
+        if self.kinematics.use_gpu_ik:
+            return self.kinematics.compute_ik(target, qpos, current_pose=measured)
+        solver = self.kinematics
+        solution, solved, _ = solver.pmodel.compute_inverse_kinematics(
+            solver.end_link_idx,
+            target.sp,
+            initial_qpos=qpos[0, solver.pmodel_active_joint_indices].numpy(),
+            active_qmask=solver.qmask.numpy(),
+            max_iterations=self.config.ik_iterations,
+            dt=self.config.ik_step,
+            damp=self.config.ik_damping,
+        )
+        if not solved:
+            return self._start_qpos
+        controlled = solution[solver.pmodel_controlled_joint_indices.numpy()]
+        return torch.as_tensor(controlled, dtype=qpos.dtype)[None]
+
+
+@dataclass
+class EndEffectorDeltaConfig(PDJointPosControllerConfig):
+    """Bounds in metres and radians a control step; the constants of the iterative solver (pinocchio's closed loop, CPU)."""
+
+    translation: float = 0.1
+    rotation: float = 0.3
+    ee_link: str = ""
+    urdf_path: str = ""
+    ik_iterations: int = 100
+    ik_step: float = 0.5
+    ik_damping: float = 1e-6
+    normalize_action: bool = False
+    controller_cls: Any = EndEffectorDelta
+
+
+class GripperClosedness(PDJointPosController):
+    """One number moves both fingers: +1 closes, -1 opens, in between is a width."""
+
+    def _initialize_action_space(self) -> None:
+        self.single_action_space = spaces.Box(-1.0, 1.0, (1,), dtype=np.float32)
+
+    def set_action(self, action: Tensor) -> None:
+        opened, closed = self.config.upper, self.config.lower
+        self._target_qpos = (opened + (closed - opened) * (action + 1) / 2).expand(-1, len(self.joints)).clone()
+        self.set_drive_targets(self._target_qpos)
+
+
+@dataclass
+class GripperClosednessConfig(PDJointPosControllerConfig):
+    """`lower` is the joint position of closed fingers, `upper` of open ones."""
+
+    normalize_action: bool = False
+    controller_cls: Any = GripperClosedness

@@ -1,0 +1,56 @@
+"""The Panda of the embedded tasks, and its setups."""
+
+from __future__ import annotations
+
+import sapien
+from mani_skill.agents.controllers.base_controller import ControllerConfig
+from mani_skill.agents.registration import register_agent
+from mani_skill.agents.robots.panda.panda import Panda
+from mani_skill.utils import sapien_utils
+from sapien.wrapper.articulation_builder import ArticulationBuilder
+
+from .controller import EndEffectorDeltaConfig, GripperClosednessConfig
+
+LIGHT, DARK = (0.85, 0.86, 0.88), (0.12, 0.12, 0.14)
+
+
+def show_collision_shapes(builder: ArticulationBuilder) -> None:
+    """Replaces a robot's visual meshes by its collision meshes: at 64 x 64 pixels they look alike and render ten times faster."""
+    for link in builder.link_builders:
+        colour = DARK if "finger" in link.name else LIGHT
+        material = sapien.render.RenderMaterial(base_color=(*colour, 1), roughness=0.6)
+        link.visual_records.clear()
+        for shape in link.collision_records:
+            if shape.type == "box":
+                link.add_box_visual(shape.pose, shape.scale, material)
+            else:
+                link.add_visual_from_file(shape.filename, shape.pose, shape.scale, material)
+
+
+@register_agent()
+class EmbeddedPanda(Panda):
+    """A Panda under end-effector delta control, drawn by its collision meshes."""
+
+    uid = "vla_razor_panda"
+
+    @property
+    def _controller_configs(self) -> dict[str, dict[str, ControllerConfig]]:
+        drive = dict(stiffness=self.arm_stiffness, damping=self.arm_damping, force_limit=self.arm_force_limit)
+        grip = dict(stiffness=self.gripper_stiffness, damping=self.gripper_damping, force_limit=self.gripper_force_limit)
+        arm = EndEffectorDeltaConfig(
+            self.arm_joint_names, None, None, **drive, ee_link=self.ee_link_name, urdf_path=self.urdf_path
+        )
+        # Closed is slightly negative so that a thin handle is still gripped with force.
+        gripper = GripperClosednessConfig(self.gripper_joint_names, lower=-0.01, upper=0.04, **grip)
+        return {"ee_delta": {"arm": arm, "gripper": gripper}}
+
+    def _load_articulation(self, initial_pose: sapien.Pose | None = None) -> None:
+        loader = self.scene.create_urdf_loader()
+        loader.name = self.uid
+        loader.fix_root_link = self.fix_root_link
+        sapien_utils.apply_urdf_config(loader, sapien_utils.parse_urdf_config(self.urdf_config))
+        builder = loader.parse(self.urdf_path)["articulation_builders"][0]
+        builder.initial_pose = initial_pose
+        show_collision_shapes(builder)
+        self.robot = builder.build()
+        self.robot_link_names = [link.name for link in self.robot.get_links()]

@@ -1,0 +1,143 @@
+"""The face of a task that `gymnasium.make` gives: one environment, unbatched numpy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+
+from . import RenderingUnavailable
+from .setups import DRAWER_TASKS, ORIENTATIONS, SETUPS, DrawerSetup, PickCanSetup, Setup
+
+START_KEYS = {"pick_can": ("object_xy", "orientation"), "drawer": ("station", "task")}
+
+
+def find_setup(family: str, robot: str) -> Setup:
+    """The setup record of a task family and robot; ValueError names the robots that exist."""
+    if (family, robot) not in SETUPS:
+        robots = sorted(name for task, name in SETUPS if task == family)
+        raise ValueError(f"{family} has no robot {robot!r}; expected one of {', '.join(robots)}")
+    return SETUPS[family, robot]
+
+
+def check_start(family: str, setup: Setup, start: dict[str, Any]) -> dict[str, Any]:
+    """Returns the reset options in plain types, or raises ValueError that says which one is wrong and what was expected."""
+    for key, value in start.items():
+        if key not in START_KEYS[family]:
+            raise ValueError(f"reset option {key!r} is unknown to {family}; expected {', '.join(START_KEYS[family])}")
+        if key == "object_xy" and not (np.shape(value) == (2,) and np.isfinite(np.asarray(value, float)).all()):
+            raise ValueError(f"reset option object_xy is {value!r}; expected two finite numbers, x and y in metres")
+        known = {
+            "orientation": ORIENTATIONS,
+            "task": DRAWER_TASKS,
+            "station": tuple(setup.stations) if isinstance(setup, DrawerSetup) else (),
+        }.get(key)
+        if known is not None and value not in known:
+            raise ValueError(f"reset option {key} is {value!r}; expected one of {', '.join(known)}")
+    return dict(start)
+
+
+def build(family: str, setup: Setup, image_size: tuple[int, int], task: str | None, device: str, num_envs: int) -> Any:
+    """Builds the batched task on `device` ("cpu": one environment; "cuda": any number). Raises RenderingUnavailable without Vulkan."""
+    from .vulkan import use_software_vulkan
+
+    use_software_vulkan()
+    from . import panda as _panda  # noqa: F401  (registers the robot)
+    from .drawer import Drawer
+    from .pick_can import PickCan
+
+    backend = "physx_cuda" if device == "cuda" else "physx_cpu"
+    render = "gpu" if torch.cuda.is_available() else "cpu"
+    common = dict(setup=setup, image_size=image_size, num_envs=num_envs, sim_backend=backend, render_backend=render)
+    try:
+        return PickCan(**common) if isinstance(setup, PickCanSetup) else Drawer(task=task or DRAWER_TASKS[0], **common)
+    except RuntimeError as error:
+        if "rendering device" in str(error) or "vulkan" in str(error).lower():
+            raise RenderingUnavailable(
+                f"no usable Vulkan device to build and render the scene ({error}); run `vla-razor doctor` for the remedy"
+            ) from error
+        raise
+
+
+class SingleEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
+    """A task as a plain Gymnasium environment.
+
+    Observation: `image` uint8 [H, W, 3] and `proprioception` float32 [8]. Action: float32 [7], base-frame metres (3), axis-angle radians (3),
+    gripper closedness in [-1, 1]; clipped to the box. Reward 0 or 1. `terminated` at success, though stepping on is allowed; `truncated` at the horizon.
+
+    Args:
+        family: "pick_can" or "drawer" (set by the registered id).
+        robot: the robot's name, a key of `setups.SETUPS`.
+        image_size: height and width in pixels.
+        task: drawer task at resets that name none.
+        orientation: can orientation at resets that name none; drawn from the seed where None.
+        station: robot station at resets that name none; drawn from the seed where None.
+
+    Raises:
+        ValueError: an argument or reset option is not one of the known ones.
+        RenderingUnavailable: there is no usable Vulkan device.
+    """
+
+    metadata = {"render_modes": ["rgb_array"]}
+    render_mode = "rgb_array"
+
+    def __init__(
+        self,
+        family: str,
+        robot: str = "panda",
+        image_size: tuple[int, int] = (64, 64),
+        task: str | None = None,
+        orientation: str | None = None,
+        station: str | None = None,
+    ) -> None:
+        self.family = family
+        self.setup = find_setup(family, robot)
+        given = {"task": task, "orientation": orientation, "station": station}
+        self.default_start = check_start(family, self.setup, {k: v for k, v in given.items() if v is not None})
+        height, width = (int(size) for size in image_size)
+        self.task = build(family, self.setup, (height, width), task, device="cpu", num_envs=1)
+        box = self.task.single_action_space
+        self.action_space = spaces.Box(box.low, box.high, dtype=np.float32)
+        self.observation_space = spaces.Dict(
+            image=spaces.Box(0, 255, (height, width, 3), np.uint8),
+            proprioception=spaces.Box(-np.inf, np.inf, (8,), np.float32),
+        )
+        self._image = np.zeros((height, width, 3), np.uint8)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Starts an episode; what the options leave open is drawn from the seed (from the environment's own generator where None)."""
+        super().reset(seed=seed)
+        start = self.default_start | check_start(self.family, self.setup, options or {})
+        drawn = int(self.np_random.integers(2**31)) if seed is None else seed
+        observation, info = self.task.reset(options={"starts": [{**start, "seed": drawn}]})
+        return self._observed(observation), self._described(info)
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        """One control step; ValueError where the action is not seven finite numbers."""
+        action = np.asarray(action, np.float32)
+        if action.shape != (7,) or not np.isfinite(action).all():
+            raise ValueError(f"action is {action!r}; expected seven finite numbers")
+        clipped = np.clip(action, self.action_space.low, self.action_space.high)  # type: ignore[attr-defined]
+        observation, reward, terminated, truncated, info = self.task.step(torch.from_numpy(clipped)[None])
+        return self._observed(observation), reward.item(), terminated.item(), truncated.item(), self._described(info)
+
+    def render(self) -> np.ndarray:
+        """The camera's last image, uint8 [H, W, 3]."""
+        return self._image
+
+    def close(self) -> None:
+        self.task.close()
+
+    def _observed(self, observation: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+        self._image = observation["image"][0].numpy().copy()
+        return {"image": self._image, "proprioception": observation["proprioception"][0].numpy().copy()}
+
+    def _described(self, info: dict[str, Any]) -> dict[str, Any]:
+        facts = {key: value[0] for key, value in info.items() if isinstance(value, torch.Tensor)}
+        plain = {key: value.item() if value.ndim == 0 else value.numpy().copy() for key, value in facts.items()}
+        return {"instruction": self.task.instructions()[0], **plain}

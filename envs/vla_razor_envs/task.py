@@ -1,0 +1,162 @@
+"""What the manipulation tasks share: a batched ManiSkill environment driven by one frozen setup record.
+
+Everything is written over a leading axis of N environments, so that the same code runs one scene on a CPU and thousands under `physx_cuda`.
+Starts are explicit: `options["starts"]` holds, for each environment that is reset, the reset options and the seed that draws what they leave open.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+import sapien
+import torch
+from mani_skill.envs.sapien_env import BaseEnv
+from mani_skill.sensors.camera import CameraConfig
+from mani_skill.utils import sapien_utils
+from mani_skill.utils.structs import Actor, Link, Pose
+from mani_skill.utils.structs.types import SceneConfig, SimConfig
+from torch import Tensor
+
+from .setups import Setup
+
+Start = dict[str, Any]
+
+
+class ManipulationTask(BaseEnv):
+    """One robot, one camera, one success rule. Subclasses build a scene, place it at reset, and say what success is."""
+
+    SUPPORTED_ROBOTS: ClassVar = None
+    setup: Setup
+
+    def __init__(self, setup: Setup, image_size: tuple[int, int], **kwargs: Any) -> None:
+        self.setup = setup
+        self.image_size = image_size
+        super().__init__(robot_uids=setup.agent, control_mode=setup.control_mode, obs_mode="rgb", **kwargs)
+
+    # ------------------------------------------------------------------ what a subclass says
+
+    def _place(self, env_idx: Tensor, starts: list[Start]) -> None:
+        """Sets the scene of the given environments to their starts, and forgets their episodes."""
+        raise NotImplementedError
+
+    def _track(self) -> None:
+        """Advances the success rule by one control step."""
+
+    def _facts(self) -> dict[str, Any]:
+        """The task's part of `info`: tensors [N, ...] with `success` among them."""
+        raise NotImplementedError
+
+    def instructions(self) -> list[str]:
+        """The sentence each environment's policy is given."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------ ManiSkill's hooks
+
+    @property
+    def _default_sim_config(self) -> SimConfig:
+        return SimConfig(
+            sim_freq=self.setup.sim_hz, control_freq=self.setup.control_hz, scene_config=SceneConfig(cpu_workers=0)
+        )
+
+    @property
+    def _default_sensor_configs(self) -> list[CameraConfig]:
+        camera = self.setup.camera
+        height, width = self.image_size
+        pose = sapien_utils.look_at(camera.eye, camera.target)
+        mount = self.agent.robot.links_map[camera.link]
+        return [
+            CameraConfig(
+                camera.name, pose, width, height, fov=camera.fov, near=0.05, far=10, mount=mount, shader_pack=camera.shader
+            )
+        ]
+
+    def _load_agent(self, options: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        super()._load_agent(options, sapien.Pose())
+
+    def _after_reconfigure(self, options: dict[str, Any]) -> None:
+        links = self.agent.robot.links_map
+        self.tcp: Link = links[self.setup.tcp_link]
+        self.fingers: list[Link] = [links[name] for name in self.setup.gripper.links]
+        self.gripper_index = [joint.name for joint in self.agent.robot.active_joints].index(self.setup.gripper.joint)
+
+    def _initialize_episode(self, env_idx: Tensor, options: dict[str, Any]) -> None:
+        starts = options.get("starts") or [{"seed": int(seed)} for seed in np.broadcast_to(self._episode_seed, len(env_idx))]
+        self.agent.reset(self._rest_qpos(starts))
+        self._place(env_idx, starts)
+
+    def _rest_qpos(self, starts: list[Start]) -> Tensor:
+        rest = np.array(self.setup.start_qpos, dtype=np.float32)
+        arm = len(rest) - 2
+        noise = np.zeros((len(starts), len(rest)), np.float32)
+        for row, start in zip(noise, starts, strict=True):
+            row[:arm] = np.random.default_rng([start["seed"], 1]).normal(0, self.setup.qpos_noise, arm)
+        return torch.as_tensor(rest + noise, device=self.device)
+
+    def step(self, action: Tensor) -> tuple[Any, Tensor, Tensor, Tensor, dict[str, Any]]:
+        """One control step for every environment; action [N, 7] in environment units. Success is judged, and goes on being judged, at every step."""
+        self._step_action(action)
+        self._elapsed_steps += 1
+        self._track()
+        info = self.get_info()
+        truncated = self._elapsed_steps >= self.setup.horizon
+        return self.get_obs(info), info["success"].float(), info["success"].clone(), truncated, info
+
+    def get_info(self) -> dict[str, Any]:
+        """`info` of interfaces.md over N environments; poses are x, y, z, qw, qx, qy, qz."""
+        return {"tcp_pose": self.in_base(self.tcp.pose).raw_pose, **self._facts()}
+
+    def get_obs(self, info: dict[str, Any] | None = None, unflattened: bool = False) -> dict[str, Tensor]:
+        """`image` uint8 [N, H, W, 3]; `proprioception` float32 [N, 8]: the TCP pose in the base frame and the gripper joint's position."""
+        info = info or self.get_info()
+        image = self._get_obs_sensor_data()[self.setup.camera.name]["rgb"]
+        gripper = self.agent.robot.get_qpos()[:, self.gripper_index]
+        return {"image": image, "proprioception": torch.cat([info["tcp_pose"], gripper[:, None]], dim=1)}
+
+    # ------------------------------------------------------------------ geometry and contact
+
+    def in_base(self, pose: Pose) -> Pose:
+        """A world pose in the frame of the robot's base."""
+        return self.agent.robot.pose.inv() * pose
+
+    def grasped(self, thing: Actor, impulse: float, angle: float) -> Tensor:
+        """bool [N]: both fingers push the thing with at least `impulse` N s, within `angle` degrees of the direction in which they close."""
+        held = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
+        for link, opening in zip(self.fingers, self.setup.gripper.opening, strict=True):
+            push = self.scene.get_pairwise_contact_impulses(link, thing)
+            axis = link.pose.to_transformation_matrix()[:, :3, :3] @ torch.tensor(opening, dtype=push.dtype, device=self.device)
+            strength = push.norm(dim=1)
+            cosine = (push * axis).sum(1) / strength.clamp_min(1e-12)
+            held &= (strength >= impulse) & (cosine >= np.cos(np.deg2rad(angle)))
+        return held
+
+    def touches(self, thing: Actor, others: list[Actor], impulse: float = 1e-6) -> Tensor:
+        """bool [N]: the thing exchanges more than `impulse` N s with any of the others."""
+        impulses = [self.scene.get_pairwise_contact_impulses(thing, other).norm(dim=1) for other in others]
+        return torch.stack(impulses).amax(0) > impulse
+
+
+def material(rgb: tuple[float, float, float]) -> sapien.render.RenderMaterial:
+    """A matt material of one colour."""
+    return sapien.render.RenderMaterial(base_color=(*rgb, 1), roughness=0.8, specular=0.1)
+
+
+def room(scene: Any, floor_z: float) -> Actor:
+    """Floor and two walls, metres; returns the floor, the only one of them that a thing can touch."""
+    walls = scene.create_actor_builder()
+    walls.add_box_visual(sapien.Pose([2.0, 0, 1.0]), [0.02, 3, 2], material((0.72, 0.75, 0.76)))
+    walls.add_box_visual(sapien.Pose([0.5, -2.0, 1.0]), [3, 0.02, 2], material((0.66, 0.70, 0.72)))
+    walls.initial_pose = sapien.Pose()
+    walls.build_static("walls")
+    floor = scene.create_actor_builder()
+    floor.add_box_collision(half_size=[3, 3, 0.05])
+    floor.add_box_visual(half_size=[3, 3, 0.05], material=material((0.45, 0.42, 0.38)))
+    floor.initial_pose = sapien.Pose([0, 0, floor_z - 0.05])
+    return floor.build_static("floor")
+
+
+def light(scene: Any) -> None:
+    """Even light: an ambient share and two directions without shadows."""
+    scene.set_ambient_light([0.45, 0.45, 0.45])
+    scene.add_directional_light([1, 0.6, -1.2], [0.9, 0.9, 0.9], shadow=False)
+    scene.add_directional_light([-0.4, -0.8, -1], [0.45, 0.45, 0.45], shadow=False)
