@@ -1,0 +1,186 @@
+"""The command line: verbs -> composed configuration -> recipe, and nothing else.
+
+Exit status: 0 done; 1 a run failed or a check did not hold; 2 bad input; 130 interrupted with the state saved.
+"""
+
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vla_razor import config
+from vla_razor.errors import RunFailed, UserError
+
+if TYPE_CHECKING:
+    from vla_razor.runs import Run
+
+RECIPES = {verb: f"vla_razor.recipes.{verb}" for verb in ("collect", "sft", "rl", "kl", "demo")}
+RECIPES["eval"] = "vla_razor.recipes.evaluate"
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+Arguments = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE | --KEY VALUE]...", show_default=False, help="Settings; a later one wins."),
+]
+Show = Annotated[bool, typer.Option("--show", help="Print the composed configuration and stop.")]
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+@app.callback()
+def about() -> None:
+    """Fine-tune a vision-language-action policy by SFT and by REINFORCE, and see what it forgot.
+
+    Every setting is a key of the verb's configuration: `--env drawer` and `env=drawer` are the same.
+    """
+
+
+def _verb(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Registers a verb whose help ends with its keys."""
+    keys = "\b\nKeys and their defaults:\n\n\b\n" + config.describe(name)
+    return app.command(name, context_settings={"ignore_unknown_options": True}, epilog=keys)
+
+
+@_verb("collect")
+def collect(arguments: Arguments = None, show: Show = False) -> None:
+    """Collect successful demonstrations over a grid of start positions; `collect show DIR` summarises a store."""
+    if (arguments or [])[:1] == ["show"]:
+        _show_demonstrations((arguments or [])[1:])
+    else:
+        _launch("collect", arguments, show)
+
+
+@_verb("sft")
+def sft(arguments: Arguments = None, show: Show = False) -> None:
+    """Fine-tune on demonstrations: cross-entropy on the action tokens."""
+    _launch("sft", arguments, show)
+
+
+@_verb("rl")
+def rl(arguments: Arguments = None, show: Show = False) -> None:
+    """Fine-tune by REINFORCE on the binary success of batched rollouts."""
+    _launch("rl", arguments, show)
+
+
+@_verb("eval")
+def evaluate(arguments: Arguments = None, show: Show = False) -> None:
+    """Success rates from uniformly drawn starts, with Wilson intervals; paired with a second policy by --against."""
+    _launch("eval", arguments, show)
+
+
+@_verb("kl")
+def kl(arguments: Arguments = None, show: Show = False) -> None:
+    """Forward KL from the base to a policy on the new task's probe set, in closed form."""
+    _launch("kl", arguments, show)
+
+
+@_verb("demo")
+def demo(arguments: Arguments = None, show: Show = False) -> None:
+    """The main job: base, SFT and REINFORCE side by side, and what each forgot."""
+    _launch("demo", arguments, show)
+
+
+@app.command()
+def resume(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.", show_default=False)]) -> None:
+    """Go on with an interrupted run."""
+    with _clean_errors():
+        from vla_razor.runs import Run
+
+        with Run.resume(folder) as run:
+            _execute(run)
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
+    """Check this machine: Python, packages, Vulkan, assets, base checkpoint, disk."""
+    with _clean_errors():
+        from vla_razor.doctor import main as check
+
+        status = check(as_json=as_json)
+    raise typer.Exit(status)
+
+
+def overrides(arguments: Sequence[str]) -> list[str]:
+    """Both forms to one: `--per-point 5`, `--per-point=5` and `per_point=5` become "per_point=5", in the order given.
+
+    >>> overrides(["--env", "drawer", "seed=1", "--greedy"])
+    ['env=drawer', 'seed=1', 'greedy=true']
+    """
+    pairs, rest = [], list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            pairs.append(word)
+            continue
+        flag, equals, value = word[2:].partition("=")
+        key = flag.replace("-", "_")
+        if not equals:
+            value = _flag_value(word, key, rest)
+        pairs.append(f"{key}={value}")
+    return pairs
+
+
+def _flag_value(flag: str, key: str, rest: list[str]) -> str:
+    if config.is_switch(key) and (not rest or rest[0] not in ("true", "false")):
+        return "true"
+    if not rest or rest[0].startswith("--"):
+        raise UserError(f"{flag} needs a value: {flag} VALUE or {key}=VALUE.")
+    return rest.pop(0)
+
+
+def _launch(verb: str, arguments: list[str] | None, show: bool) -> None:
+    with _clean_errors():
+        settings = config.compose(verb, overrides(arguments or []))
+        if show:
+            typer.echo(config.to_yaml(settings), nl=False)
+            return
+        from vla_razor.runs import Run
+
+        with Run.create(settings.out, settings, verb) as run:
+            _execute(run)
+
+
+def _execute(run: "Run") -> None:
+    recipe = importlib.import_module(RECIPES[run.config.verb])
+    try:
+        recipe.run(run.config, run)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; go on with: vla-razor resume {run.path}") from None
+
+
+def _show_demonstrations(arguments: list[str]) -> None:
+    with _clean_errors():
+        if len(arguments) != 1:
+            raise UserError("collect show takes one folder: vla-razor collect show DIR")
+        from vla_razor.recipes.collect import show
+
+        show(Path(arguments[0]))
+
+
+@contextmanager
+def _clean_errors() -> Iterator[None]:
+    """Turns the errors meant for the user into one message on standard error and an exit status."""
+    try:
+        yield
+    except UserError as error:
+        _stop(str(error), 2)
+    except RunFailed as error:
+        _stop(str(error), 1)
+    except KeyboardInterrupt as interrupt:
+        _stop(str(interrupt) or "interrupted", 130)
+
+
+def _stop(message: str, status: int) -> None:
+    typer.echo(f"vla-razor: {message}", err=True)
+    raise typer.Exit(status) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""From a verb and its overrides to one checked configuration.
+
+Every verb has a file `configs/<verb>.yaml`; `env` and `experiment` are groups. Hydra composes the files; the overrides
+are checked here (unknown keys and names, types, ranges), because Hydra knows no types without a schema and texts such
+as paths would need quoting.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from vla_razor.errors import UserError, nearest
+
+_PACKAGE = Path(__file__).resolve().parent
+CONFIG_DIR = next(path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir())
+GROUPS = ("env", "experiment")
+FRAGMENTS = ("common", "training")  # files that verbs are composed of
+
+
+class Rule(NamedTuple):
+    """What a key may hold: a type, a test on the value, and both in words."""
+
+    type: type
+    holds: Callable[[Any], bool]
+    expected: str
+
+
+def _one_of(*names: str) -> Rule:
+    return Rule(str, lambda value: value in names, " | ".join(names))
+
+
+_TEXT = Rule(str, lambda value: value != "", "a text")
+_SWITCH = Rule(bool, lambda _: True, "true or false")
+_COUNT = Rule(int, lambda value: value >= 1, "a whole number, at least 1")
+_WHOLE = Rule(int, lambda value: value >= 0, "a whole number, at least 0")
+_POSITIVE = Rule(float, lambda value: 0 < value < float("inf"), "a number above 0")
+_NUMBER = Rule(float, lambda value: 0 <= value < float("inf"), "a number, at least 0")
+_GRID = Rule(str, lambda value: re.fullmatch(r"[1-9]\d*x[1-9]\d*", value) is not None, "columns x rows, as in 5x5")
+_CHANGES = Rule(list, lambda value: all(isinstance(v, dict) for v in value), "a list, as in [{learning_rate: 1e-4}]")
+_SEEDS = Rule(list, lambda value: value and all(type(v) is int and v >= 0 for v in value), "a list of whole numbers")
+_BETAS = Rule(
+    list, lambda value: len(value) == 2 and all(0 <= v < 1 for v in value), "two numbers in [0, 1), as in [0.9,0.99]"
+)
+_DEVICE = Rule(
+    str, lambda value: re.fullmatch(r"auto|cpu|cuda(:\d+)?", value) is not None, "auto | cpu | cuda | cuda:N"
+)
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(("out", "policy", "against", "base", "demos", "unnorm_key"), _TEXT),
+    **dict.fromkeys(("greedy", "train_vision"), _SWITCH),
+    **dict.fromkeys(("num_envs", "num_workers", "micro_batch_size", "batch_size", "epochs", "iterations"), _COUNT),
+    **dict.fromkeys(("per_point", "episodes", "save_every", "probe_states", "checkpoints"), _COUNT),
+    **dict.fromkeys(("seed", "lora_rank", "warmup_steps", "augmentation", "probe_every", "videos"), _WHOLE),
+    **dict.fromkeys(
+        ("learning_rate", "gain_learning_rate", "eps", "max_grad_norm", "lora_alpha", "temperature"), _POSITIVE
+    ),
+    **dict.fromkeys(("weight_decay", "kl_coefficient"), _NUMBER),
+    **dict.fromkeys(("sft_runs", "rl_runs"), _CHANGES),
+    "seeds": _SEEDS,
+    "betas": _BETAS,
+    "grid": _GRID,
+    "device": _DEVICE,
+    "dtype": _one_of("float32", "bfloat16"),
+    "logger": _one_of("tensorboard", "wandb", "trackio", "none"),
+    "schedule": _one_of("constant", "cosine"),
+    "loss": _one_of("cross_entropy", "openvla"),
+    "baseline": _one_of("grid_point", "batch", "one_zero"),
+}
+
+NULLABLE = {"out", "unnorm_key", "temperature", "demos", "against", "base", "gain_learning_rate"}
+
+
+def verbs() -> list[str]:
+    """The verbs that have a configuration."""
+    return sorted(path.stem for path in CONFIG_DIR.glob("*.yaml") if path.stem not in FRAGMENTS)
+
+
+def compose(verb: str, overrides: Iterable[str] = ()) -> DictConfig:
+    """The configuration of `verb` under `overrides` ("key=value", a later one wins), with `out` filled in.
+
+    An experiment may hold keys of several verbs; each verb takes its own. A key named like a verb (in `demo`) holds
+    settings for that verb.
+
+    Raises `UserError` for an unknown key, environment or experiment, and for a value of the wrong type or out of range.
+    """
+    values = dict(_split(override) for override in overrides)
+    groups = {group: values.pop(group) for group in GROUPS if group in values}
+    config = _compose_files(verb, groups)
+    for section in [key for key in config if key in verbs()]:
+        config[section] = _section(section, config[section])
+    for key, text in values.items():
+        _assign(config, verb, key, text)
+    if config.get("out", "given") is None:
+        config.out = f"runs/{verb}-{config.env.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    return config
+
+
+def to_yaml(config: DictConfig) -> str:
+    """The configuration as a file that `OmegaConf.load` reads back."""
+    return OmegaConf.to_yaml(config)
+
+
+def common_keys() -> list[str]:
+    """The keys that every verb has."""
+    return [str(key) for key in OmegaConf.load(CONFIG_DIR / "common.yaml")]
+
+
+def describe(verb: str) -> str:
+    """The verb's keys with their defaults and meaning, a line each, as its files have them."""
+    own = (CONFIG_DIR / f"{verb}.yaml").read_text()
+    names = re.findall(r"\w+", own.partition("\n")[0])
+    texts = [own, *((CONFIG_DIR / f"{name}.yaml").read_text() for name in reversed(FRAGMENTS) if name in names)]
+    rows: dict[str, tuple[str, str]] = {}
+    for key, value, meaning in re.findall(r"^(\w+): *([^#\n]*?) *(?:# *(.*))?$", "\n".join(texts), re.MULTILINE):
+        first_value, first_meaning = rows.get(key, (value, ""))
+        rows[key] = (first_value, first_meaning or meaning)
+    hidden = ("defaults", "verb")
+    return "\n".join(
+        f"{key}={value}".ljust(27) + f" {meaning}" for key, (value, meaning) in rows.items() if key not in hidden
+    )
+
+
+def scenes(env: DictConfig) -> list[DictConfig]:
+    """The environments of an `env` configuration: itself where it names a Gymnasium id, else its parts (`all`)."""
+    return [env] if "id" in env else [part for part in env.values() if isinstance(part, DictConfig)]
+
+
+def is_switch(key: str) -> bool:
+    """Whether `key` is true or false, so that the flag alone means true."""
+    return _rule(key) is _SWITCH
+
+
+def _split(override: str) -> tuple[str, str]:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"cannot read {override!r}: expected key=value or --key value.")
+    return key, text
+
+
+def _compose_files(verb: str, groups: dict[str, str]) -> DictConfig:
+    for group, name in groups.items():
+        known = [path.stem for path in (CONFIG_DIR / group).glob("*.yaml")]
+        if name not in known:
+            raise UserError(f"unknown {group} {name!r}. {nearest(name, known)}")
+    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        plain = hydra.compose(verb, [f"env={groups['env']}"] if "env" in groups else [])
+        config = hydra.compose(verb, [f"{group}={name}" for group, name in groups.items()])
+    for key in [key for key in config if key not in plain]:
+        OmegaConf.set_struct(config, False)
+        del config[key]
+    OmegaConf.set_struct(config, True)
+    return config
+
+
+def _section(verb: str, settings: DictConfig) -> DictConfig:
+    """The verb's own keys under `settings`; what all verbs share stays with the verb that runs it."""
+    section = _compose_files(verb, {"env": settings.env} if "env" in settings else {})
+    shared = {"verb", *common_keys()} | (set() if "env" in settings else {"env"})
+    own = OmegaConf.create({key: value for key, value in section.items() if key not in shared}, flags={"struct": True})
+    own.merge_with({key: value for key, value in settings.items() if key != "env"})
+    return own
+
+
+def _assign(config: DictConfig, verb: str, key: str, text: str) -> None:
+    known = list(_paths(config))
+    if key not in known or key == "verb":
+        raise UserError(f"unknown key {key!r} for {verb}. {nearest(key, (path for path in known if path != 'verb'))}")
+    rule = _rule(key) or _rule_of(OmegaConf.select(config, key))
+    value = _parse(text, rule)
+    missing_allowed = value is None and key in NULLABLE
+    if not missing_allowed and not (_is_a(value, rule.type) and rule.holds(value)):
+        raise UserError(f"bad value {key}={text}: expected {rule.expected}{' | null' if key in NULLABLE else ''}.")
+    OmegaConf.update(config, key, value)
+
+
+def _paths(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in config:
+        yield f"{prefix}{key}"
+        if isinstance(config[key], DictConfig):
+            yield from _paths(config[key], f"{prefix}{key}.")
+
+
+def _rule(key: str) -> Rule | None:
+    section, _, name = key.rpartition(".")
+    return RULES.get(name) if section in ("", *verbs()) else None
+
+
+def _rule_of(value: Any) -> Rule:
+    """Without a rule of its own a key takes what its default is."""
+    if value is None:
+        return Rule(object, lambda _: True, "a value")
+    if OmegaConf.is_config(value):
+        kind = type(OmegaConf.to_container(value))
+        return Rule(kind, lambda _: True, "a list, as in [1,2]" if kind is list else "a mapping, as in {a: 1}")
+    return Rule(type(value), lambda _: True, f"a value like {value}")
+
+
+def _parse(text: str, rule: Rule) -> Any:
+    """Texts are taken as they stand, quoted or not, so that any path will do; all else follows Hydra's grammar."""
+    if text == "null":
+        return None
+    if rule.type is str:
+        return text[1:-1] if len(text) >= 2 and text[0] == text[-1] and text[0] in "'\"" else text
+    try:
+        override = OverridesParser.create().parse_override(f"key={text}")
+    except HydraException:
+        return text
+    return text if override.is_sweep_override() else override.value()
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    """Like isinstance, but a truth value is no number, and a whole number is a number."""
+    if isinstance(value, bool):
+        return kind in (bool, object)
+    return isinstance(value, (int, float) if kind is float else kind)
