@@ -79,8 +79,8 @@ class EndEffectorDelta(PDJointPosController):
 class EndEffectorDeltaConfig(PDJointPosControllerConfig):
     """Bounds in metres and radians a control step; the constants of the iterative solver (pinocchio's closed loop, CPU)."""
 
-    translation: float = 0.1
-    rotation: float = 0.3
+    translation: float = 0.07
+    rotation: float = 0.25
     ee_link: str = ""
     urdf_path: str = ""
     ik_iterations: int = 100

@@ -77,11 +77,12 @@ class Drawer(ManipulationTask):
         setup = self.setup
         thick, half_width, half_height = setup.panel
         bar_x = -setup.handle_gap
+        bar_thick, bar_width, bar_height = setup.handle
         boxes = [
             ([thick, 0, 0], [thick, half_width, half_height], FACE, True),
-            ([bar_x, 0, 0], list(setup.handle), METAL, True),
-            ([bar_x / 2, setup.handle[1] - 0.008, 0], [-bar_x / 2, 0.006, setup.handle[2]], METAL, True),
-            ([bar_x / 2, -setup.handle[1] + 0.008, 0], [-bar_x / 2, 0.006, setup.handle[2]], METAL, True),
+            ([bar_x, 0, 0], [bar_thick, bar_width, bar_height], METAL, True),
+            ([bar_x / 2, 0, bar_height - 0.006], [-bar_x / 2, 0.006, 0.006], METAL, True),
+            ([bar_x / 2, 0, 0.006 - bar_height], [-bar_x / 2, 0.006, 0.006], METAL, True),
             ([0.14, 0, -half_height + 0.01], [0.13, half_width - 0.01, 0.004], WOOD, False),
             ([0.14, half_width - 0.012, -0.01], [0.13, 0.004, half_height - 0.02], WOOD, False),
             ([0.14, -half_width + 0.012, -0.01], [0.13, 0.004, half_height - 0.02], WOOD, False),

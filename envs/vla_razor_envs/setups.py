@@ -97,8 +97,10 @@ PANDA_GRIPPER = Gripper(
 )
 
 
-def _panda(start_qpos: tuple[float, ...], horizon: int) -> dict[str, Any]:
-    """What both embedded tasks share: 4 Hz control, one camera over the robot's left shoulder."""
+def _panda(
+    start_qpos: tuple[float, ...], horizon: int, target: tuple[float, float, float], fov: float
+) -> dict[str, Any]:
+    """What both embedded tasks share: 5 Hz control, one camera over the robot's left shoulder."""
     return dict(
         agent="vla_razor_panda",
         control_mode="ee_delta",
@@ -106,16 +108,16 @@ def _panda(start_qpos: tuple[float, ...], horizon: int) -> dict[str, Any]:
         gripper=PANDA_GRIPPER,
         start_qpos=start_qpos,
         qpos_noise=0.02,
-        control_hz=4,
+        control_hz=5,
         sim_hz=100,
         horizon=horizon,
-        camera=Camera("overhead_camera", "panda_link0", eye=(0.05, 0.42, 0.95), target=(0.56, -0.02, 0.18), fov=0.85),
+        camera=Camera("overhead_camera", "panda_link0", eye=(0.05, 0.42, 0.95), target=target, fov=fov),
     )
 
 
 PANDA_PICK_CAN = PickCanSetup(
     # TCP at (0.45, 0, 0.30), gripper straight down.
-    **_panda((0.0, -0.2198, 0.0, -2.4542, 0.0, 2.2344, 0.7854, 0.04, 0.04), horizon=16),
+    **_panda((0.0, -0.2198, 0.0, -2.4542, 0.0, 2.2344, 0.7854, 0.04, 0.04), 20, target=(0.52, -0.01, 0.08), fov=0.55),
     robot_xy=(0.0, 0.0),
     table_top=0.0,
     area_x=(0.42, 0.62),
@@ -134,8 +136,8 @@ PANDA_PICK_CAN = PickCanSetup(
 )
 
 PANDA_DRAWER = DrawerSetup(
-    # TCP at (0.42, 0, 0.42), gripper pitched 45 degrees down, fingers closing vertically.
-    **_panda((0.0, -0.8, 0.0, -2.8552, 0.0, 2.8405, -0.7854, 0.04, 0.04), horizon=16),
+    # TCP at (0.42, 0, 0.42), gripper pitched 45 degrees down, fingers closing sideways on the upright handles.
+    **_panda((0.0, -0.8, 0.0, -2.8552, 0.0, 2.8405, 0.7854, 0.04, 0.04), 20, target=(0.56, 0.0, 0.38), fov=0.65),
     stations={
         f"{row}{column}": (x, y, 0.0)
         for row, y in zip("abc", (-0.05, 0.0, 0.05), strict=True)
@@ -145,7 +147,7 @@ PANDA_DRAWER = DrawerSetup(
     cabinet_size=(0.36, 0.36, 0.6),
     drawer_z=(0.53, 0.40, 0.27),
     panel=(0.008, 0.18, 0.06),
-    handle=(0.006, 0.06, 0.008),
+    handle=(0.006, 0.008, 0.045),
     handle_gap=0.05,
     # SimplerEnv's drawers travel 0.5 m, open at 0.15, close at 0.05 and start a closing task at 0.2: all scaled by 0.6.
     travel=0.30,

@@ -78,12 +78,14 @@ class ManipulationTask(BaseEnv):
         links = self.agent.robot.links_map
         self.tcp: Link = links[self.setup.tcp_link]
         self.fingers: list[Link] = [links[name] for name in self.setup.gripper.links]
+        self._base_inverse = self.agent.robot.pose.inv()
         self.gripper_index = [joint.name for joint in self.agent.robot.active_joints].index(self.setup.gripper.joint)
 
     def _initialize_episode(self, env_idx: Tensor, options: dict[str, Any]) -> None:
         starts = options.get("starts") or [{"seed": int(seed)} for seed in np.broadcast_to(self._episode_seed, len(env_idx))]
         self.agent.reset(self._rest_qpos(starts))
         self._place(env_idx, starts)
+        self._base_inverse = self.agent.robot.pose.inv()  # the base stands still during an episode
 
     def _rest_qpos(self, starts: list[Start]) -> Tensor:
         rest = np.array(self.setup.start_qpos, dtype=np.float32)
@@ -104,20 +106,20 @@ class ManipulationTask(BaseEnv):
 
     def get_info(self) -> dict[str, Any]:
         """`info` of interfaces.md over N environments; poses are x, y, z, qw, qx, qy, qz."""
-        return {"tcp_pose": self.in_base(self.tcp.pose).raw_pose, **self._facts()}
+        gripper = self.agent.robot.get_qpos()[:, self.gripper_index]
+        return {"tcp_pose": self.in_base(self.tcp.pose).raw_pose, "gripper_position": gripper, **self._facts()}
 
     def get_obs(self, info: dict[str, Any] | None = None, unflattened: bool = False) -> dict[str, Tensor]:
         """`image` uint8 [N, H, W, 3]; `proprioception` float32 [N, 8]: the TCP pose in the base frame and the gripper joint's position."""
         info = info or self.get_info()
         image = self._get_obs_sensor_data()[self.setup.camera.name]["rgb"]
-        gripper = self.agent.robot.get_qpos()[:, self.gripper_index]
-        return {"image": image, "proprioception": torch.cat([info["tcp_pose"], gripper[:, None]], dim=1)}
+        return {"image": image, "proprioception": torch.cat([info["tcp_pose"], info["gripper_position"][:, None]], dim=1)}
 
     # ------------------------------------------------------------------ geometry and contact
 
     def in_base(self, pose: Pose) -> Pose:
         """A world pose in the frame of the robot's base."""
-        return self.agent.robot.pose.inv() * pose
+        return self._base_inverse * pose
 
     def grasped(self, thing: Actor, impulse: float, angle: float) -> Tensor:
         """bool [N]: both fingers push the thing with at least `impulse` N s, within `angle` degrees of the direction in which they close."""
