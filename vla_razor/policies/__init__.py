@@ -1,0 +1,37 @@
+"""What acts: a policy maps camera images and instructions to actions, for a batch of environments at once."""
+
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from jaxtyping import Float, Float32, Int, UInt8
+    from torch import Tensor
+
+
+class Decisions(NamedTuple):
+    """What a policy decided for `B` environments.
+
+    `actions` are in environment units (metres, radians, gripper in [-1, 1]). A policy that samples tokens also gives
+    them, and the log-probability of each under its own temperature, over the 256 action ids, in nats. `labels` are the
+    actions to imitate where the policy did something else on purpose: an expert that disturbs itself.
+    """
+
+    actions: "Float[np.ndarray, 'B 7']"
+    tokens: "Int[Tensor, 'B A'] | None" = None
+    log_probs: "Float32[Tensor, 'B A'] | None" = None
+    labels: "Float[np.ndarray, 'B 7'] | None" = None
+
+
+class Policy(Protocol):
+    """Anything that acts. `infos` are the environments' privileged facts: a scripted expert reads them, a VLA does not."""
+
+    name: str
+
+    def act(
+        self,
+        images: "UInt8[np.ndarray, 'B H W 3']",
+        instructions: list[str],
+        infos: list[dict[str, Any]],
+        generator: "torch.Generator",
+    ) -> Decisions: ...

@@ -1,0 +1,69 @@
+"""Actions as tokens: each dimension in one of 256 bins, each bin one of the last ids of the vocabulary.
+
+After `action_tokenizer.py` of openvla c8f03f4: `digitize` gives 1..256 counted *down* from the end of the vocabulary,
+and decoding has 255 bin centres, so that the two smallest ids (the top edge, and the bin below it) share one.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from vla_razor.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class ActionTokenizer:
+    """Between actions normalised to [-1, 1] and token ids `end - bins .. end - 1`."""
+
+    end: int
+    bins: int = 256
+
+    @property
+    def edges(self) -> Float[np.ndarray, " bins"]:
+        return np.linspace(-1.0, 1.0, self.bins)
+
+    @property
+    def centers(self) -> Float[np.ndarray, " bins-1"]:
+        return (self.edges[:-1] + self.edges[1:]) / 2.0
+
+    def encode(self, normalized: Float[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
+        """Token ids of normalised actions; values outside [-1, 1] are clipped."""
+        return self.end - np.digitize(np.clip(normalized, -1.0, 1.0), self.edges)
+
+    def decode(self, tokens: Int[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+        """Normalised actions of token ids."""
+        return self.centers[np.clip(self.end - np.asarray(tokens) - 1, 0, self.bins - 2)]
+
+
+@dataclass(frozen=True)
+class ActionScale:
+    """One data set's action statistics: the 1st and 99th percentile span [-1, 1] where `mask` is true."""
+
+    low: Float[np.ndarray, " A"]
+    high: Float[np.ndarray, " A"]
+    mask: Float[np.ndarray, " A"]
+
+    @classmethod
+    def of(cls, norm_stats: dict[str, Any], key: str | None) -> "ActionScale":
+        """The statistics under `key`; None means the only one. Raises `UserError` naming the keys there are."""
+        if key is None and len(norm_stats) == 1:
+            key = next(iter(norm_stats))
+        if key is None:
+            raise UserError(f"The checkpoint has action statistics for {sorted(norm_stats)}: choose one as unnorm_key.")
+        if key not in norm_stats:
+            raise UserError(f"The checkpoint has no action statistics {key!r}. {nearest(key, norm_stats)}")
+        stats = norm_stats[key]["action"]
+        low, high = np.asarray(stats["q01"], float), np.asarray(stats["q99"], float)
+        return cls(low, high, np.asarray(stats.get("mask", np.ones(len(low))), bool))
+
+    def unnormalize(self, normalized: Float[np.ndarray, "*B A"]) -> Float[np.ndarray, "*B A"]:
+        """From [-1, 1] to environment units."""
+        return np.where(self.mask, 0.5 * (normalized + 1.0) * (self.high - self.low) + self.low, normalized)
+
+    def normalize(self, actions: Float[np.ndarray, "*B A"]) -> Float[np.ndarray, "*B A"]:
+        """From environment units to [-1, 1] (unclipped). A dimension that never varied is 0."""
+        span = self.high - self.low
+        scaled = 2.0 * (actions - self.low) / np.where(span > 0, span, 1.0) - 1.0
+        return np.where(self.mask, np.where(span > 0, scaled, 0.0), actions)

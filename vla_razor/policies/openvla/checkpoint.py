@@ -1,0 +1,97 @@
+"""Reading and writing checkpoint folders: `config.json`, safetensors (one file or shards), statistics."""
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import save_torch_state_dict, snapshot_download
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from vla_razor.errors import UserError
+
+CONFIG_FILE = "config.json"
+INDEX_FILE = "model.safetensors.index.json"
+WEIGHTS_FILE = "model.safetensors"
+STATISTICS_FILE = "dataset_statistics.json"
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_HUB_FILES = ("*.safetensors", "*.json", "tokenizer.model")
+
+
+def locate(folder_or_hub_id: str | Path) -> Path:
+    """The checkpoint folder. Only a name that is no folder here and looks like `owner/name` asks the Hub."""
+    folder = Path(folder_or_hub_id)
+    if folder.is_dir():
+        return folder
+    name = str(folder_or_hub_id)
+    if not _HUB_ID.fullmatch(name):
+        raise UserError(f"{name}: no such checkpoint folder (and no name of the form owner/name on the Hub).")
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(_HUB_FILES)))
+    except Exception as error:
+        raise UserError(f"{name}: no such folder here, and the Hub did not give it: {error}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises `UserError` if the file is missing or is none."""
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path.parent}: no {path.name} here; expected a checkpoint folder.") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}).") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a JSON object.")
+    return content
+
+
+def read_tensors(folder: Path, device: str) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the folder's weights, one at a time. Raises `UserError` for missing or broken files."""
+    for path in _weight_files(folder):
+        try:
+            with safe_open(path, framework="pt", device=device) as file:
+                for key in file.keys():  # noqa: SIM118 (no mapping)
+                    yield key, file.get_tensor(key)
+        except SafetensorError as error:
+            raise UserError(f"{path}: damaged or cut short ({error}). Copy or download it again.") from error
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / INDEX_FILE
+    if not index.is_file():
+        if not (folder / WEIGHTS_FILE).is_file():
+            raise UserError(f"{folder}: neither {WEIGHTS_FILE} nor {INDEX_FILE} here.")
+        return [folder / WEIGHTS_FILE]
+    shards = sorted({folder / name for name in read_json(index).get("weight_map", {}).values()})
+    missing = [shard.name for shard in shards if not shard.is_file()]
+    if missing or not shards:
+        raise UserError(f"{folder}: {INDEX_FILE} names shards that are not here: {', '.join(missing) or 'none named'}.")
+    return shards
+
+
+def write_tensors(tensors: dict[str, Tensor], folder: Path, max_shard_size: str | int) -> None:
+    """Write safetensors, in shards with an index where they are larger than `max_shard_size`."""
+    save_torch_state_dict(tensors, folder, max_shard_size=max_shard_size, metadata={"format": "pt"})
+
+
+def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Let `fill` write into a folder aside, then rename it to `folder`, which must not exist or be empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not empty; choose another folder or remove it.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        fill(aside)
+        aside.chmod(0o755)
+        aside.replace(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def torch_dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

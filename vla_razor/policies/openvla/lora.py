@@ -1,0 +1,138 @@
+"""Low-rank adapters on an OpenVLA model, through peft, in peft's file layout.
+
+The adapters are injected in place, so the model keeps its class and its methods, and the base policy is the same model
+with them switched off: no second copy in memory.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from peft import LoraConfig, PeftConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vla_razor.errors import UserError
+
+ADAPTER_CONFIG_FILE = "adapter_config.json"
+ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
+_NAME = "default"
+_PREFIX = "base_model.model."
+
+
+def layers(model: nn.Module) -> list[LoraLayer]:
+    return [module for module in model.modules() if isinstance(module, LoraLayer)]
+
+
+def add(model: nn.Module, config: PeftConfig) -> None:
+    """Inject adapters; afterwards they alone are trainable."""
+    if layers(model):
+        raise ValueError("the model has adapters already")
+    inject_adapter_in_model(config, model, adapter_name=_NAME)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+
+
+def initialize(model: nn.Module, generator: torch.Generator | None) -> None:
+    """A ~ N(0, 1/r) and B = 0 (peft's "gaussian", OpenVLA's choice), drawn from `generator`."""
+    for layer in layers(model):
+        down, up = layer.lora_A[_NAME].weight, layer.lora_B[_NAME].weight
+        noise = torch.empty(down.shape).normal_(std=1 / layer.r[_NAME], generator=generator)
+        down.data.copy_(noise)
+        up.data.zero_()
+
+
+@contextmanager
+def disabled(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is its base."""
+    adapted = [layer for layer in layers(model) if not layer.disable_adapters]
+    for layer in adapted:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in adapted:
+            layer.enable_adapters(True)
+
+
+def linear_rows(layer: nn.Module, x: Float[Tensor, "*B H"], rows: slice) -> Float[Tensor, "*B R"]:
+    """The outputs `rows` of a bias-free linear layer, adapted or not, without computing the others."""
+    if not isinstance(layer, LoraLayer):
+        assert isinstance(layer, nn.Linear)
+        return F.linear(x, layer.weight[rows])
+    base = layer.get_base_layer()
+    assert isinstance(base, nn.Linear)
+    out = F.linear(x, base.weight[rows])
+    if not layer.disable_adapters:
+        low = layer.lora_A[_NAME](layer.lora_dropout[_NAME](x))
+        out = out + F.linear(low, layer.lora_B[_NAME].weight[rows]) * layer.scaling[_NAME]
+    return out
+
+
+def save(model: nn.Module, folder: Path, base: str) -> None:
+    """Write the adapter as peft would; `base` is where `load` will find what it adapts."""
+    config: Any = getattr(model, "peft_config")[_NAME]
+    config.base_model_name_or_path = base
+    config.save_pretrained(str(folder))
+    save_file(_tensors(model), folder / ADAPTER_WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def load(model: nn.Module, folder: Path) -> None:
+    """Add the adapter that `folder` holds. Raises `UserError` if it does not fit the model."""
+    config = read_config(folder)
+    try:
+        stored = load_file(folder / ADAPTER_WEIGHTS_FILE)
+    except FileNotFoundError:
+        raise UserError(f"{folder}: no {ADAPTER_WEIGHTS_FILE} here.") from None
+    except SafetensorError as error:
+        raise UserError(f"{folder / ADAPTER_WEIGHTS_FILE}: damaged or cut short ({error}).") from error
+    config.inference_mode = False
+    try:
+        add(model, config)
+    except ValueError as error:
+        raise UserError(f"{folder}: the adapter does not fit its base: {error}") from error
+    own = {_PREFIX + name.replace(f".{_NAME}.", "."): p for name, p in model.named_parameters() if "lora_" in name}
+    if own.keys() != stored.keys() or any(own[key].shape != stored[key].shape for key in own):
+        differing = sorted(own.keys() ^ stored.keys()) or [k for k in own if own[k].shape != stored[k].shape]
+        raise UserError(
+            f"{folder}: the adapter does not fit its base: {len(differing)} tensors differ, as {differing[0]}."
+        )
+    for key, parameter in own.items():
+        parameter.data.copy_(stored[key])
+
+
+def read_config(folder: Path) -> LoraConfig:
+    """The adapter's configuration; its `base_model_name_or_path` says what it adapts."""
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{folder / ADAPTER_CONFIG_FILE}: not an adapter's configuration ({error}).") from error
+    if not isinstance(config, LoraConfig):
+        raise UserError(f"{folder}: the adapter is of type {config.peft_type}; only LoRA is supported.")
+    return config
+
+
+def merge(model: nn.Module) -> None:
+    """Add the adapters to the base weights and remove them."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoraLayer):
+            merged: Any = module
+            merged.merge()
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, module.get_base_layer())
+    del model.peft_config
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The adapters' tensors under the names peft gives them in files."""
+    return {
+        _PREFIX + name.replace(f".{_NAME}.", "."): tensor.detach().cpu().contiguous()
+        for name, tensor in model.named_parameters()
+        if "lora_" in name
+    }

@@ -1,0 +1,432 @@
+"""OpenVLA, native and batched: images and instructions in, seven action tokens out.
+
+After `modeling_prismatic.py` of openvla c8f03f4, on transformers' Llama and timm's vision transformers. A sequence is
+[BOS][patches][rest of the prompt][actions]. The reference pads batches left of BOS; here prompts are padded on the
+*right* in training and sampling alike, and what the cache holds of the padding is masked out of the decode steps.
+Positions and what each token attends to are the same, and no prefill needs a mask.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, Int
+from peft import LoraConfig
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from vla_razor.errors import UserError
+from vla_razor.policies.openvla import checkpoint, lora
+from vla_razor.policies.openvla.action_tokenizer import ActionScale, ActionTokenizer
+from vla_razor.policies.openvla.config import OpenVLAConfig
+from vla_razor.policies.openvla.processor import Processor
+from vla_razor.policies.openvla.vision import Projector, VisionBackbone, module_key, run_blocks, stored_key
+
+
+class Samples(NamedTuple):
+    """Sampled actions.
+
+    `tokens` are vocabulary ids; `logits` cover the 256 action ids in id order, untempered; `log_probs` are those of
+    the tokens under the sampling temperature (under temperature 1 where the choice was greedy), in nats.
+    """
+
+    tokens: Int[Tensor, "B A"]
+    logits: Float32[Tensor, "B A 256"]
+    log_probs: Float32[Tensor, "B A"]
+
+
+class OpenVLA(nn.Module):
+    """A vision-language-action policy of OpenVLA's architecture.
+
+    Build one with `from_pretrained` (a checkpoint folder or Hub id) or `from_config` (random weights). Parameters keep
+    the names they have in checkpoints, but for LayerScale (see `vision.stored_key`).
+    """
+
+    def __init__(self, config: OpenVLAConfig, processor: Processor) -> None:
+        super().__init__()
+        self.config = config
+        self.processor = processor
+        self.name_or_path = ""
+        self.vision_backbone = VisionBackbone(config)
+        text = _llama_config(config)
+        fused = len(config.timm_model_ids) > 1
+        self.projector = Projector(self.vision_backbone.embed_dim, text.hidden_size, fused=fused)
+        self.language_model = LlamaForCausalLM(text)
+        self.action_tokenizer = ActionTokenizer(config.first_action_id + config.n_action_bins, config.n_action_bins)
+        self.checkpointing = False
+
+    # Building, loading, saving
+
+    @classmethod
+    def from_config(
+        cls,
+        config: OpenVLAConfig,
+        processor: Processor,
+        generator: torch.Generator,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+    ) -> "OpenVLA":
+        """A model with random weights drawn from `generator`."""
+        model = _on_meta(cls, config, processor)
+        model.to_empty(device="cpu")
+        _initialize(model, generator)
+        return model.cast(dtype).to(device).eval()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder_or_hub_id: str | Path,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+    ) -> "OpenVLA":
+        """Load a checkpoint folder, or a Hub id (downloaded only then). No code of the checkpoint is run.
+
+        `dtype` is that of the parameters; buffers stay as they are. Raises `UserError` for a folder that is none, of
+        another architecture, incomplete or damaged.
+        """
+        folder = checkpoint.locate(folder_or_hub_id)
+        config = OpenVLAConfig.from_dict(checkpoint.read_json(folder / checkpoint.CONFIG_FILE), str(folder))
+        if (folder / checkpoint.STATISTICS_FILE).is_file():
+            config.norm_stats = checkpoint.read_json(folder / checkpoint.STATISTICS_FILE)
+        model = _on_meta(cls, config, Processor.from_folder(folder, config.text["bos_token_id"]))
+        tensors = checkpoint.read_tensors(folder, str(device))
+        _assign(model, {module_key(key): tensor.to(dtype) for key, tensor in tensors}, folder)
+        model.name_or_path = str(folder.resolve()) if Path(folder_or_hub_id).is_dir() else str(folder_or_hub_id)
+        return model.to(device).eval()
+
+    def save_pretrained(self, folder: str | Path, max_shard_size: str | int = "5GB") -> None:
+        """Write what `from_pretrained` reads, under the original's key names; with adapters, only them, as peft would.
+
+        Written aside and renamed; a `folder` that holds anything is refused with a `UserError`.
+        """
+
+        def fill(aside: Path) -> None:
+            if self.has_adapter:
+                lora.save(self, aside, self.name_or_path)
+                return
+            config = {**self.config.to_dict(), "torch_dtype": checkpoint.torch_dtype_name(self.dtype)}
+            (aside / checkpoint.CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+            statistics = json.dumps(self.config.norm_stats, indent=2) + "\n"
+            (aside / checkpoint.STATISTICS_FILE).write_text(statistics)
+            self.processor.save(aside)
+            checkpoint.write_tensors(self.stored_tensors(), aside, max_shard_size)
+
+        checkpoint.write_folder(Path(folder), fill)
+
+    def stored_tensors(self) -> dict[str, Tensor]:
+        """The base's parameters under the names they have in a checkpoint."""
+        parameters = {k: v.detach() for k, v in self.named_parameters() if "lora_" not in k}
+        return {stored_key(name.replace(".base_layer.", ".")): tensor for name, tensor in parameters.items()}
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the configuration and the weights, adapters included unless disabled."""
+        digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
+        tensors = self.stored_tensors()
+        if self.has_adapter and not lora.layers(self)[0].disable_adapters:
+            tensors |= {k: v.detach() for k, v in self.named_parameters() if "lora_" in k}
+        for name, tensor in sorted(tensors.items()):
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().cpu().view(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def cast(self, dtype: torch.dtype) -> "OpenVLA":
+        """Cast the parameters."""
+        for parameter in self.parameters():
+            parameter.data = parameter.data.to(dtype)
+        return self
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "OpenVLA":
+        """What `to`, `bfloat16`, `cuda` ... call. The rotary frequencies follow to the device but keep float32: in
+        bfloat16 their phase is off by up to 0.35 rad within a prompt."""
+        rotary = self.language_model.model.rotary_emb
+        frequencies = rotary.inv_freq
+        super()._apply(fn, recurse)
+        rotary.inv_freq = frequencies.to(rotary.inv_freq.device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return self.language_model.model.embed_tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.language_model.model.embed_tokens.weight.dtype
+
+    # Adapters and memory
+
+    @property
+    def has_adapter(self) -> bool:
+        return bool(lora.layers(self))
+
+    def add_lora(self, rank: int = 32, alpha: int = 16, *, generator: torch.Generator | None = None) -> "OpenVLA":
+        """Put low-rank adapters on every linear layer that is run, and freeze the rest. Returns the model."""
+        idle = self.vision_backbone.idle_modules()
+        targets = [name for name, m in self.named_modules() if isinstance(m, nn.Linear) and m not in idle]
+        lora.add(self, LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, init_lora_weights="gaussian"))
+        lora.initialize(self, generator)
+        return self
+
+    def load_lora(self, folder: str | Path) -> "OpenVLA":
+        """Add the adapter that `save_pretrained` or peft wrote to `folder`."""
+        lora.load(self, Path(folder))
+        return self
+
+    def merge_lora(self) -> "OpenVLA":
+        """Add the adapters to the weights they adapt, and remove them."""
+        lora.merge(self)
+        return self
+
+    @contextmanager
+    def adapter_disabled(self) -> Iterator[None]:
+        """Inside, the model is the base policy. Without adapters this changes nothing."""
+        with lora.disabled(self):
+            yield
+
+    def gradient_checkpointing(self, enabled: bool = True) -> "OpenVLA":
+        """Recompute each block's activations in the backward pass instead of keeping them."""
+        self.checkpointing = self.vision_backbone.checkpointing = enabled
+        return self
+
+    # Actions
+
+    @torch.no_grad()
+    def sample_actions(
+        self,
+        pixels: Float[Tensor, "B C H W"],
+        input_ids: Sequence[Sequence[int]],
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+        num_tokens: int = 7,
+    ) -> Samples:
+        """Sample `num_tokens` action tokens a prompt, from the 256 action ids alone.
+
+        Args:
+            pixels: from `processor.pixel_values`.
+            input_ids: prompts of any lengths, with or without the trailing empty token.
+            temperature: 0 takes the likeliest token.
+            generator: of any device (None: torch's global one). One call draws B x A uniforms from it.
+        """
+        if temperature < 0:
+            raise ValueError(f"temperature must not be negative, got {temperature}")
+        uniforms = _uniforms(len(pixels), num_tokens, generator).to(self.device) if temperature else None
+        embeddings, lengths = self._prompt(pixels, input_ids)
+        longest = embeddings.shape[1]
+        cos, sin = self._rotary(embeddings, longest + num_tokens)
+        visible = _visible(lengths, longest, num_tokens, self.device)
+        cache = _Cache(longest + num_tokens - 1)
+        rows, ends = torch.arange(len(pixels), device=self.device), torch.tensor(lengths, device=self.device)
+
+        hidden = self._decode(embeddings, (cos[:, :longest], sin[:, :longest]), cache=cache)
+        logits = [self._action_head(hidden[rows, ends - 1])]
+        choices = [_choose(logits[0], temperature, uniforms, 0)]
+        for step in range(1, num_tokens):
+            embeddings = self.language_model.model.embed_tokens(choices[-1] + self.config.first_action_id)[:, None]
+            at = ends + (step - 1)
+            mask = None if visible is None else visible[..., : longest + step]
+            hidden = self._decode(embeddings, (cos[0, at][:, None], sin[0, at][:, None]), mask=mask, cache=cache)
+            logits.append(self._action_head(hidden[:, 0]))
+            choices.append(_choose(logits[-1], temperature, uniforms, step))
+
+        chosen, scores = torch.stack(choices, 1), torch.stack(logits, 1)
+        log_probs = F.log_softmax(scores / (temperature or 1.0), -1).gather(-1, chosen[..., None])[..., 0]
+        return Samples(chosen + self.config.first_action_id, scores, log_probs)
+
+    def action_logits(
+        self, pixels: Float[Tensor, "B C H W"], input_ids: Sequence[Sequence[int]], tokens: Int[Tensor, "B A"]
+    ) -> Float32[Tensor, "B A 256"]:
+        """The logits that the model gives each of `tokens`' positions, over the action ids in id order, untempered.
+
+        Teacher-forced and differentiable; only these positions meet the head. Divide by the policy's temperature
+        before a softmax.
+        """
+        return self._action_head(self._predicting(pixels, input_ids, tokens))
+
+    def supervised_loss(
+        self, pixels: Float[Tensor, "B C H W"], input_ids: Sequence[Sequence[int]], tokens: Int[Tensor, "B A"]
+    ) -> Float32[Tensor, ""]:
+        """The reference's training loss: mean cross-entropy over the full vocabulary of the actions and `</s>`."""
+        end = torch.full_like(tokens[:, :1], self.config.text["eos_token_id"])
+        targets = torch.cat([tokens, end], 1).to(self.device)
+        hidden = self._predicting(pixels, input_ids, targets)
+        logits = self.language_model.lm_head(self.language_model.model.norm(hidden))
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+    def unnormalize(self, tokens: Int[Tensor, "B A"], key: str | None = None) -> Float[np.ndarray, "B A"]:
+        """Actions in environment units, by the statistics of `key` (None: the only ones)."""
+        return self._scale(key, tokens.shape[-1]).unnormalize(self.action_tokenizer.decode(tokens.cpu().numpy()))
+
+    def tokenize(self, actions: Float[np.ndarray, "B A"], key: str | None = None) -> Int[Tensor, "B A"]:
+        """The tokens of actions in environment units: the inverse of `unnormalize`, to within half a bin."""
+        actions = np.asarray(actions)
+        scale = self._scale(key, actions.shape[-1])
+        return torch.from_numpy(self.action_tokenizer.encode(scale.normalize(actions)))
+
+    def _scale(self, key: str | None, length: int) -> ActionScale:
+        scale = ActionScale.of(self.config.norm_stats, key)
+        if length != len(scale.low):
+            raise ValueError(
+                f"expected actions of {len(scale.low)} numbers for {key or 'this checkpoint'}, got {length}"
+            )
+        return scale
+
+    # The forward pass
+
+    def _prompt(
+        self,
+        pixels: Float[Tensor, "B C H W"],
+        input_ids: Sequence[Sequence[int]],
+        suffix: Int[Tensor, "B S"] | None = None,
+    ) -> tuple[Float[Tensor, "B L H"], list[int]]:
+        """Embedded sequences, padded on the right, and their lengths without the `suffix` that follows each prompt."""
+        if len(pixels) != len(input_ids) or not all(len(ids) for ids in input_ids):
+            raise ValueError(
+                f"expected a prompt of at least BOS for each of {len(pixels)} images, got {len(input_ids)}"
+            )
+        prompts = [self._with_trailing_token(ids) for ids in input_ids]
+        tails = [[]] * len(prompts) if suffix is None else suffix.tolist()
+        longest = max(len(prompt) + len(tail) for prompt, tail in zip(prompts, tails, strict=True))
+        rows = [[*p, *t, *[0] * (longest - len(p) - len(t))] for p, t in zip(prompts, tails, strict=True)]
+        words = self.language_model.model.embed_tokens(torch.tensor(rows, device=self.device))
+        patches = self.projector(self.vision_backbone(pixels.to(self.device, self.dtype)))
+        lengths = [len(prompt) + patches.shape[1] for prompt in prompts]
+        return torch.cat([words[:, :1], patches, words[:, 1:]], 1), lengths
+
+    def _with_trailing_token(self, ids: Sequence[int]) -> list[int]:
+        ids, trailing = [int(i) for i in ids], self.config.trailing_token_id
+        return ids if trailing is None or ids[-1] == trailing else [*ids, trailing]
+
+    def _predicting(
+        self, pixels: Float[Tensor, "B C H W"], input_ids: Sequence[Sequence[int]], tokens: Int[Tensor, "B A"]
+    ) -> Float[Tensor, "B A H"]:
+        """Hidden states at the positions that predict `tokens`, before the final norm."""
+        embeddings, lengths = self._prompt(pixels, input_ids, suffix=tokens[:, :-1])
+        hidden = self._decode(embeddings, self._rotary(embeddings, embeddings.shape[1]))
+        starts = torch.tensor(lengths, device=self.device)[:, None] - 1
+        rows = torch.arange(len(lengths), device=self.device)[:, None]
+        return hidden[rows, starts + torch.arange(tokens.shape[1], device=self.device)]
+
+    def _decode(
+        self,
+        x: Float[Tensor, "B L H"],
+        rotary: tuple[Tensor, Tensor],
+        mask: Bool[Tensor, "B 1 1 K"] | None = None,
+        cache: "_Cache | None" = None,
+    ) -> Float[Tensor, "B L H"]:
+        """The decoder's layers, causal where there is no mask, without the final norm."""
+
+        def call(layer: nn.Module, x: Tensor) -> Tensor:
+            return layer(x, attention_mask=mask, position_embeddings=rotary, past_key_values=cache)
+
+        layers = self.language_model.model.layers
+        return run_blocks(layers, x, checkpointing=self.checkpointing and cache is None, call=call)
+
+    def _action_head(self, hidden: Float[Tensor, "*B H"]) -> Float32[Tensor, "*B 256"]:
+        """Final norm and the head's 256 rows of action ids."""
+        first = self.config.first_action_id
+        normed = self.language_model.model.norm(hidden)
+        return lora.linear_rows(self.language_model.lm_head, normed, slice(first, first + 256)).float()
+
+    def _rotary(self, like: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [1, length, head_dim] in the dtype of `like`."""
+        return self.language_model.model.rotary_emb(like, torch.arange(length, device=like.device)[None])
+
+
+class _Cache:
+    """Keys and values of the sequence so far, in buffers of their final size (what a Llama layer calls `update` on)."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.layers: dict[int, tuple[Tensor, Tensor, int]] = {}
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Append [B, heads, new, head_dim] and return everything."""
+        if layer_idx not in self.layers:
+            shape = (*keys.shape[:2], self.capacity, keys.shape[-1])
+            self.layers[layer_idx] = (keys.new_empty(shape), values.new_empty(shape), 0)
+        all_keys, all_values, filled = self.layers[layer_idx]
+        end = filled + keys.shape[2]
+        all_keys[:, :, filled:end] = keys
+        all_values[:, :, filled:end] = values
+        self.layers[layer_idx] = (all_keys, all_values, end)
+        return all_keys[:, :, :end], all_values[:, :, :end]
+
+
+def _visible(lengths: list[int], longest: int, extra: int, device: torch.device) -> Bool[Tensor, "B 1 1 K"] | None:
+    """Which cached positions the decode steps may see: all but the padding; None where nothing is padded."""
+    if min(lengths) == longest:
+        return None
+    at = torch.arange(longest + extra, device=device)
+    return ((at < torch.tensor(lengths, device=device)[:, None]) | (at >= longest))[:, None, None]
+
+
+def _uniforms(batch: int, tokens: int, generator: torch.Generator | None) -> Tensor:
+    device = "cpu" if generator is None else generator.device
+    return torch.rand(batch, tokens, dtype=torch.float64, device=device, generator=generator)
+
+
+def _choose(
+    logits: Float32[Tensor, "B 256"], temperature: float, uniforms: Tensor | None, step: int
+) -> Int[Tensor, " B"]:
+    """The likeliest bins, or those where the cumulative probability passes the uniform numbers."""
+    if uniforms is None:
+        return logits.argmax(-1)
+    cumulative = torch.softmax(logits.double() / temperature, -1).cumsum(-1)
+    target = uniforms[:, step : step + 1] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_(max=logits.shape[-1] - 1)
+
+
+def _llama_config(config: OpenVLAConfig) -> LlamaConfig:
+    try:
+        return LlamaConfig(**config.text, attn_implementation="sdpa")
+    except Exception as error:
+        raise UserError(f"text_config describes no Llama decoder: {error}") from error
+
+
+def _on_meta(cls: type[OpenVLA], config: OpenVLAConfig, processor: Processor) -> OpenVLA:
+    """The modules without memory for their parameters; the rotary frequencies, which no file holds, are real."""
+    with torch.device("meta"):
+        model = cls(config, processor)
+    llama = model.language_model.model
+    llama.rotary_emb = LlamaRotaryEmbedding(llama.config)
+    return model
+
+
+def _assign(model: OpenVLA, tensors: dict[str, Tensor], folder: Path) -> None:
+    expected = {name: parameter.shape for name, parameter in model.named_parameters()}
+    missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    wrong = [name for name, shape in expected.items() if name in tensors and tensors[name].shape != shape]
+    for names, problem in ((missing, "are missing"), (unknown, "are not part of it"), (wrong, "have another shape")):
+        if names:
+            raise UserError(
+                f"{folder}: the weights are not those of the model that config.json describes: {len(names)} tensors "
+                f"{problem}, such as {stored_key(names[0])}."
+            )
+    model.load_state_dict(tensors, assign=True)
+
+
+def _initialize(model: OpenVLA, generator: torch.Generator) -> None:
+    """Weights scaled to their fan-in, so that small widths start as lively as large ones; a nearly uniform head."""
+    for name, parameter in model.named_parameters():
+        data = parameter.data
+        if name.endswith(".bias"):
+            data.zero_()
+        elif name.endswith(".gamma") or (data.ndim == 1 and "norm" in name):
+            data.fill_(1.0)
+        elif (
+            data.ndim >= 2
+            and "embed_tokens" not in name
+            and "_embed" not in name.rsplit(".", 1)[-1]
+            and "lm_head" not in name
+        ):
+            fan_in = data[0].numel()
+            data.normal_(std=fan_in**-0.5, generator=generator)
+        else:
+            data.normal_(std=0.02, generator=generator)
