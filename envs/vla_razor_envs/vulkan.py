@@ -9,6 +9,7 @@ import ctypes
 import json
 import os
 import struct
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,8 +25,9 @@ def software_folder() -> Path:
 def use_software_vulkan() -> None:
     """Offers the private driver to Vulkan behind the system's own; call it before sapien or mani_skill is imported.
 
-    Does nothing where the private folder is absent. A choice of driver made by the user in the environment stands.
+    Where the private folder is absent the system's drivers are left to themselves. A choice of driver made by the user in the environment stands.
     """
+    warnings.filterwarnings("ignore", "Failed to find system libvulkan", UserWarning)  # sapien brings its own loader
     folder = software_folder()
     driver = folder / "lvp_icd.json"
     if not driver.is_file():
@@ -51,9 +53,10 @@ def render_one_frame() -> dict[str, str]:
 
     Raises:
         RuntimeError: no usable Vulkan device, or an empty picture.
-        ImportError: sapien, or a shared library it needs, is missing.
+        ImportError: sapien or OpenCV, or a shared library that one of them needs, is missing.
     """
     use_software_vulkan()
+    import cv2  # noqa: F401  (mani_skill imports it, and it needs libraries that a bare machine lacks)
     import sapien
 
     scene = sapien.Scene([sapien.physx.PhysxCpuSystem(), sapien.render.RenderSystem()])
@@ -68,7 +71,9 @@ def render_one_frame() -> dict[str, str]:
     if not camera.get_picture("Color")[16, 16, :3].any():
         raise RuntimeError("the Vulkan device rendered an empty picture")
     summary = sapien.render.get_device_summary()
-    return next((d for d in _devices() if d["device"] in summary), {"device": summary.strip(), "driver": "", "kind": ""})
+    return next(
+        (d for d in _devices() if d["device"] in summary), {"device": summary.strip(), "driver": "", "kind": ""}
+    )
 
 
 def _devices() -> list[dict[str, str]]:
