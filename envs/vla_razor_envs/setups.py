@@ -111,13 +111,13 @@ def _panda(
         control_hz=5,
         sim_hz=100,
         horizon=horizon,
-        camera=Camera("overhead_camera", "panda_link0", eye=(0.05, 0.42, 0.95), target=target, fov=fov),
+        camera=Camera("overhead_camera", "panda_link0", eye=(0.3, 0.7, 0.8), target=target, fov=fov),
     )
 
 
 PANDA_PICK_CAN = PickCanSetup(
     # TCP at (0.45, 0, 0.30), gripper straight down.
-    **_panda((0.0, -0.2198, 0.0, -2.4542, 0.0, 2.2344, 0.7854, 0.04, 0.04), 20, target=(0.52, -0.01, 0.08), fov=0.55),
+    **_panda((0.0, -0.2198, 0.0, -2.4542, 0.0, 2.2344, 0.7854, 0.04, 0.04), 20, target=(0.52, 0.0, 0.13), fov=0.56),
     robot_xy=(0.0, 0.0),
     table_top=0.0,
     area_x=(0.42, 0.62),
@@ -137,7 +137,7 @@ PANDA_PICK_CAN = PickCanSetup(
 
 PANDA_DRAWER = DrawerSetup(
     # TCP at (0.42, 0, 0.42), gripper pitched 45 degrees down, fingers closing sideways on the upright handles.
-    **_panda((0.0, -0.8, 0.0, -2.8552, 0.0, 2.8405, 0.7854, 0.04, 0.04), 20, target=(0.56, 0.0, 0.38), fov=0.65),
+    **_panda((0.0, -0.8, 0.0, -2.8552, 0.0, 2.8405, 0.7854, 0.04, 0.04), 20, target=(0.55, 0.0, 0.38), fov=0.64),
     stations={
         f"{row}{column}": (x, y, 0.0)
         for row, y in zip("abc", (-0.05, 0.0, 0.05), strict=True)
