@@ -1,0 +1,106 @@
+"""Writing files and folders so that a kill or a full disk leaves the old or the new one, never half of one."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from vla_razor.errors import RunFailed
+
+ASIDE = ".aside-"
+"""How the name of a file or folder begins that is not complete yet."""
+
+
+def atomic_write(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
+    """Write a file aside, flush it to the disk and rename it. Folders are made as needed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f"{ASIDE}{path.name}-")
+    aside = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            _ = file.write(content) if isinstance(content, bytes) else content(file)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.chmod(0o644)
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def atomic_folder(path: Path, fill: Callable[[Path], object]) -> None:
+    """Like `atomic_write` for a folder, which `fill` is given empty; an earlier folder of that name is replaced."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f"{ASIDE}{path.name}-"))
+    try:
+        fill(aside)
+        aside.chmod(0o755)
+        for file in aside.rglob("*"):
+            _sync(file)
+        if path.exists():
+            path.rename(earlier := path.with_name(f"{aside.name}-earlier"))
+            aside.rename(path)
+            shutil.rmtree(earlier)
+        else:
+            aside.rename(path)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`atomic_write` of a JSON document. Numbers that are not finite become null: JSON has no word for them."""
+    atomic_write(path, json.dumps(finite(value), indent=2).encode() + b"\n")
+
+
+def finite(value: Any) -> Any:
+    """The same mappings, lists and numbers with null in place of what is not finite."""
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete what an interrupted write left aside, anywhere below `folder`."""
+    for leftover in list(folder.rglob(f"{ASIDE}*")):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+@contextmanager
+def full_disk_reported(path: Path, advice: str = "free some space.") -> Iterator[None]:
+    """Turn a full disk while writing to `path` into one clear `RunFailed`, however the writing library words it."""
+    try:
+        yield
+    except Exception as error:
+        if not _says_disk_full(error):
+            raise
+        raise RunFailed(f"out of disk while writing {path}: {advice}") from error
+
+
+def _says_disk_full(error: BaseException | None) -> bool:
+    while error is not None:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

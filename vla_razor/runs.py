@@ -1,0 +1,308 @@
+"""The run folder, the contract between recipes and with a user's own scripts.
+
+    config.yaml             the resolved settings, with the verb
+    metrics.jsonl           one object a line: step, wall_seconds, scalars
+    checkpoints/step_N/     the policy, in its own format
+    trainer_state/step_N.pt what is needed to go on from there; only the newest is kept
+    summary.json            the final numbers; its presence means that the run has finished
+
+Whole files are written aside and renamed, so that a kill leaves the old or the new one and never half of one. One
+process at a time may write, held to it by a lock that dies with the process.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+from filelock import BaseFileLock, FileLock, Timeout
+from omegaconf import DictConfig, OmegaConf
+
+import vla_razor
+from vla_razor.errors import UserError
+from vla_razor.files import ASIDE, atomic_folder, atomic_write, full_disk_reported, remove_unfinished, write_json
+from vla_razor.trackers import Tracker, make_tracker
+
+SCHEMA = 1
+PACKAGES = ("torch", "transformers", "timm", "peft", "mani_skill", "sapien", "gymnasium", "numpy")
+
+
+class Run:
+    """A run folder open for writing. Use as a context manager: the lock is given back at the end.
+
+    Attributes:
+        path: the folder.
+        config: the resolved settings, `verb` among them.
+        step: the step gone on from, 0 until `restore` has found a state.
+    """
+
+    def __init__(self, path: Path, config: DictConfig, lock: BaseFileLock) -> None:
+        self.path, self.config, self.step = path, config, 0
+        self._lock, self._began, self._earlier_seconds = lock, time.monotonic(), 0.0
+        self._metrics: BinaryIO | None = None
+        self._tracker: Tracker | None = None
+
+    @classmethod
+    def create(cls, out: str | Path, config: DictConfig, verb: str) -> Self:
+        """Start a run in a folder that does not exist yet, or is empty.
+
+        Raises UserError where the folder holds a run already, or anything else, or is being written.
+        """
+        path = Path(out)
+        settings = OmegaConf.merge({"verb": verb}, config, {"verb": verb})
+        OmegaConf.resolve(settings)
+        _refuse_foreign(path)
+        lock = _locked(path)
+        try:
+            _refuse_used(path)
+            with full_disk_reported(path / "config.yaml"):
+                atomic_write(path / "config.yaml", OmegaConf.to_yaml(settings).encode())
+        except BaseException:
+            lock.release()
+            raise
+        return cls(path, _settings(settings), lock)
+
+    @classmethod
+    def resume(cls, out: str | Path) -> Self:
+        """Open an unfinished run; `restore` then says where it stood.
+
+        Raises UserError where there is no run, it has finished, is being written, or its settings cannot be read.
+        """
+        path = Path(out)
+        if not (path / "config.yaml").is_file():
+            raise UserError(f"{path} holds no run: expected a folder with config.yaml.")
+        lock = _locked(path)
+        try:
+            if (path / "summary.json").exists():
+                raise UserError(f"the run in {path} has finished, there is nothing to resume: choose another out=.")
+            config = _read_config(path / "config.yaml")
+            remove_unfinished(path)
+        except BaseException:
+            lock.release()
+            raise
+        return cls(path, config, lock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._metrics is not None:
+            self._metrics.close()
+        if self._tracker is not None:
+            self._tracker.close()
+        self._lock.release()
+
+    @property
+    def seconds(self) -> float:
+        """Wall seconds spent on what the folder holds, over all sittings."""
+        return self._earlier_seconds + time.monotonic() - self._began
+
+    def log(self, step: int, **scalars: Any) -> None:
+        """Add a row to metrics.jsonl and to the experiment tracker. Log a step before saving it.
+
+        Scalars are numbers or one-element tensors. One that is not finite is written as null.
+        """
+        numbers = {name: _number(value) for name, value in scalars.items()}
+        row = {"step": step, "wall_seconds": round(self.seconds, 3)} | numbers
+        with self._disk_guard("metrics.jsonl"):
+            if self._metrics is None:
+                self._metrics = (self.path / "metrics.jsonl").open("ab")
+            self._metrics.write(json.dumps(row).encode() + b"\n")
+            self._metrics.flush()
+        if self._tracker is None:
+            self._tracker = make_tracker(self.path, self.config, self.step)
+        self._tracker.log(step, {name: number for name, number in numbers.items() if number is not None})
+
+    def save(self, step: int, model_saver: Callable[[Path], object], state: Mapping[str, Any]) -> None:
+        """Keep the policy (`model_saver` fills the folder it is given) and the trainer's state after `step`.
+
+        `state` holds tensors, numbers, texts and containers of them: it is read back with weights_only=True. It is
+        written after the checkpoint, so that a state always has its checkpoint. Older states are dropped, older
+        checkpoints kept.
+
+        Raises RunFailed where the disk is full; the earlier checkpoint and state are then as they were.
+        """
+        import torch
+
+        content = {"step": step, "wall_seconds": self.seconds, "state": dict(state)}
+        with self._disk_guard(f"checkpoints/step_{step}"):
+            if self._metrics is not None:
+                os.fsync(self._metrics.fileno())
+            atomic_folder(self.path / "checkpoints" / f"step_{step}", model_saver)
+            newest = self.path / "trainer_state" / f"step_{step}.pt"
+            atomic_write(newest, lambda file: torch.save(content, file))
+        for _, path in _numbered(self.path / "trainer_state", ".pt"):
+            if path != newest:
+                path.unlink()
+
+    def restore(self) -> dict[str, Any] | None:
+        """The newest trainer state, or None where none was saved; sets `step`.
+
+        What came after it is dropped: metrics rows, and a checkpoint whose state was not written in time. Raises
+        UserError where a file of the run cannot be read.
+        """
+        states = _numbered(self.path / "trainer_state", ".pt")
+        content = _read_state(states[-1][1]) if states else None
+        self.step = content["step"] if content else 0
+        self._earlier_seconds = content["wall_seconds"] if content else 0.0
+        self._began = time.monotonic()
+        if content and not (self.path / "checkpoints" / f"step_{self.step}").is_dir():
+            raise UserError(f"{self.path}/checkpoints/step_{self.step} is missing: the run cannot go on without it.")
+        for number, path in _numbered(self.path / "checkpoints"):
+            if not content or number > self.step:
+                shutil.rmtree(path)
+        _drop_rows_after(self.path / "metrics.jsonl", self.step if content else -1)
+        return content["state"] if content else None
+
+    def newest_checkpoint(self) -> Path | None:
+        """The folder of the last policy saved; after `restore`, the one that belongs to the restored state."""
+        checkpoints = _numbered(self.path / "checkpoints")
+        return checkpoints[-1][1] if checkpoints else None
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Write summary.json, which marks the run as finished: the run's own facts, then the recipe's `summary`."""
+        facts = {
+            "schema": SCHEMA,
+            "verb": self.config.verb,
+            "seed": self.config.get("seed"),
+            "wall_seconds": round(self.seconds, 3),
+            "versions": versions(),
+            "git_commit": git_commit(),
+        }
+        with self._disk_guard("summary.json"):
+            write_json(self.path / "summary.json", facts | dict(summary))
+
+    def _disk_guard(self, name: str) -> AbstractContextManager[None]:
+        newest = self.newest_checkpoint()
+        kept = f"{newest} is intact" if newest else "no checkpoint had been saved yet"
+        advice = f"{kept}. Free some space, then go on with: vla-razor resume {self.path}"
+        return full_disk_reported(self.path / name, advice)
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what decides the numbers, without importing any of it."""
+    found = {"vla_razor": vla_razor.__version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit this code is checked out at, "-dirty" added where files differ from it; None outside its
+    repository.
+    """
+    root = Path(vla_razor.__file__).resolve().parent.parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) != root:
+            return None
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _locked(path: Path) -> BaseFileLock:
+    """The folder, made if need be, with its lock taken."""
+    lock = FileLock(path / ".lock")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        remedy = "wait for it, stop it, or choose another out="
+        raise UserError(f"another process is writing to {path}: {remedy}.") from None
+    except OSError as error:
+        raise UserError(f"cannot write to the run folder {path}: {error.strerror}. Choose another out=.") from error
+    return lock
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Before anything is written: a folder of something else is left exactly as it was."""
+    names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+    if any(not name.startswith(ASIDE) for name in names - {".lock"}) and "config.yaml" not in names:
+        raise UserError(f"{path} is not empty and holds no run: choose another out=.")
+
+
+def _refuse_used(path: Path) -> None:
+    if (path / "summary.json").exists():
+        raise UserError(f"{path} holds a finished run: choose another out=.")
+    if (path / "config.yaml").exists():
+        raise UserError(f"{path} holds an unfinished run: go on with: vla-razor resume {path}")
+
+
+def _read_config(path: Path) -> DictConfig:
+    try:
+        config = OmegaConf.load(path)
+    except Exception as error:  # the decoder, PyYAML and OmegaConf each raise their own
+        raise UserError(f"{path} cannot be read as YAML: {error}") from error
+    if not isinstance(config, DictConfig) or "verb" not in config:
+        raise UserError(f"{path} is not a run's configuration: expected settings with a verb.")
+    return _settings(config)
+
+
+def _settings(config: Any) -> DictConfig:
+    """Closed: reading a key that is not there is an error, not None."""
+    OmegaConf.set_struct(config, True)
+    return config
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    import torch
+
+    remedy = "Delete it to start this run afresh from its settings."
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a cut zip file, a foreign pickle: torch raises many kinds
+        raise UserError(f"{path} cannot be read ({type(error).__name__}). {remedy}") from error
+    if not isinstance(content, dict) or not {"step", "wall_seconds", "state"} <= content.keys():
+        raise UserError(f"{path} is not a trainer state. {remedy}")
+    return content
+
+
+def _drop_rows_after(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    lines = path.read_bytes().splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith(b"\n")]  # a kill may have cut the last one
+    kept = [line for number, line in enumerate(whole, 1) if _row_step(path, number, line) <= step]
+    if kept != lines:
+        atomic_write(path, b"".join(kept))
+
+
+def _row_step(path: Path, number: int, line: bytes) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}, line {number}: not a metrics row. Remove the line to go on.") from error
+
+
+def _numbered(folder: Path, suffix: str = "") -> list[tuple[int, Path]]:
+    """(N, path) of every step_N in a folder, in order."""
+    found = [(path.name.removeprefix("step_").removesuffix(suffix), path) for path in folder.glob(f"step_*{suffix}")]
+    return sorted((int(number), path) for number, path in found if number.isdecimal())
+
+
+def _number(value: Any) -> int | float | None:
+    if isinstance(value, int):
+        return int(value)
+    number = float(value)
+    return number if math.isfinite(number) else None
