@@ -1,8 +1,8 @@
 """Vulkan for machines without a GPU.
 
-`scripts/setup/software_vulkan.py` unpacks Mesa's software driver, and the shared libraries that rendering needs and the
-system lacks, into a private folder; `use_software_vulkan` makes this process find them. `python -m vla_razor_envs.vulkan`
-renders one frame and prints, as one JSON object, what rendered it.
+`scripts/setup/software_vulkan.py` unpacks Mesa's software driver, and the shared libraries that rendering needs and
+the system lacks, into a private folder; `use_software_vulkan` makes this process find them. Run as a program, this
+module renders one frame and prints, as one JSON object, what rendered it.
 """
 
 import ctypes
@@ -25,7 +25,8 @@ def software_folder() -> Path:
 def use_software_vulkan() -> None:
     """Offers the private driver to Vulkan behind the system's own; call it before sapien or mani_skill is imported.
 
-    Where the private folder is absent the system's drivers are left to themselves. A choice of driver made by the user in the environment stands.
+    Where the private folder is absent the system's drivers are left to themselves, and a choice of driver that the
+    user made in the environment stands.
     """
     warnings.filterwarnings("ignore", "Failed to find system libvulkan", UserWarning)  # sapien brings its own loader
     folder = software_folder()
@@ -49,7 +50,7 @@ def _system_drivers() -> list[Path]:
 
 
 def render_one_frame() -> dict[str, str]:
-    """Renders a box and names what did it: keys `device`, `driver` and `kind` (GPU or software).
+    """Renders a box and names what did it: keys `device` and `driver`.
 
     Raises:
         RuntimeError: no usable Vulkan device, or an empty picture.
@@ -72,7 +73,7 @@ def render_one_frame() -> dict[str, str]:
         raise RuntimeError("the Vulkan device rendered an empty picture")
     summary = sapien.render.get_device_summary()
     return next(
-        (d for d in _devices() if d["device"] in summary), {"device": summary.strip(), "driver": "", "kind": ""}
+        (d for d in _devices() if d["device"] in summary), {"device": summary.strip(), "driver": ""}
     )
 
 
@@ -98,10 +99,10 @@ def _describe(vulkan: ctypes.CDLL, handle: ctypes.c_void_p) -> dict[str, str]:
     driver = ctypes.create_string_buffer(struct.pack("@iPI", 1000196000, 0, 0), 1024)
     properties = ctypes.create_string_buffer(struct.pack("@iP", 1000059001, ctypes.addressof(driver)), 4096)
     vulkan.vkGetPhysicalDeviceProperties2(handle, properties)
-    kind, device = struct.unpack_from("@16xI256s", properties, struct.calcsize("@iP"))
+    (device,) = struct.unpack_from("@20x256s", properties, struct.calcsize("@iP"))
     name, info = struct.unpack_from("@256s256s", driver, struct.calcsize("@iPI"))
     device, name, info = (text.split(b"\0")[0].decode() for text in (device, name, info))
-    return {"device": device, "driver": f"{name} {info}", "kind": "software" if kind == 4 else "GPU"}
+    return {"device": device, "driver": f"{name} {info}"}
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 Where a frame already renders, nothing is done. Otherwise Mesa's software driver (24.3 or newer: Debian 12's own is too
 old, its backports are not) is fetched by apt into a temporary folder, together with those shared libraries that the
 driver, sapien and OpenCV ask for and the system lacks, and unpacked into the folder that
-`vla_razor_envs.vulkan.use_software_vulkan` looks into. Needs no rights: apt keeps its lists and archives in the temporary
-folder. Run it with the Python of the virtual environment, after its packages are installed.
+`vla_razor_envs.vulkan.use_software_vulkan` looks into. Needs no rights: apt keeps its lists and archives in the
+temporary folder. Run it with the Python of the virtual environment, after its packages are installed.
 """
 
 import importlib.util
@@ -52,7 +52,7 @@ def rendered_frame() -> dict[str, str] | None:
 
 
 class Apt:
-    """apt with the system's sources, keys, proxies and knowledge of what is installed, but lists and archives of its own."""
+    """apt with the system's keys, proxies and list of what is installed, but sources, lists and archives of its own."""
 
     def __init__(self, folder: Path) -> None:
         self.archives = folder / "archives"
@@ -113,7 +113,7 @@ def fetch(folder: Path) -> Path:
 
 
 def source_lines(codename: str, distribution: str, *, backports: bool = False) -> list[str]:
-    """The machine's own sources of this release, one line each; with `backports`, the same archive's backports instead."""
+    """The machine's own sources of this release, a line each; with `backports`, its backports instead."""
     template = "$(REPO_URI) $(RELEASE) $(COMPONENT)"
     command = ["apt-get", "indextargets", "--no-release-info", "--format", template, "Created-By: Packages"]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -156,7 +156,7 @@ def wheel_libraries() -> Iterator[Path]:
 
 
 def add_missing(library: Path, unpacked: Path, found: dict[str, Path]) -> None:
-    """Adds to `found`, dependencies first, the libraries that `library` needs, the system lacks and `unpacked` holds."""
+    """Adds to `found`, dependencies first, what `library` needs, the system lacks and `unpacked` holds."""
     output = subprocess.run(["ldd", library], capture_output=True, text=True, check=False).stdout
     for name in re.findall(r"^\s*(\S+) => not found", output, re.MULTILINE):
         path = next(unpacked.rglob(name), None)

@@ -1,0 +1,41 @@
+# make demo   the main job on the embedded policy: about ten minutes on two cores, after set-up
+# make test   the tests
+# make check  lint, types, import direction, and the wheel in an empty environment
+# make setup  what the others begin with: .venv, its packages, and software Vulkan where there is no GPU
+# ARGS is passed on: make demo ARGS="seed=1", make test ARGS="-k divergence"
+
+SUITABLE := -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))'
+PYTHON ?= $(shell for p in python3 python3.12 python3.11; do $$p $(SUITABLE) 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+
+.DELETE_ON_ERROR:
+.PHONY: demo test check setup
+
+demo: setup
+	$(BIN)/vla-razor demo $(ARGS)
+
+test: setup
+	$(BIN)/pytest $(ARGS)
+
+check: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/check_wheel.py
+
+setup: .venv/.vulkan
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo 'Python 3.11 or 3.12 is needed (ManiSkill 3.0 has no newer): make setup PYTHON=PATH' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo 'This Python cannot make a virtual environment. On Debian and Ubuntu: apt install python3-venv' >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/.packages: pyproject.toml scripts/setup/constraints.txt | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]' -c scripts/setup/constraints.txt
+	@touch $@
+
+.venv/.vulkan: .venv/.packages scripts/setup/software_vulkan.py
+	$(BIN)/python scripts/setup/software_vulkan.py
+	@touch $@
