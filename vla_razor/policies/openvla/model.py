@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from vla_razor.errors import UserError
-from vla_razor.policies.openvla import checkpoint, lora
+from vla_razor.policies.openvla import checkpoint, decoder, lora
 from vla_razor.policies.openvla.action_tokenizer import ActionScale, ActionTokenizer
 from vla_razor.policies.openvla.config import OpenVLAConfig
 from vla_razor.policies.openvla.processor import Processor
@@ -217,27 +217,25 @@ class OpenVLA(nn.Module):
         if temperature < 0:
             raise ValueError(f"temperature must not be negative, got {temperature}")
         uniforms = _uniforms(len(pixels), num_tokens, generator).to(self.device) if temperature else None
+        llama, first = self.language_model.model, self.config.first_action_id
         embeddings, lengths = self._prompt(pixels, input_ids)
         longest = embeddings.shape[1]
-        cos, sin = self._rotary(embeddings, longest + num_tokens)
-        visible = _visible(lengths, longest, num_tokens, self.device)
-        cache = _Cache(longest + num_tokens - 1)
-        rows, ends = torch.arange(len(pixels), device=self.device), torch.tensor(lengths, device=self.device)
+        table = decoder.rotary_table(llama, embeddings, longest + num_tokens)
+        cache = decoder.Cache(longest + num_tokens - 1)
+        visible = _visible(lengths, longest + num_tokens - 1, longest)
 
-        hidden = self._decode(embeddings, (cos[:, :longest], sin[:, :longest]), cache=cache)
-        logits = [self._action_head(hidden[rows, ends - 1])]
+        hidden = decoder.prefill(llama, embeddings, table, lengths[:, None] - 1, cache=cache)
+        logits = [self._action_head(hidden[:, 0])]
         choices = [_choose(logits[0], temperature, uniforms, 0)]
-        for step in range(1, num_tokens):
-            embeddings = self.language_model.model.embed_tokens(choices[-1] + self.config.first_action_id)[:, None]
-            at = ends + (step - 1)
-            mask = None if visible is None else visible[..., : longest + step]
-            hidden = self._decode(embeddings, (cos[0, at][:, None], sin[0, at][:, None]), mask=mask, cache=cache)
+        for i in range(1, num_tokens):
+            embeddings = llama.embed_tokens(choices[-1] + first)[:, None]
+            hidden = decoder.step(llama, embeddings, table, lengths + (i - 1), cache, visible)
             logits.append(self._action_head(hidden[:, 0]))
-            choices.append(_choose(logits[-1], temperature, uniforms, step))
+            choices.append(_choose(logits[-1], temperature, uniforms, i))
 
         chosen, scores = torch.stack(choices, 1), torch.stack(logits, 1)
         log_probs = F.log_softmax(scores / (temperature or 1.0), -1).gather(-1, chosen[..., None])[..., 0]
-        return Samples(chosen + self.config.first_action_id, scores, log_probs)
+        return Samples(chosen + first, scores, log_probs)
 
     def action_logits(
         self, pixels: Float[Tensor, "B C H W"], input_ids: Sequence[Sequence[int]], tokens: Int[Tensor, "B A"]
@@ -256,7 +254,7 @@ class OpenVLA(nn.Module):
         end = torch.full_like(tokens[:, :1], self.config.text["eos_token_id"])
         targets = torch.cat([tokens, end], 1).to(self.device)
         hidden = self._predicting(pixels, input_ids, targets)
-        logits = self.language_model.lm_head(self.language_model.model.norm(hidden))
+        logits = self.language_model.lm_head(hidden)
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
     def unnormalize(self, tokens: Int[Tensor, "B A"], key: str | None = None) -> Float[np.ndarray, "B A"]:
@@ -284,7 +282,7 @@ class OpenVLA(nn.Module):
         pixels: Float[Tensor, "B C H W"],
         input_ids: Sequence[Sequence[int]],
         suffix: Int[Tensor, "B S"] | None = None,
-    ) -> tuple[Float[Tensor, "B L H"], list[int]]:
+    ) -> tuple[Float[Tensor, "B L H"], Int[Tensor, " B"]]:
         """Embedded sequences, padded on the right, and their lengths without the `suffix` that follows each prompt."""
         if len(pixels) != len(input_ids) or not all(len(ids) for ids in input_ids):
             raise ValueError(
@@ -296,7 +294,7 @@ class OpenVLA(nn.Module):
         rows = [[*p, *t, *[0] * (longest - len(p) - len(t))] for p, t in zip(prompts, tails, strict=True)]
         words = self.language_model.model.embed_tokens(torch.tensor(rows, device=self.device))
         patches = self.projector(self.vision_backbone(pixels.to(self.device, self.dtype)))
-        lengths = [len(prompt) + patches.shape[1] for prompt in prompts]
+        lengths = torch.tensor([len(prompt) + patches.shape[1] for prompt in prompts], device=self.device)
         return torch.cat([words[:, :1], patches, words[:, 1:]], 1), lengths
 
     def _with_trailing_token(self, ids: Sequence[int]) -> list[int]:
@@ -306,65 +304,26 @@ class OpenVLA(nn.Module):
     def _predicting(
         self, pixels: Float[Tensor, "B C H W"], input_ids: Sequence[Sequence[int]], tokens: Int[Tensor, "B A"]
     ) -> Float[Tensor, "B A H"]:
-        """Hidden states at the positions that predict `tokens`, before the final norm."""
+        """The decoder's outputs at the positions that predict `tokens`."""
         embeddings, lengths = self._prompt(pixels, input_ids, suffix=tokens[:, :-1])
-        hidden = self._decode(embeddings, self._rotary(embeddings, embeddings.shape[1]))
-        starts = torch.tensor(lengths, device=self.device)[:, None] - 1
-        rows = torch.arange(len(lengths), device=self.device)[:, None]
-        return hidden[rows, starts + torch.arange(tokens.shape[1], device=self.device)]
-
-    def _decode(
-        self,
-        x: Float[Tensor, "B L H"],
-        rotary: tuple[Tensor, Tensor],
-        mask: Bool[Tensor, "B 1 1 K"] | None = None,
-        cache: "_Cache | None" = None,
-    ) -> Float[Tensor, "B L H"]:
-        """The decoder's layers, causal where there is no mask, without the final norm."""
-
-        def call(layer: nn.Module, x: Tensor) -> Tensor:
-            return layer(x, attention_mask=mask, position_embeddings=rotary, past_key_values=cache)
-
-        layers = self.language_model.model.layers
-        return run_blocks(layers, x, checkpointing=self.checkpointing and cache is None, call=call)
+        llama = self.language_model.model
+        table = decoder.rotary_table(llama, embeddings, embeddings.shape[1])
+        keep = lengths[:, None] - 1 + torch.arange(tokens.shape[1], device=self.device)
+        return decoder.prefill(llama, embeddings, table, keep, checkpointing=self.checkpointing)
 
     def _action_head(self, hidden: Float[Tensor, "*B H"]) -> Float32[Tensor, "*B 256"]:
-        """Final norm and the head's 256 rows of action ids."""
+        """The head's rows of action ids."""
         first = self.config.first_action_id
-        normed = self.language_model.model.norm(hidden)
-        return lora.linear_rows(self.language_model.lm_head, normed, slice(first, first + 256)).float()
-
-    def _rotary(self, like: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [1, length, head_dim] in the dtype of `like`."""
-        return self.language_model.model.rotary_emb(like, torch.arange(length, device=like.device)[None])
+        rows = slice(first, first + self.config.n_action_bins)
+        return lora.linear_rows(self.language_model.lm_head, hidden, rows).float()
 
 
-class _Cache:
-    """Keys and values of the sequence so far, in buffers of their final size (what a Llama layer calls `update` on)."""
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.layers: dict[int, tuple[Tensor, Tensor, int]] = {}
-
-    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Append [B, heads, new, head_dim] and return everything."""
-        if layer_idx not in self.layers:
-            shape = (*keys.shape[:2], self.capacity, keys.shape[-1])
-            self.layers[layer_idx] = (keys.new_empty(shape), values.new_empty(shape), 0)
-        all_keys, all_values, filled = self.layers[layer_idx]
-        end = filled + keys.shape[2]
-        all_keys[:, :, filled:end] = keys
-        all_values[:, :, filled:end] = values
-        self.layers[layer_idx] = (all_keys, all_values, end)
-        return all_keys[:, :, :end], all_values[:, :, :end]
-
-
-def _visible(lengths: list[int], longest: int, extra: int, device: torch.device) -> Bool[Tensor, "B 1 1 K"] | None:
-    """Which cached positions the decode steps may see: all but the padding; None where nothing is padded."""
-    if min(lengths) == longest:
+def _visible(lengths: Int[Tensor, " B"], capacity: int, longest: int) -> Bool[Tensor, "B 1 1 C"] | None:
+    """Which cached positions the steps after a prefill may see: all but the padding; None where nothing is padded."""
+    if bool((lengths == longest).all()):
         return None
-    at = torch.arange(longest + extra, device=device)
-    return ((at < torch.tensor(lengths, device=device)[:, None]) | (at >= longest))[:, None, None]
+    at = torch.arange(capacity, device=lengths.device)
+    return ((at < lengths[:, None]) | (at >= longest))[:, None, None]
 
 
 def _uniforms(batch: int, tokens: int, generator: torch.Generator | None) -> Tensor:

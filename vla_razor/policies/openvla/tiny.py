@@ -28,8 +28,8 @@ def make_tiny(
     image_size: int = 64,
     hidden: int = 128,
     layers: int = 4,
-    heads: int = 4,
-    intermediate: int = 320,
+    heads: int = 2,
+    intermediate: int = 256,
     norm_stats: dict[str, Any] | None = None,
     temperature: float = 1.0,
 ) -> OpenVLA:

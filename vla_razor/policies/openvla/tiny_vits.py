@@ -10,8 +10,8 @@ from typing import Any
 from timm.models import register_model
 from timm.models.vision_transformer import VisionTransformer
 
-_DINO: dict[str, Any] = {"embed_dim": 96, "depth": 4, "num_heads": 3, "init_values": 1.0, "reg_tokens": 4}
-_SIGLIP: dict[str, Any] = {"embed_dim": 96, "depth": 4, "num_heads": 3, "class_token": False, "global_pool": ""}
+_DINO: dict[str, Any] = {"embed_dim": 96, "depth": 4, "num_heads": 2, "init_values": 1.0, "reg_tokens": 4}
+_SIGLIP: dict[str, Any] = {"embed_dim": 96, "depth": 4, "num_heads": 2, "class_token": False, "global_pool": ""}
 _HUB_ARGUMENTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 
 
