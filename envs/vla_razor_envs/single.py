@@ -62,6 +62,14 @@ def build(family: str, setup: Setup, image_size: tuple[int, int], task: str | No
         raise
 
 
+def find_spaces(task: Any, image_size: tuple[int, int]) -> tuple[spaces.Space[Any], spaces.Box]:
+    """The observation and action space of one environment of a built task."""
+    image = spaces.Box(0, 255, (*image_size, 3), np.uint8)
+    proprioception = spaces.Box(-np.inf, np.inf, (8,), np.float32)
+    box = task.single_action_space
+    return spaces.Dict(image=image, proprioception=proprioception), spaces.Box(box.low, box.high, dtype=np.float32)
+
+
 class SingleEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     """A task as a plain Gymnasium environment.
 
@@ -99,12 +107,7 @@ class SingleEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self.default_start = check_start(family, self.setup, {k: v for k, v in given.items() if v is not None})
         height, width = (int(size) for size in image_size)
         self.task = build(family, self.setup, (height, width), task, device="cpu", num_envs=1)
-        box = self.task.single_action_space
-        self.action_space = spaces.Box(box.low, box.high, dtype=np.float32)
-        self.observation_space = spaces.Dict(
-            image=spaces.Box(0, 255, (height, width, 3), np.uint8),
-            proprioception=spaces.Box(-np.inf, np.inf, (8,), np.float32),
-        )
+        self.observation_space, self.action_space = find_spaces(self.task, (height, width))
         self._image = np.zeros((height, width, 3), np.uint8)
 
     def reset(

@@ -40,7 +40,7 @@ class ScriptedExpert:
         """Decides for each environment; actions [B, 7] in environment units, no tokens."""
         pairs = zip(instructions, infos, strict=True)
         self.clean_actions = np.stack([decide(instruction, info) for instruction, info in pairs]).astype(np.float32)
-        return Decisions(self._disturbed(generator), None, None)
+        return Decisions(self._disturbed(generator), labels=self.clean_actions)
 
     def _disturbed(self, generator: torch.Generator) -> np.ndarray:
         rows = len(self.clean_actions)

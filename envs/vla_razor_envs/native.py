@@ -1,0 +1,72 @@
+"""The vector face on a GPU: one ManiSkill simulation of the whole batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .single import build, check_start, find_setup, find_spaces
+from .vector import Observations, SlotVectorEnv, Start, Tick
+
+
+class NativeVectorEnv(SlotVectorEnv):
+    """Every slot is a scene of one simulation; the arguments are those of `SingleEnv`.
+
+    The simulation steps all scenes together: an idle slot is carried along and must be reset before it is used again.
+    On `device="cpu"` ManiSkill allows one slot, which the tests compare with `SingleEnv`; with more, on a GPU, this
+    class has not been run yet.
+    """
+
+    def __init__(
+        self,
+        family: str,
+        num_envs: int,
+        robot: str = "panda",
+        image_size: tuple[int, int] = (64, 64),
+        task: str | None = None,
+        orientation: str | None = None,
+        station: str | None = None,
+        device: str = "cuda",
+    ) -> None:
+        self.family = family
+        self.setup = find_setup(family, robot)
+        given = {"task": task, "orientation": orientation, "station": station}
+        self.default_start = check_start(family, self.setup, {k: v for k, v in given.items() if v is not None})
+        height, width = (int(size) for size in image_size)
+        self.task = build(family, self.setup, (height, width), task, device, num_envs)
+        super().__init__(num_envs, *find_spaces(self.task, (height, width)))
+
+    def tick(self, actions: np.ndarray, active: np.ndarray, starts: Mapping[int, Start]) -> Tick:
+        rewards, terminated, truncated = np.zeros(self.num_envs, np.float32), *np.zeros((2, self.num_envs), bool)
+        observation, info = {}, {}
+        if active.any():
+            box = self.single_action_space
+            clipped = np.clip(np.where(active[:, None], actions, 0), box.low, box.high).astype(np.float32)  # pyright: ignore[reportAttributeAccessIssue]
+            observation, *outcome, info = self.task.step(torch.from_numpy(clipped).to(self.task.device))
+            rewards, terminated, truncated = (np.where(active, part.cpu().numpy(), 0) for part in outcome)
+            terminated, truncated = terminated.astype(bool), truncated.astype(bool)
+        if starts:
+            slots = torch.tensor(sorted(starts), device=self.task.device)
+            chosen = [self._checked(*starts[slot]) for slot in sorted(starts)]
+            observation, info = self.task.reset(options={"env_idx": slots, "starts": chosen})
+        return _observed(observation), rewards, terminated, truncated, self._described(info)
+
+    def close_extras(self, **kwargs: Any) -> None:
+        self.task.close()
+
+    def _checked(self, seed: int | None, options: dict[str, Any]) -> dict[str, Any]:
+        drawn = int(self.np_random.integers(2**31)) if seed is None else seed
+        return {**self.default_start, **check_start(self.family, self.setup, options), "seed": drawn}
+
+    def _described(self, info: Mapping[str, Any]) -> dict[str, Any]:
+        facts = {key: value.cpu().numpy().copy() for key, value in info.items() if isinstance(value, Tensor)}
+        lost = np.zeros(self.num_envs, bool)
+        return {"instruction": np.array(self.task.instructions(), object), **facts, "lost": lost}
+
+
+def _observed(observation: Mapping[str, Tensor]) -> Observations:
+    return {key: value.cpu().numpy().copy() for key, value in observation.items()}

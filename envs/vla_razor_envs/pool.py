@@ -1,0 +1,328 @@
+"""The vector face on a CPU: a pool of spawned worker processes.
+
+ManiSkill refuses more than one environment in a CPU simulation, and a forked process that renders hangs; several single
+environments in each of a few *spawned* processes work well. Observations and actions travel through shared memory,
+everything else in one small message a worker and step. The parent never builds a scene: even the spaces come from a
+worker's first message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import time
+import traceback
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from multiprocessing import get_context, resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from multiprocessing.shared_memory import SharedMemory
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import Space, spaces
+
+from .vector import Observations, SlotVectorEnv, Start, Tick
+
+Layout = dict[str, tuple[tuple[int, ...], str]]  # name -> shape and dtype of one shared array
+Spaces = tuple[Space, Space]  # of one environment's observations and actions
+
+# Threads of several busy processes slow each other down four to seven times.
+WORKER_ENVIRONMENT = {
+    "LP_NUM_THREADS": "0",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "passive",
+}
+START_TIMEOUT = 300.0  # seconds for a worker's imports, shaders and scenes
+
+
+class PoolVectorEnv(SlotVectorEnv):
+    """Each slot holds an environment `gymnasium.make(env_id, **kwargs)` in one of `num_workers` processes.
+
+    A worker that dies, or takes longer than `timeout` seconds over a tick, is restarted and its slots are lost. An
+    error that an environment raises is raised here with the same type and text; reset the slots before going on. The
+    pool ends its processes and frees its shared memory when it is closed, collected, or the interpreter exits.
+    """
+
+    def __init__(
+        self, env_id: str, num_envs: int, *, num_workers: int | None = None, timeout: float = 60.0, **kwargs: Any
+    ):
+        if num_envs < 1 or (num_workers is not None and num_workers < 1):
+            raise ValueError(f"num_envs={num_envs}, num_workers={num_workers}: expected at least 1 of each")
+        count = min(num_workers or _cores(), num_envs)
+        # Interleaved, so that a partly idle batch keeps every worker busy.
+        self._workers = [_Worker(env_id, kwargs, range(index, num_envs, count)) for index in range(count)]
+        self._memory: list[_SharedArrays] = []
+        self._finalizer = weakref.finalize(self, _shut_down, self._workers, self._memory)
+        self._infos: dict[str, np.ndarray] = {}
+        self.timeout = timeout
+        try:
+            super().__init__(num_envs, *_start(self._workers)[0])
+            self._memory.append(_SharedArrays(_layout(self.observation_space, self.action_space)))
+            for worker in self._workers:
+                worker.attach(self._arrays)
+        except BaseException:
+            self._finalizer()
+            raise
+
+    @property
+    def busy_seconds(self) -> list[float]:
+        """By worker, the seconds spent inside the environments so far."""
+        return [worker.busy_seconds for worker in self._workers]
+
+    @property
+    def worker_pids(self) -> list[int | None]:
+        return [worker.process.pid for worker in self._workers]
+
+    @property
+    def _arrays(self) -> _SharedArrays:
+        return self._memory[0]
+
+    def tick(self, actions: np.ndarray, active: np.ndarray, starts: Mapping[int, Start]) -> Tick:
+        if self.closed:
+            raise RuntimeError("the pool is closed")
+        self._arrays.actions[:] = actions
+        asked = []
+        for worker in self._workers:
+            resets = {slot: starts[slot] for slot in worker.slots if slot in starts}
+            steps = [slot for slot in worker.slots if active[slot] and slot not in starts]
+            if resets or steps:
+                worker.ask(steps, resets)
+                asked.append(worker)
+        return self._gather(_replies(asked, self.timeout))
+
+    def _gather(self, replies: Mapping[_Worker, Any]) -> Tick:
+        rewards = np.zeros(self.num_envs, np.float32)
+        terminated, truncated, lost = (np.zeros(self.num_envs, bool) for _ in range(3))
+        for worker, reply in replies.items():
+            if reply is None:
+                lost[list(worker.slots)] = True
+            elif not isinstance(reply, Exception):
+                for slot, reward, done, cut, info in reply:
+                    rewards[slot], terminated[slot], truncated[slot] = reward, done, cut
+                    self._keep(slot, info)
+        dead = [worker for worker, reply in replies.items() if reply is None]
+        _start(dead)
+        for worker in dead:
+            worker.attach(self._arrays)
+        for reply in replies.values():
+            if isinstance(reply, Exception):
+                raise reply
+        infos = {key: values.copy() for key, values in self._infos.items()}
+        return self._arrays.copy_observations(), rewards, terminated, truncated, {**infos, "lost": lost}
+
+    def _keep(self, slot: int, info: Mapping[str, Any]) -> None:
+        for key, value in info.items():
+            if key not in self._infos:
+                like = np.asarray(value)
+                shape, dtype = (like.shape, like.dtype) if like.dtype.kind in "biuf" else ((), np.dtype(object))
+                self._infos[key] = np.zeros((self.num_envs, *shape), dtype)
+            self._infos[key][slot] = value
+
+    def close_extras(self, **kwargs: Any) -> None:
+        self._finalizer()
+
+
+class _Worker:
+    """The parent's end of one process, which serves the environments of `slots`."""
+
+    process: BaseProcess
+    connection: Any = None
+
+    def __init__(self, env_id: str, kwargs: dict[str, Any], slots: range):
+        self.arguments = env_id, kwargs, slots
+        self.slots = slots
+        self.busy_seconds = 0.0
+
+    def start(self) -> None:
+        self.kill()
+        context = get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, *self.arguments), daemon=True)
+        with _inheritance():
+            self.process.start()
+        theirs.close()
+
+    def spaces(self) -> Spaces:
+        """Waits until the environments are built."""
+        reply = self.receive() if self.connection.poll(START_TIMEOUT) else None
+        if reply is None:
+            self.process.join(1)
+            raise RuntimeError(f"a simulation worker did not start (exit code {self.process.exitcode})")
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    def attach(self, arrays: _SharedArrays) -> None:
+        self.connection.send((arrays.layout, arrays.name))
+
+    def ask(self, steps: list[int], resets: dict[int, Start]) -> None:
+        with contextlib.suppress(OSError):  # it died while idle; reading its reply tells so
+            self.connection.send((steps, resets))
+
+    def receive(self) -> Any:
+        """The reply, an Exception from an environment, or None from a dead worker."""
+        try:
+            reply, seconds = self.connection.recv()
+        except (EOFError, OSError):
+            return None
+        self.busy_seconds += seconds
+        return reply
+
+    def kill(self) -> None:
+        # Nothing in a worker is worth an orderly end, and tearing down a scene can itself hang.
+        if self.connection is not None:
+            self.connection.close()
+            self.process.kill()
+            self.process.join()
+
+
+def _start(workers: list[_Worker]) -> list[Spaces]:
+    """Starts the workers side by side; returns the spaces of their environments."""
+    for worker in workers:
+        worker.start()
+    return [worker.spaces() for worker in workers]
+
+
+def _replies(workers: list[_Worker], timeout: float) -> dict[_Worker, Any]:
+    """What each worker answered; None for one that died or is not done within `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    replies: dict[_Worker, Any] = dict.fromkeys(workers)
+    pending = {worker.connection: worker for worker in workers}
+    while pending and (ready := wait(list(pending), max(0.0, deadline - time.monotonic()))):
+        for connection in ready:
+            worker = pending.pop(connection)
+            replies[worker] = worker.receive()
+    return replies
+
+
+def _shut_down(workers: list[_Worker], memory: list[_SharedArrays]) -> None:
+    for worker in workers:
+        worker.kill()
+    for arrays in memory:
+        arrays.destroy()
+
+
+@contextlib.contextmanager
+def _inheritance() -> Iterator[None]:
+    """What a new process inherits: thread settings, before it imports anything, and Ctrl-C left to the parent."""
+    resource_tracker.ensure_running()  # starting it later would unblock the signal
+    before = {name: os.environ.get(name) for name in WORKER_ENVIRONMENT}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    os.environ.update(WORKER_ENVIRONMENT)
+    try:
+        yield
+    finally:
+        for name in before:
+            del os.environ[name]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# ---------------------------------------------------------------------- the worker's side
+
+
+@dataclass
+class _Slot:
+    index: int
+    env: gymnasium.Env
+    arrays: _SharedArrays
+
+    def step(self) -> tuple[Any, ...]:
+        observation, reward, terminated, truncated, info = self.env.step(self.arrays.actions[self.index].copy())
+        self.arrays.write(self.index, observation)
+        return self.index, float(reward), bool(terminated), bool(truncated), info
+
+    def reset(self, seed: int | None, options: dict[str, Any]) -> tuple[Any, ...]:
+        observation, info = self.env.reset(seed=seed, options=options)
+        self.arrays.write(self.index, observation)
+        return self.index, 0.0, False, False, info
+
+
+def _serve(connection: Connection, env_id: str, kwargs: dict[str, Any], indices: range) -> None:
+    """A worker's life: build the scenes, tell the spaces, then answer until the parent hangs up."""
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        try:
+            envs = {index: gymnasium.make(env_id, **kwargs) for index in indices}
+        except Exception as error:
+            connection.send((_portable(error), 0.0))
+            return
+        first = envs[indices[0]]
+        connection.send(((first.observation_space, first.action_space), 0.0))
+        arrays = _SharedArrays(*connection.recv())
+        slots = {index: _Slot(index, env, arrays) for index, env in envs.items()}
+        while True:
+            steps, resets = connection.recv()
+            begin = time.perf_counter()
+            reply = _answer(slots, steps, resets)
+            connection.send((reply, time.perf_counter() - begin))
+
+
+def _answer(slots: dict[int, _Slot], steps: list[int], resets: dict[int, Start]) -> list[tuple[Any, ...]] | Exception:
+    try:
+        stepped = [slots[index].step() for index in steps]
+        return stepped + [slots[index].reset(*start) for index, start in resets.items()]
+    except Exception as error:
+        return _portable(error)
+
+
+def _portable(error: Exception) -> Exception:
+    """The error with its traceback as a note; only its text where its class does not travel between processes."""
+    text = traceback.format_exc()
+    error.add_note(f"In a simulation worker:\n{text}")
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(text)
+    return error
+
+
+# ---------------------------------------------------------------------- shared memory
+
+
+class _SharedArrays:
+    """Arrays in one block of shared memory: made by the parent (no `name`), attached to by the workers."""
+
+    def __init__(self, layout: Layout, name: str | None = None):
+        sizes = [int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in layout.values()]
+        ends = np.cumsum([-(-size // 64) * 64 for size in sizes])  # each array begins on a cache line
+        self.layout = layout
+        self.memory = SharedMemory(name, create=name is None, size=int(ends[-1]))
+        self.name = self.memory.name
+        self._arrays = {
+            key: np.ndarray(shape, dtype, self.memory.buf, int(begin))
+            for (key, (shape, dtype)), begin in zip(layout.items(), [0, *ends[:-1]], strict=True)
+        }
+
+    @property
+    def actions(self) -> np.ndarray:
+        return self._arrays["action"]
+
+    def write(self, index: int, observation: Mapping[str, np.ndarray]) -> None:
+        for key, value in observation.items():
+            self._arrays[key][index] = value
+
+    def copy_observations(self) -> Observations:
+        return {key: array.copy() for key, array in self._arrays.items() if key != "action"}
+
+    def destroy(self) -> None:
+        self._arrays.clear()  # a block that still has views cannot be closed
+        self.memory.close()
+        self.memory.unlink()
+
+
+def _layout(observations: Space, actions: Space) -> Layout:
+    if not isinstance(observations, spaces.Dict):
+        raise ValueError(f"the pool serves dictionaries of arrays as observations, not {observations}")
+    parts = {**observations.spaces, "action": actions}
+    return {key: (tuple(part.shape or ()), np.dtype(part.dtype).str) for key, part in parts.items()}

@@ -1,0 +1,87 @@
+"""Many environments at once behind `gymnasium.vector.VectorEnv`: worker processes on a CPU, one batch on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from gymnasium import Space
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+Observations = dict[str, np.ndarray]
+Start = tuple[int | None, dict[str, Any]]  # seed and reset options of one episode
+Tick = tuple[Observations, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
+
+
+def make(
+    num_envs: int,
+    family: str,
+    num_workers: int | None = None,
+    timeout: float = 60.0,
+    device: str = "cpu",
+    **kwargs: Any,
+) -> SlotVectorEnv:
+    """The vector face of the task `family`; Gymnasium's `make_vec` calls it.
+
+    On a CPU `num_workers` processes (default: one a core) share `num_envs` environments; one that takes longer than
+    `timeout` seconds over a step is restarted. With `device="cuda"` ManiSkill simulates the batch on the GPU, and both
+    are ignored.
+    """
+    from . import TASKS
+
+    if device.startswith("cuda"):
+        from .native import NativeVectorEnv
+
+        return NativeVectorEnv(family, num_envs, **kwargs)
+    from .pool import PoolVectorEnv
+
+    env_id = {task: f"vla_razor/{name}" for name, task in TASKS.items()}[family]
+    return PoolVectorEnv(env_id, num_envs, num_workers=num_workers, timeout=timeout, **kwargs)
+
+
+class SlotVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
+    """`num_envs` slots that start and end their episodes independently of each other.
+
+    `reset` and `step` are Gymnasium's, with three additions. `options["reset_mask"]` (bool [N]) and `options["starts"]`
+    (one dictionary of reset options a slot) choose which slots are reset, and to what. Slots whose `active` is false
+    are not stepped. `infos["lost"]` (bool [N]) marks slots whose simulation died and was built anew; they must be
+    reset, and their episode is lost, not failed. `tick` resets some slots while others take a step, in one round trip.
+
+    Observations and infos have a leading slot axis and are copies.
+    """
+
+    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.DISABLED}  # noqa: RUF012
+
+    def __init__(self, num_envs: int, observation_space: Space, action_space: Space):
+        self.num_envs = num_envs
+        self.active = np.ones(num_envs, bool)
+        self.single_observation_space, self.single_action_space = observation_space, action_space
+        self.observation_space = batch_space(observation_space, num_envs)
+        self.action_space = batch_space(action_space, num_envs)
+
+    def tick(self, actions: np.ndarray, active: np.ndarray, starts: Mapping[int, Start]) -> Tick:
+        """Steps the `active` slots (bool [N]) with their `actions` [N, 7], and resets the slots of `starts`."""
+        raise NotImplementedError
+
+    def reset(
+        self, *, seed: int | list[int] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observations, dict[str, Any]]:
+        """Resets the slots of `options["reset_mask"]` (default: all). An integer `seed` gives slot i the seed + i."""
+        options = dict(options or {})
+        mask = np.asarray(options.pop("reset_mask", np.ones(self.num_envs, bool)), bool)
+        starts = options.pop("starts", [{}] * self.num_envs)
+        seeds = [None] * self.num_envs if seed is None else seed
+        if isinstance(seeds, int):
+            seeds = [seeds + slot for slot in range(self.num_envs)]
+        if not mask.shape == (len(starts),) == (len(seeds),) == (self.num_envs,):
+            raise ValueError(f"reset_mask, starts and seeds need one entry for each of the {self.num_envs} slots")
+        chosen = {int(slot): (seeds[slot], {**options, **starts[slot]}) for slot in np.flatnonzero(mask)}
+        still = np.zeros(self.action_space.shape or (), np.float32)
+        observations, _, _, _, infos = self.tick(still, np.zeros(self.num_envs, bool), chosen)
+        return observations, infos
+
+    def step(self, actions: np.ndarray) -> Tick:
+        """Steps the slots that are `active`; the others keep their observation, with a reward of 0."""
+        return self.tick(actions, self.active, {})

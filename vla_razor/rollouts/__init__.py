@@ -1,0 +1,1 @@
+"""A policy times environments gives episodes: start states, batched rollouts, demonstrations, probe sets."""

@@ -1,0 +1,233 @@
+"""Batched rollouts: a tick asks the policy once, about every running episode, and free slots start the next ones."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import gymnasium
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+
+from vla_razor.errors import UserError
+from vla_razor.policies import Policy
+from vla_razor.rollouts.starts import Start
+
+RETRIES = 2  # of an episode whose simulation died
+
+
+@dataclass
+class Episode:
+    """What happened from one start in `T` control steps.
+
+    `images` uint8 [T, H, W, 3] and `proprioception` [T, P] are what the policy saw before each action; `actions` [T, 7]
+    are in environment units; `tokens` [T, A] and their `log_probs` under the policy are None for a policy without
+    tokens; `labels` [T, 7] are the actions to imitate where they differ from the executed ones, else None; `success`
+    [T] is the state after each action. `lost`: the simulation died each time; nothing was recorded, and the episode
+    says nothing about the policy.
+    """
+
+    start: Start
+    instruction: str
+    images: np.ndarray
+    proprioception: np.ndarray
+    actions: np.ndarray
+    tokens: np.ndarray | None
+    log_probs: np.ndarray | None
+    labels: np.ndarray | None
+    success: np.ndarray
+    lost: bool = False
+
+    @property
+    def length(self) -> int:
+        return len(self.success)
+
+    @property
+    def success_once(self) -> bool:
+        return bool(self.success.any())
+
+    @property
+    def success_at_end(self) -> bool:
+        return bool(self.length and self.success[-1])
+
+
+@dataclass
+class Timing:
+    """Seconds in the policy, in the environments and in neither, and the environment steps taken."""
+
+    policy: float = 0.0
+    environment: float = 0.0
+    rest: float = 0.0
+    env_steps: int = 0
+
+    @property
+    def seconds(self) -> float:
+        return self.policy + self.environment + self.rest
+
+    @property
+    def steps_per_second(self) -> float:
+        return self.env_steps / self.seconds if self.seconds else 0.0
+
+    def __add__(self, other: Timing) -> Timing:
+        return Timing(
+            self.policy + other.policy,
+            self.environment + other.environment,
+            self.rest + other.rest,
+            self.env_steps + other.env_steps,
+        )
+
+
+class VectorEnv(Protocol):
+    """What a rollout needs of a vector environment; `make_vector_env` makes one."""
+
+    num_envs: int
+
+    def tick(self, actions: np.ndarray, active: np.ndarray, starts: Mapping[int, tuple[int, dict[str, Any]]]) -> tuple:
+        """Steps active slots and resets those of `starts` (slot -> seed, reset options); returns what `step` does."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def make_vector_env(
+    env_config: Mapping[str, Any], num_envs: int, num_workers: int, device: str | torch.device
+) -> VectorEnv:
+    """The vector environment of a config (`id`, `make`): a pool of CPU workers, or ManiSkill's batch on a GPU.
+
+    Raises UserError where a keyword argument is refused or nothing can be rendered.
+    """
+    make = env_config["make"]
+    kwargs: Any = OmegaConf.to_container(make) if OmegaConf.is_config(make) else make
+    where = {"num_workers": num_workers, "device": str(device)}
+    try:
+        return gymnasium.make_vec(env_config["id"], num_envs, "vector_entry_point", **where, **kwargs)  # pyright: ignore
+    except (ValueError, gymnasium.error.Error) as error:
+        raise UserError(f"{env_config['id']}: {error}") from error
+    except RuntimeError as error:
+        if type(error).__name__ == "RenderingUnavailable":
+            raise UserError(str(error)) from error
+        raise
+
+
+def rollout(
+    envs: VectorEnv,
+    policy: Policy,
+    starts: Sequence[Start],
+    *,
+    stop_at_success: bool,
+    generator: torch.Generator,
+    progress: Callable[[Episode], None] | None = None,
+) -> tuple[list[Episode], Timing]:
+    """One episode from every start, in their order, and where the time went.
+
+    Episodes end at the horizon, or at their first success if `stop_at_success`. The batch stays full while starts are
+    left. The same starts, number of slots and generator give the same episodes. An episode whose simulation died is
+    started again up to twice. `progress` is called with each episode as it ends.
+    """
+    run = _Run(envs, policy, starts, stop_at_success, generator, progress)
+    begin = time.perf_counter()
+    while run.waiting or run.running:
+        run.tick()
+    run.timing.rest = time.perf_counter() - begin - run.timing.policy - run.timing.environment
+    return [run.episodes[index] for index in range(len(starts))], run.timing
+
+
+@dataclass
+class _Recording:
+    """An episode on its way. `rows` are steps: image, proprioception, action, tokens, log-probabilities, label."""
+
+    index: int
+    attempt: int = 0
+    instruction: str = ""
+    rows: list[tuple[np.ndarray | None, ...]] = field(default_factory=list)
+    success: list[bool] = field(default_factory=list)
+
+
+@dataclass
+class _Run:
+    """Which episodes wait, which run in which slot, and what the slots last showed."""
+
+    envs: VectorEnv
+    policy: Policy
+    starts: Sequence[Start]
+    stop_at_success: bool
+    generator: torch.Generator
+    progress: Callable[[Episode], None] | None
+
+    def __post_init__(self) -> None:
+        self.waiting = deque(_Recording(index) for index in range(len(self.starts)))
+        self.running: dict[int, _Recording] = {}
+        self.episodes: dict[int, Episode] = {}
+        self.timing = Timing()
+        self.observations: dict[str, np.ndarray] = {}
+        self.infos: dict[str, np.ndarray] = {}
+
+    def tick(self) -> None:
+        """Running episodes take a step while waiting ones start in the free slots."""
+        count, slots = self.envs.num_envs, sorted(self.running)
+        actions, active = np.zeros((count, 7), np.float32), np.zeros(count, bool)
+        if slots:
+            active[slots], actions[slots] = True, self._decide(slots)
+        free = [slot for slot in range(count) if slot not in self.running]
+        fresh = {slot: self.waiting.popleft() for slot in free[: len(self.waiting)]}
+        chosen = {slot: self.starts[recording.index] for slot, recording in fresh.items()}
+        resets = {slot: (start.seed, dict(start.options)) for slot, start in chosen.items()}
+        begin = time.perf_counter()
+        self.observations, _, _, truncated, self.infos = self.envs.tick(actions, active, resets)
+        self.timing.environment += time.perf_counter() - begin
+        self.timing.env_steps += len(slots)
+        for slot, recording in fresh.items():
+            self.running[slot] = replace(recording, instruction=str(self.infos["instruction"][slot]))
+        for slot in sorted(self.running):
+            if self.infos["lost"][slot]:
+                self._lose(slot)
+            elif active[slot]:
+                self._record(slot, bool(truncated[slot]))
+
+    def _decide(self, slots: list[int]) -> np.ndarray:
+        images = self.observations["image"][slots]
+        instructions = [self.running[slot].instruction for slot in slots]
+        infos = [{key: values[slot] for key, values in self.infos.items()} for slot in slots]
+        begin = time.perf_counter()
+        decisions = self.policy.act(images, instructions, infos, self.generator)
+        optional = [_rows(part, len(slots)) for part in (decisions.tokens, decisions.log_probs, decisions.labels)]
+        self.timing.policy += time.perf_counter() - begin
+        columns = images, self.observations["proprioception"][slots], decisions.actions, *optional
+        for slot, row in zip(slots, zip(*columns, strict=True), strict=True):
+            self.running[slot].rows.append(row)
+        return decisions.actions
+
+    def _record(self, slot: int, truncated: bool) -> None:
+        recording = self.running[slot]
+        recording.success.append(bool(self.infos["success"][slot]))
+        if truncated or (self.stop_at_success and recording.success[-1]):
+            columns = [None if column[0] is None else np.stack(column) for column in zip(*recording.rows, strict=True)]
+            self._end(slot, columns, lost=False)
+
+    def _lose(self, slot: int) -> None:
+        recording = self.running[slot]
+        if recording.attempt < RETRIES:
+            del self.running[slot]
+            self.waiting.appendleft(_Recording(recording.index, recording.attempt + 1))
+        else:
+            seen = [self.observations["image"][:0], self.observations["proprioception"][:0]]
+            recording.success.clear()
+            self._end(slot, [*seen, np.zeros((0, 7), np.float32), None, None, None], lost=True)
+
+    def _end(self, slot: int, columns: list[Any], lost: bool) -> None:
+        recording = self.running.pop(slot)
+        success = np.array(recording.success, bool)
+        episode = Episode(self.starts[recording.index], recording.instruction, *columns, success=success, lost=lost)
+        self.episodes[recording.index] = episode
+        if self.progress:
+            self.progress(episode)
+
+
+def _rows(values: torch.Tensor | np.ndarray | None, count: int) -> Sequence[np.ndarray | None]:
+    if values is None:
+        return [None] * count
+    return list(values.cpu().numpy() if isinstance(values, torch.Tensor) else values)
