@@ -1,0 +1,56 @@
+"""The package as it is installed: entry points, versions, and what an import costs."""
+
+import importlib.metadata
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import vla_razor
+from vla_razor.errors import nearest
+
+CONSTRAINTS = Path(__file__).parents[1] / "scripts" / "setup" / "constraints.txt"
+HEAVY = {"torch", "transformers", "mani_skill", "sapien", "timm", "peft", "matplotlib", "scipy", "h5py"}
+
+
+def test_version_is_the_installed_one():
+    assert importlib.metadata.version("vla-razor") == vla_razor.__version__
+
+
+def test_entry_points():
+    points = importlib.metadata.distribution("vla-razor").entry_points
+    assert {(point.group, point.name, point.value) for point in points} == {
+        ("console_scripts", "vla-razor", "vla_razor.cli:main"),
+        ("gymnasium.envs", "vla_razor", "vla_razor_envs:register"),
+    }
+
+
+@pytest.mark.parametrize("statement", ["import vla_razor", "import vla_razor_envs", "import vla_razor.cli"])
+def test_light_imports_stay_light(statement: str):
+    script = f"import sys; {statement}; print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert not HEAVY & set(result.stdout.split())
+
+
+def test_every_dependency_is_pinned_within_its_range():
+    lines = [line for line in CONSTRAINTS.read_text().splitlines() if not line.startswith("#")]
+    pins = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+    unused_here = {"wandb", "trackio"}  # extras that neither the tests nor the main job install
+    for requirement in map(Requirement, importlib.metadata.requires("vla-razor") or []):
+        if requirement.name not in unused_here:
+            assert pins[canonicalize_name(requirement.name)] in requirement.specifier, requirement
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "hint"),
+    [
+        ("pick_cam", ["drawer", "pick_can"], "Did you mean pick_can?"),
+        ("zzz", ["drawer", "all"], "Known: all, drawer."),
+        ("zzz", [], "None is known."),
+    ],
+)
+def test_an_unknown_name_gets_a_hint(name: str, known: list[str], hint: str):
+    assert nearest(name, known) == hint
