@@ -24,7 +24,7 @@ class Decisions(NamedTuple):
 
 
 class Policy(Protocol):
-    """Anything that acts. `infos` are the environments' privileged facts: a scripted expert reads them, a VLA does not."""
+    """Anything that acts. `infos` are the environments' privileged facts, for a scripted expert; a VLA ignores them."""
 
     name: str
 

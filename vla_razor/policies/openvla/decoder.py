@@ -1,10 +1,11 @@
-"""The forward pass through transformers' Llama layers: a cache of fixed size, and only the positions that are asked for.
+"""The forward pass through transformers' Llama layers: a cache of fixed size, and no more positions than needed.
 
 The modules (and so the parameters' names, and where peft puts its adapters) are transformers'; the order of operations
 is that of its `LlamaDecoderLayer`. What differs is the last layer: of its outputs only a few positions reach the head,
 so queries and MLP are computed for those alone.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,6 +35,13 @@ class Cache:
         return self.layers[layer][0][:, :, :end], self.layers[layer][1][:, :, :end]
 
 
+def recomputed(call: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """`call(*inputs)`, whose activations the backward pass computes again instead of keeping them."""
+    output = checkpoint(call, *inputs, use_reentrant=False, preserve_rng_state=False)
+    assert isinstance(output, Tensor)
+    return output
+
+
 def rotary_table(model: LlamaModel, like: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """Cosines and sines [length, head_dim] of positions 0 .. length - 1, in the dtype of `like`."""
     cos, sin = model.rotary_emb(like, torch.arange(length, device=like.device)[None])
@@ -57,7 +65,7 @@ def prefill(
     rotary = (table[0][None, :length], table[1][None, :length])
     for layer in model.layers[:-1]:
         if checkpointing and torch.is_grad_enabled():
-            x = checkpoint(_layer, layer, x, rotary, use_reentrant=False, preserve_rng_state=False)  # pyright: ignore
+            x = recomputed(_layer, layer, x, rotary)
         else:
             x = _layer(layer, x, rotary, cache=cache)
     seen = torch.arange(length, device=x.device) <= keep[..., None]

@@ -26,6 +26,11 @@ _NAME = "default"
 _PREFIX = "base_model.model."
 
 
+def peft_config(model: Any) -> LoraConfig:
+    """What `add` was given (peft leaves it on the model)."""
+    return model.peft_config[_NAME]
+
+
 def layers(model: nn.Module) -> list[LoraLayer]:
     return [module for module in model.modules() if isinstance(module, LoraLayer)]
 
@@ -42,10 +47,10 @@ def add(model: nn.Module, config: PeftConfig) -> None:
 def initialize(model: nn.Module, generator: torch.Generator | None) -> None:
     """A ~ N(0, 1/r) and B = 0 (peft's "gaussian", OpenVLA's choice), drawn from `generator`."""
     for layer in layers(model):
-        down, up = layer.lora_A[_NAME].weight, layer.lora_B[_NAME].weight
-        noise = torch.empty(down.shape).normal_(std=1 / layer.r[_NAME], generator=generator)
-        down.data.copy_(noise)
-        up.data.zero_()
+        down: Any = layer.lora_A[_NAME]
+        up: Any = layer.lora_B[_NAME]
+        down.weight.data.copy_(torch.empty(down.weight.shape).normal_(std=1 / layer.r[_NAME], generator=generator))
+        up.weight.data.zero_()
 
 
 @contextmanager
@@ -71,13 +76,14 @@ def linear_rows(layer: nn.Module, x: Float[Tensor, "*B H"], rows: slice) -> Floa
     out = F.linear(x, base.weight[rows])
     if not layer.disable_adapters:
         low = layer.lora_A[_NAME](layer.lora_dropout[_NAME](x))
-        out = out + F.linear(low, layer.lora_B[_NAME].weight[rows]) * layer.scaling[_NAME]
+        up: Any = layer.lora_B[_NAME]
+        out = out + F.linear(low, up.weight[rows]) * layer.scaling[_NAME]
     return out
 
 
 def save(model: nn.Module, folder: Path, base: str) -> None:
     """Write the adapter as peft would; `base` is where `load` will find what it adapts."""
-    config: Any = getattr(model, "peft_config")[_NAME]
+    config = peft_config(model)
     config.base_model_name_or_path = base
     config.save_pretrained(str(folder))
     save_file(_tensors(model), folder / ADAPTER_WEIGHTS_FILE, metadata={"format": "pt"})

@@ -27,7 +27,7 @@ from vla_razor.policies.openvla import checkpoint, decoder, lora
 from vla_razor.policies.openvla.action_tokenizer import ActionScale, ActionTokenizer
 from vla_razor.policies.openvla.config import OpenVLAConfig
 from vla_razor.policies.openvla.processor import Processor
-from vla_razor.policies.openvla.vision import Projector, VisionBackbone, module_key, run_blocks, stored_key
+from vla_razor.policies.openvla.vision import Projector, VisionBackbone, module_key, stored_key
 
 
 class Samples(NamedTuple):
@@ -149,7 +149,7 @@ class OpenVLA(nn.Module):
         rotary = self.language_model.model.rotary_emb
         frequencies = rotary.inv_freq
         super()._apply(fn, recurse)
-        rotary.inv_freq = frequencies.to(rotary.inv_freq.device)
+        rotary.register_buffer("inv_freq", frequencies.to(rotary.inv_freq.device), persistent=False)
         return self
 
     @property
@@ -344,7 +344,7 @@ def _choose(
 
 def _llama_config(config: OpenVLAConfig) -> LlamaConfig:
     try:
-        return LlamaConfig(**config.text, attn_implementation="sdpa")
+        return LlamaConfig(**config.text)
     except Exception as error:
         raise UserError(f"text_config describes no Llama decoder: {error}") from error
 
@@ -373,19 +373,13 @@ def _assign(model: OpenVLA, tensors: dict[str, Tensor], folder: Path) -> None:
 
 def _initialize(model: OpenVLA, generator: torch.Generator) -> None:
     """Weights scaled to their fan-in, so that small widths start as lively as large ones; a nearly uniform head."""
+    scaled = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    scaled.discard(id(model.language_model.lm_head.weight))
     for name, parameter in model.named_parameters():
-        data = parameter.data
         if name.endswith(".bias"):
-            data.zero_()
-        elif name.endswith(".gamma") or (data.ndim == 1 and "norm" in name):
-            data.fill_(1.0)
-        elif (
-            data.ndim >= 2
-            and "embed_tokens" not in name
-            and "_embed" not in name.rsplit(".", 1)[-1]
-            and "lm_head" not in name
-        ):
-            fan_in = data[0].numel()
-            data.normal_(std=fan_in**-0.5, generator=generator)
+            nn.init.zeros_(parameter)
+        elif name.endswith(".gamma") or "norm" in name:
+            nn.init.ones_(parameter)
         else:
-            data.normal_(std=0.02, generator=generator)
+            std = parameter[0].numel() ** -0.5 if id(parameter) in scaled else 0.02
+            nn.init.normal_(parameter, std=std, generator=generator)

@@ -5,7 +5,7 @@ and `tvf_normalize_params`, the latter win (they are rounded to bfloat16, and th
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,15 +34,14 @@ class ImageTransform:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def pixels(self, image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
+    def pixels(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "H W 3"]:
         """The image at this stack's size."""
-        width, height = self._size(*image.size)
-        if image.size != (width, height):
-            image = image.resize((width, height), Image.Resampling(self.interpolation))
-        top, left = round((height - self.crop[0]) / 2), round((width - self.crop[1]) / 2)
-        if (top, left) != (0, 0) or (height, width) != self.crop:
-            image = image.crop((left, top, left + self.crop[1], top + self.crop[0]))
-        return np.asarray(image)
+        height, width = image.shape[:2]
+        size = self._size(width, height)
+        if (width, height) != size:
+            image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling(self.interpolation)))
+        top, left = round((size[1] - self.crop[0]) / 2), round((size[0] - self.crop[1]) / 2)
+        return image[top : top + self.crop[0], left : left + self.crop[1]]
 
     def normalize(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
         """From [0, 1] to what the stack was trained on."""
@@ -98,15 +97,15 @@ class Processor:
         for name, content in self.extra_files.items():
             (folder / name).write_bytes(content)
 
-    def pixel_values(self, images: Sequence[UInt8[np.ndarray, "H W 3"]]) -> Float[Tensor, "B C H W"]:
+    def pixel_values(self, images: Iterable[UInt8[np.ndarray, "H W 3"]]) -> Float[Tensor, "B C H W"]:
         """Pixels of uint8 RGB images of any sizes; three channels a vision stack. Raises `ValueError` for others."""
-        loaded = [self._open(image) for image in images]
+        squared = [self._checked(image) for image in images]
         resized: dict[tuple[Any, ...], Tensor] = {}
         stacks = []
         for transform in self.transforms:
             key = (transform.resize, transform.crop, transform.interpolation)
             if key not in resized:
-                pixels = torch.from_numpy(np.stack([transform.pixels(image) for image in loaded]))
+                pixels = torch.from_numpy(np.stack([transform.pixels(image) for image in squared]))
                 resized[key] = pixels.permute(0, 3, 1, 2).float().div(255)
             stacks.append(transform.normalize(resized[key]))
         return torch.cat(stacks, dim=1)
@@ -119,12 +118,11 @@ class Processor:
         encoded = [encoding.ids for encoding in self.tokenizer.encode_batch(prompts)]
         return [ids if ids[:1] == [self.bos_token_id] else [self.bos_token_id, *ids] for ids in encoded]
 
-    def _open(self, image: UInt8[np.ndarray, "H W 3"]) -> Image.Image:
+    def _checked(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
         image = np.asarray(image)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
             raise ValueError(f"expected uint8 images [H, W, 3], got {image.dtype} {list(image.shape)}")
-        opened = Image.fromarray(image)
-        return opened if self.letterbox is None else _pad_to_square(opened, self.letterbox)
+        return image if self.letterbox is None else _pad_to_square(image, self.letterbox)
 
 
 def _transforms(settings: dict[str, Any]) -> list[ImageTransform]:
@@ -146,11 +144,11 @@ def _transforms(settings: dict[str, Any]) -> list[ImageTransform]:
         raise UserError(f"{PREPROCESSOR_FILE} does not hold OpenVLA's tvf_* settings: {error!r}") from error
 
 
-def _pad_to_square(image: Image.Image, fill: tuple[int, ...]) -> Image.Image:
+def _pad_to_square(image: UInt8[np.ndarray, "h w 3"], fill: tuple[int, ...]) -> UInt8[np.ndarray, "H W 3"]:
     """Centre the image on a square of the `fill` colour (up to the odd pixel, as the reference rounds it)."""
-    width, height = image.size
-    side = max(width, height)
-    left, top = (side - width) // 2, (side - height) // 2
-    square = Image.new("RGB", (width + 2 * left, height + 2 * top), fill)
-    square.paste(image, (left, top))
+    height, width = image.shape[:2]
+    top, left = (max(height, width) - height) // 2, (max(height, width) - width) // 2
+    square = np.empty((height + 2 * top, width + 2 * left, 3), np.uint8)
+    square[:] = fill
+    square[top : top + height, left : left + width] = image
     return square

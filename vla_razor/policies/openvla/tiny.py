@@ -1,4 +1,4 @@
-"""A policy of OpenVLA's architecture small enough for one CPU core, made from nothing: random weights, its own words."""
+"""A policy of OpenVLA's architecture, small enough for one CPU core: random weights, a vocabulary of its own."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -6,21 +6,20 @@ checkpoint holds its weights, but never run.
 """
 
 import re
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import timm
 import torch
 from jaxtyping import Float
-from timm.layers import get_act_layer
+from timm.layers.create_act import get_act_layer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from vla_razor.errors import UserError
 from vla_razor.policies.openvla import tiny_vits as _registered  # noqa: F401
 from vla_razor.policies.openvla.config import OpenVLAConfig
+from vla_razor.policies.openvla.decoder import recomputed
 
 # timm names LayerScale's parameter `gamma`; OpenVLA stores it as `scale_factor`.
 _TIMM_SCALE = re.compile(r"^(vision_backbone\..*\.ls\d)\.gamma$")
@@ -35,18 +34,6 @@ def stored_key(key: str) -> str:
 def module_key(key: str) -> str:
     """The inverse of `stored_key`."""
     return _STORED_SCALE.sub(r"\1.gamma", key)
-
-
-def run_blocks(blocks: Iterable[nn.Module], x: Tensor, *, checkpointing: bool, call: Callable[..., Tensor]) -> Tensor:
-    """Feed `x` through `call(block, x)` for each block; with `checkpointing`, activations are recomputed backwards."""
-    for block in blocks:
-        if checkpointing and torch.is_grad_enabled():
-            recomputed = checkpoint(call, block, x, use_reentrant=False, preserve_rng_state=False)
-            assert isinstance(recomputed, Tensor)
-            x = recomputed
-        else:
-            x = call(block, x)
-    return x
 
 
 class VisionBackbone(nn.Module):
@@ -86,7 +73,8 @@ class VisionBackbone(nn.Module):
 
     def _features(self, stack: VisionTransformer, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B P D"]:
         x = stack.norm_pre(stack.patch_drop(stack._pos_embed(stack.patch_embed(pixels))))
-        x = run_blocks(stack.blocks[:-1], x, checkpointing=self.checkpointing, call=lambda block, x: block(x))
+        for block in stack.blocks[:-1]:
+            x = recomputed(block, x) if self.checkpointing and torch.is_grad_enabled() else block(x)
         return x[:, stack.num_prefix_tokens :]
 
 

@@ -1,0 +1,72 @@
+"""From what a user types (`tiny`, a run folder, a checkpoint, a Hub id) to a model."""
+
+from pathlib import Path
+
+import torch
+
+from vla_razor.errors import UserError
+from vla_razor.policies.openvla import OpenVLA, lora
+
+TINY = Path(__file__).resolve().parent.parent / "assets" / "tiny"
+_EMBEDDED = ("tiny", "vla")
+
+
+def load_model(
+    spec: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | str = torch.float32
+) -> OpenVLA:
+    """Load a policy's model.
+
+    Args:
+        spec: "tiny" or "vla" (the embedded base), a run folder (its newest checkpoint), a checkpoint folder (a whole
+            model, or an adapter, whose base is then loaded first), or a Hub id.
+        device: "auto" takes a GPU where there is one.
+        dtype: of the parameters.
+
+    Raises `UserError` for everything that is not such a thing.
+    """
+    device, dtype = _device(device), _dtype(dtype)
+    if str(spec) in _EMBEDDED:
+        if not TINY.is_dir():
+            raise UserError(f"The embedded base policy is not in {TINY}. Make it with scripts/make_tiny_base.py.")
+        model = OpenVLA.from_pretrained(TINY, dtype=dtype, device=device)
+        model.name_or_path = "tiny"
+        return model
+    folder = checkpoint_folder(Path(spec))
+    if folder is None or not (folder / lora.ADAPTER_CONFIG_FILE).is_file():
+        return OpenVLA.from_pretrained(folder or spec, dtype=dtype, device=device)
+    base = lora.read_config(folder).base_model_name_or_path
+    if not base:
+        raise UserError(f"{folder}: the adapter does not say what it adapts (base_model_name_or_path).")
+    return load_model(base, device=device, dtype=dtype).load_lora(folder)
+
+
+def checkpoint_folder(path: Path) -> Path | None:
+    """The folder that holds the weights: `path`, or the newest checkpoint of the run at `path`; None if no folder."""
+    if not path.is_dir():
+        return None
+    if not (path / "checkpoints").is_dir():
+        return path
+    steps = {p: p.name.removeprefix("step_") for p in (path / "checkpoints").iterdir() if p.is_dir()}
+    numbered = {p: int(n) for p, n in steps.items() if p.name.startswith("step_") and n.isdigit()}
+    if not numbered:
+        raise UserError(f"{path}: this run has no checkpoint yet. Go on with: vla-razor resume {path}")
+    return max(numbered, key=lambda p: numbered[p])
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"device={device}: unknown; expected auto, cpu or cuda.") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device={device}: there is no CUDA device here; use device=cpu.")
+    return chosen
+
+
+def _dtype(dtype: torch.dtype | str) -> torch.dtype:
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise UserError(f"dtype={dtype}: unknown; expected float32 or bfloat16.")
+    return found
