@@ -33,12 +33,12 @@ class NativeVectorEnv(SlotVectorEnv):
         device: str = "cuda",
     ) -> None:
         self.family = family
-        self.setup = find_setup(family, robot)
+        setup = find_setup(family, robot)
         given = {"task": task, "orientation": orientation, "station": station}
-        self.default_start = check_start(family, self.setup, {k: v for k, v in given.items() if v is not None})
+        self.default_start = check_start(family, setup, {k: v for k, v in given.items() if v is not None})
         height, width = (int(size) for size in image_size)
-        self.task = build(family, self.setup, (height, width), task, device, num_envs)
-        super().__init__(num_envs, *find_spaces(self.task, (height, width)))
+        self.task = build(family, setup, (height, width), task, device, num_envs)
+        super().__init__(num_envs, *find_spaces(self.task, (height, width)), setup)
 
     def tick(self, actions: np.ndarray, active: np.ndarray, starts: Mapping[int, Start]) -> Tick:
         rewards, terminated, truncated = np.zeros(self.num_envs, np.float32), *np.zeros((2, self.num_envs), bool)

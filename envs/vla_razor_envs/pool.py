@@ -30,7 +30,7 @@ from gymnasium import Space, spaces
 from .vector import Observations, SlotVectorEnv, Start, Tick
 
 Layout = dict[str, tuple[tuple[int, ...], str]]  # name -> shape and dtype of one shared array
-Spaces = tuple[Space, Space]  # of one environment's observations and actions
+Face = tuple[Space, Space, Any]  # an environment's observation and action space, and its setup record
 
 # Threads of several busy processes slow each other down four to seven times.
 WORKER_ENVIRONMENT = {
@@ -149,7 +149,7 @@ class _Worker:
             self.process.start()
         theirs.close()
 
-    def spaces(self) -> Spaces:
+    def face(self) -> Face:
         """Waits until the environments are built."""
         reply = self.receive() if self.connection.poll(START_TIMEOUT) else None
         if reply is None:
@@ -183,11 +183,11 @@ class _Worker:
             self.process.join()
 
 
-def _start(workers: list[_Worker]) -> list[Spaces]:
-    """Starts the workers side by side; returns the spaces of their environments."""
+def _start(workers: list[_Worker]) -> list[Face]:
+    """Starts the workers side by side."""
     for worker in workers:
         worker.start()
-    return [worker.spaces() for worker in workers]
+    return [worker.face() for worker in workers]
 
 
 def _replies(workers: list[_Worker], timeout: float) -> dict[_Worker, Any]:
@@ -258,7 +258,8 @@ def _serve(connection: Connection, env_id: str, kwargs: dict[str, Any], indices:
             connection.send((_portable(error), 0.0))
             return
         first = envs[indices[0]]
-        connection.send(((first.observation_space, first.action_space), 0.0))
+        setup = getattr(first.unwrapped, "setup", None)
+        connection.send(((first.observation_space, first.action_space, setup), 0.0))
         arrays = _SharedArrays(*connection.recv())
         slots = {index: _Slot(index, env, arrays) for index, env in envs.items()}
         while True:

@@ -49,13 +49,13 @@ class SlotVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
     are not stepped. `infos["lost"]` (bool [N]) marks slots whose simulation died and was built anew; they must be
     reset, and their episode is lost, not failed. `tick` resets some slots while others take a step, in one round trip.
 
-    Observations and infos have a leading slot axis and are copies.
+    Observations and infos have a leading slot axis and are copies. `setup` is the environments' setup record.
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.DISABLED}  # noqa: RUF012
 
-    def __init__(self, num_envs: int, observation_space: Space, action_space: Space):
-        self.num_envs = num_envs
+    def __init__(self, num_envs: int, observation_space: Space, action_space: Space, setup: Any):
+        self.num_envs, self.setup = num_envs, setup
         self.active = np.ones(num_envs, bool)
         self.single_observation_space, self.single_action_space = observation_space, action_space
         self.observation_space = batch_space(observation_space, num_envs)

@@ -85,6 +85,7 @@ class VectorEnv(Protocol):
     """What a rollout needs of a vector environment; `make_vector_env` makes one."""
 
     num_envs: int
+    setup: Any  # with `control_hz`, `horizon` and `camera.name`
 
     def tick(self, actions: np.ndarray, active: np.ndarray, starts: Mapping[int, tuple[int, dict[str, Any]]]) -> tuple:
         """Steps active slots and resets those of `starts` (slot -> seed, reset options); returns what `step` does."""
