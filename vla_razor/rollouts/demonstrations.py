@@ -1,0 +1,257 @@
+"""The demonstration store: successful episodes in HDF5 files, one a row of the grid, each written whole or not at all.
+
+A file has root attributes `schema, robot, checksum`, its place among the files (`shard` of `shards`) and `points`
+(json: what was attempted at each grid point), and a group an episode: `images` uint8 [T, H, W, 3] (gzip),
+`proprioception` [T, P], `actions` [T, 7] as executed, in environment units, `labels` [T, 7] to imitate (they differ
+where an expert disturbed itself), `success` [T]; attributes `instruction, task, start` (json), `seed, control_hz,
+camera, policy`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from vla_razor.errors import UserError
+from vla_razor.files import atomic_write
+from vla_razor.rollouts.rollout import Episode
+
+SCHEMA = 1
+FOLDER = "demonstrations"
+REMEDY = "Restore the file from a copy, or collect the demonstrations again into another folder."
+
+# name -> dtype and shape; T is the episode's length, None any size
+ARRAYS: dict[str, tuple[type, tuple[str | int | None, ...]]] = {
+    "images": (np.uint8, ("T", None, None, 3)),
+    "proprioception": (np.float32, ("T", None)),
+    "actions": (np.float32, ("T", 7)),
+    "labels": (np.float32, ("T", 7)),
+    "success": (np.bool_, ("T",)),
+}
+FACTS = {"schema": int, "robot": str, "checksum": str, "shard": int, "shards": int, "points": str}
+EPISODE_FACTS = {
+    "instruction": str,
+    "task": str,
+    "start": str,
+    "seed": int,
+    "control_hz": int,
+    "camera": str,
+    "policy": str,
+}
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """One successful episode, as stored; see the module's text for shapes and units."""
+
+    instruction: str
+    task: str
+    start: dict[str, Any]
+    seed: int
+    control_hz: int
+    camera: str
+    policy: str
+    images: np.ndarray
+    proprioception: np.ndarray
+    actions: np.ndarray
+    labels: np.ndarray
+    success: np.ndarray
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file: its place among all, what was attempted at its grid points, and its episodes."""
+
+    robot: str
+    shard: int
+    shards: int
+    points: list[dict[str, Any]]
+    demonstrations: list[Demonstration]
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """All `N` control steps of a store end to end, ready to train on.
+
+    `images` uint8 [N, H, W, 3], `proprioception` [N, P], `actions` float32 [N, 7] to imitate (environment units), the
+    `instructions` of each step, and the `episode` [N] it belongs to.
+    """
+
+    images: np.ndarray
+    proprioception: np.ndarray
+    actions: np.ndarray
+    instructions: list[str]
+    episode: np.ndarray
+
+
+def write(path: Path, shard: Shard) -> None:
+    """Writes a shard aside, flushes and renames it. The same content gives the same bytes."""
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        facts = {"robot": shard.robot, "shard": shard.shard, "shards": shard.shards, "points": json.dumps(shard.points)}
+        file.attrs.update({"schema": SCHEMA, **facts})
+        for index, demonstration in enumerate(shard.demonstrations):
+            _write_episode(file.create_group(f"episode_{index:05d}"), demonstration)
+        file.attrs["checksum"] = _checksum(file)
+    atomic_write(path, buffer.getvalue())
+
+
+def demonstration(episode: Episode, *, control_hz: int, camera: str, policy: str) -> Demonstration:
+    """What is stored of a rollout's episode."""
+    return Demonstration(
+        instruction=episode.instruction,
+        task=episode.start.task,
+        start=dict(episode.start.options),
+        seed=episode.start.seed,
+        control_hz=control_hz,
+        camera=camera,
+        policy=policy,
+        images=episode.images,
+        proprioception=episode.proprioception,
+        actions=episode.actions,
+        labels=episode.actions if episode.labels is None else episode.labels,
+        success=episode.success,
+    )
+
+
+def read(path: Path) -> Shard:
+    """Reads one file and checks everything in it.
+
+    Raises UserError that names the file and group, what was expected, what was found, and what to do.
+    """
+    try:
+        with h5py.File(path) as file:
+            return _read_file(path, file)
+    except (OSError, KeyError, RuntimeError) as error:  # h5py's words for a file that is cut or overwritten
+        raise UserError(f"{path}: not a whole HDF5 file ({error}). {REMEDY}") from error
+
+
+def read_store(folder: str | Path) -> list[Shard]:
+    """Every file of a store, in order; `folder` is what `vla-razor collect` wrote. Raises UserError as `read` does."""
+    folder = Path(folder)
+    paths = sorted((folder / FOLDER).glob("*.h5"))
+    if not paths:
+        raise UserError(f"{folder} holds no demonstrations: expected {FOLDER}/*.h5, as vla-razor collect writes them.")
+    shards = [read(path) for path in paths]
+    for path, shard in zip(paths, shards, strict=True):
+        _expect(path, "/", f"robot {shards[0].robot}", shard.robot == shards[0].robot, shard.robot)
+    if [shard.shard for shard in shards] != list(range(shards[0].shards)):
+        raise UserError(
+            f"{folder / FOLDER}: expected {shards[0].shards} files, found {len(shards)}. "
+            f"An interrupted collection goes on with: vla-razor resume {folder}"
+        )
+    return shards
+
+
+def load(folder: str | Path, env_config: Mapping[str, Any]) -> Demonstrations:
+    """The demonstrations in `folder`, which must be of the tasks, robot, camera and image size of `env_config`.
+
+    Raises UserError where they are not, where a file is damaged or missing, or where there is no episode.
+    """
+    folder, shards = Path(folder), read_store(folder)
+    episodes = [demonstration for shard in shards for demonstration in shard.demonstrations]
+    if not episodes:
+        raise UserError(f"{folder}: no attempt succeeded, so there is nothing to learn. Collect with a better policy.")
+    wanted = {
+        "robot": [env_config["make"]["robot"]],
+        "task": list(env_config["tasks"]),
+        "camera": [env_config["camera"]],
+        "image size": [tuple(env_config["make"]["image_size"])],
+    }
+    found = {
+        "robot": {shards[0].robot},
+        "task": {demonstration.task for demonstration in episodes},
+        "camera": {demonstration.camera for demonstration in episodes},
+        "image size": {demonstration.images.shape[1:3] for demonstration in episodes},
+    }
+    remedy = f"Collect demonstrations with env={env_config['name']}, or train with the env that these are of."
+    for what, allowed in wanted.items():
+        for value in sorted(found[what]):
+            _expect(folder, "/", f"{what} {' | '.join(map(str, allowed))}", value in allowed, value, remedy)
+    return Demonstrations(
+        images=np.concatenate([demonstration.images for demonstration in episodes]),
+        proprioception=np.concatenate([demonstration.proprioception for demonstration in episodes]),
+        actions=np.concatenate([demonstration.labels for demonstration in episodes]),
+        instructions=[demonstration.instruction for demonstration in episodes for _ in demonstration.success],
+        episode=np.repeat(np.arange(len(episodes)), [len(demonstration.success) for demonstration in episodes]),
+    )
+
+
+def _write_episode(group: h5py.Group, demonstration: Demonstration) -> None:
+    for name in EPISODE_FACTS:
+        value = getattr(demonstration, name)
+        group.attrs[name] = json.dumps(value) if name == "start" else value
+    for name, (dtype, _) in ARRAYS.items():
+        values = np.ascontiguousarray(getattr(demonstration, name), dtype)
+        packing = {"compression": "gzip", "chunks": (1, *values.shape[1:])} if name == "images" else {}
+        group.create_dataset(name, data=values, track_times=False, **packing)
+
+
+def _read_file(path: Path, file: h5py.File) -> Shard:
+    schema = file.attrs.get("schema")
+    _expect(path, "/", f"schema {SCHEMA}", schema == SCHEMA, schema)
+    facts = _read_facts(path, file, FACTS)
+    demonstrations = [_read_episode(path, file[name]) for name in sorted(file)]
+    _expect(path, "/", f"checksum {facts['checksum']}", facts["checksum"] == (found := _checksum(file)), found)
+    return Shard(facts["robot"], facts["shard"], facts["shards"], json.loads(facts["points"]), demonstrations)
+
+
+def _read_episode(path: Path, group: Any) -> Demonstration:
+    where = group.name
+    _expect(path, where, "a group of datasets", isinstance(group, h5py.Group), type(group).__name__)
+    facts = _read_facts(path, group, EPISODE_FACTS)
+    _expect(path, where, f"the datasets {', '.join(sorted(ARRAYS))}", set(group) == set(ARRAYS), ", ".join(group))
+    arrays = {name: np.asarray(group[name]) for name in ARRAYS}
+    length = len(arrays["success"]) if arrays["success"].ndim else 0
+    _expect(path, where, "at least one step", length > 0, length)
+    for name, (dtype, shape) in ARRAYS.items():
+        values = arrays[name]
+        sizes = [length if size == "T" else size for size in shape]
+        fits = values.ndim == len(sizes) and all(size in (None, n) for size, n in zip(sizes, values.shape, strict=True))
+        expected = f"{np.dtype(dtype)} [{', '.join('any' if size is None else str(size) for size in sizes)}]"
+        found = f"{values.dtype} {list(values.shape)}"
+        _expect(path, f"{where}/{name}", expected, fits and values.dtype == dtype, found)
+        _expect(path, f"{where}/{name}", "finite numbers", bool(np.isfinite(values).all()), "NaN or infinity")
+    _expect(path, f"{where}/success", "a success", bool(arrays["success"].any()), "none")
+    fields: dict[str, Any] = {**facts, **arrays, "start": json.loads(facts["start"])}
+    return Demonstration(**fields)
+
+
+def _read_facts(path: Path, group: Any, expected: Mapping[str, type]) -> dict[str, Any]:
+    facts = {}
+    for name, kind in expected.items():
+        value = group.attrs.get(name)
+        value = value.item() if isinstance(value, np.generic) else value
+        _expect(path, group.name, f"attribute {name} ({kind.__name__})", isinstance(value, kind), value)
+        facts[name] = value
+    return facts
+
+
+def _expect(path: Path, where: str, expected: str, holds: bool, found: object, remedy: str = REMEDY) -> None:
+    if not holds:
+        raise UserError(f"{path}, {where}: expected {expected}, found {found}. {remedy}")
+
+
+def _checksum(file: h5py.File) -> str:
+    """SHA-256 of every attribute (but itself), name, type, shape and number in the file, in order of names."""
+    digest = hashlib.sha256()
+
+    def add(name: str, item: Any) -> None:
+        attributes = {key: str(value) for key, value in item.attrs.items() if key != "checksum"}
+        digest.update(json.dumps([name, attributes], sort_keys=True).encode())
+        if isinstance(item, h5py.Dataset):
+            values = np.asarray(item)
+            digest.update(f"{values.dtype.str} {values.shape}".encode())
+            digest.update(np.ascontiguousarray(values).tobytes())
+
+    add("/", file)
+    file.visititems(add)
+    return digest.hexdigest()
