@@ -194,15 +194,15 @@ def _finite_part(base: Tensor, tuned: Tensor) -> tuple[Tensor, Tensor]:
 
     `torch.where` guards the inputs as well as the results: a branch not taken must not send NaN through its gradient.
     """
-    in_base, in_tuned = base > -math.inf, tuned > -math.inf
-    both = in_base & in_tuned
+    out_of_base, out_of_tuned = base == -math.inf, tuned == -math.inf
+    both = ~(out_of_base | out_of_tuned)
     p, q = base.exp(), tuned.exp()
     d = torch.where(both, tuned, 0) - torch.where(both, base, 0)
     close = both & (d.abs() < 1)
     near = p * _expm1_minus(torch.where(close, d, 0))
     far = q - p - p * torch.where(close, 0, d)
     terms = torch.where(close, near, torch.where(both, far, q - p))
-    return terms.sum(-1), (in_base & ~in_tuned).any(-1)
+    return terms.sum(-1), (out_of_tuned & ~out_of_base).any(-1)
 
 
 def _expm1_minus(d: Tensor) -> Tensor:
