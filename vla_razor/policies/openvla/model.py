@@ -245,7 +245,17 @@ class OpenVLA(nn.Module):
         Teacher-forced and differentiable; only these positions meet the head. Divide by the policy's temperature
         before a softmax.
         """
-        return self._action_head(self._predicting(pixels, input_ids, tokens))
+        return self._action_head(self.predicting_hidden(pixels, input_ids, tokens))
+
+    def predicting_hidden(
+        self, pixels: Float[Tensor, "B C H W"], input_ids: Sequence[Sequence[int]], tokens: Int[Tensor, "B A"]
+    ) -> Float[Tensor, "B A H"]:
+        """The decoder's outputs, after its final norm, at the positions that predict `tokens`: what the head reads."""
+        embeddings, lengths = self._prompt(pixels, input_ids, suffix=tokens[:, :-1])
+        llama = self.language_model.model
+        table = decoder.rotary_table(llama, embeddings, embeddings.shape[1])
+        keep = lengths[:, None] - 1 + torch.arange(tokens.shape[1], device=self.device)
+        return decoder.prefill(llama, embeddings, table, keep, checkpointing=self.checkpointing)
 
     def supervised_loss(
         self, pixels: Float[Tensor, "B C H W"], input_ids: Sequence[Sequence[int]], tokens: Int[Tensor, "B A"]
@@ -253,7 +263,7 @@ class OpenVLA(nn.Module):
         """The reference's training loss: mean cross-entropy over the full vocabulary of the actions and `</s>`."""
         end = torch.full_like(tokens[:, :1], self.config.text["eos_token_id"])
         targets = torch.cat([tokens, end], 1).to(self.device)
-        hidden = self._predicting(pixels, input_ids, targets)
+        hidden = self.predicting_hidden(pixels, input_ids, targets)
         logits = self.language_model.lm_head(hidden)
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
@@ -300,16 +310,6 @@ class OpenVLA(nn.Module):
     def _with_trailing_token(self, ids: Sequence[int]) -> list[int]:
         ids, trailing = [int(i) for i in ids], self.config.trailing_token_id
         return ids if trailing is None or ids[-1] == trailing else [*ids, trailing]
-
-    def _predicting(
-        self, pixels: Float[Tensor, "B C H W"], input_ids: Sequence[Sequence[int]], tokens: Int[Tensor, "B A"]
-    ) -> Float[Tensor, "B A H"]:
-        """The decoder's outputs at the positions that predict `tokens`."""
-        embeddings, lengths = self._prompt(pixels, input_ids, suffix=tokens[:, :-1])
-        llama = self.language_model.model
-        table = decoder.rotary_table(llama, embeddings, embeddings.shape[1])
-        keep = lengths[:, None] - 1 + torch.arange(tokens.shape[1], device=self.device)
-        return decoder.prefill(llama, embeddings, table, keep, checkpointing=self.checkpointing)
 
     def _action_head(self, hidden: Float[Tensor, "*B H"]) -> Float32[Tensor, "*B 256"]:
         """The head's rows of action ids."""
