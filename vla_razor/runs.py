@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 import shutil
 import subprocess
@@ -24,7 +23,7 @@ from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 from filelock import BaseFileLock, FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
@@ -50,7 +49,6 @@ class Run:
     def __init__(self, path: Path, config: DictConfig, lock: BaseFileLock) -> None:
         self.path, self.config, self.step = path, config, 0
         self._lock, self._began, self._earlier_seconds = lock, time.monotonic(), 0.0
-        self._metrics: BinaryIO | None = None
         self._tracker: Tracker | None = None
 
     @classmethod
@@ -99,8 +97,6 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._metrics is not None:
-            self._metrics.close()
         if self._tracker is not None:
             self._tracker.close()
         self._lock.release()
@@ -117,11 +113,8 @@ class Run:
         """
         numbers = {name: _number(value) for name, value in scalars.items()}
         row = {"step": step, "wall_seconds": round(self.seconds, 3)} | numbers
-        with self._disk_guard("metrics.jsonl"):
-            if self._metrics is None:
-                self._metrics = (self.path / "metrics.jsonl").open("ab")
-            self._metrics.write(json.dumps(row).encode() + b"\n")
-            self._metrics.flush()
+        with self._disk_guard("metrics.jsonl"), (self.path / "metrics.jsonl").open("ab") as file:
+            file.write(json.dumps(row).encode() + b"\n")
         if self._tracker is None:
             self._tracker = make_tracker(self.path, self.config, self.step)
         self._tracker.log(step, {name: number for name, number in numbers.items() if number is not None})
@@ -139,8 +132,6 @@ class Run:
 
         content = {"step": step, "wall_seconds": self.seconds, "state": dict(state)}
         with self._disk_guard(f"checkpoints/step_{step}"):
-            if self._metrics is not None:
-                os.fsync(self._metrics.fileno())
             atomic_folder(self.path / "checkpoints" / f"step_{step}", model_saver)
             newest = self.path / "trainer_state" / f"step_{step}.pt"
             atomic_write(newest, lambda file: torch.save(content, file))
