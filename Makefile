@@ -33,7 +33,8 @@ $(BIN)/python:
 	$(PYTHON) -m venv .venv
 
 .venv/.packages: pyproject.toml scripts/setup/constraints.txt | $(BIN)/python
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]' -c scripts/setup/constraints.txt
+	@echo 'installing the packages, about 7 GB: this takes some minutes'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --use-pep517 -e '.[dev]' -c scripts/setup/constraints.txt
 	@touch $@
 
 .venv/.vulkan: .venv/.packages scripts/setup/software_vulkan.py
