@@ -42,6 +42,7 @@ _COUNT = Rule(int, lambda value: value >= 1, "a whole number, at least 1")
 _WHOLE = Rule(int, lambda value: value >= 0, "a whole number, at least 0")
 _POSITIVE = Rule(float, lambda value: 0 < value < float("inf"), "a number above 0")
 _NUMBER = Rule(float, lambda value: 0 <= value < float("inf"), "a number, at least 0")
+_SHARE = Rule(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 _GRID = Rule(str, lambda value: re.fullmatch(r"[1-9]\d*x[1-9]\d*", value) is not None, "columns x rows, as in 5x5")
 _CHANGES = Rule(list, lambda value: all(isinstance(v, dict) for v in value), "a list, as in [{learning_rate: 1e-4}]")
 _SEEDS = Rule(list, lambda value: value and all(type(v) is int and v >= 0 for v in value), "a list of whole numbers")
@@ -56,7 +57,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("out", "policy", "against", "base", "demos", "unnorm_key"), _TEXT),
     **dict.fromkeys(("greedy", "train_vision"), _SWITCH),
     **dict.fromkeys(("num_envs", "num_workers", "micro_batch_size", "batch_size", "epochs", "iterations"), _COUNT),
-    **dict.fromkeys(("per_point", "episodes", "save_every", "probe_states", "checkpoints"), _COUNT),
+    **dict.fromkeys(("per_point", "max_attempts", "episodes", "save_every", "probe_states", "checkpoints"), _COUNT),
     **dict.fromkeys(("seed", "lora_rank", "warmup_steps", "augmentation", "probe_every", "videos"), _WHOLE),
     **dict.fromkeys(
         ("learning_rate", "gain_learning_rate", "eps", "max_grad_norm", "lora_alpha", "temperature"), _POSITIVE
@@ -66,11 +67,13 @@ RULES: dict[str, Rule] = {
     "seeds": _SEEDS,
     "betas": _BETAS,
     "grid": _GRID,
+    "noise": _SHARE,
     "device": _DEVICE,
     "dtype": _one_of("float32", "bfloat16"),
     "logger": _one_of("tensorboard", "wandb", "trackio", "none"),
     "schedule": _one_of("constant", "cosine"),
     "loss": _one_of("cross_entropy", "openvla"),
+    "normalizer": _one_of("length", "tokens", "episodes"),
     "baseline": _one_of("grid_point", "batch", "one_zero"),
 }
 

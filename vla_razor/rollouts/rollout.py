@@ -99,11 +99,14 @@ def make_vector_env(
 ) -> VectorEnv:
     """The vector environment of a config (`id`, `make`): a pool of CPU workers, or ManiSkill's batch on a GPU.
 
+    `device`: cpu, cuda, or auto for a GPU where there is one.
+
     Raises UserError where a keyword argument is refused or nothing can be rendered.
     """
     make = env_config["make"]
     kwargs: Any = OmegaConf.to_container(make) if OmegaConf.is_config(make) else make
-    where = {"num_workers": num_workers, "device": str(device)}
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    where = {"num_workers": num_workers, "device": found if str(device) == "auto" else str(device)}
     try:
         return gymnasium.make_vec(env_config["id"], num_envs, "vector_entry_point", **where, **kwargs)  # pyright: ignore
     except (ValueError, gymnasium.error.Error) as error:

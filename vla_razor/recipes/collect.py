@@ -1,0 +1,188 @@
+"""`vla-razor collect`: successful demonstrations over a grid of start positions (RL's Razor, Appendix B.2).
+
+At every grid point episodes are run until `per_point` of them succeeded or `max_attempts` times as many were tried,
+one row of the grid after the other in full batches. Only successes are kept; what was attempted at each point is
+reported and written. Every finished row is a file of the store, so that an interrupted collection goes on with the next
+row and ends with the same bytes.
+
+Where it departs from the paper: the demonstrations are of a scripted expert, which disturbs a share of its own steps
+(the labels stay undisturbed), where the paper's are of a pre-trained RT-1; `policy` takes any policy. An episode ends
+at its first success. Attempts at one point differ by their seed: in the robot's joint noise, and, in a task without a
+start area, in the whole start.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from vla_razor.config import scenes
+from vla_razor.errors import UserError
+from vla_razor.policies import Policy
+from vla_razor.policies.load import load_model
+from vla_razor.policies.openvla.policy import OpenVLAPolicy
+from vla_razor.policies.scripted import ScriptedExpert
+from vla_razor.recipes import training
+from vla_razor.rollouts import demonstrations
+from vla_razor.rollouts.demonstrations import FOLDER, Shard, demonstration
+from vla_razor.rollouts.rollout import Episode, VectorEnv, make_vector_env, rollout
+from vla_razor.rollouts.starts import Start, episode_seed, grid_starts, parse_grid
+from vla_razor.runs import Run
+from vla_razor.statistics import wilson
+from vla_razor.videos import enlarged, tiled, write_film, write_picture
+
+SAMPLES, STRIP, PICTURE = 8, 6, 128  # `show`: episodes, frames of each on the sheet, their side in pixels
+
+
+def run(config: DictConfig, run: Run) -> None:
+    """Fills the store in the run's folder; goes on where a resumed run stopped."""
+    if len(scenes(config.env)) != 1:
+        raise UserError(f"env={config.env.name}: collect takes one scene, such as env=pick_can or env=drawer.")
+    run.restore()
+    rows = _rows(config)
+    paths = [run.path / FOLDER / f"row_{index:04d}.h5" for index in range(len(rows))]
+    shards = [demonstrations.read(path) for path in takewhile(Path.exists, paths)]
+    for index, shard in enumerate(shards):
+        run.log(index + 1, **_totals([shard]))
+    wanted = config.per_point * len(rows[0])
+    policy = _policy(config)
+    with (
+        closing(_environments(config)) as envs,
+        training.progress("collect", wanted * len(rows), wanted * len(shards)) as advance,
+    ):
+        for index in range(len(shards), len(rows)):
+            points = _collect_row(envs, policy, rows[index], config, training.generator(config.seed, index), advance)
+            shards.append(_shard(points, config, envs, policy, index, len(rows)))
+            demonstrations.write(paths[index], shards[-1])
+            run.log(index + 1, **_totals(shards[-1:]))
+    run.finish({"demonstrations": _totals(shards), "points": [point for shard in shards for point in shard.points]})
+    _report(Console(), run.path, shards)
+
+
+def show(directory: Path) -> None:
+    """Prints a summary of a store and writes a contact sheet and a film of samples beside it."""
+    console, shards = Console(), demonstrations.read_store(directory)
+    _report(console, directory, shards)
+    kept = [demonstration for shard in shards for demonstration in shard.demonstrations]
+    if not kept:
+        return
+    samples = [kept[index] for index in sorted({round(i) for i in np.linspace(0, len(kept) - 1, SAMPLES)})]
+    strips = [[sample.images[round(t)] for t in np.linspace(0, len(sample.images) - 1, STRIP)] for sample in samples]
+    sheet, film = directory / "plots" / "contact_sheet.png", directory / "videos" / "samples.mp4"
+    write_picture(sheet, tiled([[enlarged(frame, PICTURE) for frame in strip] for strip in strips]))
+    write_film(film, [frame for sample in samples for frame in sample.images], samples[0].control_hz)
+    console.print(f"{sheet}\n{film}", highlight=False)
+
+
+@dataclass
+class _Point:
+    """What was tried at one grid point, and what of it is kept."""
+
+    start: Start
+    attempts: int = 0
+    lost: int = 0
+    kept: list[Episode] = field(default_factory=list)
+
+    def next_starts(self, config: DictConfig) -> list[Start]:
+        missing = min(config.per_point - len(self.kept), config.max_attempts * config.per_point - self.attempts)
+        keys = [(config.seed, self.start.grid_point, self.attempts + index) for index in range(missing)]
+        return [replace(self.start, seed=episode_seed(*key)) for key in keys]
+
+    def add(self, episode: Episode) -> None:
+        self.attempts += 1
+        self.lost += episode.lost
+        if episode.success_once:
+            self.kept.append(episode)
+
+    def facts(self) -> dict[str, Any]:
+        failures = self.attempts - self.lost - len(self.kept)
+        counts = {"attempts": self.attempts, "successes": len(self.kept), "failures": failures, "lost": self.lost}
+        return {"grid_point": self.start.grid_point, "task": self.start.task, "start": self.start.options, **counts}
+
+
+def _rows(config: DictConfig) -> list[list[Start]]:
+    """The rows of the grid: its points with the same x, of one task."""
+    points, (_, length) = grid_starts(config.env, config.grid, 1, config.seed), parse_grid(config.grid)
+    return [points[begin : begin + length] for begin in range(0, len(points), length)]
+
+
+def _policy(config: DictConfig) -> Policy:
+    if config.policy == "scripted":
+        return ScriptedExpert(config.noise)
+    model = load_model(config.policy, device=config.device, dtype=config.dtype)
+    model.config.temperature = config.temperature or model.config.temperature
+    return OpenVLAPolicy(model, config.unnorm_key)
+
+
+def _environments(config: DictConfig) -> VectorEnv:
+    envs = make_vector_env(config.env, config.num_envs, config.num_workers, config.device)
+    if envs.setup.camera.name != config.env.camera:
+        envs.close()
+        raise UserError(f"env.camera={config.env.camera}: the camera of this robot is {envs.setup.camera.name}.")
+    return envs
+
+
+def _collect_row(
+    envs: VectorEnv,
+    policy: Policy,
+    starts: Sequence[Start],
+    config: DictConfig,
+    generator: torch.Generator,
+    advance: Callable[[], None],
+) -> list[_Point]:
+    """Rounds of full batches, each with as many attempts at a point as it still lacks successes."""
+    points = {start.grid_point: _Point(start) for start in starts}
+
+    def note(episode: Episode) -> None:
+        if episode.success_once:
+            advance()
+
+    while attempts := [start for point in points.values() for start in point.next_starts(config)]:
+        episodes, _ = rollout(envs, policy, attempts, stop_at_success=True, generator=generator, progress=note)
+        for episode in episodes:
+            points[episode.start.grid_point].add(episode)
+    return list(points.values())
+
+
+def _shard(
+    points: Sequence[_Point], config: DictConfig, envs: VectorEnv, policy: Policy, index: int, count: int
+) -> Shard:
+    facts = {"control_hz": envs.setup.control_hz, "camera": envs.setup.camera.name, "policy": policy.name}
+    kept = [demonstration(episode, **facts) for point in points for episode in point.kept]
+    return Shard(config.env.make.robot, index, count, [point.facts() for point in points], kept)
+
+
+def _totals(shards: Sequence[Shard]) -> dict[str, Any]:
+    points = [point for shard in shards for point in shard.points]
+    kept = [demonstration for shard in shards for demonstration in shard.demonstrations]
+    counts = {name: sum(point[name] for point in points) for name in ("attempts", "successes", "failures", "lost")}
+    covered = sum(point["successes"] > 0 for point in points)
+    steps = sum(len(demonstration.success) for demonstration in kept)
+    return {"points": len(points), "covered_points": covered, "steps": steps, **counts}
+
+
+def _report(console: Console, folder: Path, shards: Sequence[Shard]) -> None:
+    """Successes of attempts at every grid point, a line for each row, and the totals."""
+    table = Table("task", "row", "successes / attempts at each point", title=f"Demonstrations in {folder}")
+    for shard in shards:
+        cells = [f"{point['successes']}/{point['attempts']}" for point in shard.points]
+        first = shard.points[0]
+        place = f"x = {first['start']['object_xy'][0]:.3f} m" if "object_xy" in first["start"] else str(shard.shard)
+        table.add_row(first["task"], place, "  ".join(f"{cell:>5}" for cell in cells))
+    console.print(table)
+    totals = _totals(shards)
+    rate = wilson(totals["successes"], totals["attempts"] - totals["lost"])
+    console.print(
+        "{successes} episodes, {steps} steps; {covered_points} of {points} grid points covered; "
+        "{attempts} attempts, {failures} failed, {lost} lost".format(**totals),
+        f"({rate['rate']:.0%} succeeded [{rate['low']:.0%}, {rate['high']:.0%}])",
+        highlight=False,
+    )
