@@ -72,7 +72,7 @@ def finite(value: Any) -> Any:
 
 def remove_unfinished(folder: Path) -> None:
     """Delete what an interrupted write left aside, anywhere below `folder`."""
-    for leftover in list(folder.rglob(f"{ASIDE}*")):
+    for leftover in list(folder.rglob(f"*{ASIDE}*")):
         if leftover.is_dir():
             shutil.rmtree(leftover)
         else:

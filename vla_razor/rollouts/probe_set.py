@@ -1,9 +1,9 @@
 """The probe set: what a base policy sees and does on the new task, kept so that any policy's drift is one forward pass.
 
-Forward KL is E_{x ~ task} E_{y ~ base} sum_t KL(base(. | x, y_<t) || tuned(. | x, y_<t)). The states x are those the base
-visits on the new task's grid of start positions, up to its first success; y are the base's own action tokens; the inner KL
-is summed exactly over the 256 action ids, renormalised, which is what both policies sample from. Nothing of it needs the
-simulator again.
+Forward KL is E_{x ~ task} E_{y ~ base} sum_t KL(base(. | x, y_<t) || tuned(. | x, y_<t)). The states x are those the
+base visits on the new task's grid of start positions, up to its first success; y are the base's own action tokens;
+the inner KL is summed exactly over the 256 action ids, renormalised, which is what both policies sample from. Nothing
+of it needs the simulator again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,8 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64, UInt8
-from safetensors import SafetensorError
+from jaxtyping import Float, Float32, Int64, UInt8
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -30,7 +29,7 @@ from vla_razor.files import atomic_folder, full_disk_reported, write_json
 from vla_razor.policies.openvla import OpenVLA
 from vla_razor.policies.openvla.policy import OpenVLAPolicy
 from vla_razor.rollouts.rollout import Episode, VectorEnv, make_vector_env, rollout
-from vla_razor.rollouts.starts import grid_starts
+from vla_razor.rollouts.starts import episode_seed, grid_starts
 
 SCHEMA = 1
 GRID = "10x10"
@@ -91,13 +90,201 @@ def obtain(
 
     Environments are made only where something must be collected and none are given as `envs`.
     """
-    origin = origin_of(base, env_config, states, seed)
+    origin = origin_of(base, env_config, states=states, seed=seed)
     folder = cache_folder() / origin.key
     if (folder / "probe.json").is_file():
-        return load(folder)
-    with closing(envs or make_vector_env(env_config, num_envs, num_workers, base.device)) if envs is None else _Open(
-        envs
-    ) as vector_env:
-        probe = collect(base, vector_env, env_config, origin, unnorm_key=unnorm_key, progress=progress)
-    save_to(probe, folder)
+        return load_from(folder)
+    if envs is None:
+        with closing(make_vector_env(env_config, num_envs, num_workers, base.device)) as own:
+            probe = collect(base, own, env_config, origin, unnorm_key=unnorm_key, progress=progress)
+    else:
+        probe = collect(base, envs, env_config, origin, unnorm_key=unnorm_key, progress=progress)
+    save_to(folder, probe)
     return probe
+
+
+def origin_of(base: OpenVLA, env_config: Mapping[str, Any], *, states: int, seed: int) -> Origin:
+    """What a probe set of these would be made from."""
+    environment = json.dumps([env_config["id"], _plain(env_config["make"]), _plain(env_config["grid"])], sort_keys=True)
+    return Origin(
+        base.fingerprint(), str(env_config["name"]), environment, float(base.config.temperature), seed, states
+    )
+
+
+def collect(
+    base: OpenVLA,
+    envs: VectorEnv,
+    env_config: Mapping[str, Any],
+    origin: Origin,
+    *,
+    unnorm_key: str | None = None,
+    progress: Callable[[Episode], None] | None = None,
+) -> ProbeSet:
+    """Run the base from every point of the grid and keep `origin.states` of the states it visits, drawn without return.
+
+    Raises RunFailed where the simulation died in every episode.
+    """
+    policy, generator = OpenVLAPolicy(base, unnorm_key), torch.Generator().manual_seed(episode_seed(origin.seed))
+    starts = grid_starts(env_config, GRID, 1, origin.seed)
+    episodes, _ = rollout(envs, policy, starts, stop_at_success=True, generator=generator, progress=progress)
+    visited = [(episode, t) for episode in episodes if not episode.lost for t in range(episode.length)]
+    if not visited:
+        raise RunFailed("the simulation died in every episode of the base policy: there are no states to probe.")
+    chosen = torch.randperm(len(visited), generator=generator)[: origin.states].sort().values.tolist()
+    kept = [visited[index] for index in chosen]
+    images = np.stack([episode.images[t] for episode, t in kept])
+    tokens = torch.stack([torch.as_tensor(_tokens(episode)[t]) for episode, t in kept]).long()
+    input_ids = policy.prompt_ids([episode.instruction for episode, _ in kept])
+    time = torch.tensor([t for _, t in kept])
+    log_probs = action_log_probs(base, images, input_ids, tokens)
+    return ProbeSet(images, input_ids, tokens, log_probs, time, origin)
+
+
+@torch.no_grad()
+def action_log_probs(
+    model: OpenVLA,
+    images: UInt8[np.ndarray, "N H W 3"],
+    input_ids: Sequence[Sequence[int]],
+    tokens: Int64[Tensor, "N A"],
+    *,
+    temperature: float | None = None,
+    batch_size: int = 64,
+) -> Float32[Tensor, "N A 256"]:
+    """Teacher-forced log-probabilities over the action ids, in id order, on the CPU.
+
+    `temperature` is the model's own unless given.
+    """
+    temperature = model.config.temperature if temperature is None else temperature
+    parts: list[Tensor] = []
+    for start in range(0, len(images), batch_size):
+        rows = slice(start, start + batch_size)
+        pixels = model.processor.pixel_values(images[rows])
+        logits = model.action_logits(pixels, input_ids[rows], tokens[rows].to(model.device))
+        parts.append(torch.log_softmax(logits.float() / temperature, -1).cpu())
+    return torch.cat(parts)
+
+
+def measure(
+    model: OpenVLA, probe: ProbeSet, *, temperature: float | None = None, batch_size: int = 64
+) -> dict[str, Any]:
+    """How far `model` is from the probe set's base, on the base's states and tokens; nats.
+
+    `temperature` is the model's own unless given. Returned:
+
+    - `per_token`, `per_action`, `sharpening`, `displacement`, `states`: forward KL, the K of summary.json. An action is
+      the sum over its tokens; sharpening + displacement = per_action, and displacement may be negative.
+    - `temperature`: the t* that defines sharpening; below 1 the policy is sharper than its base.
+    - `reverse_kl`, `total_variation`, `l2_distance`: means over tokens, at the same states.
+    - `k1`, `k3`: sampled cross-checks of `per_action`, from the base's tokens, each with its standard error.
+    - `by_position`: forward KL at each of the A tokens; `by_time`: forward KL a token at each control step.
+
+    Raises UserError where the model's action ids are not those of the probe set.
+    """
+    first = model.config.first_action_id
+    chosen = probe.tokens - first
+    if chosen.min() < 0 or chosen.max() >= probe.base_log_probs.shape[-1]:
+        raise UserError(f"the policy's action ids begin at {first}, those of the probe set's base elsewhere: no KL.")
+    base = probe.base_log_probs
+    tuned = action_log_probs(
+        model, probe.images, probe.input_ids, probe.tokens, temperature=temperature, batch_size=batch_size
+    )
+    forward = divergence.forward_kl(base, tuned).double()
+    length = forward.shape[1]
+    split = divergence.sharpening(base, tuned)
+    per_action = float(forward.sum(1).mean())
+    return {
+        "per_token": per_action / length,
+        "per_action": per_action,
+        "sharpening": split.sharpening * length,
+        "displacement": per_action - split.sharpening * length,
+        "states": len(probe),
+        "temperature": split.temperature,
+        "reverse_kl": float(divergence.reverse_kl(base, tuned).mean()),
+        "total_variation": float(divergence.total_variation(base, tuned).mean()),
+        "l2_distance": float(divergence.l2_distance(base, tuned).mean()),
+        "k1": _estimate(divergence.k1, base, tuned, chosen),
+        "k3": _estimate(divergence.k3, base, tuned, chosen),
+        "by_position": forward.mean(0).tolist(),
+        "by_time": _by_time(forward.mean(1), probe.time),
+    }
+
+
+def cache_folder() -> Path:
+    """Where probe sets are kept: `VLA_RAZOR_CACHE`, or `~/.cache/vla_razor`."""
+    return Path(os.environ.get("VLA_RAZOR_CACHE") or Path.home() / ".cache" / "vla_razor") / "probe_sets"
+
+
+def save_to(folder: Path, probe: ProbeSet) -> None:
+    """Write probe.safetensors and probe.json, both or neither.
+
+    Raises UserError where the folder cannot be written, RunFailed where the disk is full.
+    """
+    content = save(
+        {
+            "images": torch.from_numpy(probe.images).contiguous(),
+            "input_ids": torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in probe.input_ids], True, -1),
+            "tokens": probe.tokens.contiguous(),
+            "base_log_probs": probe.base_log_probs.contiguous(),
+            "time": probe.time.contiguous(),
+        }
+    )
+
+    def fill(aside: Path) -> None:
+        (aside / "probe.safetensors").write_bytes(content)
+        checksum = hashlib.sha256(content).hexdigest()
+        write_json(aside / "probe.json", {"schema": SCHEMA, "checksum": checksum, **asdict(probe.origin)})
+
+    try:
+        with full_disk_reported(folder):
+            atomic_folder(folder, fill)
+    except OSError as error:
+        remedy = "set VLA_RAZOR_CACHE to a folder that can be written"
+        raise UserError(f"cannot keep the probe set in {folder}: {error.strerror}; {remedy}.") from error
+
+
+def load_from(folder: Path) -> ProbeSet:
+    """Read what `save_to` wrote. Raises UserError, naming the remedy, where it is damaged or of another version."""
+    try:
+        facts = json.loads((folder / "probe.json").read_text())
+        content = (folder / "probe.safetensors").read_bytes()
+        if facts.pop("schema") != SCHEMA or hashlib.sha256(content).hexdigest() != facts.pop("checksum"):
+            raise ValueError("another schema, or changed since it was written")
+        tensors, origin = load_file(folder / "probe.safetensors"), Origin(**facts)
+        input_ids = [[i for i in ids if i >= 0] for ids in tensors["input_ids"].tolist()]
+        images, log_probs = tensors["images"].numpy(), tensors["base_log_probs"]
+        return ProbeSet(images, input_ids, tensors["tokens"], log_probs, tensors["time"], origin)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        remedy = "Delete the folder; the probe set will be collected again."
+        raise UserError(f"the probe set in {folder} cannot be read: {error}. {remedy}") from error
+
+
+def _tokens(episode: Episode) -> np.ndarray:
+    if episode.tokens is None:
+        raise UserError("a probe set needs a policy that samples action tokens.")
+    return episode.tokens
+
+
+def _estimate(
+    estimator: Callable[[Tensor, Tensor], Tensor],
+    base: Float32[Tensor, "N A 256"],
+    tuned: Float32[Tensor, "N A 256"],
+    chosen: Int64[Tensor, "N A"],
+) -> dict[str, float]:
+    """The sampled estimate of forward KL an action, and its standard error over the states."""
+    log_p, log_q = (x.gather(-1, chosen[..., None])[..., 0] for x in (base, tuned))
+    samples = estimator(log_p, log_q).double().sum(1)
+    error = float(samples.std() / len(samples) ** 0.5) if len(samples) > 1 else float("nan")
+    return {"per_action": float(samples.mean()), "standard_error": error}
+
+
+def _by_time(per_token: Float[Tensor, " N"], time: Int64[Tensor, " N"]) -> list[dict[str, Any]]:
+    steps = time.unique().tolist()
+    groups = [(step, per_token[time == step]) for step in steps]
+    return [{"time": step, "states": len(values), "per_token": float(values.mean())} for step, values in groups]
+
+
+def _plain(value: Any) -> Any:
+    """Without OmegaConf's containers."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, Sequence) and not isinstance(value, str) else value
