@@ -8,6 +8,7 @@ from mani_skill.agents.registration import register_agent
 from mani_skill.agents.robots.panda.panda import Panda
 from mani_skill.utils import sapien_utils
 from sapien.wrapper.articulation_builder import ArticulationBuilder
+from torch import Tensor
 
 from .controller import EndEffectorDeltaConfig, GripperClosednessConfig
 
@@ -43,6 +44,10 @@ class EmbeddedPanda(Panda):
         # Closed is slightly negative so that a thin handle is still gripped with force.
         gripper = GripperClosednessConfig(self.gripper_joint_names, lower=-0.01, upper=0.04, **grip)
         return {"ee_delta": {"arm": arm, "gripper": gripper}}
+
+    def set_action(self, action: Tensor) -> None:
+        """Hands the action [N, 7] to the controller; the faces have checked it."""
+        self.controller.set_action(action)
 
     def _load_articulation(self, initial_pose: sapien.Pose | None = None) -> None:
         loader = self.scene.create_urdf_loader()

@@ -1,0 +1,241 @@
+"""The tasks on real physics: the controller, the success rules, exact starts, determinism, and what bad input gets."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from mani_skill.utils.structs import Pose
+from scipy.spatial.transform import Rotation
+
+import vla_razor_envs  # noqa: F401
+from vla_razor.policies.scripted import ScriptedExpert
+from vla_razor_envs.controller import displaced
+
+pytestmark = pytest.mark.slow
+CLOSE, OPEN = 1.0, -1.0
+DRAWER_TASKS = [f"{verb}_{drawer}_drawer" for verb in ("open", "close") for drawer in ("top", "middle", "bottom")]
+POSES = ("tcp_pose", "object_pose", "target_pose")
+
+
+@pytest.fixture(scope="module")
+def can() -> Iterator[gymnasium.Env]:
+    env = gymnasium.make("vla_razor/PickCan-v1")
+    yield env
+    env.close()
+
+
+@pytest.fixture(scope="module")
+def drawer() -> Iterator[gymnasium.Env]:
+    env = gymnasium.make("vla_razor/Drawer-v1", task="open_middle_drawer")
+    yield env
+    env.close()
+
+
+def solve(env: gymnasium.Env, seed: int, options: dict[str, Any], noise: float = 0.0) -> tuple[list[bool], dict[str, Any]]:
+    """Runs the expert until the first success or the horizon; returns `terminated` of every step and the last info."""
+    expert, generator = ScriptedExpert(noise), torch.Generator().manual_seed(seed)
+    observation, info = env.reset(seed=seed, options=options)
+    flags, truncated = [], False
+    while not truncated and not any(flags):
+        action = expert.act(observation["image"][None], [info["instruction"]], [info], generator).actions[0]
+        observation, reward, terminated, truncated, info = env.step(action)
+        assert reward == float(terminated) == float(info["success"])
+        flags.append(terminated)
+    return flags, info
+
+
+def move(env: gymnasium.Env, delta: list[float], gripper: float = OPEN, steps: int = 1) -> dict[str, Any]:
+    for _ in range(steps):
+        info = env.step(np.array([*delta, gripper], np.float32))[-1]
+    return info
+
+
+def test_observation_and_info_are_what_the_interface_says(can: gymnasium.Env, drawer: gymnasium.Env) -> None:
+    for env, extra in ((can, {"is_grasped", "consecutive_grasp", "lifted_object", "lifted_object_significantly"}), (drawer, {"drawer_qpos"})):
+        observation, info = env.reset(seed=3)
+        assert env.observation_space.contains(observation)
+        assert observation["image"].shape == (64, 64, 3) and observation["image"].std() > 10
+        assert env.action_space.shape == (7,) and env.action_space.dtype == np.float32
+        assert {"instruction", "success", *POSES, *extra} <= info.keys()
+        for name in POSES:
+            assert info[name].shape == (7,) and np.isclose(np.linalg.norm(info[name][3:]), 1, atol=1e-5)
+        np.testing.assert_allclose(observation["proprioception"][:7], info["tcp_pose"])
+        again = env.step(np.zeros(7, np.float32))[-1]
+        assert again.keys() == info.keys()
+
+
+@pytest.mark.parametrize("axis", range(3))
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_translation_moves_the_tcp_along_the_base_axes(can: gymnasium.Env, axis: int, sign: int) -> None:
+    before = can.reset(seed=0, options={"object_xy": (0.62, -0.15)})[1]["tcp_pose"]
+    delta = np.zeros(6)
+    delta[axis] = sign * 0.04
+    after = move(can, [*delta])["tcp_pose"]
+    np.testing.assert_allclose(after[:3] - before[:3], delta[:3], atol=6e-3)
+
+
+@pytest.mark.parametrize("axis", range(3))
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_rotation_is_axis_angle_in_the_base_frame_with_the_right_sign(can: gymnasium.Env, axis: int, sign: int) -> None:
+    before = can.reset(seed=0, options={"object_xy": (0.62, -0.15)})[1]["tcp_pose"]
+    delta = np.zeros(6)
+    delta[3 + axis] = sign * 0.15
+    after = move(can, [*delta])["tcp_pose"]
+    turned = Rotation.from_quat(after[[4, 5, 6, 3]]) * Rotation.from_quat(before[[4, 5, 6, 3]]).inv()
+    np.testing.assert_allclose(turned.as_rotvec(), delta[3:], atol=0.03)
+    np.testing.assert_allclose(after[:3], before[:3], atol=6e-3)
+
+
+@given(arrays(np.float64, 6, elements=st.floats(-1, 1)), arrays(np.float64, 4, elements=st.floats(-1, 1)))
+def test_a_displacement_is_scipys_left_multiplied_rotation_vector(delta: np.ndarray, quaternion: np.ndarray) -> None:
+    assume(np.linalg.norm(quaternion) > 0.1)
+    start = Rotation.from_quat(quaternion)
+    wxyz = np.roll(start.as_quat(), 1)
+    pose = Pose.create_from_pq(torch.tensor([[0.1, 0.2, 0.3]]), torch.tensor(wxyz[None], dtype=torch.float32))
+    moved = displaced(pose, torch.tensor(delta[None], dtype=torch.float32))
+    turned = Rotation.from_quat(np.roll(moved.q[0].numpy(), -1))
+    assert (turned * (Rotation.from_rotvec(delta[3:]) * start).inv()).magnitude() < 2e-3
+    np.testing.assert_allclose(moved.p[0].numpy(), np.array([0.1, 0.2, 0.3]) + delta[:3], atol=1e-6)
+
+
+def test_the_gripper_closes_on_plus_one(can: gymnasium.Env) -> None:
+    can.reset(seed=0)
+    assert move(can, [0] * 6, CLOSE, steps=3)["gripper_position"] < 0.005
+    assert move(can, [0] * 6, OPEN, steps=3)["gripper_position"] > 0.035
+    assert move(can, [0] * 6, 0.0, steps=3)["gripper_position"] == pytest.approx(0.015, abs=0.004)
+
+
+def test_actions_beyond_the_box_are_clipped(can: gymnasium.Env) -> None:
+    ends = []
+    for length in (0.07, 5.0):
+        can.reset(seed=4)
+        ends.append(move(can, [0, 0, length, 0, 0, 0])["tcp_pose"])
+    np.testing.assert_array_equal(*ends)
+
+
+@pytest.mark.parametrize("orientation", ["upright", "lr_switch", "laid_vertically"])
+def test_the_expert_picks_the_can_in_every_orientation(can: gymnasium.Env, orientation: str) -> None:
+    for seed in range(4):
+        flags, info = solve(can, seed, {"orientation": orientation})
+        assert flags[-1] and info["is_grasped"] and info["lifted_object"]
+
+
+@pytest.mark.parametrize("task", DRAWER_TASKS)
+def test_the_expert_solves_every_drawer_task(drawer: gymnasium.Env, task: str) -> None:
+    for seed in range(3):
+        flags, info = solve(drawer, seed, {"task": task})
+        assert flags[-1] and info["instruction"] == task.replace("_", " ")
+        moved = info["drawer_qpos"][["top", "middle", "bottom"].index(task.split("_")[1])]
+        assert moved >= 0.09 if task.startswith("open") else moved <= 0.03
+
+
+def test_a_closing_task_starts_open_and_an_opening_task_closed(drawer: gymnasium.Env) -> None:
+    np.testing.assert_allclose(drawer.reset(seed=0, options={"task": "close_bottom_drawer"})[1]["drawer_qpos"], [0, 0, 0.12], atol=1e-6)
+    np.testing.assert_allclose(drawer.reset(seed=0, options={"task": "open_bottom_drawer"})[1]["drawer_qpos"], 0, atol=1e-6)
+
+
+def test_opening_another_drawer_is_no_success(drawer: gymnasium.Env) -> None:
+    expert, generator = ScriptedExpert(), torch.Generator()
+    _, info = drawer.reset(seed=0, options={"task": "open_top_drawer"})
+    for _ in range(15):
+        bottom = info["target_pose"].copy()
+        bottom[0] += info["drawer_qpos"][0] - info["drawer_qpos"][2]
+        bottom[2] -= 0.26
+        action = expert.act(np.zeros(0), ["open bottom drawer"], [{**info, "target_pose": bottom}], generator).actions[0]
+        _, _, terminated, _, info = drawer.step(action)
+        assert not terminated
+    assert info["drawer_qpos"][2] > 0.09
+
+
+def test_touching_the_can_without_lifting_is_no_success(can: gymnasium.Env) -> None:
+    expert, generator = ScriptedExpert(), torch.Generator()
+    _, info = can.reset(seed=1, options={"orientation": "upright"})
+    while not info["is_grasped"]:
+        info = can.step(expert.act(np.zeros(0), [info["instruction"]], [info], generator).actions[0])[-1]
+    info = move(can, [0] * 6, CLOSE, steps=6)
+    assert info["is_grasped"] and info["consecutive_grasp"] and not info["lifted_object"] and not info["success"]
+
+
+def test_an_early_drop_loses_success_and_a_sustained_lift_keeps_it(can: gymnasium.Env) -> None:
+    for held_steps, kept in ((0, False), (5, True)):
+        flags, _ = solve(can, 2, {"orientation": "upright"})
+        assert flags[-1]
+        if held_steps:
+            move(can, [0, 0, 0.05, 0, 0, 0], CLOSE, steps=held_steps)
+        assert move(can, [0] * 6, OPEN, steps=5)["success"] is kept
+
+
+def test_stepping_on_after_success_and_after_the_horizon_is_allowed(can: gymnasium.Env) -> None:
+    can.reset(seed=0)
+    truncations = [can.step(np.zeros(7, np.float32))[3] for _ in range(22)]
+    assert truncations == [False] * 19 + [True] * 3
+
+
+def test_exact_starts(can: gymnasium.Env, drawer: gymnasium.Env) -> None:
+    for orientation, z in (("upright", 0.055), ("lr_switch", 0.027), ("laid_vertically", 0.027)):
+        pose = can.reset(seed=5, options={"object_xy": (0.5, -0.1), "orientation": orientation})[1]["object_pose"]
+        np.testing.assert_allclose(pose[:3], [0.5, -0.1, z], atol=1e-3)
+        axis = np.abs(Rotation.from_quat(pose[[4, 5, 6, 3]]).apply([1, 0, 0]))
+        assert axis.argmax() == {"upright": 2, "lr_switch": 1, "laid_vertically": 0}[orientation]
+    handles = {s: drawer.reset(seed=0, options={"station": s})[1]["target_pose"] for s in ("a0", "b1", "c2")}
+    np.testing.assert_allclose(handles["b1"][:2] - handles["a0"][:2], [-0.02, -0.05], atol=1e-5)
+    np.testing.assert_allclose(handles["c2"][:2] - handles["b1"][:2], [-0.02, -0.05], atol=1e-5)
+
+
+def test_seeded_starts_cover_the_area_and_differ(can: gymnasium.Env) -> None:
+    places = np.array([can.reset(seed=seed)[1]["object_pose"][:2] for seed in range(60)])
+    assert ((places >= [0.42, -0.15]) & (places <= [0.62, 0.15])).all()
+    assert (places.min(0) < [0.45, -0.1]).all() and (places.max(0) > [0.59, 0.1]).all()
+
+
+@pytest.mark.parametrize("task", ["pick", "drawer"])
+def test_same_seed_and_actions_give_the_same_bits(can: gymnasium.Env, drawer: gymnasium.Env, task: str) -> None:
+    env = can if task == "pick" else drawer
+
+    def episode(env: gymnasium.Env) -> list[np.ndarray]:
+        draw = np.random.default_rng(7)
+        observation, info = env.reset(seed=11)
+        seen = [observation["image"], observation["proprioception"], info["object_pose"]]
+        for _ in range(8):
+            observation, _, _, _, info = env.step(draw.uniform(-0.1, 0.1, 7).astype(np.float32))
+            seen += [observation["image"], observation["proprioception"], info["object_pose"]]
+        return seen
+
+    first = episode(env)
+    env.reset(seed=99)
+    move(env, [0.03, 0, -0.05, 0, 0, 0], steps=4)
+    fresh = gymnasium.make(env.spec)  # type: ignore[arg-type]
+    for other in (episode(env), episode(fresh)):
+        assert all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+    fresh.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"object_xy": (0.5,)}, "object_xy"),
+        ({"object_xy": (0.5, float("nan"))}, "object_xy"),
+        ({"orientation": "sideways"}, "upright"),
+        ({"colour": "red"}, "object_xy, orientation"),
+    ],
+)
+def test_bad_reset_options_say_what_was_expected(can: gymnasium.Env, options: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        can.reset(seed=0, options=options)
+
+
+def test_bad_arguments_and_actions_say_what_was_expected(can: gymnasium.Env) -> None:
+    with pytest.raises(ValueError, match="expected one of panda"):
+        gymnasium.make("vla_razor/PickCan-v1", robot="pr2")
+    with pytest.raises(ValueError, match="open_top_drawer"):
+        gymnasium.make("vla_razor/Drawer-v1", task="open_fridge")
+    can.reset(seed=0)
+    for action in (np.zeros(6), np.full(7, np.nan)):
+        with pytest.raises(ValueError, match="seven finite numbers"):
+            can.step(action)
