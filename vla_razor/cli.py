@@ -4,6 +4,8 @@ Exit status: 0 done; 1 a run failed or a check did not hold; 2 bad input; 130 in
 """
 
 import importlib
+import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -144,10 +146,21 @@ def _launch(verb: str, arguments: list[str] | None, show: bool) -> None:
         from vla_razor.runs import Run
 
         with Run.create(settings.out, settings, verb) as run:
-            _execute(run)
+            try:
+                _execute(run)
+            except UserError:
+                _remove_unused(run.path)
+                raise
+
+
+def _remove_unused(folder: Path) -> None:
+    """A run that was refused before it did anything leaves no folder behind."""
+    if {entry.name for entry in folder.iterdir()} <= {"config.yaml", ".lock"}:
+        shutil.rmtree(folder)
 
 
 def _execute(run: "Run") -> None:
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch's idle threads must leave the cores to the simulation
     recipe = importlib.import_module(RECIPES[run.config.verb])
     try:
         recipe.run(run.config, run)

@@ -88,8 +88,8 @@ def verbs() -> list[str]:
 def compose(verb: str, overrides: Iterable[str] = ()) -> DictConfig:
     """The configuration of `verb` under `overrides` ("key=value", a later one wins), with `out` filled in.
 
-    An experiment may hold keys of several verbs; each verb takes its own. A key named like a verb (in `demo`) holds
-    settings for that verb.
+    An experiment may hold keys of several verbs; each verb takes those it knows, and what stands under its own name.
+    In `demo`, a key named like a verb holds that verb's settings.
 
     Raises `UserError` for an unknown key, environment or experiment, and for a value of the wrong type or out of range.
     """
@@ -97,7 +97,7 @@ def compose(verb: str, overrides: Iterable[str] = ()) -> DictConfig:
     groups = {group: values.pop(group) for group in GROUPS if group in values}
     config = _compose_files(verb, groups)
     for section in [key for key in config if key in verbs()]:
-        config[section] = _section(section, config[section])
+        config[section] = _section(section, config[section], groups)
     for key, text in values.items():
         _assign(config, verb, key, text)
     if config.get("out", "given") is None:
@@ -155,19 +155,22 @@ def _compose_files(verb: str, groups: dict[str, str]) -> DictConfig:
     with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         plain = hydra.compose(verb, [f"env={groups['env']}"] if "env" in groups else [])
         config = hydra.compose(verb, [f"{group}={name}" for group, name in groups.items()])
+    OmegaConf.set_struct(config, False)
     for key in [key for key in config if key not in plain]:
-        OmegaConf.set_struct(config, False)
-        del config[key]
+        section = config.pop(key)
+        if key == verb:
+            config.merge_with(section)
     OmegaConf.set_struct(config, True)
     return config
 
 
-def _section(verb: str, settings: DictConfig) -> DictConfig:
+def _section(verb: str, settings: DictConfig, groups: dict[str, str]) -> DictConfig:
     """The verb's own keys under `settings`; what all verbs share stays with the verb that runs it."""
-    section = _compose_files(verb, {"env": settings.env} if "env" in settings else {})
-    shared = {"verb", *common_keys()} | (set() if "env" in settings else {"env"})
+    env = {"env": settings.env} if "env" in settings else {}
+    section = _compose_files(verb, groups | env)
+    shared = {"verb", *common_keys()} | ({"env"} - env.keys())
     own = OmegaConf.create({key: value for key, value in section.items() if key not in shared}, flags={"struct": True})
-    own.merge_with({key: value for key, value in settings.items() if key != "env"})
+    own.merge_with({key: value for key, value in settings.items() if key not in (*shared, "env")})
     return own
 
 
@@ -210,6 +213,7 @@ def _parse(text: str, rule: Rule) -> Any:
     if text == "null":
         return None
     if rule.type is str:
+        text = text.replace("${", "\\${")
         return text[1:-1] if len(text) >= 2 and text[0] == text[-1] and text[0] in "'\"" else text
     try:
         override = OverridesParser.create().parse_override(f"key={text}")

@@ -1,0 +1,103 @@
+"""The command line: both forms of a setting, exit statuses, one message, and a light start."""
+
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from vla_razor import cli, config
+from vla_razor.errors import RunFailed, UserError
+
+HEAVY = ("torch", "mani_skill", "sapien", "transformers", "h5py", "matplotlib", "scipy")
+runner = CliRunner()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--env", "drawer"], ["env=drawer"]),
+        (["--env=drawer", "seed=3"], ["env=drawer", "seed=3"]),
+        (["--per-point", "5", "grid=2x2", "--out", "a=b"], ["per_point=5", "grid=2x2", "out=a=b"]),
+        (["--seed", "-1"], ["seed=-1"]),
+        (["--env.make.robot", "panda"], ["env.make.robot=panda"]),
+        (["--greedy", "seed=1"], ["greedy=true", "seed=1"]),
+        (["--greedy", "false"], ["greedy=false"]),
+        (["--train-vision"], ["train_vision=true"]),
+    ],
+)
+def test_both_forms_become_one(arguments: list[str], expected: list[str]) -> None:
+    assert cli.overrides(arguments) == expected
+
+
+@pytest.mark.parametrize("verb", config.verbs())
+def test_both_forms_compose_the_same(verb: str) -> None:
+    flags = runner.invoke(cli.app, [verb, "--show", "--env", "drawer", "--seed=3", "--out", "x", "--num-envs", "4"])
+    pairs = runner.invoke(cli.app, [verb, "out=x", "seed=9", "env=drawer", "num_envs=4", "seed=3", "--show"])
+    assert flags.exit_code == pairs.exit_code == 0, flags.output
+    assert flags.stdout == pairs.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rl", "--env"], "--env needs a value"),
+        (["rl", "--env", "--seed", "1"], "--env needs a value"),
+        (["rl", "-e", "drawer"], "cannot read '-e'"),
+        (["rl", "pick_can"], "cannot read 'pick_can'"),
+        (["rl", "--env", "pick_cam"], "unknown env 'pick_cam'"),
+        (["sft", "--lerning-rate", "1"], "unknown key 'lerning_rate'"),
+        (["collect", "show"], "collect show takes one folder"),
+        (["resume", "/nowhere"], "holds no run"),
+    ],
+)
+def test_bad_arguments_exit_2_with_one_message(arguments: list[str], message: str) -> None:
+    result = runner.invoke(cli.app, arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stderr.count("vla-razor:") == 1
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "message"),
+    [
+        (UserError("no such thing"), 2, "vla-razor: no such thing\n"),
+        (RunFailed("the loss is nan"), 1, "vla-razor: the loss is nan\n"),
+        (KeyboardInterrupt(), 130, "vla-razor: interrupted; go on with: vla-razor resume {out}\n"),
+    ],
+)
+def test_a_recipes_end_becomes_the_exit_status(monkeypatch, tmp_path, raised, status, message) -> None:
+    class Recipe:
+        @staticmethod
+        def run(config, run):
+            raise raised
+
+    monkeypatch.setitem(sys.modules, "vla_razor.recipes.sft", Recipe)
+    out = tmp_path / "run"
+    result = runner.invoke(cli.app, ["sft", f"out={out}"])
+    assert result.exit_code == status
+    assert result.stderr == message.format(out=out)
+    assert out.exists() == (status != 2), "only a refused run leaves nothing behind"
+
+
+def test_help_and_bad_input_import_nothing_heavy() -> None:
+    code = f"""
+import sys
+from vla_razor.cli import app
+for arguments in (["--help"], ["rl", "--help"], ["rl", "--env", "nowhere"], ["demo", "--show"]):
+    try:
+        app(arguments)
+    except SystemExit:
+        pass
+print([name for name in {HEAVY} if name in sys.modules])
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_help_names_every_key() -> None:
+    result = runner.invoke(cli.app, ["rl", "--help"])
+    assert result.exit_code == 0
+    for key in config.compose("rl"):
+        assert key in ("env", "verb") or f"{key}=" in result.stdout

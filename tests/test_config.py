@@ -1,0 +1,113 @@
+"""The composed configuration: what is known, what is refused, and in which words."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from vla_razor import config
+from vla_razor.errors import UserError
+
+
+@pytest.mark.parametrize("verb", config.verbs())
+def test_every_verb_composes(verb: str) -> None:
+    settings = config.compose(verb)
+    assert settings.verb == verb
+    assert settings.out.startswith(f"runs/{verb}-pick_can-")
+    assert OmegaConf.create(config.to_yaml(settings)) == settings
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (config.CONFIG_DIR / "env").glob("*.yaml")))
+def test_every_environment_composes(name: str) -> None:
+    settings = config.compose("eval", [f"env={name}"])
+    scenes = config.scenes(settings.env)
+    assert settings.env.name == name
+    assert all("vla_razor/" in scene.id for scene in scenes)
+    assert sum(len(scene.tasks) for scene in scenes) == {"all": 7, "drawer": 6}.get(name, 1)
+
+
+def test_every_default_obeys_its_rule() -> None:
+    for verb in config.verbs():
+        settings = config.compose(verb)
+        for key, rule in config.RULES.items():
+            value = (
+                OmegaConf.to_container(settings[key]) if OmegaConf.is_config(settings.get(key)) else settings.get(key)
+            )
+            assert value is None or rule.holds(value), f"{verb}: {key}={value}, expected {rule.expected}"
+
+
+def test_a_later_override_wins() -> None:
+    settings = config.compose("sft", ["seed=1", "env=drawer", "seed=2", "env=pick_can"])
+    assert (settings.seed, settings.env.name) == (2, "pick_can")
+
+
+@pytest.mark.parametrize(
+    "path", ["/a b/c=d~e,f", "runs/sft-pick_can-1", "openvla/openvla-7b", "C:\\x", "it's", "12", "[a]", "${x}"]
+)
+def test_any_path_needs_no_quoting(path: str) -> None:
+    assert config.compose("eval", [f"policy={path}"]).policy == path
+
+
+def test_values_take_their_type() -> None:
+    settings = config.compose("rl", ["learning_rate=1", "betas=[0.8,0.9]", "gain_learning_rate=null", "policy='a b'"])
+    assert settings.learning_rate == 1
+    assert list(settings.betas) == [0.8, 0.9]
+    assert settings.gain_learning_rate is None
+    assert settings.policy == "a b"
+
+
+@pytest.mark.parametrize(
+    ("verb", "override", "message"),
+    [
+        ("sft", "lerning_rate=1", "unknown key 'lerning_rate' for sft. Did you mean learning_rate"),
+        ("sft", "verb=rl", "unknown key 'verb' for sft."),
+        ("sft", "env.make.robt=panda", "Did you mean env.make.robot"),
+        ("demo", "sft.epoch=3", "Did you mean sft.epochs"),
+        ("sft", "+new=1", "unknown key '+new'"),
+        ("sft", "foo", "expected key=value"),
+        ("rl", "env=pick_cam", "unknown env 'pick_cam'. Did you mean pick_can?"),
+        ("rl", "env=pick_can,drawer", "unknown env 'pick_can,drawer'"),
+        ("rl", "experiment=nothing", "unknown experiment 'nothing'"),
+        ("rl", "learning_rate=abc", "bad value learning_rate=abc: expected a number above 0."),
+        ("rl", "learning_rate=-1", "bad value learning_rate=-1"),
+        ("rl", "learning_rate=nan", "bad value learning_rate=nan"),
+        ("rl", "learning_rate=null", "bad value learning_rate=null"),
+        ("rl", "learning_rate=1e-3,1e-4", "bad value learning_rate=1e-3,1e-4"),
+        ("rl", "seed=1.5", "expected a whole number, at least 0."),
+        ("rl", "seed=true", "expected a whole number, at least 0."),
+        ("rl", "iterations=0", "expected a whole number, at least 1."),
+        ("rl", "train_vision=1", "expected true or false."),
+        ("rl", "baseline=mean", "expected grid_point | batch | one_zero."),
+        ("rl", "grid=5by5", "expected columns x rows, as in 5x5."),
+        ("rl", "betas=[0.9]", "expected two numbers in [0, 1)"),
+        ("rl", "device=tpu", "expected auto | cpu | cuda | cuda:N."),
+        ("rl", "env.make.image_size=3", "expected a list"),
+        ("rl", "env.make=3", "expected a mapping"),
+        ("demo", "sft_runs=[1]", "expected a list, as in [{learning_rate: 1e-4}]"),
+    ],
+)
+def test_bad_overrides_are_refused(verb: str, override: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        config.compose(verb, [override])
+    assert message in str(error.value)
+
+
+def test_sections_hold_a_verbs_own_keys() -> None:
+    settings = config.compose("demo", ["sft.learning_rate=1e-3"])
+    assert settings.sft.learning_rate == 1e-3
+    assert settings.sft.batch_size == config.compose("sft").batch_size
+    assert "seed" not in settings.sft
+    assert settings.eval.env.name == "all"
+
+
+@pytest.mark.parametrize("path", sorted((config.CONFIG_DIR / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
+def test_an_experiment_gives_each_verb_its_own_keys(path) -> None:
+    for verb in config.verbs():
+        plain, changed = config.compose(verb), config.compose(verb, [f"experiment={path.stem}"])
+        assert changed.keys() == plain.keys()
+
+
+def test_describe_lists_every_own_key_once() -> None:
+    lines = config.describe("sft").splitlines()
+    names = [line.partition("=")[0] for line in lines]
+    own = [str(key) for key in config.compose("sft") if key not in ("env", "verb")]
+    assert sorted(names) == sorted(own)
+    assert "learning_rate=3e-4" in [line.split()[0] for line in lines]

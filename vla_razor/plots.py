@@ -1,0 +1,206 @@
+"""Every figure: data in, a PNG out. Rates are drawn with their 95% Wilson intervals."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from vla_razor.files import atomic_write
+from vla_razor.statistics import Rate, wilson
+
+COLOURS = {"base": "#7f7f7f", "sft": "#d55e00", "rl": "#0072b2"}
+NAMES = {"base": "base", "sft": "SFT", "rl": "REINFORCE"}
+MARKERS = {"base": "*", "sft": "s", "rl": "o"}
+STYLE: dict[Any, Any] = {
+    "font.size": 9.5,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+}
+
+
+class Curve(NamedTuple):
+    """A training run: its method (sft | rl), its name in the legend and the rows of its metrics.jsonl."""
+
+    method: str
+    name: str
+    rows: Sequence[Mapping[str, Any]]
+
+
+class Point(NamedTuple):
+    """A policy: how far it moved (forward KL in nats an action) and what it can do.
+
+    `displacement` is the part of the forward KL that a change of temperature does not account for, `run` names the
+    training run and `last` says whether this is where it ended.
+    """
+
+    method: str
+    run: str
+    forward_kl: float
+    displacement: float
+    new: Rate
+    prior: Rate
+    last: bool = True
+
+
+def learning_curves(path: Path, curves: Sequence[Curve], episodes: int) -> None:
+    """REINFORCE's success on what it learns from (`episodes` an iteration), SFT's loss, and the drift of both."""
+    with _figure(path, 1, 3, (11.5, 3.4)) as axes:
+        success, loss, drift = axes
+        for curve in curves:
+            colour = COLOURS[curve.method]
+            if curve.method == "rl":
+                steps, rates = _column(curve.rows, "success")
+                _rate_band(success, steps, rates, episodes, colour, curve.name)
+            else:
+                steps, values = _column(curve.rows, "loss")
+                loss.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
+                loss.plot(steps, _smooth(values, 15), color=colour, label=curve.name)
+            steps, values = _column(curve.rows, "forward_kl_per_action")
+            done = 100 * np.append(0, steps) / max(1, curve.rows[-1]["step"])
+            drift.plot(done, np.append(0, values), color=colour, marker=".", label=curve.name)
+        _percent(success, "success on the training grid")
+        success.set(title="REINFORCE", xlabel="iteration")
+        loss.set(title="SFT", xlabel="update", ylabel="cross-entropy (nats a token)")
+        drift.set(title="Drift from the base", xlabel="training done (%)", ylabel="forward KL (nats an action)")
+        drift.set_ylim(bottom=0)
+        for axis in axes:
+            axis.legend(loc="best")
+
+
+def success_against_kl(path: Path, points: Sequence[Point]) -> None:
+    """What each policy can do against how far it moved: the new task, and the mean over the prior tasks."""
+    with _figure(path, 1, 2, (9, 3.8)) as axes:
+        labels = {"new": "new-task success", "prior": "prior tasks, mean success"}
+        for axis, (field, label) in zip(axes, labels.items(), strict=True):
+            for point in points:
+                _rate_point(axis, point.forward_kl, getattr(point, field), point)
+            _join_runs(axis, points, "forward_kl", field)
+            _percent(axis, label)
+            axis.set(xlabel="forward KL on the new task (nats an action)")
+        axes[0].set_title("Learned")
+        axes[1].set_title("Kept")
+        _legend(axes[0], points)
+
+
+def retention_bars(path: Path, policies: Mapping[str, Mapping[str, Rate]]) -> None:
+    """Success task by task, a bar for each policy (base | sft | rl); the first task is the new one."""
+    tasks = list(next(iter(policies.values())))
+    width = 0.8 / len(policies)
+    with _figure(path, 1, 1, (1.5 * len(tasks) + 1, 3.8)) as (axis,):
+        for index, (method, rates) in enumerate(policies.items()):
+            places = np.arange(len(tasks)) + (index - (len(policies) - 1) / 2) * width
+            values = np.array([rates[task]["rate"] for task in tasks])
+            axis.bar(places, values, 0.92 * width, color=COLOURS[method], label=NAMES[method])
+            whiskers = _whiskers([rates[task] for task in tasks])
+            axis.errorbar(places, values, whiskers, fmt="none", ecolor="#333333", capsize=2, linewidth=1)
+        axis.axvline(0.5, color="#999999", linestyle=":", linewidth=1)
+        axis.set_xticks(range(len(tasks)), [task.replace("_drawer", "").replace("_", " ") for task in tasks])
+        axis.grid(axis="x", visible=False)
+        axis.set_title("New task, then what the base could do before")
+        _percent(axis, "success")
+        axis.legend(ncols=len(policies), loc="upper center", bbox_to_anchor=(0.5, -0.1))
+
+
+def forgetting(path: Path, points: Sequence[Point], base: Rate) -> None:
+    """Prior success lost against forward KL, and against its displacement alone: does either order the runs?"""
+    with _figure(path, 1, 2, (9, 3.8)) as axes:
+        for axis, field in zip(axes, ("forward_kl", "displacement"), strict=True):
+            for point in points:
+                lost = {**point.prior, "rate": base["rate"] - point.prior["rate"]}
+                lost["low"], lost["high"] = base["rate"] - point.prior["high"], base["rate"] - point.prior["low"]
+                _rate_point(axis, getattr(point, field), Rate(**lost), point)
+            axis.axhline(0, color="#999999", linewidth=1)
+            axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+            axis.set(xlabel=f"{field.replace('_kl', ' KL')} on the new task (nats an action)")
+        axes[0].set(title="Forgetting against forward KL", ylabel="prior success lost (base - tuned)")
+        axes[1].set(title="... and without the sharpening")
+        _legend(axes[0], points)
+
+
+@contextmanager
+def _figure(path: Path, rows: int, columns: int, size: tuple[float, float]) -> Iterator[list[Axes]]:
+    """Axes to draw on; the figure is written to `path` at the end."""
+    with plt.rc_context(STYLE):
+        figure: Figure
+        figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+        try:
+            yield list(axes.flat)
+            atomic_write(path, lambda file: figure.savefig(file, format="png", dpi=160))
+        finally:
+            plt.close(figure)
+
+
+def _column(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of the rows that have `name`."""
+    pairs = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+    steps, values = zip(*pairs, strict=True) if pairs else ((), ())
+    return np.array(steps, float), np.array(values, float)
+
+
+def _smooth(values: np.ndarray, width: int) -> np.ndarray:
+    """A centred running mean whose window shrinks at the ends."""
+    ends = [(max(0, i - width // 2), min(len(values), i + width // 2 + 1)) for i in range(len(values))]
+    return np.array([values[low:high].mean() for low, high in ends])
+
+
+def _rate_band(axis: Axes, steps: np.ndarray, rates: np.ndarray, episodes: int, colour: str, name: str) -> None:
+    """A success curve over windows of five iterations, with the interval of the episodes pooled in each."""
+    windows = [slice(start, start + 5) for start in range(0, len(rates), 5)]
+    pooled = [wilson(round(rates[window].sum() * episodes), len(rates[window]) * episodes) for window in windows]
+    middles = [steps[window].mean() for window in windows]
+    low, high = [rate["low"] for rate in pooled], [rate["high"] for rate in pooled]
+    axis.plot(steps, rates, color=colour, alpha=0.25, linewidth=0.8)
+    axis.plot(middles, [rate["rate"] for rate in pooled], color=colour, label=name)
+    axis.fill_between(middles, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def _rate_point(axis: Axes, x: float, rate: Rate, point: Point) -> None:
+    """A marker with its whisker; checkpoints on the way are small and pale."""
+    size, alpha = (11 if point.method == "base" else 6.5, 1.0) if point.last else (4, 0.45)
+    axis.errorbar(
+        [x], [rate["rate"]], _whiskers([rate]), fmt=MARKERS[point.method], color=COLOURS[point.method],
+        markersize=size, alpha=alpha, capsize=2 if point.last else 0, elinewidth=1, zorder=3 if point.last else 2,
+    )  # fmt: skip
+
+
+def _join_runs(axis: Axes, points: Sequence[Point], x: str, y: str) -> None:
+    """A thin line from the base through the checkpoints of each run."""
+    base = [point for point in points if point.method == "base"]
+    for run in dict.fromkeys(point.run for point in points if point.method != "base"):
+        path = base + [point for point in points if point.run == run]
+        across, up = [getattr(point, x) for point in path], [getattr(point, y)["rate"] for point in path]
+        axis.plot(across, up, color=COLOURS[path[-1].method], alpha=0.35, linewidth=1)
+
+
+def _whiskers(rates: Sequence[Rate]) -> np.ndarray:
+    return np.array([[r["rate"] - r["low"] for r in rates], [r["high"] - r["rate"] for r in rates]]).clip(0)
+
+
+def _percent(axis: Axes, label: str) -> None:
+    axis.set_ylim(0, 1)
+    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axis.set_ylabel(label)
+
+
+def _legend(axis: Axes, points: Sequence[Point]) -> None:
+    for method in dict.fromkeys(point.method for point in points):
+        axis.plot([], [], MARKERS[method], color=COLOURS[method], label=NAMES[method])
+    axis.legend(loc="best")

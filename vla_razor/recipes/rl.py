@@ -1,0 +1,200 @@
+"""`vla-razor rl`: REINFORCE on the binary success of batched rollouts (RL's Razor, Sections 3 and 5.1, Appendix B.2).
+
+An iteration runs `per_point` episodes from every point of a grid of start positions (paper: 5 from each of 100), gives
+each a reward of 1 or 0, normalises the rewards into advantages, and takes one full-batch AdamW step on the
+log-probabilities of the action tokens, gradient clipped at 1. There is no KL penalty unless asked for.
+
+Where it departs from the paper, and why:
+- Advantages are normalised within a grid point (GRPO's group), not over the batch; `baseline=batch` is the paper's.
+- An episode's log-probabilities are averaged, not summed (`normalizer=length`): failures run longer than successes, and
+  summed they outweigh them and raise the entropy.
+- The normalisation gains have a learning rate of their own, and the vision stacks stay as they are.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from vla_razor.core import advantages, divergence, losses
+from vla_razor.errors import RunFailed
+from vla_razor.policies.openvla.policy import OpenVLAPolicy
+from vla_razor.progress import progress
+from vla_razor.recipes import training
+from vla_razor.recipes.training import Base, Trainer
+from vla_razor.rollouts.rollout import Episode, Timing, VectorEnv, make_vector_env, rollout
+from vla_razor.rollouts.starts import episode_seed, grid_starts
+from vla_razor.runs import Run
+
+
+def run(config: DictConfig, run: Run) -> None:
+    """Fine-tune `config.policy` on `config.env`; goes on where a resumed run stopped."""
+    state = run.restore()
+    model, base = training.open_models(config, run)
+    trainer = Trainer(model, config, config.iterations, state)
+    policy = OpenVLAPolicy(model, config.unnorm_key)
+    with (
+        closing(make_vector_env(config.env, config.num_envs, config.num_workers, model.device)) as envs,
+        training.saving(run, model, trainer) as save,
+        progress("REINFORCE", config.iterations, trainer.step) as advance,
+    ):
+        probe = training.open_probe(config, base, envs)
+        while trainer.step < config.iterations:
+            gathered = gather(envs, policy, config, trainer.step)
+            with training.uninterrupted():
+                probing = training.is_due(trainer.step + 1, config.probe_every, config.iterations)
+                scalars = learn(policy, trainer, config, *gathered, base if probing or config.kl_coefficient else None)
+                if probe and probing:
+                    scalars |= training.probe_scalars(model, probe)
+                run.log(trainer.step, **scalars)
+                if training.is_due(trainer.step, config.save_every, config.iterations):
+                    save()
+            advance(success=scalars["success"], entropy=scalars["entropy"])
+    run.finish(training.summary(config, model, base, probe))
+
+
+def gather(envs: VectorEnv, policy: OpenVLAPolicy, config: DictConfig, step: int) -> tuple[list[Episode], Timing]:
+    """The episodes of iteration `step` (from 0), `per_point` from every grid point, each up to its success.
+
+    Raises `RunFailed` where the simulation died in every one of them.
+    """
+    starts = grid_starts(config.env, config.grid, config.per_point, episode_seed(config.seed, step))
+    generator = training.generator(config.seed, step)
+    episodes, timing = rollout(envs, policy, starts, stop_at_success=True, generator=generator)
+    if all(episode.lost for episode in episodes):
+        raise RunFailed(f"Iteration {step + 1}: the simulation died in every episode.")
+    return episodes, timing
+
+
+def learn(
+    policy: OpenVLAPolicy,
+    trainer: Trainer,
+    config: DictConfig,
+    episodes: Sequence[Episode],
+    timing: Timing,
+    base: Base | None = None,
+) -> dict[str, float]:
+    """One update on the episodes that were not lost. Returns what is logged.
+
+    The entropy, in nats a token, is estimated from the samples. With `base`, so is the reverse KL(policy || base), in
+    nats an action, exactly at every visited state; both before the update. Raises `RunFailed` where the loss is not
+    finite.
+    """
+    begin = time.perf_counter()
+    kept = [episode for episode in episodes if not episode.lost]
+    batch = Batch.of(kept, config)
+    reverse_kl: list[Tensor] = []
+    update = trainer.update(_shares(policy, batch, config, base, reverse_kl))
+    return {
+        "success": sum(episode.success_once for episode in kept) / len(kept),
+        "episode_length": len(batch.steps) / len(kept),
+        "lost_episodes": len(episodes) - len(kept),
+        "zero_variance_groups": batch.zero_variance_groups,
+        "entropy": -float(np.mean(np.concatenate([sampled(episode.log_probs) for episode in kept]))),
+        **({"reverse_kl_per_action": float(torch.cat(reverse_kl).mean())} if reverse_kl else {}),
+        **update._asdict(),
+        "env_steps_per_second": timing.steps_per_second,
+        "seconds_policy": timing.policy,
+        "seconds_environment": timing.environment,
+        "seconds_rollout_rest": timing.rest,
+        "seconds_update": time.perf_counter() - begin,
+    }
+
+
+@dataclass
+class Batch:
+    """An iteration's control steps.
+
+    `steps` are (episode, time) pairs; `weights` [S] is what each step's summed log-probability is multiplied with, the
+    episode's advantage over its number of tokens (or 1); `normalizer` divides the sum over all steps.
+    """
+
+    steps: list[tuple[Episode, int]]
+    weights: Tensor
+    normalizer: float
+    zero_variance_groups: int
+
+    @classmethod
+    def of(cls, episodes: Sequence[Episode], config: DictConfig) -> "Batch":
+        """Steps after an episode's first success are left out: the reward was decided by then."""
+        lengths = [_decided_after(episode) for episode in episodes]
+        per_action = sampled(episodes[0].tokens).shape[1]
+        tokens = torch.tensor(lengths) * per_action
+        advantage, zero_variance = advantages_of(episodes, config.baseline)
+        weights = advantage / tokens if config.normalizer == "length" else advantage
+        return cls(
+            steps=[(episode, t) for episode, length in zip(episodes, lengths, strict=True) for t in range(length)],
+            weights=weights.repeat_interleave(torch.tensor(lengths)),
+            normalizer=float(tokens.sum() if config.normalizer == "tokens" else len(episodes)),
+            zero_variance_groups=zero_variance,
+        )
+
+
+def advantages_of(episodes: Sequence[Episode], baseline: str) -> tuple[Tensor, int]:
+    """The advantage of each episode, and the number of grid points whose rewards are all equal.
+
+    `baseline`: grid_point or batch, within which rewards are normalised; one_zero leaves them as they are.
+    """
+    rewards = torch.tensor([float(episode.success_once) for episode in episodes])
+    points = [episode.start.grid_point for episode in episodes]
+    groups = [torch.tensor([i for i, p in enumerate(points) if p == point]) for point in Counter(points)]
+    zero_variance = sum(bool(advantages.zero_variance(rewards[None, group])) for group in groups)
+    if baseline == "one_zero":
+        return advantages.one_zero(rewards[None])[0], zero_variance
+    if baseline == "batch":
+        return advantages.batch_normalized(rewards[None])[0], zero_variance
+    advantage = torch.empty_like(rewards)
+    for group in groups:
+        advantage[group] = advantages.group_normalized(rewards[None, group])[0]
+    return advantage, zero_variance
+
+
+def _shares(
+    policy: OpenVLAPolicy, batch: Batch, config: DictConfig, base: Base | None, reverse_kl: list[Tensor]
+) -> Iterator[Tensor]:
+    """Each micro-batch's part of the loss; the parts add up to that of the whole batch.
+
+    Steps that weigh nothing are skipped unless `base` is given; then KL(policy || base) of every step's action goes
+    into `reverse_kl` and, times its coefficient, into the loss.
+    """
+    model = policy.model
+    rows = torch.arange(len(batch.steps)) if base else batch.weights.nonzero()[:, 0]
+    for part in rows.split(config.micro_batch_size):
+        steps = [batch.steps[row] for row in part.tolist()]
+        pixels = model.processor.pixel_values([episode.images[t] for episode, t in steps]).to(model.device)
+        prompts = policy.prompt_ids([episode.instruction for episode, _ in steps])
+        tokens = torch.from_numpy(np.stack([sampled(episode.tokens)[t] for episode, t in steps])).to(model.device)
+        log_policy = training.log_distribution(model, pixels, prompts, tokens)
+        log_probs = log_policy.gather(-1, (tokens - model.config.first_action_id)[..., None])[..., 0]
+        everything = torch.ones_like(tokens, dtype=torch.bool)
+        weights = batch.weights[part].to(log_probs)
+        loss = losses.policy_gradient(log_probs, weights, everything, normalizer=batch.normalizer)
+        if base is not None:
+            divergences = _reverse_kl(base, pixels, prompts, tokens, log_policy)
+            reverse_kl.append(divergences.detach())
+            loss = loss + config.kl_coefficient * divergences.sum() / len(batch.steps)
+        yield loss
+
+
+def _reverse_kl(base: Base, pixels: Tensor, prompts: list[list[int]], tokens: Tensor, log_policy: Tensor) -> Tensor:
+    """KL(policy || base) in nats of each action [B], summed over its tokens; differentiable in the policy."""
+    with base.model() as model, torch.no_grad():
+        log_base = training.log_distribution(model, pixels, prompts, tokens)
+    return divergence.reverse_kl(log_base, log_policy).sum(-1)
+
+
+def _decided_after(episode: Episode) -> int:
+    """The number of steps up to and with the first success."""
+    return int(np.argmax(episode.success)) + 1 if episode.success_once else episode.length
+
+
+def sampled(values: np.ndarray | None) -> np.ndarray:
+    """Tokens or log-probabilities, which every episode of an OpenVLA policy has."""
+    assert values is not None
+    return values

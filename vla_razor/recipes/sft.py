@@ -1,0 +1,140 @@
+"""`vla-razor sft`: fine-tune on demonstrations (RL's Razor, Sections 3 and 5.1, Appendix B.2).
+
+Cross-entropy on the seven action tokens over the 256 action ids, under the policy's own temperature, so that SFT,
+REINFORCE and KL speak of one distribution. AdamW without weight decay, gradient clipped at 1, constant learning rate
+after 10 steps of warm-up, one epoch: the paper's. `loss=openvla` is the reference's loss instead, over the whole
+vocabulary and with the end token.
+
+Where it departs from the paper: the normalisation gains have a learning rate of their own and the vision stacks stay as
+they are, so that SFT and REINFORCE train the same parameters in the same way.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from omegaconf import DictConfig
+from torch import Tensor
+
+from vla_razor.core import losses
+from vla_razor.errors import UserError
+from vla_razor.policies.openvla.policy import OpenVLAPolicy
+from vla_razor.progress import progress
+from vla_razor.recipes import training
+from vla_razor.recipes.training import Trainer
+from vla_razor.rollouts import demonstrations
+from vla_razor.rollouts.demonstrations import Demonstrations
+from vla_razor.runs import Run
+
+
+def run(config: DictConfig, run: Run) -> None:
+    """Fine-tune `config.policy` on the demonstrations in `config.demos`; goes on where a resumed run stopped."""
+    if config.demos is None:
+        collect = f"vla-razor collect --env {config.env.name} --out DIR"
+        raise UserError(f"sft needs demonstrations: demos=DIR. Make them with: {collect}")
+    data = demonstrations.load(config.demos, config.env)
+    state = run.restore()
+    model, base = training.open_models(config, run)
+    policy = OpenVLAPolicy(model, config.unnorm_key)
+    tokens = model.tokenize(data.actions, config.unnorm_key)
+    per_epoch = -(-len(tokens) // config.batch_size)
+    trainer = Trainer(model, config, config.epochs * per_epoch, state)
+    with (
+        training.saving(run, model, trainer) as save,
+        progress("SFT", trainer.total_steps, trainer.step) as advance,
+    ):
+        probe = training.open_probe(config, base)
+        while trainer.step < trainer.total_steps:
+            epoch, index = divmod(trainer.step, per_epoch)
+            order = torch.randperm(len(tokens), generator=training.generator(config.seed, epoch))
+            rows = order[index * config.batch_size : (index + 1) * config.batch_size]
+            with training.uninterrupted():
+                scalars = learn(policy, trainer, config, data, tokens, rows)
+                if probe and training.is_due(trainer.step, config.probe_every, trainer.total_steps):
+                    scalars |= training.probe_scalars(model, probe)
+                run.log(trainer.step, **scalars)
+                if training.is_due(trainer.step, config.save_every, trainer.total_steps):
+                    save()
+            advance(loss=scalars["loss"])
+    run.finish(training.summary(config, model, base, probe))
+
+
+def learn(
+    policy: OpenVLAPolicy,
+    trainer: Trainer,
+    config: DictConfig,
+    data: Demonstrations,
+    tokens: Int[Tensor, "N A"],
+    rows: Int[Tensor, " B"],
+) -> dict[str, float]:
+    """One update on the control steps `rows`. Returns what is logged.
+
+    Raises `RunFailed` where the loss is not finite.
+    """
+    begin = time.perf_counter()
+    shifts = _shifts(len(rows), config.augmentation, training.generator(config.seed, trainer.step, 1))
+    accuracy = Accuracy()
+    update = trainer.update(_shares(policy, config, data, tokens, rows, shifts, accuracy))
+    seconds = time.perf_counter() - begin
+    return {**update._asdict(), **accuracy.means(), "states_per_second": len(rows) / seconds}
+
+
+@dataclass
+class Accuracy:
+    """How often the likeliest token is the demonstrated one."""
+
+    hits: int = 0
+    tokens: int = 0
+
+    def add(self, logits: Float[Tensor, "B A 256"], targets: Int[Tensor, "B A"]) -> None:
+        """Takes in a micro-batch."""
+        self.hits += int((logits.argmax(-1) == targets).sum())
+        self.tokens += targets.numel()
+
+    def means(self) -> dict[str, float]:
+        """Empty where nothing was counted: `loss=openvla` forms no logits over the action ids."""
+        return {"token_accuracy": self.hits / self.tokens} if self.tokens else {}
+
+
+def shifted(images: np.ndarray, shifts: Int[Tensor, "B 2"]) -> np.ndarray:
+    """Images uint8 [B, H, W, 3] moved by whole pixels (down, right); the edge is repeated where nothing was seen."""
+    reach = int(shifts.abs().max()) if len(shifts) else 0
+    if reach == 0:
+        return images
+    height, width = images.shape[1:3]
+    padded = np.pad(images, ((0, 0), (reach, reach), (reach, reach), (0, 0)), mode="edge")
+    corners = (reach - shifts).tolist()
+    views = [image[y : y + height, x : x + width] for image, (y, x) in zip(padded, corners, strict=True)]
+    return np.stack(views)
+
+
+def _shares(
+    policy: OpenVLAPolicy,
+    config: DictConfig,
+    data: Demonstrations,
+    tokens: Int[Tensor, "N A"],
+    rows: Int[Tensor, " B"],
+    shifts: Int[Tensor, "B 2"],
+    accuracy: Accuracy,
+) -> Iterator[Tensor]:
+    """Each micro-batch's part of the loss; the parts add up to the mean over the batch."""
+    model = policy.model
+    for part, moves in zip(rows.split(config.micro_batch_size), shifts.split(config.micro_batch_size), strict=True):
+        pixels = model.processor.pixel_values(shifted(data.images[part.numpy()], moves)).to(model.device)
+        prompts = policy.prompt_ids([data.instructions[row] for row in part.tolist()])
+        targets = tokens[part].to(model.device)
+        if config.loss == "openvla":
+            loss = model.supervised_loss(pixels, prompts, targets)
+        else:
+            logits = model.action_logits(pixels, prompts, targets) / model.config.temperature
+            chosen = targets - model.config.first_action_id
+            loss = losses.cross_entropy(logits, chosen)
+            accuracy.add(logits.detach(), chosen)
+        yield loss * (len(part) / len(rows))
+
+
+def _shifts(count: int, reach: int, generator: torch.Generator) -> Int[Tensor, "B 2"]:
+    return torch.randint(-reach, reach + 1, (count, 2), generator=generator)

@@ -1,0 +1,227 @@
+"""What SFT and REINFORCE share: which parameters learn and how fast, one guarded update, progress, and interruption.
+
+Everything random is seeded by the run's seed and the step, so that a trainer's state is its weights, its optimizer and
+its counters, and a run that was killed and resumed ends as one that was not.
+"""
+
+import math
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from vla_razor.errors import RunFailed, UserError
+from vla_razor.policies.load import load_model
+from vla_razor.policies.openvla import OpenVLA
+from vla_razor.rollouts import probe_set
+from vla_razor.rollouts.probe_set import ProbeSet
+from vla_razor.rollouts.rollout import VectorEnv
+from vla_razor.rollouts.starts import episode_seed
+from vla_razor.runs import Run
+
+
+class NotFinite(RunFailed):
+    """A loss or gradient that is NaN or infinite."""
+
+
+class Update(NamedTuple):
+    """What one optimizer step did; `grad_norm` is taken before clipping."""
+
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    clipped_fraction: float
+
+
+class Trainer:
+    """A model's optimizer and schedule, `total_steps` long; with `state`, taken up where `state_dict` was called."""
+
+    def __init__(
+        self, model: nn.Module, config: DictConfig, total_steps: int, state: Mapping[str, Any] | None = None
+    ) -> None:
+        self.config, self.total_steps = config, total_steps
+        self.step = self.clipped = 0
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(model, config), betas=tuple(config.betas), eps=config.eps, weight_decay=config.weight_decay
+        )
+        self.peaks = [group["lr"] for group in self.optimizer.param_groups]
+        if state:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.clipped = state["step"], state["clipped"]
+
+    def update(self, shares: Iterable[Tensor]) -> Update:
+        """One step along the gradient of the sum of `shares`, one micro-batch's part of the loss each.
+
+        Raises `NotFinite`, before any weight has changed, where the loss or its gradient is not finite.
+        """
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        loss = 0.0
+        for share in shares:
+            share.backward()
+            loss += float(share.detach())
+        grad_norm = float(nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm))
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise NotFinite(f"Step {self.step + 1}: the loss is {loss}, its gradient's norm {grad_norm}.")
+        factor = schedule(self.step, self.total_steps, self.config.warmup_steps, self.config.schedule)
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * factor
+        self.optimizer.step()
+        self.step += 1
+        self.clipped += grad_norm > self.config.max_grad_norm
+        return Update(loss, grad_norm, self.config.learning_rate * factor, self.clipped / self.step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What, beside the weights, the next steps depend on."""
+        return {"optimizer": self.optimizer.state_dict(), "step": self.step, "clipped": self.clipped}
+
+
+def parameter_groups(model: nn.Module, config: DictConfig) -> list[dict[str, Any]]:
+    """The parameters that learn: weights, and the language model's normalisation gains at their own learning rate.
+
+    The vision stacks are frozen unless `config.train_vision`. Weight decay spares the gains. A parameter that already
+    asks for no gradient (below a LoRA adapter) stays as it is.
+    """
+    gains, weights = [], []
+    for name, parameter in model.named_parameters():
+        if "vision_backbone." in name and not config.train_vision:
+            parameter.requires_grad_(False)
+        if parameter.requires_grad:
+            (gains if _is_gain(name) else weights).append(parameter)
+    gain_rate = config.learning_rate if config.gain_learning_rate is None else config.gain_learning_rate
+    groups = [
+        {"params": weights, "lr": config.learning_rate},
+        {"params": gains, "lr": gain_rate, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def schedule(step: int, total_steps: int, warmup_steps: int, kind: str) -> float:
+    """The factor on the learning rate of update `step` (from 0): linear warm-up, then constant or half a cosine."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if kind == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, total_steps - warmup_steps)))
+
+
+class Base:
+    """The policy before fine-tuning: the tuned model below its adapter if it has one, else a copy made on demand."""
+
+    def __init__(self, tuned: OpenVLA, config: DictConfig) -> None:
+        self.tuned, self.config = tuned, config
+
+    @contextmanager
+    def model(self) -> Iterator[OpenVLA]:
+        """The base as a model, for as long as the block lasts."""
+        if self.config.lora_rank:
+            with self.tuned.adapter_disabled():
+                yield self.tuned
+        else:
+            yield self._copy
+
+    @cached_property
+    def _copy(self) -> OpenVLA:
+        return _load(self.config.policy, self.config).requires_grad_(False)
+
+
+def open_models(config: DictConfig, run: Run) -> tuple[OpenVLA, Base]:
+    """The model to train, from the run's newest checkpoint if there is one, and the base it started from."""
+    checkpoint = run.newest_checkpoint()
+    model = _load(str(checkpoint or config.policy), config)
+    if checkpoint is None and model.has_adapter:
+        if config.lora_rank:
+            raise UserError(f"policy={config.policy} is an adapter already; train it whole with lora_rank=0.")
+        model.merge_lora()
+    if checkpoint is None and config.lora_rank:
+        model.add_lora(config.lora_rank, config.lora_alpha, generator=generator(config.seed))
+    return model, Base(model, config)
+
+
+def open_probe(config: DictConfig, base: Base, envs: VectorEnv | None = None) -> ProbeSet | None:
+    """The base's probe set on the new task, made in `envs` where it is not in the cache; None for `probe_every=0`."""
+    if not config.probe_every:
+        return None
+    settings = {key: config[key] for key in ("unnorm_key", "num_envs", "num_workers")}
+    with base.model() as model:
+        return probe_set.obtain(model, config.env, states=config.probe_states, envs=envs, **settings)
+
+
+def probe_scalars(model: OpenVLA, probe: ProbeSet) -> dict[str, float]:
+    """Forward KL(base || model) on the probe set, in nats, as it is logged."""
+    measured = probe_set.measure(model, probe)
+    return {f"forward_kl_{name}": measured[name] for name in ("per_token", "per_action", "sharpening", "displacement")}
+
+
+def log_distribution(
+    model: OpenVLA, pixels: Float[Tensor, "B C H W"], prompts: Sequence[Sequence[int]], tokens: Int[Tensor, "B A"]
+) -> Float[Tensor, "B A 256"]:
+    """Log-probabilities over the action ids, in id order, teacher-forced on `tokens`, at the model's temperature."""
+    return torch.log_softmax(model.action_logits(pixels, prompts, tokens) / model.config.temperature, -1)
+
+
+def _load(spec: str, config: DictConfig) -> OpenVLA:
+    model = load_model(spec, device=config.device, dtype=config.dtype)
+    if config.temperature is not None:
+        model.config.temperature = config.temperature
+    return model
+
+
+def is_due(step: int, every: int, last: int) -> bool:
+    """Whether what is done every so many steps (0: never), and at the last one, is done after `step`."""
+    return every > 0 and (step % every == 0 or step == last)
+
+
+def generator(seed: int, *keys: int) -> torch.Generator:
+    """A CPU generator of its own for every (seed, keys)."""
+    return torch.Generator().manual_seed(episode_seed(seed, *keys))
+
+
+@contextmanager
+def saving(run: Run, model: OpenVLA, trainer: Trainer) -> Iterator[Callable[[], None]]:
+    """Gives a callable that saves the run as it stands; an interruption is saved too, at the last whole update.
+
+    A failed update is reported with the last good checkpoint.
+    """
+    saved = run.step
+
+    def save() -> None:
+        nonlocal saved
+        if trainer.step > saved:
+            run.save(trainer.step, model.save_pretrained, trainer.state_dict())
+            saved = trainer.step
+
+    try:
+        yield save
+    except KeyboardInterrupt:
+        with uninterrupted():
+            save()
+        raise
+    except NotFinite as failure:
+        kept = run.newest_checkpoint()
+        where = f"The last good checkpoint is {kept}." if kept else "No checkpoint had been saved yet."
+        raise RunFailed(f"{failure} Nothing was updated. {where} A lower learning_rate may help.") from None
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Holds Ctrl-C back until the block has ended, so that an update is made whole or not at all."""
+    held: list[int] = []
+    previous = signal.signal(signal.SIGINT, lambda number, _: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if held:
+        raise KeyboardInterrupt
+
+
+def _is_gain(name: str) -> bool:
+    return "language_model." in name and "norm" in name.rsplit(".", 2)[-2]
