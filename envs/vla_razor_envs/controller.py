@@ -11,19 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import sapien
 import torch
 from gymnasium import spaces
 from mani_skill.agents.controllers.pd_joint_pos import PDJointPosController, PDJointPosControllerConfig
 from mani_skill.agents.controllers.utils.kinematics import Kinematics
-from mani_skill.utils.geometry.rotation_conversions import axis_angle_to_quaternion, quaternion_multiply
 from mani_skill.utils.structs import Pose
 from torch import Tensor
 
-
-def displaced(pose: Pose, delta: Tensor) -> Pose:
-    """The pose after a base-frame displacement: [N, 6] metres and axis-angle radians, left-multiplied."""
-    rotation = axis_angle_to_quaternion(delta[:, 3:])
-    return Pose.create_from_pq(pose.p + delta[:, :3], quaternion_multiply(rotation, pose.q))
+from .geometry import Frame, displaced
 
 
 class EndEffectorDelta(PDJointPosController):
@@ -44,25 +40,24 @@ class EndEffectorDelta(PDJointPosController):
         high = np.repeat(np.float32([self.config.translation, self.config.rotation]), 3)
         self.single_action_space = spaces.Box(-high, high, dtype=np.float32)
 
-    def pose_in_base(self) -> Pose:
-        """The measured pose of the end effector in the frame of the robot's base."""
-        return self.articulation.pose.inv() * self.kinematics.end_link.pose
+    def reset(self) -> None:
+        super().reset()
+        self._base = Frame.at(self.articulation.pose.raw_pose)  # stands still during an episode
 
     def set_action(self, action: Tensor) -> None:
         self._start_qpos = self.qpos
-        measured = self.pose_in_base()
-        target = displaced(measured, action)
-        self._target_qpos = self._solve(target, measured)
+        measured = self._base.localize(self.kinematics.end_link.pose.raw_pose)
+        self._target_qpos = self._solve(displaced(measured, action), measured)
         self.set_drive_targets(self._target_qpos)
 
-    def _solve(self, target: Pose, measured: Pose) -> Tensor:
+    def _solve(self, target: Tensor, measured: Tensor) -> Tensor:
         qpos = self.articulation.get_qpos()
         if self.kinematics.use_gpu_ik:
-            return self.kinematics.compute_ik(target, qpos, current_pose=measured)
+            return self.kinematics.compute_ik(Pose.create(target), qpos, current_pose=Pose.create(measured))
         solver = self.kinematics
         solution, solved, _ = solver.pmodel.compute_inverse_kinematics(
             solver.end_link_idx,
-            target.sp,
+            sapien.Pose(target[0, :3].numpy(), target[0, 3:].numpy()),
             initial_qpos=qpos[0, solver.pmodel_active_joint_indices].numpy(),
             active_qmask=solver.qmask.numpy(),
             max_iterations=self.config.ik_iterations,

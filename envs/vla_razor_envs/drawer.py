@@ -14,7 +14,7 @@ from mani_skill.utils.structs import Pose
 from torch import Tensor
 from transforms3d.euler import euler2quat
 
-from .setups import DRAWER_TASKS, DRAWERS, DrawerSetup
+from .setups import DRAWERS, DrawerSetup
 from .task import ManipulationTask, Start, light, material, room
 
 TOWARDS_ROBOT = [0.0, 0.0, 0.0, 1.0]  # wxyz: half a turn of yaw; SAPIEN's prismatic joints slide along local x
@@ -100,6 +100,7 @@ class Drawer(ManipulationTask):
         self.tasks = [self.default_task] * self.num_envs
         order = [joint.name for joint in self.cabinet.active_joints]
         self.columns = torch.tensor([order.index(f"{name}_joint") for name in DRAWERS], device=self.device)
+        self._heights = torch.tensor(self.setup.drawer_z, device=self.device)
         self.drawer_of = torch.zeros(self.num_envs, dtype=torch.long, device=self.device)
         self.opening = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
 
@@ -133,21 +134,16 @@ class Drawer(ManipulationTask):
         return {
             "success": success,
             "drawer_qpos": qpos,
-            "object_pose": handle.raw_pose,
-            "target_pose": self.in_base(handle).raw_pose,
+            "object_pose": handle,
+            "target_pose": self.in_base(handle),
         }
 
-    def _handle(self, moved: Tensor) -> Pose:
-        """The world pose of the target drawer's handle bar; the cabinet stands square to the world."""
-        setup = self.setup
-        x, y, z = setup.cabinet_pose
-        heights = torch.tensor(setup.drawer_z, device=self.device)[self.drawer_of]
-        position = torch.stack([x - setup.handle_gap - moved, torch.full_like(moved, y), z + heights], dim=1)
-        return Pose.create_from_pq(position, torch.tensor([1.0, 0, 0, 0], device=self.device).expand(len(moved), 4))
-
-
-def check_task(task: str) -> str:
-    """Returns the task, or raises ValueError naming the six."""
-    if task not in DRAWER_TASKS:
-        raise ValueError(f"task {task!r} is no drawer task; expected one of {', '.join(DRAWER_TASKS)}")
-    return task
+    def _handle(self, moved: Tensor) -> Tensor:
+        """The world pose [N, 7] of the target drawer's handle bar; the cabinet stands square to the world."""
+        x, y, z = self.setup.cabinet_pose
+        pose = torch.zeros(len(moved), 7, device=self.device)
+        pose[:, 0] = x - self.setup.handle_gap - moved
+        pose[:, 1] = y
+        pose[:, 2] = z + self._heights[self.drawer_of]
+        pose[:, 3] = 1
+        return pose

@@ -112,7 +112,7 @@ class PickCan(ManipulationTask):
 
     def _facts(self) -> dict[str, Any]:
         setup = self.setup
-        rise = self._rise()
+        pose, rise = self.can.pose.raw_pose, self._rise()
         lifted = self.lifted_once & (rise > setup.lift_height)
         return {
             "success": lifted | (self.significant_steps >= setup.sustained_steps),
@@ -120,6 +120,6 @@ class PickCan(ManipulationTask):
             "consecutive_grasp": self.grasp_steps >= 5,
             "lifted_object": lifted,
             "lifted_object_significantly": self.lifted_once & (rise > setup.significant_height),
-            "object_pose": self.can.pose.raw_pose,
-            "target_pose": self.in_base(self.can.pose).raw_pose,
+            "object_pose": pose,
+            "target_pose": self.in_base(pose),
         }

@@ -77,8 +77,8 @@ class PoolVectorEnv(SlotVectorEnv):
         return [worker.busy_seconds for worker in self._workers]
 
     @property
-    def worker_pids(self) -> list[int | None]:
-        return [worker.process.pid for worker in self._workers]
+    def worker_pids(self) -> list[int]:
+        return [worker.process.pid or 0 for worker in self._workers]
 
     @property
     def _arrays(self) -> _SharedArrays:

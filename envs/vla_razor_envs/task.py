@@ -14,10 +14,11 @@ import torch
 from mani_skill.envs.sapien_env import BaseEnv
 from mani_skill.sensors.camera import CameraConfig
 from mani_skill.utils import sapien_utils
-from mani_skill.utils.structs import Actor, Link, Pose
+from mani_skill.utils.structs import Actor, Link
 from mani_skill.utils.structs.types import SceneConfig, SimConfig
 from torch import Tensor
 
+from .geometry import Frame, rotate
 from .setups import Setup
 
 Start = dict[str, Any]
@@ -78,14 +79,15 @@ class ManipulationTask(BaseEnv):
         links = self.agent.robot.links_map
         self.tcp: Link = links[self.setup.tcp_link]
         self.fingers: list[Link] = [links[name] for name in self.setup.gripper.links]
-        self._base_inverse = self.agent.robot.pose.inv()
+        self._base = Frame.at(self.agent.robot.pose.raw_pose)
+        self._opening = [torch.tensor([axis], dtype=torch.float32, device=self.device) for axis in self.setup.gripper.opening]
         self.gripper_index = [joint.name for joint in self.agent.robot.active_joints].index(self.setup.gripper.joint)
 
     def _initialize_episode(self, env_idx: Tensor, options: dict[str, Any]) -> None:
         starts = options.get("starts") or [{"seed": int(seed)} for seed in np.broadcast_to(self._episode_seed, len(env_idx))]
         self.agent.reset(self._rest_qpos(starts))
         self._place(env_idx, starts)
-        self._base_inverse = self.agent.robot.pose.inv()  # the base stands still during an episode
+        self._base = Frame.at(self.agent.robot.pose.raw_pose)  # stands still during an episode
 
     def _rest_qpos(self, starts: list[Start]) -> Tensor:
         rest = np.array(self.setup.start_qpos, dtype=np.float32)
@@ -107,7 +109,7 @@ class ManipulationTask(BaseEnv):
     def get_info(self) -> dict[str, Any]:
         """`info` of interfaces.md over N environments; poses are x, y, z, qw, qx, qy, qz."""
         gripper = self.agent.robot.get_qpos()[:, self.gripper_index]
-        return {"tcp_pose": self.in_base(self.tcp.pose).raw_pose, "gripper_position": gripper, **self._facts()}
+        return {"tcp_pose": self.in_base(self.tcp.pose.raw_pose), "gripper_position": gripper, **self._facts()}
 
     def get_obs(self, info: dict[str, Any] | None = None, unflattened: bool = False) -> dict[str, Tensor]:
         """`image` uint8 [N, H, W, 3]; `proprioception` float32 [N, 8]: the TCP pose in the base frame and the gripper joint's position."""
@@ -117,19 +119,18 @@ class ManipulationTask(BaseEnv):
 
     # ------------------------------------------------------------------ geometry and contact
 
-    def in_base(self, pose: Pose) -> Pose:
-        """A world pose in the frame of the robot's base."""
-        return self._base_inverse * pose
+    def in_base(self, pose: Tensor) -> Tensor:
+        """A world pose [N, 7] in the frame of the robot's base."""
+        return self._base.localize(pose)
 
     def grasped(self, thing: Actor, impulse: float, angle: float) -> Tensor:
         """bool [N]: both fingers push the thing with at least `impulse` N s, within `angle` degrees of the direction in which they close."""
         held = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
-        for link, opening in zip(self.fingers, self.setup.gripper.opening, strict=True):
+        for link, opening in zip(self.fingers, self._opening, strict=True):
             push = self.scene.get_pairwise_contact_impulses(link, thing)
-            axis = link.pose.to_transformation_matrix()[:, :3, :3] @ torch.tensor(opening, dtype=push.dtype, device=self.device)
             strength = push.norm(dim=1)
-            cosine = (push * axis).sum(1) / strength.clamp_min(1e-12)
-            held &= (strength >= impulse) & (cosine >= np.cos(np.deg2rad(angle)))
+            along = (push * rotate(link.pose.q, opening.expand_as(push))).sum(1)
+            held &= (strength >= impulse) & (along >= strength * np.cos(np.deg2rad(angle)))
         return held
 
     def touches(self, thing: Actor, others: list[Actor], impulse: float = 1e-6) -> Tensor:

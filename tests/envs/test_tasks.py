@@ -7,15 +7,10 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
-from mani_skill.utils.structs import Pose
 from scipy.spatial.transform import Rotation
 
 import vla_razor_envs  # noqa: F401
 from vla_razor.policies.scripted import ScriptedExpert
-from vla_razor_envs.controller import displaced
 
 pytestmark = pytest.mark.slow
 CLOSE, OPEN = 1.0, -1.0
@@ -90,18 +85,6 @@ def test_rotation_is_axis_angle_in_the_base_frame_with_the_right_sign(can: gymna
     turned = Rotation.from_quat(after[[4, 5, 6, 3]]) * Rotation.from_quat(before[[4, 5, 6, 3]]).inv()
     np.testing.assert_allclose(turned.as_rotvec(), delta[3:], atol=0.03)
     np.testing.assert_allclose(after[:3], before[:3], atol=6e-3)
-
-
-@given(arrays(np.float64, 6, elements=st.floats(-1, 1)), arrays(np.float64, 4, elements=st.floats(-1, 1)))
-def test_a_displacement_is_scipys_left_multiplied_rotation_vector(delta: np.ndarray, quaternion: np.ndarray) -> None:
-    assume(np.linalg.norm(quaternion) > 0.1)
-    start = Rotation.from_quat(quaternion)
-    wxyz = np.roll(start.as_quat(), 1)
-    pose = Pose.create_from_pq(torch.tensor([[0.1, 0.2, 0.3]]), torch.tensor(wxyz[None], dtype=torch.float32))
-    moved = displaced(pose, torch.tensor(delta[None], dtype=torch.float32))
-    turned = Rotation.from_quat(np.roll(moved.q[0].numpy(), -1))
-    assert (turned * (Rotation.from_rotvec(delta[3:]) * start).inv()).magnitude() < 2e-3
-    np.testing.assert_allclose(moved.p[0].numpy(), np.array([0.1, 0.2, 0.3]) + delta[:3], atol=1e-6)
 
 
 def test_the_gripper_closes_on_plus_one(can: gymnasium.Env) -> None:
