@@ -1,7 +1,7 @@
 """The simulated tasks of vla-razor as Gymnasium environments.
 
-Importing this package registers them; `gymnasium.make("vla_razor_envs:vla_razor/PickCan-v1")` imports it itself. Nothing heavy is imported before
-an environment is made.
+Importing this package registers them; `gymnasium.make("vla_razor_envs:vla_razor/PickCan-v1")` imports it itself.
+Nothing heavy is imported before an environment is made.
 """
 
 from gymnasium.envs.registration import register as _register

@@ -1,8 +1,9 @@
 """End-effector delta control: what a VLA's seven action numbers mean to the arm.
 
-ManiSkill's own controller of that name multiplies the rotation by its lower bound, so its sign is inverted (ManiSkill issue 1469), and reads
-three Euler angles where axis-angle is documented (issue 1138). Here the translation is added to the measured position along the base's axes,
-and the axis-angle rotation is left-multiplied, in the base frame, onto the measured orientation, as SimplerEnv does.
+ManiSkill's own controller of that name multiplies the rotation by its lower bound, so its sign is inverted (ManiSkill
+issue 1469), and reads three Euler angles where axis-angle is documented (issue 1138). Here the translation is added
+to the measured position along the base's axes, and the axis-angle rotation is left-multiplied, in the base frame,
+onto the measured orientation, as SimplerEnv does.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from .geometry import Frame, displaced
 
 
 class EndEffectorDelta(PDJointPosController):
-    """Moves the end effector by a bounded displacement from its measured pose, through damped least-squares inverse kinematics.
+    """Moves the end effector by a bounded displacement from its measured pose, through damped least-squares inverse
+    kinematics.
 
     Where the inverse kinematics finds no solution, the arm holds its measured joint positions.
     """
@@ -72,7 +74,9 @@ class EndEffectorDelta(PDJointPosController):
 
 @dataclass
 class EndEffectorDeltaConfig(PDJointPosControllerConfig):
-    """Bounds in metres and radians a control step; the constants of the iterative solver (pinocchio's closed loop, CPU)."""
+    """Bounds in metres and radians a control step; the constants of the iterative solver (pinocchio's closed loop,
+    CPU).
+    """
 
     translation: float = 0.07
     rotation: float = 0.25

@@ -1,6 +1,7 @@
 """Open or close one of three drawers: the prior tasks of the paper's robot experiment.
 
-The cabinet is built of boxes with three prismatic joints; which drawer, and whether to open or close it, is the task, and one built scene serves all six.
+The cabinet is built of boxes with three prismatic joints; which drawer, and whether to open or close it, is the task,
+and one built scene serves all six.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Rigid-body arithmetic on batches, in few tensor operations: at one small scene a process, their number is most of a step's cost.
+"""Rigid-body arithmetic on batches, in few tensor operations: at one small scene a process, their number is most of a
+step's cost.
 
 Poses are [N, 7]: x, y, z, qw, qx, qy, qz, metres and unit quaternions.
 """
@@ -14,7 +15,9 @@ from torch import Tensor
 _PRODUCT = torch.zeros(4, 4, 4)
 for _i, _row in enumerate(("wxyz", "xwzy", "yzwx", "zyxw")):
     for _j, _k in enumerate(_row):
-        _PRODUCT[_i, _j, "wxyz".index(_k)] = -1.0 if (_i, _j) in {(1, 1), (2, 2), (3, 3), (1, 3), (2, 1), (3, 2)} else 1.0
+        _PRODUCT[_i, _j, "wxyz".index(_k)] = (
+            -1.0 if (_i, _j) in {(1, 1), (2, 2), (3, 3), (1, 3), (2, 1), (3, 2)} else 1.0
+        )
 
 
 def left_product(q: Tensor) -> Tensor:
@@ -56,6 +59,8 @@ class Frame:
 
 
 def displaced(pose: Tensor, delta: Tensor) -> Tensor:
-    """The pose [N, 7] after a displacement [N, 6] in its parent frame: metres added, axis-angle radians left-multiplied."""
+    """The pose [N, 7] after a displacement [N, 6] in its parent frame: metres added, axis-angle radians
+    left-multiplied.
+    """
     turn = left_product(from_rotation_vector(delta[:, 3:]))
     return torch.cat([pose[:, :3] + delta[:, :3], torch.bmm(pose[:, None, 3:], turn)[:, 0]], dim=1)

@@ -16,7 +16,9 @@ LIGHT, DARK = (0.85, 0.86, 0.88), (0.12, 0.12, 0.14)
 
 
 def show_collision_shapes(builder: ArticulationBuilder) -> None:
-    """Replaces a robot's visual meshes by its collision meshes: at 64 x 64 pixels they look alike and render ten times faster."""
+    """Replaces a robot's visual meshes by its collision meshes: at 64 x 64 pixels they look alike and render ten
+    times faster.
+    """
     for link in builder.link_builders:
         colour = DARK if "finger" in link.name else LIGHT
         material = sapien.render.RenderMaterial(base_color=(*colour, 1), roughness=0.6)
@@ -37,7 +39,9 @@ class EmbeddedPanda(Panda):
     @property
     def _controller_configs(self) -> dict[str, dict[str, ControllerConfig]]:
         drive = dict(stiffness=self.arm_stiffness, damping=self.arm_damping, force_limit=self.arm_force_limit)
-        grip = dict(stiffness=self.gripper_stiffness, damping=self.gripper_damping, force_limit=self.gripper_force_limit)
+        grip = dict(
+            stiffness=self.gripper_stiffness, damping=self.gripper_damping, force_limit=self.gripper_force_limit
+        )
         arm = EndEffectorDeltaConfig(
             self.arm_joint_names, None, None, **drive, ee_link=self.ee_link_name, urdf_path=self.urdf_path
         )

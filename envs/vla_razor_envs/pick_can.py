@@ -1,7 +1,8 @@
 """Pick a can from a table: the new task of the paper's robot experiment.
 
-The success rule is SimplerEnv's: the can is *lifted* when it is grasped, touches nothing but the robot and has risen; the lift is remembered until
-the grasp is lost; success is a lift now, or enough significantly lifted steps in the episode.
+The success rule is SimplerEnv's: the can is *lifted* when it is grasped, touches nothing but the robot and has risen;
+the lift is remembered until the grasp is lost; success is a lift now, or enough significantly lifted steps in the
+episode.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What differs between robots, as frozen records: the task classes hold no branch on the robot.
 
-Units are metres, radians, seconds and kilograms; poses are x, y, z, qw, qx, qy, qz. The embedded setups follow the rules of SimplerEnv's
-Google-robot tasks (github.com/simpler-env/SimplerEnv) with the Panda and scenes built of primitives.
+Units are metres, radians, seconds and kilograms; poses are x, y, z, qw, qx, qy, qz. The embedded setups follow the
+rules of SimplerEnv's Google-robot tasks (github.com/simpler-env/SimplerEnv) with the Panda and scenes built of
+primitives.
 """
 
 from __future__ import annotations
@@ -54,8 +55,10 @@ class Setup:
 
 @dataclass(frozen=True)
 class PickCanSetup(Setup):
-    """Pick a can. A grasp is contact of both fingers within `grasp_angle` degrees of their closing direction; the can is lifted when it is
-    grasped, touches nothing but the robot and rose by `lift_height`; success is a lift now, or `sustained_steps` steps (in all) at `significant_height`."""
+    """Pick a can. A grasp is contact of both fingers within `grasp_angle` degrees of their closing direction; the can
+    is lifted when it is grasped, touches nothing but the robot and rose by `lift_height`; success is a lift now, or
+    `sustained_steps` steps (in all) at `significant_height`.
+    """
 
     robot_xy: tuple[float, float]
     table_top: float
@@ -75,7 +78,9 @@ class PickCanSetup(Setup):
 
 @dataclass(frozen=True)
 class DrawerSetup(Setup):
-    """Open or close one of three drawers. Stations are the robot's base x, y, yaw; a reset from a seed alone draws inside their bounding box."""
+    """Open or close one of three drawers. Stations are the robot's base x, y, yaw; a reset from a seed alone draws
+    inside their bounding box.
+    """
 
     stations: Mapping[str, tuple[float, float, float]]
     cabinet_pose: tuple[float, float, float]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -24,7 +24,9 @@ def find_setup(family: str, robot: str) -> Setup:
 
 
 def check_start(family: str, setup: Setup, start: dict[str, Any]) -> dict[str, Any]:
-    """Returns the reset options in plain types, or raises ValueError that says which one is wrong and what was expected."""
+    """Returns the reset options in plain types, or raises ValueError that says which one is wrong and what was
+    expected.
+    """
     for key, value in start.items():
         if key not in START_KEYS[family]:
             raise ValueError(f"reset option {key!r} is unknown to {family}; expected {', '.join(START_KEYS[family])}")
@@ -41,7 +43,9 @@ def check_start(family: str, setup: Setup, start: dict[str, Any]) -> dict[str, A
 
 
 def build(family: str, setup: Setup, image_size: tuple[int, int], task: str | None, device: str, num_envs: int) -> Any:
-    """Builds the batched task on `device` ("cpu": one environment; "cuda": any number). Raises RenderingUnavailable without Vulkan."""
+    """Builds the batched task on `device` ("cpu": one environment; "cuda": any number). Raises RenderingUnavailable
+    without Vulkan.
+    """
     from .vulkan import use_software_vulkan
 
     use_software_vulkan()
@@ -57,7 +61,7 @@ def build(family: str, setup: Setup, image_size: tuple[int, int], task: str | No
     except RuntimeError as error:
         if "rendering device" in str(error) or "vulkan" in str(error).lower():
             raise RenderingUnavailable(
-                f"no usable Vulkan device to build and render the scene ({error}); run `vla-razor doctor` for the remedy"
+                f"no usable Vulkan device to render the scene ({error}); `vla-razor doctor` names the remedy"
             ) from error
         raise
 
@@ -73,8 +77,9 @@ def find_spaces(task: Any, image_size: tuple[int, int]) -> tuple[spaces.Space[An
 class SingleEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     """A task as a plain Gymnasium environment.
 
-    Observation: `image` uint8 [H, W, 3] and `proprioception` float32 [8]. Action: float32 [7], base-frame metres (3), axis-angle radians (3),
-    gripper closedness in [-1, 1]; clipped to the box. Reward 0 or 1. `terminated` at success, though stepping on is allowed; `truncated` at the horizon.
+    Observation: `image` uint8 [H, W, 3] and `proprioception` float32 [8]. Action: float32 [7], base-frame metres (3),
+    axis-angle radians (3), gripper closedness in [-1, 1]; clipped to the box. Reward 0 or 1. `terminated` at success,
+    though stepping on is allowed; `truncated` at the horizon.
 
     Args:
         family: "pick_can" or "drawer" (set by the registered id).
@@ -89,7 +94,7 @@ class SingleEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         RenderingUnavailable: there is no usable Vulkan device.
     """
 
-    metadata = {"render_modes": ["rgb_array"]}
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}
     render_mode = "rgb_array"
 
     def __init__(
@@ -113,7 +118,9 @@ class SingleEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Starts an episode; what the options leave open is drawn from the seed (from the environment's own generator where None)."""
+        """Starts an episode; what the options leave open is drawn from the seed (from the environment's own generator
+        where None).
+        """
         super().reset(seed=seed)
         start = self.default_start | check_start(self.family, self.setup, options or {})
         drawn = int(self.np_random.integers(2**31)) if seed is None else seed

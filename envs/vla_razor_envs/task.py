@@ -1,7 +1,8 @@
 """What the manipulation tasks share: a batched ManiSkill environment driven by one frozen setup record.
 
-Everything is written over a leading axis of N environments, so that the same code runs one scene on a CPU and thousands under `physx_cuda`.
-Starts are explicit: `options["starts"]` holds, for each environment that is reset, the reset options and the seed that draws what they leave open.
+Everything is written over a leading axis of N environments, so that the same code runs one scene on a CPU and
+thousands under `physx_cuda`. Starts are explicit: `options["starts"]` holds, for each environment that is reset, the
+reset options and the seed that draws what they leave open.
 """
 
 from __future__ import annotations
@@ -68,7 +69,15 @@ class ManipulationTask(BaseEnv):
         mount = self.agent.robot.links_map[camera.link]
         return [
             CameraConfig(
-                camera.name, pose, width, height, fov=camera.fov, near=0.05, far=10, mount=mount, shader_pack=camera.shader
+                camera.name,
+                pose,
+                width,
+                height,
+                fov=camera.fov,
+                near=0.05,
+                far=10,
+                mount=mount,
+                shader_pack=camera.shader,
             )
         ]
 
@@ -80,11 +89,15 @@ class ManipulationTask(BaseEnv):
         self.tcp: Link = links[self.setup.tcp_link]
         self.fingers: list[Link] = [links[name] for name in self.setup.gripper.links]
         self._base = Frame.at(self.agent.robot.pose.raw_pose)
-        self._opening = [torch.tensor([axis], dtype=torch.float32, device=self.device) for axis in self.setup.gripper.opening]
+        self._opening = [
+            torch.tensor([axis], dtype=torch.float32, device=self.device) for axis in self.setup.gripper.opening
+        ]
         self.gripper_index = [joint.name for joint in self.agent.robot.active_joints].index(self.setup.gripper.joint)
 
     def _initialize_episode(self, env_idx: Tensor, options: dict[str, Any]) -> None:
-        starts = options.get("starts") or [{"seed": int(seed)} for seed in np.broadcast_to(self._episode_seed, len(env_idx))]
+        starts = options.get("starts") or [
+            {"seed": int(seed)} for seed in np.broadcast_to(self._episode_seed, len(env_idx))
+        ]
         self.agent.reset(self._rest_qpos(starts))
         self._place(env_idx, starts)
         self._base = Frame.at(self.agent.robot.pose.raw_pose)  # stands still during an episode
@@ -98,7 +111,9 @@ class ManipulationTask(BaseEnv):
         return torch.as_tensor(rest + noise, device=self.device)
 
     def step(self, action: Tensor) -> tuple[Any, Tensor, Tensor, Tensor, dict[str, Any]]:
-        """One control step for every environment; action [N, 7] in environment units. Success is judged, and goes on being judged, at every step."""
+        """One control step for every environment; action [N, 7] in environment units. Success is judged, and goes on
+        being judged, at every step.
+        """
         self._step_action(action)
         self._elapsed_steps += 1
         self._track()
@@ -112,10 +127,15 @@ class ManipulationTask(BaseEnv):
         return {"tcp_pose": self.in_base(self.tcp.pose.raw_pose), "gripper_position": gripper, **self._facts()}
 
     def get_obs(self, info: dict[str, Any] | None = None, unflattened: bool = False) -> dict[str, Tensor]:
-        """`image` uint8 [N, H, W, 3]; `proprioception` float32 [N, 8]: the TCP pose in the base frame and the gripper joint's position."""
+        """`image` uint8 [N, H, W, 3]; `proprioception` float32 [N, 8]: the TCP pose in the base frame and the gripper
+        joint's position.
+        """
         info = info or self.get_info()
         image = self._get_obs_sensor_data()[self.setup.camera.name]["rgb"]
-        return {"image": image, "proprioception": torch.cat([info["tcp_pose"], info["gripper_position"][:, None]], dim=1)}
+        return {
+            "image": image,
+            "proprioception": torch.cat([info["tcp_pose"], info["gripper_position"][:, None]], dim=1),
+        }
 
     # ------------------------------------------------------------------ geometry and contact
 
@@ -124,7 +144,9 @@ class ManipulationTask(BaseEnv):
         return self._base.localize(pose)
 
     def grasped(self, thing: Actor, impulse: float, angle: float) -> Tensor:
-        """bool [N]: both fingers push the thing with at least `impulse` N s, within `angle` degrees of the direction in which they close."""
+        """bool [N]: both fingers push the thing with at least `impulse` N s, within `angle` degrees of the direction
+        in which they close.
+        """
         held = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
         for link, opening in zip(self.fingers, self._opening, strict=True):
             push = self.scene.get_pairwise_contact_impulses(link, thing)

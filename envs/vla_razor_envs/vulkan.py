@@ -72,9 +72,7 @@ def render_one_frame() -> dict[str, str]:
     if not camera.get_picture("Color")[16, 16, :3].any():
         raise RuntimeError("the Vulkan device rendered an empty picture")
     summary = sapien.render.get_device_summary()
-    return next(
-        (d for d in _devices() if d["device"] in summary), {"device": summary.strip(), "driver": ""}
-    )
+    return next((d for d in _devices() if d["device"] in summary), {"device": summary.strip(), "driver": ""})
 
 
 def _devices() -> list[dict[str, str]]:

@@ -27,7 +27,9 @@ def angle(a: Rotation, b: Rotation) -> float:
 
 
 @given(places, quaternions, arrays(np.float32, 6, elements=numbers))
-def test_a_displacement_adds_metres_and_left_multiplies_the_rotation_vector(place: np.ndarray, q: np.ndarray, delta: np.ndarray) -> None:
+def test_a_displacement_adds_metres_and_left_multiplies_the_rotation_vector(
+    place: np.ndarray, q: np.ndarray, delta: np.ndarray
+) -> None:
     start = Rotation.from_quat(q)
     moved = displaced(pose_of(place, start), torch.tensor(delta[None]))
     assert angle(rotation_of(moved), Rotation.from_rotvec(delta[3:]) * start) < 2e-3

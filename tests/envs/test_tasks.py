@@ -32,7 +32,9 @@ def drawer() -> Iterator[gymnasium.Env]:
     env.close()
 
 
-def solve(env: gymnasium.Env, seed: int, options: dict[str, Any], noise: float = 0.0) -> tuple[list[bool], dict[str, Any]]:
+def solve(
+    env: gymnasium.Env, seed: int, options: dict[str, Any], noise: float = 0.0
+) -> tuple[list[bool], dict[str, Any]]:
     """Runs the expert until the first success or the horizon; returns `terminated` of every step and the last info."""
     expert, generator = ScriptedExpert(noise), torch.Generator().manual_seed(seed)
     observation, info = env.reset(seed=seed, options=options)
@@ -52,7 +54,10 @@ def move(env: gymnasium.Env, delta: list[float], gripper: float = OPEN, steps: i
 
 
 def test_observation_and_info_are_what_the_interface_says(can: gymnasium.Env, drawer: gymnasium.Env) -> None:
-    for env, extra in ((can, {"is_grasped", "consecutive_grasp", "lifted_object", "lifted_object_significantly"}), (drawer, {"drawer_qpos"})):
+    for env, extra in (
+        (can, {"is_grasped", "consecutive_grasp", "lifted_object", "lifted_object_significantly"}),
+        (drawer, {"drawer_qpos"}),
+    ):
         observation, info = env.reset(seed=3)
         assert env.observation_space.contains(observation)
         assert observation["image"].shape == (64, 64, 3) and observation["image"].std() > 10
@@ -119,8 +124,12 @@ def test_the_expert_solves_every_drawer_task(drawer: gymnasium.Env, task: str) -
 
 
 def test_a_closing_task_starts_open_and_an_opening_task_closed(drawer: gymnasium.Env) -> None:
-    np.testing.assert_allclose(drawer.reset(seed=0, options={"task": "close_bottom_drawer"})[1]["drawer_qpos"], [0, 0, 0.12], atol=1e-6)
-    np.testing.assert_allclose(drawer.reset(seed=0, options={"task": "open_bottom_drawer"})[1]["drawer_qpos"], 0, atol=1e-6)
+    np.testing.assert_allclose(
+        drawer.reset(seed=0, options={"task": "close_bottom_drawer"})[1]["drawer_qpos"], [0, 0, 0.12], atol=1e-6
+    )
+    np.testing.assert_allclose(
+        drawer.reset(seed=0, options={"task": "open_bottom_drawer"})[1]["drawer_qpos"], 0, atol=1e-6
+    )
 
 
 def test_opening_another_drawer_is_no_success(drawer: gymnasium.Env) -> None:
@@ -130,7 +139,9 @@ def test_opening_another_drawer_is_no_success(drawer: gymnasium.Env) -> None:
         bottom = info["target_pose"].copy()
         bottom[0] += info["drawer_qpos"][0] - info["drawer_qpos"][2]
         bottom[2] -= 0.26
-        action = expert.act(np.zeros(0), ["open bottom drawer"], [{**info, "target_pose": bottom}], generator).actions[0]
+        action = expert.act(np.zeros(0), ["open bottom drawer"], [{**info, "target_pose": bottom}], generator).actions[
+            0
+        ]
         _, _, terminated, _, info = drawer.step(action)
         assert not terminated
     assert info["drawer_qpos"][2] > 0.09

@@ -1,7 +1,8 @@
 """A scripted expert for the embedded tasks: it reads the privileged state afresh at every step and remembers nothing.
 
-Because it has no phases, it recovers from any disturbance; demonstrations with injected noise therefore show recoveries, which a cloned policy needs.
-Everything happens in the robot's base frame: metres, radians, quaternions qw, qx, qy, qz.
+Because it has no phases, it recovers from any disturbance; demonstrations with injected noise therefore show
+recoveries, which a cloned policy needs. Everything happens in the robot's base frame: metres, radians, quaternions
+qw, qx, qy, qz.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ OPEN, CLOSED = -1.0, 1.0
 class ScriptedExpert:
     """Solves pick-can and the drawer tasks from `infos` (`tcp_pose`, `target_pose`, `gripper_position`, `is_grasped`).
 
-    With probability `noise` a step's translation is disturbed by a normal draw of `noise_scale` metres: that is what is executed, while
-    `clean_actions` holds what the expert wanted, the label of a demonstration.
+    With probability `noise` a step's translation is disturbed by a normal draw of `noise_scale` metres: that is what
+    is executed, while `clean_actions` holds what the expert wanted, the label of a demonstration.
     """
 
     name = "scripted"
@@ -69,7 +70,7 @@ def pick(info: dict[str, Any]) -> np.ndarray:
     tcp, can = info["tcp_pose"], info["target_pose"]
     axis = rotation(can).apply([1.0, 0.0, 0.0])
     upright = abs(axis[2]) > 0.7
-    grasp = can[:3] + [0, 0, 0.02 if upright else 0.0]
+    grasp = can[:3] + np.array([0.0, 0.0, 0.02 if upright else 0.0])
     turn = turn_towards(tcp, DOWN, None if upright else np.array([-axis[1], axis[0], 0.0]))
     gap = grasp - tcp[:3]
     aside, above = np.linalg.norm(gap[:2]), -gap[2]
@@ -82,7 +83,7 @@ def pick(info: dict[str, Any]) -> np.ndarray:
         return action(gap, turn, CLOSED)
     if turned and aside < 0.012 + 0.25 * max(above - 0.03, 0):
         return action(gap, turn, OPEN)
-    return action(gap + [0, 0, 0.09], turn, OPEN)
+    return action(gap + np.array([0.0, 0.0, 0.09]), turn, OPEN)
 
 
 def open_drawer(info: dict[str, Any]) -> np.ndarray:
@@ -127,7 +128,8 @@ def rotation(pose: np.ndarray) -> Rotation:
 
 
 def turn_towards(tcp: np.ndarray, approach: np.ndarray, closing: np.ndarray | None) -> np.ndarray:
-    """Axis-angle [3] from the TCP's orientation to one that approaches along `approach` and closes along ±`closing`, whichever is nearer.
+    """Axis-angle [3] from the TCP's orientation to one that approaches along `approach` and closes along ±`closing`,
+    whichever is nearer.
 
     Where any closing direction will do (None), the present one is kept.
     """
