@@ -84,7 +84,7 @@ class Run:
         try:
             if (path / "summary.json").exists():
                 raise UserError(f"the run in {path} has finished, there is nothing to resume: choose another out=.")
-            config = _read_config(path / "config.yaml")
+            config = read_config(path / "config.yaml")
             remove_unfinished(path)
         except BaseException:
             lock.release()
@@ -183,6 +183,17 @@ class Run:
         return full_disk_reported(self.path / name, advice)
 
 
+def read_config(path: Path) -> DictConfig:
+    """The settings of a run, from its config.yaml. Raises UserError where the file cannot be read or holds no verb."""
+    try:
+        config = OmegaConf.load(path)
+    except Exception as error:  # the decoder, PyYAML and OmegaConf each raise their own
+        raise UserError(f"{path} cannot be read as YAML: {error}") from error
+    if not isinstance(config, DictConfig) or "verb" not in config:
+        raise UserError(f"{path} is not a run's configuration: expected settings with a verb.")
+    return _settings(config)
+
+
 def versions() -> dict[str, str]:
     """Installed versions of what decides the numbers, without importing any of it."""
     found = {"vla_razor": vla_razor.__version__, "python": platform.python_version()}
@@ -238,16 +249,6 @@ def _refuse_used(path: Path) -> None:
         raise UserError(f"{path} holds a finished run: choose another out=.")
     if (path / "config.yaml").exists():
         raise UserError(f"{path} holds an unfinished run: go on with: vla-razor resume {path}")
-
-
-def _read_config(path: Path) -> DictConfig:
-    try:
-        config = OmegaConf.load(path)
-    except Exception as error:  # the decoder, PyYAML and OmegaConf each raise their own
-        raise UserError(f"{path} cannot be read as YAML: {error}") from error
-    if not isinstance(config, DictConfig) or "verb" not in config:
-        raise UserError(f"{path} is not a run's configuration: expected settings with a verb.")
-    return _settings(config)
 
 
 def _settings(config: Any) -> DictConfig:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,10 @@ from vla_razor.rollouts.starts import episode_seed, grid_starts
 SCHEMA = 1
 GRID = "10x10"
 """Start positions of the base's episodes, one each (the grid of the paper's Appendix B.2)."""
+
+
+Bar = Callable[[str, int], AbstractContextManager[Callable[..., None]]]
+"""`vla_razor.progress.progress`: a title and a total give a bar, and the callable that advances it."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +88,12 @@ def obtain(
     num_envs: int = 24,
     num_workers: int = 2,
     envs: VectorEnv | None = None,
-    progress: Callable[[Episode], None] | None = None,
+    progress: Bar | None = None,
 ) -> ProbeSet:
     """The probe set of `base` on `env_config`'s task: from the cache, or collected and kept there.
 
-    Environments are made only where something must be collected and none are given as `envs`.
+    Environments are made only where something must be collected and none are given as `envs`; `progress` makes the bar
+    to show then.
     """
     origin = origin_of(base, env_config, states=states, seed=seed)
     folder = cache_folder() / origin.key
@@ -118,7 +123,7 @@ def collect(
     origin: Origin,
     *,
     unnorm_key: str | None = None,
-    progress: Callable[[Episode], None] | None = None,
+    progress: Bar | None = None,
 ) -> ProbeSet:
     """Run the base from every point of the grid and keep `origin.states` of the states it visits, drawn without return.
 
@@ -126,7 +131,10 @@ def collect(
     """
     policy, generator = OpenVLAPolicy(base, unnorm_key), torch.Generator().manual_seed(episode_seed(origin.seed))
     starts = grid_starts(env_config, GRID, 1, origin.seed)
-    episodes, _ = rollout(envs, policy, starts, stop_at_success=True, generator=generator, progress=progress)
+    with progress("probe set", len(starts)) if progress else nullcontext(_silent) as advance:
+        episodes, _ = rollout(
+            envs, policy, starts, stop_at_success=True, generator=generator, progress=lambda _: advance()
+        )
     visited = [(episode, t) for episode in episodes if not episode.lost for t in range(episode.length)]
     if not visited:
         raise RunFailed("the simulation died in every episode of the base policy: there are no states to probe.")
@@ -256,6 +264,10 @@ def load_from(folder: Path) -> ProbeSet:
     except (OSError, ValueError, KeyError, TypeError) as error:
         remedy = "Delete the folder; the probe set will be collected again."
         raise UserError(f"the probe set in {folder} cannot be read: {error}. {remedy}") from error
+
+
+def _silent() -> None:
+    """Advances no bar."""
 
 
 def _tokens(episode: Episode) -> np.ndarray:

@@ -1,0 +1,145 @@
+"""`vla-razor eval`: how often a policy succeeds, from uniformly random starts (RL's Razor, Sections 3.1 and Appendix
+B.2).
+
+Each task is tried from `episodes` starts (paper: 100) that the seed alone decides, so that policies evaluated with
+the same seed meet the same ones. Every rate comes with its Wilson 95% interval; with `against` a second policy plays
+the same starts, and the differences come with a paired interval. The policy samples at its own temperature;
+`greedy=true` takes the likeliest tokens instead and is reported under its own name.
+
+Where it departs from the paper: episodes do not stop at success, so that success at the end and success at any time are
+told apart; prior tasks are the six drawer tasks of the embedded cabinet.
+
+The run folder gets `episodes.jsonl`, a line an episode, and `videos/`, `videos` films a task and policy.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from vla_razor.config import scenes
+from vla_razor.errors import UserError
+from vla_razor.files import atomic_write
+from vla_razor.policies import Policy
+from vla_razor.policies.load import load_model
+from vla_razor.policies.openvla import OpenVLA
+from vla_razor.policies.openvla.policy import OpenVLAPolicy
+from vla_razor.policies.scripted import ScriptedExpert
+from vla_razor.progress import progress
+from vla_razor.rollouts.evaluation import Results, compared, evaluate, records, summarized
+from vla_razor.runs import Run
+from vla_razor.statistics import Rate
+from vla_razor.videos import write_film
+
+READINGS = ("success_at_end", "success_once")
+FPS = 5
+"""About real time: the tasks are controlled at 4 to 5 Hz."""
+
+
+def run(config: DictConfig, run: Run) -> None:
+    """Evaluate `config.policy`, and `config.against` if given, on every task of `config.env`."""
+    run.restore()
+    policies = open_policies(config)
+    tasks = [task for scene in scenes(config.env) for task in scene.tasks]
+    settings = {key: config[key] for key in ("episodes", "seed", "num_envs", "num_workers", "device")}
+    with progress("evaluation", len(policies) * len(tasks) * config.episodes) as advance:
+        results = evaluate(policies, scenes(config.env), **settings, filmed=config.videos, progress=lambda _: advance())
+    names = list(results)
+    entries = {name: summarized(result) for name, result in results.items()}
+    comparison = compared(results[names[0]], results[names[1]]) if len(names) == 2 else None
+    write_records(run.path / "episodes.jsonl", results)
+    write_films(run.path / "videos", results)
+    run.log(0, **scalars(entries))
+    run.finish({"policies": entries} | ({"comparison": comparison} if comparison else {}))
+    report(Console(), run.path, entries, comparison)
+
+
+def open_policies(config: DictConfig) -> dict[str, Policy]:
+    """The policies by the names they are reported under. Raises UserError where the two are one and the same."""
+    specs = [config.policy] + ([config.against] if config.against else [])
+    if len(set(specs)) < len(specs):
+        raise UserError(f"policy and against are both {config.policy}: give two different policies.")
+    return {f"{spec} (greedy)" if config.greedy else spec: open_policy(spec, config) for spec in specs}
+
+
+def open_policy(spec: str, config: DictConfig) -> Policy:
+    """The scripted expert, or a model at the configured temperature, greedy if asked for."""
+    if spec == "scripted":
+        return ScriptedExpert()
+    return OpenVLAPolicy(open_model(spec, config), config.unnorm_key, config.greedy)
+
+
+def open_model(spec: str, config: DictConfig) -> OpenVLA:
+    """The model that `spec` names, at `config.temperature` unless that is null."""
+    model = load_model(spec, device=config.device, dtype=config.dtype)
+    if config.temperature is not None:
+        model.config.temperature = config.temperature
+    return model
+
+
+def write_records(path: Path, results: Mapping[str, Results]) -> None:
+    """One JSON object a line: the policy, and what became of an episode."""
+    rows = [{"policy": name, **record} for name, result in results.items() for record in records(result)]
+    atomic_write(path, b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+
+
+def write_films(folder: Path, results: Mapping[str, Results]) -> None:
+    """What the camera saw in the episodes whose images were kept: <policy>-<task>-<number>.mp4."""
+    for name, result in results.items():
+        for task, episodes in result.items():
+            for number, episode in enumerate(episode for episode in episodes if len(episode.images)):
+                write_film(folder / f"{_file_name(name)}-{task}-{number}.mp4", list(episode.images), FPS)
+
+
+def scalars(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """The rates, flat, for metrics.jsonl."""
+    return {
+        f"{name}/{task}/{reading}": summary[reading]["rate"]
+        for name, entry in entries.items()
+        for task, summary in _by_task(entry).items()
+        for reading in READINGS
+    }
+
+
+def report(
+    console: Console, folder: Path, entries: Mapping[str, Mapping[str, Any]], comparison: Mapping[str, Any] | None
+) -> None:
+    """A line for each task and for all prior tasks; with two policies, the paired difference at the end."""
+    table = Table("task", "episodes", title=f"Success (Wilson 95%) in {folder}")
+    for name in entries:
+        table.add_column(f"{name}\nat the end", justify="right")
+        table.add_column("once", justify="right")
+    if comparison:
+        table.add_column("difference at the end\n(paired 95%)", justify="right")
+    for task, summary in _by_task(next(iter(entries.values()))).items():
+        count = str(summary["success_at_end"]["episodes"])
+        cells = [shown(_by_task(entry)[task][reading]) for entry in entries.values() for reading in READINGS]
+        table.add_row(task, count, *cells, *([_difference(comparison, task)] if comparison else []))
+    console.print(table)
+
+
+def shown(rate: Rate) -> str:
+    """A rate as it is printed, in percent: 63% [54, 71]."""
+    return f"{rate['rate']:.0%} [{100 * rate['low']:.0f}, {100 * rate['high']:.0f}]"
+
+
+def _by_task(entry: Mapping[str, Any]) -> dict[str, Any]:
+    prior = {"all prior tasks": entry["prior_mean"]} if len(entry["prior_tasks"]) > 1 else {}
+    return {**entry["new_task"], **entry["prior_tasks"], **prior}
+
+
+def _difference(comparison: Mapping[str, Any], task: str) -> str:
+    pair = comparison["tasks"].get(task, comparison["prior_mean"])
+    if not pair["episodes"]:
+        return "every pair was lost"
+    difference = pair["success_at_end"]
+    return f"{difference['difference']:+.0%} [{100 * difference['low']:+.0f}, {100 * difference['high']:+.0f}]"
+
+
+def _file_name(policy: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", policy).strip("_")

@@ -1,0 +1,90 @@
+"""`vla-razor kl`: how far a policy has moved from its base on the new task (RL's Razor, Section 4: what predicts
+forgetting).
+
+Forward KL, KL(base || policy), is summed exactly over the action ids at the states the base visits on the task's grid
+and along the base's own tokens (`rollouts/probe_set.py`); it is split into sharpening (what a change of the base's
+temperature alone accounts for) and displacement (the rest). Beside it stand the alternatives of the paper's Section 6
+and a cross-check by sampling. The probe set is made once for a base and kept in the cache, so that measuring another
+policy takes one forward pass and no simulator.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from vla_razor.config import scenes
+from vla_razor.errors import UserError
+from vla_razor.policies.openvla import OpenVLA
+from vla_razor.progress import progress
+from vla_razor.recipes.evaluate import open_model
+from vla_razor.rollouts import probe_set
+from vla_razor.rollouts.probe_set import ProbeSet
+from vla_razor.runs import Run, read_config
+from vla_razor.statistics import policy_summary
+
+TOKENS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+
+
+def run(config: DictConfig, run: Run) -> None:
+    """Measure `config.policy` against `config.base` on the probe set of `config.env`."""
+    if len(scenes(config.env)) != 1:
+        raise UserError(f"env={config.env.name}: kl takes one scene, such as env=pick_can or env=drawer.")
+    run.restore()
+    model = open_model(config.policy, config)
+    probe = _probe(config, model)
+    measured = probe_set.measure(model, probe)
+    run.log(0, **{name: value for name, value in measured.items() if isinstance(value, int | float)})
+    entry = policy_summary({}, {}, measured)
+    run.finish({"policies": {str(config.policy): entry}, "probe_set": {"key": probe.origin.key, **vars(probe.origin)}})
+    report(Console(), config, measured)
+
+
+def report(console: Console, config: DictConfig, measured: dict[str, Any]) -> None:
+    """The total and its parts, the alternatives, and where in the action and in the episode the divergence lies."""
+    title = f"{config.policy} against its base on {config.env.name}, {measured['states']} states, in nats"
+    table = Table("", "an action", "a token", title=title)
+    length = len(measured["by_position"])
+    for name, value in (
+        ("forward KL", "per_action"),
+        ("  sharpening", "sharpening"),
+        ("  displacement", "displacement"),
+    ):
+        table.add_row(name, f"{measured[value]:.4g}", f"{measured[value] / length:.4g}")
+    table.add_row("reverse KL", f"{measured['reverse_kl'] * length:.4g}", f"{measured['reverse_kl']:.4g}")
+    for name in ("k1", "k3"):
+        estimate = measured[name]
+        table.add_row(
+            f"forward KL sampled, {name}", f"{estimate['per_action']:.4g} ± {estimate['standard_error']:.2g}", ""
+        )
+    table.add_row("total variation", "", f"{measured['total_variation']:.4g}")
+    table.add_row("L2 distance", "", f"{measured['l2_distance']:.4g}")
+    console.print(table)
+    names = TOKENS if length == len(TOKENS) else tuple(map(str, range(length)))
+    _line(console, "by token", dict(zip(names, measured["by_position"], strict=True)))
+    _line(console, "by control step", {str(row["time"]): row["per_token"] for row in measured["by_time"]})
+    console.print(f"closest tempered base: t = {measured['temperature']:.3f} (below 1 is sharper)", highlight=False)
+
+
+def _line(console: Console, title: str, values: dict[str, float]) -> None:
+    console.print(f"{title}: " + "  ".join(f"{name} {value:.3g}" for name, value in values.items()), highlight=False)
+
+
+def _probe(config: DictConfig, model: OpenVLA) -> ProbeSet:
+    """From the cache, or collected now. The base of an adapter is the same model with the adapter disabled."""
+    settings = {key: config[key] for key in ("seed", "unnorm_key", "num_envs", "num_workers")}
+    settings |= {"states": config.probe_states, "progress": progress}
+    if config.base is None and model.has_adapter:
+        with model.adapter_disabled():
+            return probe_set.obtain(model, config.env, **settings)
+    return probe_set.obtain(open_model(config.base or _origin(config.policy), config), config.env, **settings)
+
+
+def _origin(policy: str) -> str:
+    """What the run that trained a policy, given by its folder or a checkpoint in it, started from."""
+    for folder in (Path(policy), Path(policy).parent.parent):
+        if (folder / "config.yaml").is_file():
+            return read_config(folder / "config.yaml").policy
+    raise UserError(f"policy={policy} does not say what it was fine-tuned from: give base=.")

@@ -1,0 +1,115 @@
+"""Evaluation: every policy from the same uniformly random starts, each episode run to its horizon.
+
+Because episodes do not stop at success, both readings mean something: `success_once` (the state after any step) and
+`success_at_end` (after the last one).
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+import torch
+
+from vla_razor.policies import Policy
+from vla_razor.rollouts.rollout import Episode, make_vector_env, rollout
+from vla_razor.rollouts.starts import episode_seed, random_starts
+from vla_razor.statistics import paired_difference, policy_summary, success_summary
+
+NEW_TASKS = ("pick_can",)
+"""The task of the paper's robot experiment; every other one counts as prior."""
+
+Results = dict[str, list[Episode]]
+"""Episodes by task, in the order of their starts."""
+
+
+def evaluate(
+    policies: Mapping[str, Policy],
+    scenes: Iterable[Mapping[str, Any]],
+    *,
+    episodes: int,
+    seed: int = 0,
+    num_envs: int = 24,
+    num_workers: int = 2,
+    device: str | torch.device = "auto",
+    filmed: int = 0,
+    progress: Callable[[Episode], None] | None = None,
+) -> dict[str, Results]:
+    """Run each policy for `episodes` episodes of every task of the scenes (environment configs with an id).
+
+    All policies meet the same starts, which `seed` alone decides. Images are kept for the first `filmed` episodes of a
+    task and dropped from the others. `progress` is called with each episode as it ends.
+    """
+    results: dict[str, Results] = {name: {} for name in policies}
+    for scene in scenes:
+        starts = random_starts(scene["tasks"], episodes, seed)
+        keep = {(start.task, start.seed) for index, start in enumerate(starts) if index % episodes < filmed}
+
+        def note(episode: Episode, keep: set[tuple[str, int]] = keep) -> None:
+            if (episode.start.task, episode.start.seed) not in keep:
+                episode.images = np.zeros((0, *episode.images.shape[1:]), np.uint8)
+            if progress:
+                progress(episode)
+
+        with closing(make_vector_env(scene, num_envs, num_workers, device)) as envs:
+            for name, policy in policies.items():
+                draws = torch.Generator().manual_seed(episode_seed(seed, zlib.crc32(scene["id"].encode())))
+                played, _ = rollout(envs, policy, starts, stop_at_success=False, generator=draws, progress=note)
+                for episode in played:
+                    results[name].setdefault(episode.start.task, []).append(episode)
+    return results
+
+
+def evaluate_policy(policy: Policy, scenes: Iterable[Mapping[str, Any]], **settings: Any) -> Results:
+    """`evaluate` for one policy; takes the same settings."""
+    return evaluate({policy.name: policy}, scenes, **settings)[policy.name]
+
+
+def summarized(
+    results: Results, forward_kl: Mapping[str, Any] | None = None, new_tasks: Sequence[str] = NEW_TASKS
+) -> dict[str, Any]:
+    """A policy's entry in summary.json."""
+    summaries = {task: success_summary(episodes) for task, episodes in results.items()}
+    new = {task: summary for task, summary in summaries.items() if task in new_tasks}
+    prior = {task: summary for task, summary in summaries.items() if task not in new_tasks}
+    return policy_summary(new, prior, forward_kl)
+
+
+def compared(a: Results, b: Results, new_tasks: Sequence[str] = NEW_TASKS) -> dict[str, Any]:
+    """Paired differences a - b in both readings of success: by task, and over all prior tasks together.
+
+    A start counts where neither policy's episode was lost.
+    """
+    tasks = {task: _paired(a[task], b[task]) for task in a}
+    prior = [task for task in a if task not in new_tasks]
+    together = _paired([e for t in prior for e in a[t]], [e for t in prior for e in b[t]]) if prior else None
+    return {"tasks": tasks, "prior_mean": together}
+
+
+def records(results: Results) -> list[dict[str, Any]]:
+    """A JSON-able line for each episode."""
+    return [
+        {
+            "task": task,
+            "start": {"seed": episode.start.seed, **episode.start.options},
+            "success_at_end": episode.success_at_end,
+            "success_once": episode.success_once,
+            "first_success": int(np.argmax(episode.success)) + 1 if episode.success_once else None,
+            "steps": episode.length,
+            "lost": episode.lost,
+        }
+        for task, episodes in results.items()
+        for episode in episodes
+    ]
+
+
+def _paired(a: Sequence[Episode], b: Sequence[Episode]) -> dict[str, Any]:
+    pairs = [(x, y) for x, y in zip(a, b, strict=True) if not (x.lost or y.lost)]
+    if not pairs:
+        return {"episodes": 0}
+    at_end = paired_difference([x.success_at_end for x, _ in pairs], [y.success_at_end for _, y in pairs])
+    once = paired_difference([x.success_once for x, _ in pairs], [y.success_once for _, y in pairs])
+    return {"episodes": len(pairs), "success_at_end": at_end._asdict(), "success_once": once._asdict()}
