@@ -4,15 +4,13 @@ The adapters are injected in place, so the model keeps its class and its methods
 with them switched off: no second copy in memory.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
-from peft import LoraConfig, PeftConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -20,23 +18,49 @@ from torch.nn import functional as F
 
 from vla_razor.errors import UserError
 
+if TYPE_CHECKING:  # peft takes seconds to import, and most policies have no adapters
+    from peft import LoraConfig
+
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
 _NAME = "default"
 _PREFIX = "base_model.model."
 
 
-def peft_config(model: Any) -> LoraConfig:
+def peft_config(model: Any) -> "LoraConfig":
     """What `add` was given (peft leaves it on the model)."""
     return model.peft_config[_NAME]
 
 
-def layers(model: nn.Module) -> list[LoraLayer]:
-    return [module for module in model.modules() if isinstance(module, LoraLayer)]
+def is_adapted(module: nn.Module) -> bool:
+    """Whether peft has put an adapter around this layer."""
+    return hasattr(module, "lora_A")
 
 
-def add(model: nn.Module, config: PeftConfig) -> None:
+def layers(model: nn.Module) -> list[Any]:
+    """Every adapted layer (peft's `LoraLayer`)."""
+    return [module for module in model.modules() if is_adapted(module)]
+
+
+def targets(vision_depths: Sequence[int]) -> str:
+    """A pattern of the linear layers that are run: all but those of each vision stack's last block and its head."""
+    parts = [r"language_model\..*_proj", r"language_model\.lm_head", r"projector\.fc\d"]
+    for stack, depth in zip(("featurizer", "fused_featurizer"), vision_depths, strict=False):
+        parts.append(rf"vision_backbone\.{stack}\.blocks\.(?!{depth - 1}\.)\d+\.(attn\.(qkv|proj)|mlp\.fc\d)")
+    return "|".join(parts)
+
+
+def configuration(rank: int, alpha: int, vision_depths: Sequence[int]) -> "LoraConfig":
+    """Adapters on every linear layer that is run."""
+    from peft import LoraConfig
+
+    return LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets(vision_depths), init_lora_weights="gaussian")
+
+
+def add(model: nn.Module, config: "LoraConfig") -> None:
     """Inject adapters; afterwards they alone are trainable."""
+    from peft import inject_adapter_in_model
+
     if layers(model):
         raise ValueError("the model has adapters already")
     inject_adapter_in_model(config, model, adapter_name=_NAME)
@@ -47,10 +71,9 @@ def add(model: nn.Module, config: PeftConfig) -> None:
 def initialize(model: nn.Module, generator: torch.Generator | None) -> None:
     """A ~ N(0, 1/r) and B = 0 (peft's "gaussian", OpenVLA's choice), drawn from `generator`."""
     for layer in layers(model):
-        down: Any = layer.lora_A[_NAME]
-        up: Any = layer.lora_B[_NAME]
-        down.weight.data.copy_(torch.empty(down.weight.shape).normal_(std=1 / layer.r[_NAME], generator=generator))
-        up.weight.data.zero_()
+        down, up = layer.lora_A[_NAME].weight.data, layer.lora_B[_NAME].weight.data
+        down.copy_(torch.empty(down.shape).normal_(std=1 / layer.r[_NAME], generator=generator))
+        up.zero_()
 
 
 @contextmanager
@@ -66,18 +89,15 @@ def disabled(model: nn.Module) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
-def linear_rows(layer: nn.Module, x: Float[Tensor, "*B H"], rows: slice) -> Float[Tensor, "*B R"]:
+def linear_rows(layer: Any, x: Float[Tensor, "*B H"], rows: slice) -> Float[Tensor, "*B R"]:
     """The outputs `rows` of a bias-free linear layer, adapted or not, without computing the others."""
-    if not isinstance(layer, LoraLayer):
-        assert isinstance(layer, nn.Linear)
+    if not is_adapted(layer):
         return F.linear(x, layer.weight[rows])
-    base = layer.get_base_layer()
-    assert isinstance(base, nn.Linear)
-    out = F.linear(x, base.weight[rows])
+    out = F.linear(x, layer.get_base_layer().weight[rows])
     if not layer.disable_adapters:
-        low = layer.lora_A[_NAME](layer.lora_dropout[_NAME](x))
-        up: Any = layer.lora_B[_NAME]
-        out = out + F.linear(low, up.weight[rows]) * layer.scaling[_NAME]
+        down, up = layer.lora_A[_NAME], layer.lora_B[_NAME]
+        low = down(layer.lora_dropout[_NAME](x).to(down.weight.dtype))
+        out = out + (F.linear(low, up.weight[rows]) * layer.scaling[_NAME]).to(out.dtype)
     return out
 
 
@@ -113,8 +133,10 @@ def load(model: nn.Module, folder: Path) -> None:
         parameter.data.copy_(stored[key])
 
 
-def read_config(folder: Path) -> LoraConfig:
+def read_config(folder: Path) -> "LoraConfig":
     """The adapter's configuration; its `base_model_name_or_path` says what it adapts."""
+    from peft import LoraConfig, PeftConfig
+
     try:
         config = PeftConfig.from_pretrained(str(folder))
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -126,12 +148,11 @@ def read_config(folder: Path) -> LoraConfig:
 
 def merge(model: nn.Module) -> None:
     """Add the adapters to the base weights and remove them."""
-    for name, module in list(model.named_modules()):
-        if isinstance(module, LoraLayer):
-            merged: Any = module
-            merged.merge()
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, module.get_base_layer())
+    adapted: list[tuple[str, Any]] = [(name, module) for name, module in model.named_modules() if is_adapted(module)]
+    for name, layer in adapted:
+        layer.merge()
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer.get_base_layer())
     del model.peft_config
 
 

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32, Int
-from peft import LoraConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -128,7 +127,8 @@ class OpenVLA(nn.Module):
 
     def fingerprint(self) -> str:
         """SHA-256 of the configuration and the weights, adapters included unless disabled."""
-        digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
+        config = {k: v for k, v in self.config.to_dict().items() if k != "torch_dtype"}  # that of the file, not ours
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
         tensors = self.stored_tensors()
         if self.has_adapter and not lora.layers(self)[0].disable_adapters:
             tensors |= {k: v.detach() for k, v in self.named_parameters() if "lora_" in k}
@@ -168,9 +168,8 @@ class OpenVLA(nn.Module):
 
     def add_lora(self, rank: int = 32, alpha: int = 16, *, generator: torch.Generator | None = None) -> "OpenVLA":
         """Put low-rank adapters on every linear layer that is run, and freeze the rest. Returns the model."""
-        idle = self.vision_backbone.idle_modules()
-        targets = [name for name, m in self.named_modules() if isinstance(m, nn.Linear) and m not in idle]
-        lora.add(self, LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, init_lora_weights="gaussian"))
+        depths = [len(stack.blocks) for stack in self.vision_backbone.stacks]
+        lora.add(self, lora.configuration(rank, alpha, depths))
         lora.initialize(self, generator)
         return self
 

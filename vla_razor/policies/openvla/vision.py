@@ -58,14 +58,6 @@ class VisionBackbone(nn.Module):
     def stacks(self) -> list[VisionTransformer]:
         return [stack for stack in self.children() if isinstance(stack, VisionTransformer)]
 
-    def idle_modules(self) -> set[nn.Module]:
-        """Every module that `forward` never runs."""
-        idle: set[nn.Module] = set()
-        for stack in self.stacks:
-            for unused in (stack.blocks[-1], stack.norm, stack.attn_pool, stack.fc_norm, stack.head):
-                idle.update(unused.modules() if unused is not None else ())
-        return idle
-
     def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B P D"]:
         """Patch features; three channels a stack."""
         parts = pixels.split(3, dim=1)
@@ -104,7 +96,10 @@ def _transformer(model_id: str, size: int, activation: str | None) -> VisionTran
         raise UserError(f"timm_model_ids: timm has no model {model_id!r}. If it is your own, import its module first.")
     # Always explicit: None is the exact GELU here, whatever today's timm has as the model's default.
     act_layer: Any = get_act_layer(activation) if activation else nn.GELU
-    model = timm.create_model(model_id, pretrained=False, num_classes=0, img_size=size, act_layer=act_layer)
+    try:
+        model = timm.create_model(model_id, pretrained=False, num_classes=0, img_size=size, act_layer=act_layer)
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        raise UserError(f"timm_model_ids: timm cannot build {model_id!r} at {size} pixels: {error}") from error
     if not isinstance(model, VisionTransformer):
         raise UserError(f"timm_model_ids: {model_id!r} is no plain vision transformer.")
     return model
