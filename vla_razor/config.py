@@ -20,7 +20,7 @@ from vla_razor.errors import UserError, nearest
 
 _PACKAGE = Path(__file__).resolve().parent
 CONFIG_DIR = next(path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir())
-GROUPS = ("env", "experiment")
+GROUPS = {"env": "env", "prior": "env@prior", "experiment": "experiment"}  # as Hydra names them
 FRAGMENTS = ("common", "training")  # files that verbs are composed of
 
 
@@ -58,7 +58,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("greedy", "train_vision"), _SWITCH),
     **dict.fromkeys(("num_envs", "num_workers", "micro_batch_size", "batch_size", "epochs", "iterations"), _COUNT),
     **dict.fromkeys(("per_point", "max_attempts", "episodes", "save_every", "probe_states", "checkpoints"), _COUNT),
-    **dict.fromkeys(("seed", "lora_rank", "warmup_steps", "augmentation", "probe_every", "videos"), _WHOLE),
+    **dict.fromkeys(("seed", "episodes", "lora_rank", "warmup_steps", "augmentation", "probe_every", "videos"), _WHOLE),
     **dict.fromkeys(
         ("learning_rate", "gain_learning_rate", "eps", "max_grad_norm", "lora_alpha", "temperature"), _POSITIVE
     ),
@@ -77,7 +77,7 @@ RULES: dict[str, Rule] = {
     "baseline": _one_of("grid_point", "batch", "one_zero"),
 }
 
-NULLABLE = {"out", "unnorm_key", "temperature", "demos", "against", "base", "gain_learning_rate"}
+NULLABLE = {"out", "prior", "unnorm_key", "temperature", "demos", "against", "base", "gain_learning_rate"}
 
 
 def verbs() -> list[str]:
@@ -148,14 +148,12 @@ def _split(override: str) -> tuple[str, str]:
 
 
 def _compose_files(verb: str, groups: dict[str, str]) -> DictConfig:
-    for group, name in groups.items():
-        known = [path.stem for path in (CONFIG_DIR / group).glob("*.yaml")]
-        if name not in known:
-            raise UserError(f"unknown {group} {name!r}. {nearest(name, known)}")
     with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        plain = hydra.compose(verb, [f"env={groups['env']}"] if "env" in groups else [])
-        config = hydra.compose(verb, [f"{group}={name}" for group, name in groups.items()])
+        plain = hydra.compose(verb)
+        overrides = [_group_override(verb, plain, key, name) for key, name in groups.items()]
+        config = hydra.compose(verb, overrides)
     OmegaConf.set_struct(config, False)
+    config.update({key: None for key in plain if key not in config})
     for key in [key for key in config if key not in plain]:
         section = config.pop(key)
         if key == verb:
@@ -164,11 +162,23 @@ def _compose_files(verb: str, groups: dict[str, str]) -> DictConfig:
     return config
 
 
+def _group_override(verb: str, plain: DictConfig, key: str, name: str) -> str:
+    """The choice of a group in Hydra's words. Raises `UserError` for a group the verb lacks or a name unknown to it."""
+    if key not in plain and key != "experiment":
+        raise UserError(f"unknown key {key!r} for {verb}. {nearest(key, map(str, plain))}")
+    if name == "null" and key in NULLABLE:
+        return f"~{GROUPS[key]}"
+    known = [path.stem for path in (CONFIG_DIR / GROUPS[key].partition("@")[0]).glob("*.yaml")]
+    if name not in known:
+        raise UserError(f"unknown {key} {name!r}. {nearest(name, known)}")
+    return f"{GROUPS[key]}={name}"
+
+
 def _section(verb: str, settings: DictConfig, groups: dict[str, str]) -> DictConfig:
     """The verb's own keys under `settings`; what all verbs share stays with the verb that runs it."""
-    env = {"env": settings.env} if "env" in settings else {}
-    section = _compose_files(verb, groups | env)
-    shared = {"verb", *common_keys()} | ({"env"} - env.keys())
+    own_groups = {"env": settings.env} if "env" in settings else {}
+    section = _compose_files(verb, own_groups | {key: name for key, name in groups.items() if key == "experiment"})
+    shared = {"verb", *common_keys()} | ({"env"} - own_groups.keys())
     own = OmegaConf.create({key: value for key, value in section.items() if key not in shared}, flags={"struct": True})
     own.merge_with({key: value for key, value in settings.items() if key not in (*shared, "env")})
     return own

@@ -56,7 +56,7 @@ def run(config: DictConfig, run: Run) -> None:
                 if training.is_due(trainer.step, config.save_every, config.iterations):
                     save()
             advance(success=scalars["success"], entropy=scalars["entropy"])
-    run.finish(training.summary(config, model, base, probe))
+    training.finish(config, run, model, base, probe)
 
 
 def gather(envs: VectorEnv, policy: OpenVLAPolicy, config: DictConfig, step: int) -> tuple[list[Episode], Timing]:

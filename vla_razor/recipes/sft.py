@@ -59,7 +59,7 @@ def run(config: DictConfig, run: Run) -> None:
                 if training.is_due(trainer.step, config.save_every, trainer.total_steps):
                     save()
             advance(loss=scalars["loss"])
-    run.finish(training.summary(config, model, base, probe))
+    training.finish(config, run, model, base, probe)
 
 
 def learn(

@@ -14,12 +14,18 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from omegaconf import DictConfig
+from rich.console import Console
 from torch import Tensor, nn
 
+from vla_razor.config import scenes
 from vla_razor.errors import RunFailed, UserError
-from vla_razor.policies.load import load_model
+from vla_razor.policies import Decisions, Policy
 from vla_razor.policies.openvla import OpenVLA
+from vla_razor.policies.openvla.policy import OpenVLAPolicy
+from vla_razor.progress import progress
+from vla_razor.recipes.evaluate import open_model, report
 from vla_razor.rollouts import probe_set
+from vla_razor.rollouts.evaluation import Results, compared, evaluate, summarized
 from vla_razor.rollouts.probe_set import ProbeSet
 from vla_razor.rollouts.rollout import VectorEnv
 from vla_razor.rollouts.starts import episode_seed
@@ -129,13 +135,29 @@ class Base:
 
     @cached_property
     def _copy(self) -> OpenVLA:
-        return _load(self.config.policy, self.config).requires_grad_(False)
+        return open_model(self.config.policy, self.config).requires_grad_(False)
+
+
+class BasePolicy:
+    """The base as it acts, also where it is the tuned model below its adapter."""
+
+    name = "base"
+
+    def __init__(self, base: Base, unnorm_key: str | None) -> None:
+        self.base = base
+        with base.model() as model:
+            self.policy = OpenVLAPolicy(model, unnorm_key)
+
+    def act(self, *observations: Any) -> Decisions:
+        """As `OpenVLAPolicy.act`."""
+        with self.base.model():
+            return self.policy.act(*observations)
 
 
 def open_models(config: DictConfig, run: Run) -> tuple[OpenVLA, Base]:
     """The model to train, from the run's newest checkpoint if there is one, and the base it started from."""
     checkpoint = run.newest_checkpoint()
-    model = _load(str(checkpoint or config.policy), config)
+    model = open_model(str(checkpoint or config.policy), config)
     if checkpoint is None and model.has_adapter:
         if config.lora_rank:
             raise UserError(f"policy={config.policy} is an adapter already; train it whole with lora_rank=0.")
@@ -160,18 +182,44 @@ def probe_scalars(model: OpenVLA, probe: ProbeSet) -> dict[str, float]:
     return {f"forward_kl_{name}": measured[name] for name in ("per_token", "per_action", "sharpening", "displacement")}
 
 
+def finish(config: DictConfig, run: Run, model: OpenVLA, base: Base, probe: ProbeSet | None) -> None:
+    """Writes and prints the entries `base` and `tuned` of summary.json.
+
+    Success is measured from the same starts, `config.episodes` a task of the new task and the prior ones (0: not at
+    all); forward KL on the probe set.
+    """
+    policies = {"base": BasePolicy(base, config.unnorm_key), "tuned": OpenVLAPolicy(model, config.unnorm_key)}
+    results = _evaluated(config, policies) if config.episodes else {name: {} for name in policies}
+    divergences = dict.fromkeys(policies)
+    if probe:
+        with base.model() as before:
+            divergences["base"] = probe_set.measure(before, probe)
+        divergences["tuned"] = probe_set.measure(model, probe)
+    entries = {name: summarized(results[name], divergences[name], config.env.tasks) for name in policies}
+    comparison = compared(results["tuned"], results["base"], config.env.tasks) if config.episodes else None
+    run.finish({"policies": entries} | ({"comparison": comparison} if comparison else {}))
+    console = Console()
+    if config.episodes:
+        report(console, run.path, entries, comparison)
+    if probe:
+        drift = entries["tuned"]["forward_kl"]
+        parts = f"sharpening {drift['sharpening']:.3g}, displacement {drift['displacement']:.3g}"
+        console.print(f"forward KL {drift['per_action']:.3g} nats an action ({parts})", highlight=False)
+
+
+def _evaluated(config: DictConfig, policies: dict[str, Policy]) -> dict[str, Results]:
+    places = [scene for env in (config.env, config.prior) if env for scene in scenes(env)]
+    settings = {key: config[key] for key in ("episodes", "seed", "num_envs", "num_workers", "device")}
+    total = len(policies) * config.episodes * sum(len(place.tasks) for place in places)
+    with progress("evaluation", total) as advance:
+        return evaluate(policies, places, **settings, progress=lambda _: advance())
+
+
 def log_distribution(
     model: OpenVLA, pixels: Float[Tensor, "B C H W"], prompts: Sequence[Sequence[int]], tokens: Int[Tensor, "B A"]
 ) -> Float[Tensor, "B A 256"]:
     """Log-probabilities over the action ids, in id order, teacher-forced on `tokens`, at the model's temperature."""
     return torch.log_softmax(model.action_logits(pixels, prompts, tokens) / model.config.temperature, -1)
-
-
-def _load(spec: str, config: DictConfig) -> OpenVLA:
-    model = load_model(spec, device=config.device, dtype=config.dtype)
-    if config.temperature is not None:
-        model.config.temperature = config.temperature
-    return model
 
 
 def is_due(step: int, every: int, last: int) -> bool:
