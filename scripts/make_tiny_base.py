@@ -34,7 +34,7 @@ from vla_razor.policies.openvla.tiny import make_tiny
 from vla_razor.policies.scripted import ROTATION, TRANSLATION, ScriptedExpert
 from vla_razor.rollouts.rollout import make_vector_env, rollout
 from vla_razor.rollouts.starts import random_starts
-from vla_razor.statistics import wilson
+from vla_razor.statistics import Rate, wilson
 
 KEY = "vla_razor_panda"
 LIMITS = np.array([TRANSLATION] * 3 + [ROTATION] * 3 + [1.0])
@@ -84,7 +84,7 @@ def kept(path: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.
     if not path.is_file():
         arrays = make()
         aside = path.with_suffix(".partial.npz")
-        np.savez(aside, **arrays)
+        np.savez(aside, **arrays)  # pyright: ignore[reportArgumentType]
         aside.rename(path)
     return dict(np.load(path))
 
@@ -92,9 +92,7 @@ def kept(path: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.
 def demonstrate(arguments: argparse.Namespace) -> dict[str, np.ndarray]:
     """Demonstrations of every task; `episode` tells frames of one from another, `success` which ended well."""
     noisy = PrivilegedExpert(arguments.noise)
-    columns: dict[str, list[np.ndarray]] = {
-        name: [] for name in ("images", "instruction", "labels", "episode", "success")
-    }
+    columns: dict[str, list[Any]] = {name: [] for name in ("images", "instruction", "labels", "episode", "success")}
     names = [*(task.replace("_", " ") for task in DRAWERS), "pick coke can"]
     generator = torch.Generator().manual_seed(arguments.seed)
     for scene in scenes(compose("eval", ["env=all"]).env):
@@ -223,9 +221,9 @@ def clone(model: OpenVLA, frames: Frames, arguments: argparse.Namespace, generat
             value.copy_(average[name])
 
 
-def evaluate(model: OpenVLA, episodes: int, seed: int) -> dict[str, dict[str, Any]]:
+def evaluate(model: OpenVLA, episodes: int, seed: int) -> dict[str, Rate]:
     """Success of every task at the policy's own temperature, with Wilson intervals."""
-    results: dict[str, dict[str, Any]] = {}
+    results: dict[str, Rate] = {}
     generator = torch.Generator().manual_seed(seed)
     for scene in scenes(compose("eval", ["env=all"]).env):
         starts = random_starts(scene.tasks, episodes, seed)
@@ -268,7 +266,7 @@ Success before the horizon, at the policy's own temperature, from random starts 
 """
 
 
-def card(model: OpenVLA, results: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> str:
+def card(model: OpenVLA, results: dict[str, Rate], arguments: argparse.Namespace) -> str:
     rows = [
         f"| {task} | {r['successes']} of {r['episodes']} | {r['rate']:.2f} [{r['low']:.2f}, {r['high']:.2f}] |"
         for task, r in results.items()
@@ -280,7 +278,7 @@ def card(model: OpenVLA, results: dict[str, dict[str, Any]], arguments: argparse
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=str(__doc__).splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the stages; the checkpoint is its `tiny`")
     parser.add_argument("--seed", type=int, default=0)

@@ -6,6 +6,10 @@ to the measured position along the base's axes, and the axis-angle rotation is l
 onto the measured orientation, as SimplerEnv does.
 """
 
+# ManiSkill's and SAPIEN's annotations are narrower than what they take.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportIncompatibleMethodOverride=false
+# pyright: reportIncompatibleVariableOverride=false, reportOperatorIssue=false, reportReturnType=false
+
 from __future__ import annotations
 
 from dataclasses import dataclass

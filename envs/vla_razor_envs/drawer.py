@@ -4,6 +4,10 @@ The cabinet is built of boxes with three prismatic joints; which drawer, and whe
 and one built scene serves all six.
 """
 
+# ManiSkill's and SAPIEN's annotations are narrower than what they take.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportIncompatibleMethodOverride=false
+# pyright: reportIncompatibleVariableOverride=false, reportOperatorIssue=false, reportReturnType=false
+
 from __future__ import annotations
 
 from typing import Any

@@ -1,5 +1,9 @@
 """The Panda of the embedded tasks, and its setups."""
 
+# ManiSkill's and SAPIEN's annotations are narrower than what they take.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportIncompatibleMethodOverride=false
+# pyright: reportIncompatibleVariableOverride=false, reportOperatorIssue=false, reportReturnType=false
+
 from __future__ import annotations
 
 import sapien

@@ -5,6 +5,10 @@ the lift is remembered until the grasp is lost; success is a lift now, or enough
 episode.
 """
 
+# ManiSkill's and SAPIEN's annotations are narrower than what they take.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportIncompatibleMethodOverride=false
+# pyright: reportIncompatibleVariableOverride=false, reportOperatorIssue=false, reportReturnType=false
+
 from __future__ import annotations
 
 from typing import Any

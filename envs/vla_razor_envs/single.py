@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -55,7 +55,9 @@ def build(family: str, setup: Setup, image_size: tuple[int, int], task: str | No
 
     backend = "physx_cuda" if device == "cuda" else "physx_cpu"
     render = "gpu" if torch.cuda.is_available() else "cpu"
-    common = dict(setup=setup, image_size=image_size, num_envs=num_envs, sim_backend=backend, render_backend=render)
+    common: dict[str, Any] = dict(
+        setup=setup, image_size=image_size, num_envs=num_envs, sim_backend=backend, render_backend=render
+    )
     try:
         return PickCan(**common) if isinstance(setup, PickCanSetup) else Drawer(task=task or DRAWER_TASKS[0], **common)
     except RuntimeError as error:
@@ -94,7 +96,7 @@ class SingleEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         RenderingUnavailable: there is no usable Vulkan device.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012  (Gymnasium declares it on instances)
     render_mode = "rgb_array"
 
     def __init__(

@@ -5,6 +5,10 @@ thousands under `physx_cuda`. Starts are explicit: `options["starts"]` holds, fo
 reset options and the seed that draws what they leave open.
 """
 
+# ManiSkill's and SAPIEN's annotations are narrower than what they take.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportIncompatibleMethodOverride=false
+# pyright: reportIncompatibleVariableOverride=false, reportOperatorIssue=false, reportReturnType=false
+
 from __future__ import annotations
 
 from typing import Any, ClassVar
@@ -28,7 +32,7 @@ Start = dict[str, Any]
 class ManipulationTask(BaseEnv):
     """One robot, one camera, one success rule. Subclasses build a scene, place it at reset, and say what success is."""
 
-    SUPPORTED_ROBOTS: ClassVar = None
+    SUPPORTED_ROBOTS: ClassVar[Any] = None
     setup: Setup
 
     def __init__(self, setup: Setup, image_size: tuple[int, int], **kwargs: Any) -> None:
