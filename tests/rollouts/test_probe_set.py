@@ -1,0 +1,228 @@
+"""The probe set: what is measured, against independent arithmetic; what is kept, and when it is refused."""
+
+import errno
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.distributions import Categorical, kl_divergence
+
+from vla_razor import config, files
+from vla_razor.errors import RunFailed, UserError
+from vla_razor.policies.openvla import OpenVLA
+from vla_razor.policies.openvla.tiny import make_tiny
+from vla_razor.rollouts import probe_set
+from vla_razor.rollouts.probe_set import Origin, ProbeSet, action_log_probs, measure
+from vla_razor.rollouts.rollout import make_vector_env
+
+STATISTICS = {"q01": [-0.07] * 3 + [-0.25] * 3 + [-1.0], "q99": [0.07] * 3 + [0.25] * 3 + [1.0], "mask": [True] * 7}
+ORIGIN = Origin(base="b" * 64, task="pick_can", environment="[]", temperature=1.0, seed=0, states=12)
+PROMPTS = ("pick can", "open top drawer")
+
+
+def tiny(seed: int = 0, nudge: float = 0.0) -> OpenVLA:
+    model = make_tiny(PROMPTS, torch.Generator().manual_seed(seed), norm_stats={"panda": {"action": STATISTICS}})
+    noise = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        parameter.data += nudge * torch.randn(parameter.shape, generator=noise)
+    return model
+
+
+@pytest.fixture(scope="module")
+def base() -> OpenVLA:
+    return tiny()
+
+
+@pytest.fixture(scope="module")
+def tuned() -> OpenVLA:
+    return tiny(nudge=0.02)
+
+
+def made_up(base: OpenVLA, states: int = 12) -> ProbeSet:
+    """A probe set of random pictures, with the base's own tokens."""
+    images = np.random.default_rng(0).integers(0, 256, (states, 64, 64, 3), np.uint8)
+    input_ids = base.processor.prompt_ids([PROMPTS[index % 2] for index in range(states)])
+    pixels = base.processor.pixel_values(images)
+    tokens = base.sample_actions(pixels, input_ids, 1.0, torch.Generator().manual_seed(0)).tokens
+    log_probs = action_log_probs(base, images, input_ids, tokens)
+    return ProbeSet(images, input_ids, tokens, log_probs, torch.arange(states) % 5, replace(ORIGIN, states=states))
+
+
+@pytest.fixture(scope="module")
+def probe(base: OpenVLA) -> ProbeSet:
+    return made_up(base)
+
+
+def test_a_policy_is_at_zero_from_itself(base: OpenVLA, probe: ProbeSet) -> None:
+    measured = measure(base, probe)
+    assert measured["per_action"] == 0
+    assert (measured["sharpening"], measured["displacement"], measured["temperature"]) == (0, 0, 1)
+    other_batches = measure(base, probe, batch_size=5)
+    for name in ("per_token", "reverse_kl", "total_variation", "l2_distance"):
+        assert other_batches[name] == pytest.approx(0, abs=1e-6)
+    assert other_batches["per_token"] < 1e-11
+
+
+@torch.no_grad()
+def test_against_torch_distributions(base: OpenVLA, tuned: OpenVLA, probe: ProbeSet) -> None:
+    pixels = base.processor.pixel_values(probe.images)
+    before, after = (
+        Categorical(logits=model.action_logits(pixels, probe.input_ids, probe.tokens).double())
+        for model in (base, tuned)
+    )
+    exact, measured = kl_divergence(before, after), measure(tuned, probe, batch_size=5)
+    assert measured["states"] == 12
+    assert measured["per_action"] == pytest.approx(exact.sum(1).mean().item(), rel=1e-4)
+    assert measured["per_token"] == pytest.approx(exact.mean().item(), rel=1e-4)
+    assert measured["by_position"] == pytest.approx(exact.mean(0).tolist(), rel=1e-4)
+    assert measured["reverse_kl"] == pytest.approx(kl_divergence(after, before).mean().item(), rel=1e-4)
+    gap = before.probs - after.probs
+    assert measured["total_variation"] == pytest.approx(gap.abs().sum(-1).mean().item() / 2, rel=1e-4)
+    assert measured["l2_distance"] == pytest.approx(gap.norm(dim=-1).mean().item(), rel=1e-4)
+    for row in measured["by_time"]:
+        steps = probe.time == row["time"]
+        assert row["states"] == int(steps.sum())
+        assert row["per_token"] == pytest.approx(exact[steps].mean().item(), rel=1e-4)
+
+
+def test_the_parts_sum_to_the_total(tuned: OpenVLA, probe: ProbeSet) -> None:
+    measured = measure(tuned, probe)
+    assert measured["sharpening"] + measured["displacement"] == pytest.approx(measured["per_action"])
+    json.dumps(measured)
+
+
+def test_another_temperature_is_all_sharpening(base: OpenVLA, probe: ProbeSet) -> None:
+    measured = measure(base, probe, temperature=0.5)
+    assert measured["temperature"] == pytest.approx(0.5, rel=1e-4)
+    assert measured["sharpening"] == pytest.approx(measured["per_action"], rel=1e-4)
+    assert measured["per_action"] > 0.01
+
+
+def test_the_models_own_temperature_counts(probe: ProbeSet) -> None:
+    model = tiny()
+    model.config.temperature = 0.5
+    assert measure(model, probe) == measure(tiny(), probe, temperature=0.5)
+
+
+def test_sampled_estimates_agree(base: OpenVLA, tuned: OpenVLA) -> None:
+    measured = measure(tuned, made_up(base, states=100))
+    for name in ("k1", "k3"):
+        estimate = measured[name]
+        assert abs(estimate["per_action"] - measured["per_action"]) < 4 * estimate["standard_error"]
+    assert measured["k3"]["standard_error"] < measured["k1"]["standard_error"]
+
+
+def test_the_base_of_an_adapter_is_the_model_without_it(probe: ProbeSet) -> None:
+    model = tiny().add_lora(4, 8, generator=torch.Generator().manual_seed(0))
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data += 0.1
+    assert measure(model, probe)["per_token"] > 1e-4
+    with model.adapter_disabled():
+        assert measure(model, probe)["per_token"] < 1e-11
+
+
+def test_another_vocabulary_is_refused(probe: ProbeSet) -> None:
+    longer = make_tiny(("a much longer list of words than that",), torch.Generator().manual_seed(0))
+    with pytest.raises(UserError, match="action ids"):
+        measure(longer, probe)
+
+
+def test_kept_and_read_back(probe: ProbeSet, tmp_path: Path) -> None:
+    probe_set.save_to(tmp_path / "probe", probe)
+    back = probe_set.load_from(tmp_path / "probe")
+    assert back.origin == probe.origin
+    assert back.input_ids == probe.input_ids
+    np.testing.assert_array_equal(back.images, probe.images)
+    for name in ("tokens", "base_log_probs", "time"):
+        assert torch.equal(getattr(back, name), getattr(probe, name))
+    assert sorted(path.name for path in (tmp_path / "probe").iterdir()) == ["probe.json", "probe.safetensors"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "schema", "garbage", "missing", "key"])
+def test_a_damaged_file_is_refused(probe: ProbeSet, tmp_path: Path, damage: str) -> None:
+    probe_set.save_to(tmp_path, probe)
+    facts, tensors = tmp_path / "probe.json", tmp_path / "probe.safetensors"
+    content, known = tensors.read_bytes(), json.loads(facts.read_text())
+    if damage == "cut":
+        tensors.write_bytes(content[:-10])
+    elif damage == "changed":
+        tensors.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif damage == "missing":
+        tensors.unlink()
+    else:
+        changed = {"schema": {**known, "schema": 99}, "key": {**known, "new": 1}, "garbage": None}[damage]
+        facts.write_text("{" if changed is None else json.dumps(changed))
+    with pytest.raises(UserError, match=r"cannot be read.*Delete the folder"):
+        probe_set.load_from(tmp_path)
+
+
+def test_a_cache_that_cannot_be_written(probe: ProbeSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="VLA_RAZOR_CACHE"):
+        probe_set.save_to(tmp_path / "file" / "probe", probe)
+
+    def no_space(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", no_space)
+    with pytest.raises(RunFailed, match="out of disk"):
+        probe_set.save_to(tmp_path / "probe", probe)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_whatever_decides_a_probe_set_names_it() -> None:
+    changes: list[dict[str, Any]] = [
+        {"base": "c"},
+        {"task": "drawer"},
+        {"environment": "[1]"},
+        {"temperature": 0.5},
+        {"seed": 1},
+        {"states": 13},
+    ]
+    assert len({replace(ORIGIN, **change).key for change in [{}, *changes]}) == 7
+
+
+ENV = config.compose("kl").env
+
+
+@pytest.fixture(scope="module")
+def envs() -> Iterator[Any]:
+    with closing(make_vector_env(ENV, 2, 1, "cpu")) as envs:
+        yield envs
+
+
+@pytest.mark.slow
+class TestCollecting:
+    @pytest.fixture(autouse=True)
+    def small(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(probe_set, "GRID", "1x2")
+        monkeypatch.setattr(probe_set, "cache_folder", lambda: tmp_path)
+
+    def test_collected_once_then_cached(self, base: OpenVLA, envs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        probe = probe_set.obtain(base, ENV, states=10, envs=envs)
+        assert len(probe) == 10
+        assert probe.images.shape == (10, 64, 64, 3)
+        assert probe.tokens.shape == (10, 7)
+        torch.testing.assert_close(probe.base_log_probs.exp().sum(-1), torch.ones(10, 7))
+        assert int(probe.time.max()) < envs.setup.horizon
+        assert probe.origin.base == base.fingerprint()
+        assert measure(base, probe)["per_action"] == 0
+
+        monkeypatch.setattr(probe_set, "rollout", None)  # the second time nothing is simulated
+        monkeypatch.setattr(probe_set, "make_vector_env", None)
+        again = probe_set.obtain(tiny(), ENV, states=10)
+        assert torch.equal(again.base_log_probs, probe.base_log_probs)
+
+    def test_the_same_seed_collects_the_same(self, base: OpenVLA, envs: Any) -> None:
+        origin = probe_set.origin_of(base, ENV, states=1000, seed=3)
+        first, second = (probe_set.collect(base, envs, ENV, origin) for _ in range(2))
+        np.testing.assert_array_equal(first.images, second.images)
+        assert torch.equal(first.tokens, second.tokens)
+        assert len(first) == 2 * envs.setup.horizon  # a random policy does not succeed: all states, and no more
