@@ -153,7 +153,9 @@ def _read_at(block: int, *, norm: bool = False) -> Callable[[OpenVLA], None]:
 def _intermediate(stack: VisionTransformer, pixels: Tensor, block: int, *, norm: bool) -> Tensor:
     index = len(stack.blocks) + block
     _, read = stack.forward_intermediates(pixels, indices=[index], norm=norm, output_fmt="NLC")
-    return read[0]
+    features = read[0]
+    assert isinstance(features, Tensor)
+    return features
 
 
 @pytest.mark.parametrize(

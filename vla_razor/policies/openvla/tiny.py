@@ -27,9 +27,9 @@ def make_tiny(
     *,
     image_size: int = 64,
     hidden: int = 128,
-    layers: int = 4,
-    heads: int = 2,
-    intermediate: int = 256,
+    layers: int = 3,
+    heads: int = 4,
+    intermediate: int = 320,
     norm_stats: dict[str, Any] | None = None,
     temperature: float = 1.0,
 ) -> OpenVLA:
@@ -38,7 +38,7 @@ def make_tiny(
     Args:
         instructions: every instruction it will be given; a word that occurs in none becomes `<unk>`.
         generator: the weights' source of randomness.
-        image_size: pixels; a multiple of 8. One patch for every 8 x 8 of them.
+        image_size: pixels; a multiple of 16. One patch for every 16 x 16 of them.
         hidden, layers, heads, intermediate: the Llama decoder's shape.
         norm_stats: action statistics by data set name, as in a checkpoint's `dataset_statistics.json`.
         temperature: the policy's own.
@@ -70,7 +70,7 @@ def make_tiny(
             "num_attention_heads": heads,
         },
     }
-    processor = Processor(_preprocessor_settings(image_size), tokenizer)
+    processor = Processor(preprocessor_settings(image_size), tokenizer)
     return OpenVLA.from_config(OpenVLAConfig.from_dict(raw), processor, generator)
 
 
@@ -87,7 +87,7 @@ def make_tokenizer(instructions: Iterable[str]) -> Tokenizer:
     return tokenizer
 
 
-def _preprocessor_settings(image_size: int) -> dict[str, Any]:
+def preprocessor_settings(image_size: int) -> dict[str, Any]:
     """`preprocessor_config.json` for two stacks: ImageNet's statistics for the first, [-1, 1] for the second."""
     size = [image_size, image_size]
     return {
