@@ -112,7 +112,7 @@ def report(
     """A line for each task and for all prior tasks; with two policies, the paired difference at the end."""
     table = Table("task", "episodes", title=f"Success (Wilson 95%) in {folder}")
     for name in entries:
-        table.add_column(f"{name}\nat the end", justify="right")
+        table.add_column(f"{_short(name)}\nat the end", justify="right")
         table.add_column("once", justify="right")
     if comparison:
         table.add_column("difference at the end\n(paired 95%)", justify="right")
@@ -139,6 +139,11 @@ def _difference(comparison: Mapping[str, Any], task: str) -> str:
         return "every pair was lost"
     difference = pair["success_at_end"]
     return f"{difference['difference']:+.0%} [{100 * difference['low']:+.0f}, {100 * difference['high']:+.0f}]"
+
+
+def _short(name: str, length: int = 20) -> str:
+    """The end of a long name says more than its beginning."""
+    return name if len(name) <= length else f"…{name[1 - length :]}"
 
 
 def _file_name(policy: str) -> str:

@@ -1,0 +1,94 @@
+"""`vla-razor eval` on the real tasks, with the scripted expert against an untrained policy."""
+
+import json
+import re
+from pathlib import Path
+
+import imageio_ffmpeg
+import pytest
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+
+from vla_razor import config
+from vla_razor.errors import UserError
+from vla_razor.policies.openvla.tiny import make_tiny
+from vla_razor.recipes import evaluate
+from vla_razor.runs import Run
+from vla_razor.statistics import Success, policy_summary, wilson
+
+STATISTICS = {"q01": [-0.07] * 3 + [-0.25] * 3 + [-1.0], "q99": [0.07] * 3 + [0.25] * 3 + [1.0], "mask": [True] * 7}
+
+
+def untrained(folder: Path) -> str:
+    stats = {"panda": {"action": STATISTICS}}
+    make_tiny(["pick can"], torch.Generator().manual_seed(0), norm_stats=stats).save_pretrained(folder)
+    return str(folder)
+
+
+def settings(*overrides: str) -> DictConfig:
+    return config.compose("eval", ["num_envs=2", "num_workers=1", "logger=none", "device=cpu", *overrides])
+
+
+@pytest.mark.slow
+def test_the_expert_against_an_untrained_policy(tmp_path: Path) -> None:
+    policy, out = untrained(tmp_path / "policy"), tmp_path / "run"
+    chosen = settings("env=pick_can", f"against={policy}", "policy=scripted", "episodes=2", "videos=1")
+    with Run.create(out, chosen, "eval") as run:
+        evaluate.run(run.config, run)
+    summary = json.loads((out / "summary.json").read_text())
+    assert list(summary["policies"]) == ["scripted", policy]
+    for name in (policy, "scripted"):
+        entry = summary["policies"][name]
+        assert (entry["prior_tasks"], entry["prior_mean"], entry["forward_kl"]) == ({}, None, None)
+        assert entry["new_task"]["pick_can"]["success_at_end"]["episodes"] == 2
+    assert summary["policies"]["scripted"]["new_task"]["pick_can"]["success_once"] == wilson(2, 2)
+    assert summary["policies"][policy]["new_task"]["pick_can"]["success_once"] == wilson(0, 2)
+    difference = summary["comparison"]["tasks"]["pick_can"]["success_once"]
+    assert difference["difference"] == 1
+    assert difference["low"] > 0
+
+    rows = [json.loads(line) for line in (out / "episodes.jsonl").read_text().splitlines()]
+    starts = {row["policy"]: [r["start"] for r in rows if r["policy"] == row["policy"]] for row in rows}
+    assert starts["scripted"] == starts[policy]
+    assert len({row["steps"] for row in rows}) == 1  # every episode runs to the horizon, success or not
+
+    films = sorted((out / "videos").iterdir())
+    assert len(films) == 2
+    frames, _ = imageio_ffmpeg.count_frames_and_secs(films[0])
+    assert frames == rows[0]["steps"]
+    (metrics,) = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert metrics["scripted/pick_can/success_once"] == 1
+
+
+def test_greedy_evaluation_has_its_own_name(tmp_path: Path) -> None:
+    policy = untrained(tmp_path / "policy")
+    (name,) = evaluate.open_policies(settings(f"policy={policy}", "greedy=true"))
+    assert name == f"{policy} (greedy)"
+
+
+def test_the_temperature_is_the_policys_own_unless_given(tmp_path: Path) -> None:
+    policy = untrained(tmp_path / "policy")
+    assert evaluate.open_model(policy, settings()).config.temperature == 1
+    assert evaluate.open_model(policy, settings("temperature=0.5")).config.temperature == 0.5
+
+
+def test_a_policy_against_itself_is_refused() -> None:
+    with pytest.raises(UserError, match="two different policies"):
+        evaluate.open_policies(settings("policy=scripted", "against=scripted"))
+
+
+def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    def success(count: int) -> Success:
+        return {"success_at_end": wilson(count, 20), "success_once": wilson(count + 1, 20)}
+
+    entry = policy_summary({"pick_can": success(5)}, {"open_top_drawer": success(10), "close_top_drawer": success(18)})
+    pair = {"episodes": 20, "success_at_end": {"difference": 0.1, "low": -0.05, "high": 0.3}}
+    comparison = {"tasks": dict.fromkeys(("pick_can", "open_top_drawer"), pair), "prior_mean": {"episodes": 0}}
+    comparison["tasks"]["close_top_drawer"] = pair
+    evaluate.report(Console(width=200), Path("run"), {"a": entry, "b": entry}, comparison)
+    printed = capsys.readouterr().out
+    assert "25% [11, 47]" in printed
+    assert "+10% [-5, +30]" in printed
+    assert re.search(r"all prior tasks\s+│ 40", printed)
+    assert "every pair was lost" in printed
