@@ -39,10 +39,14 @@ from vla_razor.videos import write_film
 READINGS = ("success_at_end", "success_once")
 FPS = 5
 """About real time: the tasks are controlled at 4 to 5 Hz."""
+MOST_IN_TABLE = 2
 
 
 def run(config: DictConfig, run: Run) -> None:
-    """Evaluate `config.policy`, and `config.against` if given, on every task of `config.env`."""
+    """Evaluate `config.policy`, and those of `config.against` if given, on every task of `config.env`.
+
+    One or two policies are shown in a table, more are in summary.json alone.
+    """
     run.restore()
     policies = open_policies(config)
     tasks = [task for scene in scenes(config.env) for task in scene.tasks]
@@ -53,17 +57,19 @@ def run(config: DictConfig, run: Run) -> None:
     entries = {name: summarized(result) for name, result in results.items()}
     comparison = compared(results[names[0]], results[names[1]]) if len(names) == 2 else None
     write_records(run.path / "episodes.jsonl", results)
-    write_films(run.path / "videos", results)
+    write_films(run.path, results)
     run.log(0, **scalars(entries))
     run.finish({"policies": entries} | ({"comparison": comparison} if comparison else {}))
-    report(Console(), run.path, entries, comparison)
+    if len(names) <= MOST_IN_TABLE:
+        report(Console(), run.path, entries, comparison)
 
 
 def open_policies(config: DictConfig) -> dict[str, Policy]:
-    """The policies by the names they are reported under. Raises UserError where the two are one and the same."""
-    specs = [config.policy] + ([config.against] if config.against else [])
-    if len(set(specs)) < len(specs):
-        raise UserError(f"policy and against are both {config.policy}: give two different policies.")
+    """The policies by the names they are reported under. Raises UserError where one is given twice."""
+    specs = [config.policy, *(config.against.split(",") if config.against else [])]
+    for spec in specs:
+        if specs.count(spec) > 1:
+            raise UserError(f"policy and against both name {spec}: give different policies.")
     return {f"{spec} (greedy)" if config.greedy else spec: open_policy(spec, config) for spec in specs}
 
 
@@ -88,12 +94,17 @@ def write_records(path: Path, results: Mapping[str, Results]) -> None:
     atomic_write(path, b"".join(json.dumps(row).encode() + b"\n" for row in rows))
 
 
+def film_path(folder: Path, policy: str, task: str, number: int) -> Path:
+    """Where the film of a policy's episode is kept below a run folder."""
+    return folder / "videos" / f"{_file_name(policy)}-{task}-{number}.mp4"
+
+
 def write_films(folder: Path, results: Mapping[str, Results]) -> None:
-    """What the camera saw in the episodes whose images were kept: <policy>-<task>-<number>.mp4."""
+    """What the camera saw in the episodes whose images were kept: videos/<policy>-<task>-<number>.mp4."""
     for name, result in results.items():
         for task, episodes in result.items():
             for number, episode in enumerate(episode for episode in episodes if len(episode.images)):
-                write_film(folder / f"{_file_name(name)}-{task}-{number}.mp4", list(episode.images), FPS)
+                write_film(film_path(folder, name, task, number), list(episode.images), FPS)
 
 
 def scalars(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
