@@ -122,13 +122,13 @@ def _panda(
 
 PANDA_PICK_CAN = PickCanSetup(
     # TCP at (0.45, 0, 0.30), gripper straight down.
-    **_panda((0.0, -0.2198, 0.0, -2.4542, 0.0, 2.2344, 0.7854, 0.04, 0.04), 20, target=(0.52, 0.0, 0.13), fov=0.56),
+    **_panda((0.0, -0.2198, 0.0, -2.4542, 0.0, 2.2344, 0.7854, 0.04, 0.04), 20, target=(0.51, 0.0, 0.12), fov=0.44),
     robot_xy=(0.0, 0.0),
     table_top=0.0,
-    area_x=(0.42, 0.62),
-    area_y=(-0.15, 0.15),
-    # A real can (33 mm) leaves the Panda's 80 mm opening no room for error; 27 mm does.
-    radius=0.027,
+    area_x=(0.44, 0.60),
+    area_y=(-0.12, 0.12),
+    # A real can (33 mm) leaves the Panda's 80 mm opening no room for error; 23 mm does.
+    radius=0.023,
     length=0.11,
     mass=0.05,
     friction=1.0,
@@ -142,7 +142,7 @@ PANDA_PICK_CAN = PickCanSetup(
 
 PANDA_DRAWER = DrawerSetup(
     # TCP at (0.42, 0, 0.42), gripper pitched 45 degrees down, fingers closing sideways on the upright handles.
-    **_panda((0.0, -0.8, 0.0, -2.8552, 0.0, 2.8405, 0.7854, 0.04, 0.04), 20, target=(0.55, 0.0, 0.38), fov=0.64),
+    **_panda((0.0, -0.8, 0.0, -2.8552, 0.0, 2.8405, 0.7854, 0.04, 0.04), 20, target=(0.54, 0.0, 0.38), fov=0.52),
     stations={
         f"{row}{column}": (x, y, 0.0)
         for row, y in zip("abc", (-0.05, 0.0, 0.05), strict=True)
