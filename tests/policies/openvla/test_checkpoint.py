@@ -191,7 +191,7 @@ def test_other_architectures(folder, changes, message):
         (lambda t: t.pop("projector.fc3.bias"), r"are missing.*projector\.fc3\.bias"),
         (lambda t: t.update(extra=torch.zeros(1)), r"not part of it.*extra"),
         (lambda t: t.update({"projector.fc3.bias": torch.zeros(7)}), r"another shape.*projector\.fc3\.bias"),
-        (lambda t: t.pop("vision_backbone.featurizer.blocks.0.ls1.scale_factor"), r"ls1\.scale_factor"),
+        (lambda t: t.pop("vision_backbone.featurizer.blocks.0.ls1.scale_factor"), r"featurizer\.blocks\.0\.ls1"),
     ],
 )
 def test_other_weights(folder, change, message):

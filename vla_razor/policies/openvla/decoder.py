@@ -48,6 +48,14 @@ def rotary_table(model: LlamaModel, like: Tensor, length: int) -> tuple[Tensor, 
     return cos[0], sin[0]
 
 
+def visible(lengths: Int[Tensor, " B"], capacity: int, longest: int) -> Bool[Tensor, "B 1 1 C"] | None:
+    """Which cached positions the steps after a prefill may see: all but the padding; None where nothing is padded."""
+    if bool((lengths == longest).all()):
+        return None
+    at = torch.arange(capacity, device=lengths.device)
+    return ((at < lengths[:, None]) | (at >= longest))[:, None, None]
+
+
 def prefill(
     model: LlamaModel,
     x: Float[Tensor, "B L H"],

@@ -15,16 +15,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Int
+from jaxtyping import Float, Float32, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from vla_razor.errors import UserError
-from vla_razor.policies.openvla import checkpoint, decoder, lora
+from vla_razor.policies.openvla import checkpoint, decoder, lora, sampling
 from vla_razor.policies.openvla.action_tokenizer import ActionScale, ActionTokenizer
 from vla_razor.policies.openvla.config import OpenVLAConfig
+from vla_razor.policies.openvla.initialization import initialize
 from vla_razor.policies.openvla.processor import Processor
 from vla_razor.policies.openvla.vision import Projector, VisionBackbone, module_key, stored_key
 
@@ -76,7 +77,7 @@ class OpenVLA(nn.Module):
         """A model with random weights drawn from `generator`."""
         model = _on_meta(cls, config, processor)
         model.to_empty(device="cpu")
-        _initialize(model, generator)
+        initialize(model, model.language_model.lm_head, generator)
         return model.cast(dtype).to(device).eval()
 
     @classmethod
@@ -97,7 +98,7 @@ class OpenVLA(nn.Module):
             config.norm_stats = checkpoint.read_json(folder / checkpoint.STATISTICS_FILE)
         model = _on_meta(cls, config, Processor.from_folder(folder, config.text["bos_token_id"]))
         tensors = checkpoint.read_tensors(folder, str(device))
-        _assign(model, {module_key(key): tensor.to(dtype) for key, tensor in tensors}, folder)
+        checkpoint.assign(model, {module_key(key): tensor.to(dtype) for key, tensor in tensors}, folder)
         model.name_or_path = str(folder.resolve()) if Path(folder_or_hub_id).is_dir() else str(folder_or_hub_id)
         return model.to(device).eval()
 
@@ -147,9 +148,10 @@ class OpenVLA(nn.Module):
         """What `to`, `bfloat16`, `cuda` ... call. The rotary frequencies follow to the device but keep float32: in
         bfloat16 their phase is off by up to 0.35 rad within a prompt."""
         rotary = self.language_model.model.rotary_emb
-        frequencies = rotary.inv_freq
+        frequencies = dict(rotary.named_buffers())
         super()._apply(fn, recurse)
-        rotary.register_buffer("inv_freq", frequencies.to(rotary.inv_freq.device), persistent=False)
+        for name, exact in frequencies.items():
+            rotary.register_buffer(name, exact.to(self.device), persistent=False)
         return self
 
     @property
@@ -215,22 +217,22 @@ class OpenVLA(nn.Module):
         """
         if temperature < 0:
             raise ValueError(f"temperature must not be negative, got {temperature}")
-        uniforms = _uniforms(len(pixels), num_tokens, generator).to(self.device) if temperature else None
+        uniforms = sampling.uniforms(len(pixels), num_tokens, generator).to(self.device) if temperature else None
         llama, first = self.language_model.model, self.config.first_action_id
         embeddings, lengths = self._prompt(pixels, input_ids)
         longest = embeddings.shape[1]
         table = decoder.rotary_table(llama, embeddings, longest + num_tokens)
         cache = decoder.Cache(longest + num_tokens - 1)
-        visible = _visible(lengths, longest + num_tokens - 1, longest)
+        visible = decoder.visible(lengths, longest + num_tokens - 1, longest)
 
         hidden = decoder.prefill(llama, embeddings, table, lengths[:, None] - 1, cache=cache)
         logits = [self._action_head(hidden[:, 0])]
-        choices = [_choose(logits[0], temperature, uniforms, 0)]
+        choices = [sampling.choose(logits[0], temperature, uniforms, 0)]
         for i in range(1, num_tokens):
             embeddings = llama.embed_tokens(choices[-1] + first)[:, None]
             hidden = decoder.step(llama, embeddings, table, lengths + (i - 1), cache, visible)
             logits.append(self._action_head(hidden[:, 0]))
-            choices.append(_choose(logits[-1], temperature, uniforms, i))
+            choices.append(sampling.choose(logits[-1], temperature, uniforms, i))
 
         chosen, scores = torch.stack(choices, 1), torch.stack(logits, 1)
         log_probs = F.log_softmax(scores / (temperature or 1.0), -1).gather(-1, chosen[..., None])[..., 0]
@@ -317,30 +319,6 @@ class OpenVLA(nn.Module):
         return lora.linear_rows(self.language_model.lm_head, hidden, rows).float()
 
 
-def _visible(lengths: Int[Tensor, " B"], capacity: int, longest: int) -> Bool[Tensor, "B 1 1 C"] | None:
-    """Which cached positions the steps after a prefill may see: all but the padding; None where nothing is padded."""
-    if bool((lengths == longest).all()):
-        return None
-    at = torch.arange(capacity, device=lengths.device)
-    return ((at < lengths[:, None]) | (at >= longest))[:, None, None]
-
-
-def _uniforms(batch: int, tokens: int, generator: torch.Generator | None) -> Tensor:
-    device = "cpu" if generator is None else generator.device
-    return torch.rand(batch, tokens, dtype=torch.float64, device=device, generator=generator)
-
-
-def _choose(
-    logits: Float32[Tensor, "B 256"], temperature: float, uniforms: Tensor | None, step: int
-) -> Int[Tensor, " B"]:
-    """The likeliest bins, or those where the cumulative probability passes the uniform numbers."""
-    if uniforms is None:
-        return logits.argmax(-1)
-    cumulative = torch.softmax(logits.double() / temperature, -1).cumsum(-1)
-    target = uniforms[:, step : step + 1] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_(max=logits.shape[-1] - 1)
-
-
 def _llama_config(config: OpenVLAConfig) -> LlamaConfig:
     try:
         return LlamaConfig(**config.text)
@@ -355,30 +333,3 @@ def _on_meta(cls: type[OpenVLA], config: OpenVLAConfig, processor: Processor) ->
     llama = model.language_model.model
     llama.rotary_emb = LlamaRotaryEmbedding(llama.config)
     return model
-
-
-def _assign(model: OpenVLA, tensors: dict[str, Tensor], folder: Path) -> None:
-    expected = {name: parameter.shape for name, parameter in model.named_parameters()}
-    missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-    wrong = [name for name, shape in expected.items() if name in tensors and tensors[name].shape != shape]
-    for names, problem in ((missing, "are missing"), (unknown, "are not part of it"), (wrong, "have another shape")):
-        if names:
-            raise UserError(
-                f"{folder}: the weights are not those of the model that config.json describes: {len(names)} tensors "
-                f"{problem}, such as {stored_key(names[0])}."
-            )
-    model.load_state_dict(tensors, assign=True)
-
-
-def _initialize(model: OpenVLA, generator: torch.Generator) -> None:
-    """Weights scaled to their fan-in, so that small widths start as lively as large ones; a nearly uniform head."""
-    scaled = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)}
-    scaled.discard(id(model.language_model.lm_head.weight))
-    for name, parameter in model.named_parameters():
-        if name.endswith(".bias"):
-            nn.init.zeros_(parameter)
-        elif name.endswith(".gamma") or "norm" in name:
-            nn.init.ones_(parameter)
-        else:
-            std = parameter[0].numel() ** -0.5 if id(parameter) in scaled else 0.02
-            nn.init.normal_(parameter, std=std, generator=generator)

@@ -10,7 +10,7 @@ Transformers See Better"). A configuration names them, so their shapes are fixed
 from functools import partial
 from typing import Any
 
-from timm.layers import HybridEmbed
+from timm.layers.hybrid_embed import HybridEmbed
 from timm.models import register_model
 from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_hybrid import ConvStem
