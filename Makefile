@@ -34,7 +34,7 @@ $(BIN)/python:
 
 .venv/.packages: pyproject.toml scripts/setup/constraints.txt | $(BIN)/python
 	@echo 'installing the packages, about 7 GB: this takes some minutes'
-	@$(BIN)/pip install --quiet --disable-pip-version-check --use-pep517 -e '.[dev]' -c scripts/setup/constraints.txt
+	@$(BIN)/pip install --quiet --quiet --disable-pip-version-check --use-pep517 -e '.[dev]' -c scripts/setup/constraints.txt
 	@touch $@
 
 .venv/.vulkan: .venv/.packages scripts/setup/software_vulkan.py
