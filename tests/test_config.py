@@ -95,7 +95,7 @@ def test_sections_hold_a_verbs_own_keys() -> None:
     assert settings.sft.learning_rate == 1e-3
     assert settings.sft.batch_size == config.compose("sft").batch_size
     assert "seed" not in settings.sft
-    assert settings.eval.env.name == "all"
+    assert "env" not in settings.eval
 
 
 @pytest.mark.parametrize("path", sorted((config.CONFIG_DIR / "experiment").glob("*.yaml")), ids=lambda path: path.stem)

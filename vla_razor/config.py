@@ -57,8 +57,22 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("out", "policy", "against", "base", "demos", "unnorm_key"), _TEXT),
     **dict.fromkeys(("greedy", "train_vision"), _SWITCH),
     **dict.fromkeys(("num_envs", "num_workers", "micro_batch_size", "batch_size", "epochs", "iterations"), _COUNT),
-    **dict.fromkeys(("per_point", "max_attempts", "episodes", "save_every", "probe_states", "checkpoints"), _COUNT),
-    **dict.fromkeys(("seed", "episodes", "lora_rank", "warmup_steps", "augmentation", "probe_every", "videos"), _WHOLE),
+    **dict.fromkeys(
+        (
+            "per_point",
+            "max_attempts",
+            "episodes",
+            "new_episodes",
+            "prior_episodes",
+            "save_every",
+            "probe_states",
+            "checkpoints",
+        ),
+        _COUNT,
+    ),
+    **dict.fromkeys(
+        ("seed", "eval_episodes", "lora_rank", "warmup_steps", "augmentation", "probe_every", "videos"), _WHOLE
+    ),
     **dict.fromkeys(
         ("learning_rate", "gain_learning_rate", "eps", "max_grad_norm", "lora_alpha", "temperature"), _POSITIVE
     ),

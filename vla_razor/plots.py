@@ -11,11 +11,12 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from vla_razor.files import atomic_write
-from vla_razor.statistics import Rate, wilson
+from vla_razor.statistics import Difference, Rate, wilson
 
 COLOURS = {"base": "#7f7f7f", "sft": "#d55e00", "rl": "#0072b2"}
 NAMES = {"base": "base", "sft": "SFT", "rl": "REINFORCE"}
@@ -47,8 +48,8 @@ class Curve(NamedTuple):
 class Point(NamedTuple):
     """A policy: how far it moved (forward KL in nats an action) and what it can do.
 
-    `displacement` is the part of the forward KL that a change of temperature does not account for, `run` names the
-    training run and `last` says whether this is where it ended.
+    `displacement` is the part of the forward KL that a change of temperature does not account for, `forgotten` the
+    prior success lost since the base, `run` names the training run and `last` says whether this is where it ended.
     """
 
     method: str
@@ -57,7 +58,16 @@ class Point(NamedTuple):
     displacement: float
     new: Rate
     prior: Rate
+    forgotten: Difference
     last: bool = True
+
+
+class Bars(NamedTuple):
+    """A policy in the bar chart: its name, method and success by task, the new task first."""
+
+    name: str
+    method: str
+    rates: Mapping[str, Rate]
 
 
 def learning_curves(path: Path, curves: Sequence[Curve], episodes: int) -> None:
@@ -65,7 +75,7 @@ def learning_curves(path: Path, curves: Sequence[Curve], episodes: int) -> None:
     with _figure(path, 1, 3, (11.5, 3.4)) as axes:
         success, loss, drift = axes
         for curve in curves:
-            colour = COLOURS[curve.method]
+            colour = _shade(curve, curves)
             if curve.method == "rl":
                 steps, rates = _column(curve.rows, "success")
                 _rate_band(success, steps, rates, episodes, colour, curve.name)
@@ -91,7 +101,8 @@ def success_against_kl(path: Path, points: Sequence[Point]) -> None:
         labels = {"new": "new-task success", "prior": "prior tasks, mean success"}
         for axis, (field, label) in zip(axes, labels.items(), strict=True):
             for point in points:
-                _rate_point(axis, point.forward_kl, getattr(point, field), point)
+                rate = getattr(point, field)
+                _point(axis, point.forward_kl, rate["rate"], _whiskers([rate]), point)
             _join_runs(axis, points, "forward_kl", field)
             _percent(axis, label)
             axis.set(xlabel="forward KL on the new task (nats an action)")
@@ -100,33 +111,32 @@ def success_against_kl(path: Path, points: Sequence[Point]) -> None:
         _legend(axes[0], points)
 
 
-def retention_bars(path: Path, policies: Mapping[str, Mapping[str, Rate]]) -> None:
-    """Success task by task, a bar for each policy (base | sft | rl); the first task is the new one."""
-    tasks = list(next(iter(policies.values())))
+def retention_bars(path: Path, policies: Sequence[Bars]) -> None:
+    """Success task by task, a bar a policy; a method's settings differ in shade."""
+    tasks = list(policies[0].rates)
     width = 0.8 / len(policies)
     with _figure(path, 1, 1, (1.5 * len(tasks) + 1, 3.8)) as (axis,):
-        for index, (method, rates) in enumerate(policies.items()):
+        for index, bars in enumerate(policies):
             places = np.arange(len(tasks)) + (index - (len(policies) - 1) / 2) * width
-            values = np.array([rates[task]["rate"] for task in tasks])
-            axis.bar(places, values, 0.92 * width, color=COLOURS[method], label=NAMES[method])
-            whiskers = _whiskers([rates[task] for task in tasks])
-            axis.errorbar(places, values, whiskers, fmt="none", ecolor="#333333", capsize=2, linewidth=1)
+            rates = [bars.rates[task] for task in tasks]
+            heights = [rate["rate"] for rate in rates]
+            axis.bar(places, heights, 0.92 * width, color=_shade(bars, policies), label=bars.name)
+            axis.errorbar(places, heights, _whiskers(rates), fmt="none", ecolor="#333333", capsize=2, linewidth=1)
         axis.axvline(0.5, color="#999999", linestyle=":", linewidth=1)
         axis.set_xticks(range(len(tasks)), [task.replace("_drawer", "").replace("_", " ") for task in tasks])
         axis.grid(axis="x", visible=False)
-        axis.set_title("New task, then what the base could do before")
+        axis.set_title("The new task, and what the base could do before")
         _percent(axis, "success")
         axis.legend(ncols=len(policies), loc="upper center", bbox_to_anchor=(0.5, -0.1))
 
 
-def forgetting(path: Path, points: Sequence[Point], base: Rate) -> None:
+def forgetting(path: Path, points: Sequence[Point]) -> None:
     """Prior success lost against forward KL, and against its displacement alone: does either order the runs?"""
     with _figure(path, 1, 2, (9, 3.8)) as axes:
         for axis, field in zip(axes, ("forward_kl", "displacement"), strict=True):
             for point in points:
-                lost = {**point.prior, "rate": base["rate"] - point.prior["rate"]}
-                lost["low"], lost["high"] = base["rate"] - point.prior["high"], base["rate"] - point.prior["low"]
-                _rate_point(axis, getattr(point, field), Rate(**lost), point)
+                lost, low, high = point.forgotten
+                _point(axis, getattr(point, field), lost, np.array([[lost - low], [high - lost]]), point)
             axis.axhline(0, color="#999999", linewidth=1)
             axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
             axis.set(xlabel=f"{field.replace('_kl', ' KL')} on the new task (nats an action)")
@@ -161,7 +171,7 @@ def _smooth(values: np.ndarray, width: int) -> np.ndarray:
     return np.array([values[low:high].mean() for low, high in ends])
 
 
-def _rate_band(axis: Axes, steps: np.ndarray, rates: np.ndarray, episodes: int, colour: str, name: str) -> None:
+def _rate_band(axis: Axes, steps: np.ndarray, rates: np.ndarray, episodes: int, colour: Any, name: str) -> None:
     """A success curve over windows of five iterations, with the interval of the episodes pooled in each."""
     windows = [slice(start, start + 5) for start in range(0, len(rates), 5)]
     pooled = [wilson(round(rates[window].sum() * episodes), len(rates[window]) * episodes) for window in windows]
@@ -172,12 +182,12 @@ def _rate_band(axis: Axes, steps: np.ndarray, rates: np.ndarray, episodes: int, 
     axis.fill_between(middles, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
-def _rate_point(axis: Axes, x: float, rate: Rate, point: Point) -> None:
+def _point(axis: Axes, x: float, y: float, whiskers: np.ndarray, point: Point) -> None:
     """A marker with its whisker; checkpoints on the way are small and pale."""
     size, alpha = (11 if point.method == "base" else 6.5, 1.0) if point.last else (4, 0.45)
     axis.errorbar(
-        [x], [rate["rate"]], _whiskers([rate]), fmt=MARKERS[point.method], color=COLOURS[point.method],
-        markersize=size, alpha=alpha, capsize=2 if point.last else 0, elinewidth=1, zorder=3 if point.last else 2,
+        [x], [y], whiskers, fmt=MARKERS[point.method], color=COLOURS[point.method], markersize=size,
+        alpha=alpha, capsize=2 if point.last else 0, elinewidth=1, zorder=3 if point.last else 2,
     )  # fmt: skip
 
 
@@ -188,6 +198,13 @@ def _join_runs(axis: Axes, points: Sequence[Point], x: str, y: str) -> None:
         path = base + [point for point in points if point.run == run]
         across, up = [getattr(point, x) for point in path], [getattr(point, y)["rate"] for point in path]
         axis.plot(across, up, color=COLOURS[path[-1].method], alpha=0.35, linewidth=1)
+
+
+def _shade(one: Curve | Bars, among: Sequence[Curve | Bars]) -> tuple[float, ...]:
+    """The method's colour, paler for each further setting of the same method."""
+    names = [other.name for other in among if other.method == one.method]
+    paler = 0.65 * names.index(one.name) / len(names)
+    return tuple(channel + paler * (1 - channel) for channel in to_rgb(COLOURS[one.method]))
 
 
 def _whiskers(rates: Sequence[Rate]) -> np.ndarray:

@@ -16,6 +16,13 @@ def write_film(path: Path, frames: Sequence[np.ndarray], fps: float, side: int =
     atomic_write(path, lambda file: imageio.mimwrite(file, large, format="mp4", fps=fps, macro_block_size=2))  # pyright: ignore
 
 
+def read_film(path: Path) -> list[np.ndarray]:
+    """The frames of a film, uint8 [H, W, 3]."""
+    import imageio.v2 as imageio
+
+    return [np.asarray(frame) for frame in imageio.mimread(path, memtest=False)]  # pyright: ignore
+
+
 def write_picture(path: Path, picture: np.ndarray) -> None:
     """Writes a picture (uint8 [H, W, 3]) as a png."""
     from PIL import Image

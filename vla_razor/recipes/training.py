@@ -177,29 +177,31 @@ def open_probe(config: DictConfig, base: Base, envs: VectorEnv | None = None) ->
 
 
 def probe_scalars(model: OpenVLA, probe: ProbeSet) -> dict[str, float]:
-    """Forward KL(base || model) on the probe set, in nats, as it is logged."""
+    """How far the model is from the base on the probe set, in nats, under the names it is logged by."""
     measured = probe_set.measure(model, probe)
-    return {f"forward_kl_{name}": measured[name] for name in ("per_token", "per_action", "sharpening", "displacement")}
+    names = {"per_token": "forward_kl", "per_action": "forward_kl_per_action", "reverse_kl": "probe_reverse_kl"}
+    same = ("sharpening", "displacement", "total_variation", "l2_distance")
+    return {names.get(name, name): measured[name] for name in (*names, *same)}
 
 
 def finish(config: DictConfig, run: Run, model: OpenVLA, base: Base, probe: ProbeSet | None) -> None:
     """Writes and prints the entries `base` and `tuned` of summary.json.
 
-    Success is measured from the same starts, `config.episodes` a task of the new task and the prior ones (0: not at
+    Success is measured from the same starts in every run, `config.eval_episodes` of each task, new and prior (0: not at
     all); forward KL on the probe set.
     """
     policies = {"base": BasePolicy(base, config.unnorm_key), "tuned": OpenVLAPolicy(model, config.unnorm_key)}
-    results = _evaluated(config, policies) if config.episodes else {name: {} for name in policies}
+    results = _evaluated(config, policies) if config.eval_episodes else {name: {} for name in policies}
     divergences = dict.fromkeys(policies)
     if probe:
         with base.model() as before:
             divergences["base"] = probe_set.measure(before, probe)
         divergences["tuned"] = probe_set.measure(model, probe)
     entries = {name: summarized(results[name], divergences[name], config.env.tasks) for name in policies}
-    comparison = compared(results["tuned"], results["base"], config.env.tasks) if config.episodes else None
+    comparison = compared(results["tuned"], results["base"], config.env.tasks) if config.eval_episodes else None
     run.finish({"policies": entries} | ({"comparison": comparison} if comparison else {}))
     console = Console()
-    if config.episodes:
+    if config.eval_episodes:
         report(console, run.path, entries, comparison)
     if probe:
         drift = entries["tuned"]["forward_kl"]
@@ -209,10 +211,10 @@ def finish(config: DictConfig, run: Run, model: OpenVLA, base: Base, probe: Prob
 
 def _evaluated(config: DictConfig, policies: dict[str, Policy]) -> dict[str, Results]:
     places = [scene for env in (config.env, config.prior) if env for scene in scenes(env)]
-    settings = {key: config[key] for key in ("episodes", "seed", "num_envs", "num_workers", "device")}
-    total = len(policies) * config.episodes * sum(len(place.tasks) for place in places)
+    settings = {key: config[key] for key in ("num_envs", "num_workers", "device")}
+    total = len(policies) * config.eval_episodes * sum(len(place.tasks) for place in places)
     with progress("evaluation", total) as advance:
-        return evaluate(policies, places, **settings, progress=lambda _: advance())
+        return evaluate(policies, places, episodes=config.eval_episodes, **settings, progress=lambda _: advance())
 
 
 def log_distribution(

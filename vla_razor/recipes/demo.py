@@ -1,0 +1,141 @@
+"""`vla-razor demo`: the main job. One base policy, fine-tuned on a new task by SFT and by REINFORCE; what each learned,
+what each forgot, and how far each moved (RL's Razor, Section 3 and Figure 3, at the size of a laptop).
+
+Every stage is an ordinary run folder below `out`, so that an interrupted demo goes on with the stage it was in, and all
+that is shown is read from the finished stages:
+
+    demos       scripted demonstrations of the new task over a grid of start positions
+    sft, rl     the base, fine-tuned on these demonstrations and by REINFORCE
+    new, prior  the base and the checkpoints of every run on the new task and on the prior ones, from the same starts
+
+With several seeds or settings (`experiment=laptop`) the folders are numbered: sft_2_seed1. A run whose loss is not
+finite is a row of the results with its reason, not the end of the demo.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from vla_razor import plots
+from vla_razor.config import common_keys
+from vla_razor.errors import RunFailed, UserError, nearest
+from vla_razor.files import atomic_write
+from vla_razor.recipes import collect, comparison, evaluate, results, rl, sft
+from vla_razor.recipes.comparison import Column, Outcome, Training
+from vla_razor.recipes.training import NotFinite
+from vla_razor.rollouts.starts import parse_grid
+from vla_razor.runs import Run
+
+RECIPES = {"collect": collect, "sft": sft, "rl": rl, "eval": evaluate}
+EVALUATION_SEED = 0
+
+
+def run(config: DictConfig, run: Run) -> None:
+    """Go through the stages, then show what they found."""
+    run.restore()
+    out, console = run.path.resolve(), Console()
+    trainings = plan(config, out)
+    failures: dict[Training, str] = {}
+    outcomes: list[Outcome] = []
+    for seed in config.seeds:
+        suffix = _suffix(config, seed)
+        demos, new, prior = (out / f"{name}{suffix}" for name in ("demos", "new", "prior"))
+        own = [training for training in trainings if training.seed == seed]
+        stage(console, config, demos, "collect", policy="scripted", seed=seed)
+        for training in own:
+            changes = {"demos": str(demos), **training.changes} if training.method == "sft" else training.changes
+            try:
+                stage(console, config, training.folder, training.method, seed=seed, **changes)
+            except NotFinite as failure:
+                failures[training] = str(failure)
+        evaluated = [path for training in own if training.finished for path in training.checkpoints(config.checkpoints)]
+        if not evaluated:
+            raise RunFailed(f"No run of seed {seed} came to its end: {'; '.join(failures.values())}")
+        both = {"policy": config.policy, "against": ",".join(map(str, evaluated)), "seed": EVALUATION_SEED}
+        stage(console, config, new, "eval", episodes=config.new_episodes, videos=config.videos, **both)
+        stage(console, config, prior, "eval", env=config.prior, episodes=config.prior_episodes, **both)
+        outcomes += comparison.read(config.policy, new, prior, own, config.checkpoints)
+    run.finish(present(console, config, out, outcomes, trainings, failures))
+
+
+def present(
+    console: Console,
+    config: DictConfig,
+    out: Path,
+    outcomes: Sequence[Outcome],
+    trainings: Sequence[Training],
+    failures: Mapping[Training, str],
+) -> dict[str, Any]:
+    """Prints the table, writes the results, and returns the content of summary.json."""
+    columns = comparison.columns_of(outcomes)
+    table = comparison.table(columns)
+    console.print(table)
+    for training, reason in failures.items():
+        console.print(f"{training.folder.name} failed: {reason}", highlight=False)
+    atomic_write(out / "table.txt", comparison.as_text(table).encode())
+    results.write_rows(out, outcomes, failures)
+    results.draw(out / "plots", outcomes, columns, trainings, _episodes(config.rl))
+    results.film(out / "videos" / "side_by_side.mp4", _films(config, out, columns), evaluate.FPS)
+    console.print(f"figures in {out / 'plots'}, film in {out / 'videos'}, rows in results.parquet", highlight=False)
+    return {
+        "policies": {column.name: column.entry(config.rl.probe_states) for column in columns},
+        "changes": {c.name: {kind: c.change(kind)._asdict() for kind in ("new", "prior")} for c in columns[1:]},
+        "predictors": results.predictors(outcomes),
+    }
+
+
+def plan(config: DictConfig, out: Path) -> list[Training]:
+    """The training runs of every seed, SFT's first. Raises UserError where a change is to a key the method lacks."""
+    trainings = []
+    for seed in config.seeds:
+        for method in ("sft", "rl"):
+            several: Any = OmegaConf.to_container(config[f"{method}_runs"])
+            for number, changes in enumerate(several, 1):
+                for key in changes:
+                    if key not in config[method]:
+                        raise UserError(f"{method}_runs: unknown key {key!r}. {nearest(key, map(str, config[method]))}")
+                setting = f"{method}_{number}" if len(several) > 1 else method
+                rate = changes.get("learning_rate", config[method].learning_rate)
+                folder = out / (setting + _suffix(config, seed))
+                trainings.append(Training(folder, setting, method, seed, rate, changes))
+    return trainings
+
+
+def stage(console: Console, config: DictConfig, folder: Path, verb: str, **changes: Any) -> None:
+    """Run `verb` into `folder`, go on with it, or leave it alone if it has finished."""
+    if (folder / "summary.json").is_file():
+        return
+    console.rule(folder.name)
+    if (folder / "config.yaml").is_file():
+        opened = Run.resume(folder)
+    else:
+        common = {key: config[key] for key in common_keys()}
+        settings = {**common, "env": config.env, **config[verb], **changes, "verb": verb, "out": str(folder)}
+        opened = Run.create(folder, OmegaConf.create(settings), verb)
+    with opened as own:
+        RECIPES[verb].run(own.config, own)
+
+
+def _films(config: DictConfig, out: Path, columns: Sequence[Column]) -> dict[str, list[Path]]:
+    """The films of the base and of the first run of each method, of the same starts of the new task."""
+    firsts = {column.members[0].method: column.members[0] for column in reversed(columns)}
+    folder = out / f"new{_suffix(config, config.seeds[0])}"
+    task = config.env.tasks[0]
+    return {
+        plots.NAMES[method]: [evaluate.film_path(folder, firsts[method].policy, task, n) for n in range(config.videos)]
+        for method in ("base", "sft", "rl")
+        if method in firsts
+    }
+
+
+def _episodes(config: DictConfig) -> int:
+    """How many REINFORCE runs an iteration."""
+    columns, rows = parse_grid(config.grid)
+    return columns * rows * config.per_point
+
+
+def _suffix(config: DictConfig, seed: int) -> str:
+    return f"_seed{seed}" if len(config.seeds) > 1 else ""

@@ -1,0 +1,165 @@
+"""What a demo leaves for further study: the results table, figures, a film, and what predicts forgetting."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image, ImageDraw, ImageFont
+from scipy.stats import kendalltau
+
+from vla_razor import plots
+from vla_razor.core import forgetting_law
+from vla_razor.files import atomic_write
+from vla_razor.plots import Bars, Curve, Point
+from vla_razor.recipes.comparison import READING, Column, Outcome, Training, change
+from vla_razor.statistics import Difference, Rate
+from vla_razor.videos import read_film, write_film
+
+MEASURES = {
+    "forward_kl": "forward_kl",
+    "reverse_kl": "probe_reverse_kl",
+    "total_variation": "total_variation",
+    "l2_distance": "l2_distance",
+    "sharpening": "sharpening",
+    "displacement": "displacement",
+}
+"""Columns of the results table, and what metrics.jsonl calls them."""
+FEWEST_RUNS = 4
+"""Below this many runs nothing is said about what predicts forgetting."""
+TITLE = 30
+"""Height in pixels of the line above a film."""
+
+
+def forgotten(outcome: Outcome, outcomes: Sequence[Outcome]) -> Difference:
+    """Prior success lost since the base of the same seed, on the same starts."""
+    base = next(o for o in outcomes if o.method == "base" and o.seed == outcome.seed)
+    gained = change([outcome], [base], "prior")
+    return Difference(-gained.difference, -gained.high, -gained.low)
+
+
+def write_rows(out: Path, outcomes: Sequence[Outcome], failures: Mapping[Training, str]) -> None:
+    """results.parquet: a row a policy, merged in sorted order from a shard a run in results/.
+
+    Divergences are in nats, forward and reverse KL a token, sharpening and displacement an action. Wall times, which
+    alone are not reproducible, are in a table of their own: wall_seconds.parquet.
+    """
+    kept = [outcome for outcome in outcomes if outcome.method != "base" or outcome is outcomes[0]]
+    rows = [_row(outcome) for outcome in kept] + [_failed_row(*failure) for failure in failures.items()]
+    schema = _schema(outcomes[0])
+    rows.sort(key=lambda row: (row["run"], row["step"] or 0))
+    for run in {row["run"] for row in rows}:
+        _write_parquet(out / "results" / f"{run}.parquet", [row for row in rows if row["run"] == run], schema)
+    _write_parquet(out / "results.parquet", rows, schema)
+    times = [{"run": o.run, "step": o.step, "wall_seconds": float(o.drift["wall_seconds"])} for o in kept]
+    _write_parquet(out / "wall_seconds.parquet", times)
+
+
+def predictors(outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
+    """How well each measure on the probe set predicts the loss of prior success, over all checkpoints of all runs.
+
+    R2 of a second-degree polynomial with its bootstrap interval over runs, and Kendall's tau, which asks for the order
+    alone. Empty for fewer than four runs.
+    """
+    tuned = [outcome for outcome in outcomes if outcome.method != "base"]
+    runs = [outcome.run for outcome in tuned]
+    lost = np.array([forgotten(outcome, outcomes).difference for outcome in tuned])
+    if len(set(runs)) < FEWEST_RUNS or np.ptp(lost) == 0:
+        return {}
+    found = {}
+    for name, logged in MEASURES.items():
+        values = np.array([outcome.drift[logged] for outcome in tuned])
+        law = forgetting_law.fit(values, lost, runs, generator=np.random.default_rng(0))
+        tau: Any = kendalltau(values, lost)[0]
+        found[name] = {"r2": law.r2, "low": law.low, "high": law.high, "kendall_tau": float(tau)}
+    return found
+
+
+def draw(
+    folder: Path, outcomes: Sequence[Outcome], columns: Sequence[Column], trainings: Sequence[Training], episodes: int
+) -> None:
+    """The figures; `episodes` is how many REINFORCE runs an iteration."""
+    shown = [training for training in trainings if training.finished and training.seed == trainings[0].seed]
+    points = [_point(outcome, outcomes) for outcome in outcomes if outcome.method != "base" or outcome is outcomes[0]]
+    bars = [Bars(column.name, column.members[0].method, _rates(column)) for column in columns]
+    plots.learning_curves(
+        folder / "learning_curves.png", [Curve(t.method, t.setting, t.rows()) for t in shown], episodes
+    )
+    plots.success_against_kl(folder / "success_against_kl.png", points)
+    plots.retention_bars(folder / "retention.png", bars)
+    plots.forgetting(folder / "forgetting.png", points[1:])
+
+
+def film(path: Path, parts: Mapping[str, Sequence[Path]], fps: float) -> None:
+    """One film of several, side by side under their names: the first of every part, then the second, and so on."""
+    frames: list[np.ndarray] = []
+    for takes in zip(*parts.values(), strict=True):
+        if all(take.is_file() for take in takes):
+            pictures = [
+                [_titled(frame, name) for frame in read_film(take)] for name, take in zip(parts, takes, strict=True)
+            ]
+            frames += [np.concatenate(row, axis=1) for row in zip(*pictures, strict=True)]
+    if frames:
+        write_film(path, frames, fps, side=1)
+
+
+def _row(outcome: Outcome) -> dict[str, Any]:
+    rates = {f"prior_{task}": success[READING]["rate"] for task, success in outcome.prior.items()}
+    measures = {column: outcome.drift[logged] for column, logged in MEASURES.items()}
+    return {
+        "domain": "robot",
+        "method": outcome.method,
+        "seed": outcome.seed,
+        "run": outcome.run,
+        "step": outcome.step,
+        "learning_rate": outcome.learning_rate,
+        "new": outcome.new_rate["rate"],
+        "prior": outcome.prior_rate["rate"],
+        **rates,
+        **measures,
+        "status": "done",
+        "reason": None,
+    }
+
+
+def _failed_row(training: Training, reason: str) -> dict[str, Any]:
+    known = {"domain": "robot", "method": training.method, "seed": training.seed, "run": training.folder.name}
+    return {**known, "learning_rate": training.learning_rate, "status": "failed", "reason": reason, "step": None}
+
+
+def _schema(outcome: Outcome) -> pa.Schema:
+    texts, counts = ("domain", "method", "run", "status", "reason"), ("seed", "step")
+    kinds = dict.fromkeys(texts, pa.string()) | dict.fromkeys(counts, pa.int64())
+    return pa.schema([(name, kinds.get(name, pa.float64())) for name in _row(outcome)])
+
+
+def _write_parquet(path: Path, rows: list[dict[str, Any]], schema: pa.Schema | None = None) -> None:
+    atomic_write(path, lambda file: pq.write_table(pa.Table.from_pylist(rows, schema), file))
+
+
+def _point(outcome: Outcome, outcomes: Sequence[Outcome]) -> Point:
+    drift = outcome.drift
+    return Point(
+        method=outcome.method,
+        run=outcome.run,
+        forward_kl=drift["forward_kl_per_action"],
+        displacement=drift["displacement"],
+        new=outcome.new_rate,
+        prior=outcome.prior_rate,
+        forgotten=forgotten(outcome, outcomes),
+        last=outcome.last,
+    )
+
+
+def _rates(column: Column) -> dict[str, Rate]:
+    return {task: s[READING] for kind in ("new", "prior") for task, s in column.tasks(kind).items()}
+
+
+def _titled(frame: np.ndarray, title: str) -> np.ndarray:
+    """The frame below a line with its title."""
+    picture = Image.new("RGB", (frame.shape[1], frame.shape[0] + TITLE), "white")
+    picture.paste(Image.fromarray(frame), (0, TITLE))
+    ImageDraw.Draw(picture).text((6, 4), title, fill="black", font=ImageFont.load_default(size=TITLE - 12))
+    return np.asarray(picture)
