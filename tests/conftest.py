@@ -1,6 +1,10 @@
 """What every test may use: the order, the software Vulkan driver and the reference fixtures."""
 
+import os
 from pathlib import Path
+
+# Before torch is imported: two threads beside busy simulation workers are slower than one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
