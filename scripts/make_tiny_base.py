@@ -123,13 +123,15 @@ def demonstrate(arguments: argparse.Namespace) -> dict[str, np.ndarray]:
 
 
 def pixels_of(model: OpenVLA, images: np.ndarray, generator: torch.Generator) -> Tensor:
-    """Pixels of the images, each shifted by up to two pixels."""
-    padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="edge")
+    """Pixels of images that have the policy's own size, each shifted by up to two pixels."""
     size = images.shape[1]
+    whole = torch.from_numpy(images).permute(0, 3, 1, 2).float().div(255)
+    padded = functional.pad(whole, (2, 2, 2, 2), mode="replicate")
     shifts = torch.randint(5, (len(images), 2), generator=generator).tolist()
-    return model.processor.pixel_values(
-        [image[dy : dy + size, dx : dx + size] for image, (dy, dx) in zip(padded, shifts, strict=True)]
+    moved = torch.stack(
+        [image[:, dy : dy + size, dx : dx + size] for image, (dy, dx) in zip(padded, shifts, strict=True)]
     )
+    return torch.cat([transform.normalize(moved) for transform in model.processor.transforms], dim=1)
 
 
 def batches(frames: Frames, size: int, steps: int, generator: torch.Generator) -> Iterator[np.ndarray]:
@@ -175,27 +177,27 @@ def optimize(
 
 
 def warm_up(model: OpenVLA, frames: Frames, arguments: argparse.Namespace, generator: torch.Generator) -> None:
-    """Regress the target's place and the expert's action where the first action token will be predicted."""
-    width = model.language_model.config.hidden_size
-    head = nn.Linear(width, 10)
-    prompts = model.processor.prompt_ids(frames.names)
+    """Regress the target's place and the expert's action from the projected patches."""
+    width = model.config.text["hidden_size"]
+    head = nn.Sequential(
+        nn.Flatten(), nn.Linear(model.vision_backbone.num_patches * width, 256), nn.GELU(), nn.Linear(256, 10)
+    )
     targets = torch.tensor(
         np.concatenate([frames.actions / LIMITS, frames.offsets / REACH], axis=1), dtype=torch.float32
     )
-    nothing = torch.zeros(arguments.batch_size, 1, dtype=torch.long)
 
     def losses() -> Iterator[Tensor]:
         for rows in batches(frames, arguments.batch_size, arguments.warm_up_steps, generator):
-            pixels = pixels_of(model, frames.images[rows], generator)
-            hidden = model.predicting_hidden(pixels, [prompts[i] for i in frames.instruction[rows]], nothing)[:, 0]
-            yield functional.smooth_l1_loss(head(hidden), targets[rows], beta=0.1)
+            patches = model.projector(model.vision_backbone(pixels_of(model, frames.images[rows], generator)))
+            yield functional.smooth_l1_loss(head(patches), targets[rows], beta=0.1)
 
-    optimize(
-        [*model.parameters(), *head.parameters()], arguments.warm_up_rate, arguments.warm_up_steps, losses(), "warm-up"
-    )
+    seen = [*model.vision_backbone.parameters(), *model.projector.parameters(), *head.parameters()]
+    optimize(seen, arguments.warm_up_rate, arguments.warm_up_steps, losses(), "warm-up")
 
 
-def clone(model: OpenVLA, frames: Frames, arguments: argparse.Namespace, generator: torch.Generator) -> None:
+def clone(
+    model: OpenVLA, frames: Frames, steps: int, arguments: argparse.Namespace, generator: torch.Generator
+) -> None:
     """Cross-entropy on the action tokens, smoothed over neighbouring bins; the weights kept are a moving average."""
     prompts = model.processor.prompt_ids(frames.names)
     tokens = model.tokenize(frames.actions, KEY)
@@ -203,7 +205,7 @@ def clone(model: OpenVLA, frames: Frames, arguments: argparse.Namespace, generat
     average = {name: value.detach().clone() for name, value in model.named_parameters()}
 
     def losses() -> Iterator[Tensor]:
-        for rows in batches(frames, arguments.batch_size, arguments.clone_steps, generator):
+        for rows in batches(frames, arguments.batch_size, steps, generator):
             pixels = pixels_of(model, frames.images[rows], generator)
             logits = model.action_logits(pixels, [prompts[i] for i in frames.instruction[rows]], tokens[rows])
             near = (bins - (tokens[rows] - model.config.first_action_id)[..., None]).float()
@@ -215,7 +217,7 @@ def clone(model: OpenVLA, frames: Frames, arguments: argparse.Namespace, generat
             for name, value in model.named_parameters():
                 average[name].lerp_(value, 0.01)
 
-    optimize(list(model.parameters()), arguments.clone_rate, arguments.clone_steps, losses(), "cloning", update)
+    optimize(list(model.parameters()), arguments.clone_rate, steps, losses(), "cloning", update)
     with torch.no_grad():
         for name, value in model.named_parameters():
             value.copy_(average[name])
@@ -253,7 +255,7 @@ drawers well and picks a can sometimes: something to forget, and something to le
 - Made by `scripts/make_tiny_base.py` (seed {seed}): {drawer_frames} scripted demonstrations of each of the six drawer
   tasks and {can_demonstrations} of pick-can (upright can), disturbed in {noise:.0%} of their steps and labelled with
   the undisturbed action. A warm-up of {warm_up_steps} steps regresses the target's place and the expert's action (it
-  also sees {can_frames} pick-can episodes); {clone_steps} steps of cloning follow. It stands for nothing but itself:
+  also sees {can_frames} pick-can episodes); {steps} steps of cloning follow. It stands for nothing but itself:
   no real robot should run it.
 - Temperature {temperature}: rollouts, likelihoods and divergences all use it.
 - Robot: the Panda of `vla_razor/PickCan-v1` and `vla_razor/Drawer-v1`; action statistics under the key `{key}`.
@@ -272,7 +274,11 @@ def card(model: OpenVLA, results: dict[str, Rate], arguments: argparse.Namespace
         for task, r in results.items()
     ]
     return CARD.format(
-        parameters=sum(p.numel() for p in model.parameters()), key=KEY, table="\n".join(rows), **vars(arguments)
+        parameters=sum(p.numel() for p in model.parameters()),
+        key=KEY,
+        steps=sum(arguments.clone_steps),
+        table="\n".join(rows),
+        **vars(arguments),
     )
 
 
@@ -284,12 +290,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--drawer-frames", type=int, default=220, help="demonstrations of each drawer task")
     parser.add_argument("--can-frames", type=int, default=700, help="pick-can episodes seen by the warm-up")
-    parser.add_argument("--can-demonstrations", type=int, default=120, help="pick-can episodes that are cloned")
+    parser.add_argument("--can-demonstrations", type=int, default=250, help="pick-can episodes that are cloned")
     parser.add_argument("--noise", type=float, default=0.5, help="share of disturbed steps in the demonstrations")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--warm-up-steps", type=int, default=3000)
-    parser.add_argument("--warm-up-rate", type=float, default=1.5e-3)
-    parser.add_argument("--clone-steps", type=int, default=2500)
+    parser.add_argument("--warm-up-steps", type=int, default=2000)
+    parser.add_argument("--warm-up-rate", type=float, default=2e-3)
+    parser.add_argument("--clone-steps", type=int, nargs="+", default=[1500, 2500], help="steps of each cosine cycle")
     parser.add_argument("--clone-rate", type=float, default=1e-3)
     parser.add_argument(
         "--smoothing", type=float, default=2.0, help="standard deviation of the cloned targets, in bins"
@@ -322,7 +328,8 @@ def main() -> None:
     else:
         can = frames.instruction == names.index("pick coke can")
         shown = data["success"] & (~can | (data["episode"] < arguments.can_demonstrations))
-        clone(model, frames.of(shown), arguments, generator)
+        for cycle in arguments.clone_steps:
+            clone(model, frames.of(shown), cycle, arguments, generator)
         model.config.temperature = arguments.temperature
         model.save_pretrained(cloned)
     results = evaluate(model, arguments.episodes, seed=1)
