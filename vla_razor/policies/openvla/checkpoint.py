@@ -2,8 +2,6 @@
 
 import json
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from vla_razor.errors import UserError
+from vla_razor.files import atomic_folder
 
 CONFIG_FILE = "config.json"
 INDEX_FILE = "model.safetensors.index.json"
@@ -98,14 +97,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """Let `fill` write into a folder aside, then rename it to `folder`, which must not exist or be empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty; choose another folder or remove it.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        fill(aside)
-        aside.chmod(0o755)
-        aside.replace(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    atomic_folder(folder, fill)
 
 
 def torch_dtype_name(dtype: torch.dtype) -> str:
