@@ -2,7 +2,8 @@
 
 The bound is the machine's matrix multiplication rate, measured here in float32 with the same number of threads, divided
 by the floating-point operations of one action (counted by torch: linear layers, convolutions, attention). Times are the
-best of several runs, because other processes can only slow a run down; loop and batches are measured in turns.
+best of several runs, because other processes can only slow a run down; they are taken in turns, so that a busy spell of
+the machine hits the loop, the batches and the bound alike.
 
     python scripts/bench/policy.py [--models tiny mid] [--batches 1 4 16 64] [--threads 2] [--json]
 """
@@ -29,7 +30,7 @@ from vla_razor.policies.openvla import OpenVLA, OpenVLAConfig, Processor
 from vla_razor.policies.openvla.tiny import make_tiny, make_tokenizer, preprocessor_settings
 
 INSTRUCTIONS = ("open top drawer", "close middle drawer", "pick coke can")
-ACTION_TOKENS = 7
+TURNS = 3
 TARGET_BATCH = 16
 TARGET_SPEEDUP = 6.0
 TARGET_SHARE = 0.6
@@ -88,11 +89,10 @@ def gemm_rate(seconds: float) -> float:
     return 2 * size**3 / best(lambda: torch.mm(a, b), seconds)
 
 
-def best(call: Callable[[], Any], seconds: float, least: int = 3) -> float:
-    """The shortest time of `call`, in seconds, over `least` runs or as many as fit."""
-    call()
+def best(call: Callable[[], Any], seconds: float) -> float:
+    """The shortest time of `call`, in seconds, over as many runs as fit."""
     times: list[float] = []
-    while len(times) < least or sum(times) < seconds:
+    while not times or sum(times) < seconds:
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)
@@ -106,10 +106,9 @@ def operations(act: Callable[[], Any]) -> float:
     return float(counter.get_total_flops())
 
 
-def measure(model: OpenVLA, batches: list[int], rate: float, seconds: float) -> dict[str, Any]:
+def measure(model: OpenVLA, batches: list[int], seconds: float) -> dict[str, Any]:
     """Actions a second at each batch size and of the loop, and the bound."""
-    largest = max(*batches, TARGET_BATCH)
-    pixels, prompts = inputs(model, largest)
+    pixels, prompts = inputs(model, max(*batches, TARGET_BATCH))
 
     def act(first: int, last: int) -> None:
         model.sample_actions(pixels[first:last], prompts[first:last], 1.0, torch.Generator().manual_seed(0))
@@ -119,15 +118,17 @@ def measure(model: OpenVLA, batches: list[int], rate: float, seconds: float) -> 
             act(i, i + 1)
 
     flops = operations(lambda: act(0, TARGET_BATCH)) / TARGET_BATCH
-    looped, per_batch = 0.0, dict.fromkeys(batches, 0.0)
-    for _ in range(3):  # in turns, so that a busy spell of the machine hits all of them
-        looped = max(looped, TARGET_BATCH / best(loop, seconds / 3, least=1))
+    rate, looped, per_batch = 0.0, 0.0, dict.fromkeys(batches, 0.0)
+    for _ in range(TURNS):
+        rate = max(rate, gemm_rate(seconds / TURNS))
+        looped = max(looped, TARGET_BATCH / best(loop, seconds / TURNS))
         for size in batches:
-            per_batch[size] = max(per_batch[size], size / best(lambda n=size: act(0, n), seconds / 3, least=1))
+            per_batch[size] = max(per_batch[size], size / best(lambda n=size: act(0, n), seconds / TURNS))
     bound = rate / flops
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "flops_per_action": flops,
+        "gemm_flops_per_second": rate,
         "bound": bound,
         "loop": looped,
         "actions_per_second": per_batch,
@@ -154,7 +155,9 @@ def judge(name: str, result: dict[str, Any]) -> dict[str, Any] | None:
 
 def show(console: Console, name: str, result: dict[str, Any]) -> None:
     size, flops = result["parameters"] / 1e6, result["flops_per_action"] / 1e9
-    console.print(f"{name}: {size:.1f}M parameters, {flops:.3g} GFLOP an action, bound {result['bound']:.4g} actions/s")
+    console.print(f"{name}: {size:.1f}M parameters, {flops:.3g} GFLOP an action")
+    rate, bound = result["gemm_flops_per_second"] / 1e9, result["bound"]
+    console.print(f"float32 matrix product: {rate:.0f} GFLOP/s, hence the bound: {bound:.4g} actions/s")
     table = Table()
     for column in ("batch", "actions/s", "ms an action", "x loop", "of the bound"):
         table.add_column(column, justify="right")
@@ -172,17 +175,16 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=("tiny", "mid"), default=["tiny", "mid"])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 16, 64])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--seconds", type=float, default=5.0, help="spent on each figure, at least three runs")
+    parser.add_argument("--seconds", type=float, default=5.0, help="spent on each figure, at least a run a turn")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     console = Console()
     report: dict[str, Any] = {"threads": arguments.threads, "torch": torch.__version__, "machine": platform.machine()}
-    report["gemm_flops_per_second"] = rate = gemm_rate(arguments.seconds)
-    console.print(f"float32 matrix product, {arguments.threads} threads: {rate / 1e9:.0f} GFLOP/s\n")
+    console.print(f"{arguments.threads} threads\n")
     for name in arguments.models:
         model = embedded() if name == "tiny" else make_mid()
-        report[name] = result = measure(model, arguments.batches, rate, arguments.seconds)
+        report[name] = result = measure(model, arguments.batches, arguments.seconds)
         result["target"] = judge(name, result)
         show(console, name, result)
     if arguments.json:
