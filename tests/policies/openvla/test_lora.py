@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from safetensors.torch import load, load_file, save_file
 from torch import nn
 
@@ -100,6 +100,18 @@ def test_saving_and_loading(reference, fresh_model, tmp_path):
     again = OpenVLA.from_pretrained(reference.folder).load_lora(tmp_path / "adapter")
     assert again.fingerprint() == tuned.fingerprint()
     assert [p.requires_grad for p in again.parameters()] == [p.requires_grad for p in tuned.parameters()]
+
+
+def test_peft_reads_what_is_saved(reference, fresh_model, tmp_path):
+    tuned = _adapted(fresh_model)
+    tuned.save_pretrained(tmp_path / "adapter")
+    base = OpenVLA.from_pretrained(reference.folder)
+    PeftModel.from_pretrained(base, tmp_path / "adapter")  # wraps the base's layers in place
+    with torch.no_grad():
+        logits, expected = (
+            m.action_logits(reference.pixels, reference.prompts, reference.tokens) for m in (base, tuned)
+        )
+    assert torch.equal(logits, expected)
 
 
 def test_merging(reference, fresh_model, tmp_path):
