@@ -61,9 +61,9 @@ class ManipulationTask(BaseEnv):
 
     @property
     def _default_sim_config(self) -> SimConfig:
-        return SimConfig(
-            sim_freq=self.setup.sim_hz, control_freq=self.setup.control_hz, scene_config=SceneConfig(cpu_workers=0)
-        )
+        # Nothing sleeps: how long a body has rested would carry over from one episode to the next.
+        scene = SceneConfig(cpu_workers=0, sleep_threshold=0)
+        return SimConfig(sim_freq=self.setup.sim_hz, control_freq=self.setup.control_hz, scene_config=scene)
 
     @property
     def _default_sensor_configs(self) -> list[CameraConfig]:
@@ -102,9 +102,26 @@ class ManipulationTask(BaseEnv):
         starts = options.get("starts") or [
             {"seed": int(seed)} for seed in np.broadcast_to(self._episode_seed, len(env_idx))
         ]
+        if not self.gpu_sim_enabled:
+            self._renew_physics()
         self.agent.reset(self._rest_qpos(starts))
         self._place(env_idx, starts)
         self._base = Frame.at(self.agent.robot.pose.raw_pose)  # stands still during an episode
+
+    def _renew_physics(self) -> None:
+        """Moves everything into a new PhysX scene (about a millisecond): the old one solves contacts in an order that
+        depends on earlier ones, so that an episode's bits would depend on the episodes before it.
+        """
+        old = self.scene.sub_scenes[0]
+        physics = sapien.physx.PhysxCpuSystem()
+        physics.timestep = old.timestep
+        entities = list(old.entities)
+        for entity in entities:
+            old.remove_entity(entity)
+        new = sapien.Scene([physics, old.render_system])
+        for entity in entities:
+            new.add_entity(entity)
+        self.scene.sub_scenes[0], self.scene.px = new, physics
 
     def _rest_qpos(self, starts: list[Start]) -> Tensor:
         rest = np.array(self.setup.start_qpos, dtype=np.float32)

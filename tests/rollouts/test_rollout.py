@@ -1,0 +1,189 @@
+"""Batched rollouts: exact bookkeeping on a counting environment, and the scripted expert on the real tasks."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vla_razor.config import compose
+from vla_razor.errors import UserError
+from vla_razor.policies import Decisions
+from vla_razor.policies.scripted import ScriptedExpert
+from vla_razor.rollouts.rollout import Episode, Timing, VectorEnv, make_vector_env, rollout
+from vla_razor.rollouts.starts import Start, random_starts
+from vla_razor_envs.pool import PoolVectorEnv
+
+FRAGILE = Path(__file__).parents[1] / "envs"
+
+
+@pytest.fixture(scope="module")
+def counting() -> Iterator[PoolVectorEnv]:
+    """Three slots of the environment that counts from its seed; episodes of three steps."""
+    with pytest.MonkeyPatch.context() as patch, closing(fragile_pool(patch)) as envs:
+        yield envs
+
+
+def fragile_pool(patch: pytest.MonkeyPatch, **kwargs: Any) -> PoolVectorEnv:
+    patch.syspath_prepend(FRAGILE)
+    return PoolVectorEnv("fragile:Fragile-v0", 3, num_workers=2, **kwargs)
+
+
+class Counter:
+    """Succeeds where the image shows one of `good`; its tokens are that number, its log-probabilities the negative."""
+
+    name = "counter"
+
+    def __init__(self, *good: int) -> None:
+        self.good = good
+        self.batches: list[int] = []
+
+    def act(
+        self, images: np.ndarray, instructions: list[str], infos: list[dict[str, Any]], generator: torch.Generator
+    ) -> Decisions:
+        numbers = images[:, 0, 0, 0].astype(int)
+        assert [info["instruction"] for info in infos] == instructions
+        self.batches.append(len(images))
+        actions = np.zeros((len(images), 7), np.float32)
+        actions[:, 6] = np.isin(numbers, self.good)
+        actions[:, 0] = torch.rand(len(images), generator=generator)
+        tokens = torch.from_numpy(np.stack([numbers, numbers + 100], axis=1))
+        return Decisions(actions, tokens, -tokens.float(), labels=actions + 1)
+
+
+def starts_from(*seeds: int) -> list[Start]:
+    return [Start("count", seed=seed) for seed in seeds]
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def test_an_episode_holds_what_was_seen_decided_and_reached_in_the_order_of_starts(counting: PoolVectorEnv) -> None:
+    policy, ended = Counter(21, 41), []
+    starts = starts_from(10, 20, 30, 40, 50)
+    episodes, timing = rollout(
+        counting, policy, starts, stop_at_success=False, generator=generator(), progress=ended.append
+    )
+    assert [episode.start for episode in episodes] == starts
+    assert sorted(map(id, ended)) == sorted(map(id, episodes))
+    for episode in episodes:
+        first = episode.start.seed
+        assert episode.instruction == f"count from {first}"
+        assert episode.length == 3
+        assert episode.images.shape == (3, 4, 6, 3)
+        assert episode.images[:, 0, 0, 0].tolist() == [first, first + 1, first + 2]
+        assert episode.proprioception.tolist() == [[first, 0], [first + 1, 1], [first + 2, 2]]
+        assert episode.tokens is not None
+        assert episode.log_probs is not None
+        assert episode.labels is not None
+        assert episode.tokens.tolist() == [[first + t, first + t + 100] for t in range(3)]
+        np.testing.assert_array_equal(episode.log_probs, -episode.tokens)
+        np.testing.assert_array_equal(episode.labels, episode.actions + 1)
+        assert not episode.lost
+    assert episodes[1].success.tolist() == [False, True, False]
+    assert episodes[1].success_once
+    assert not episodes[1].success_at_end
+    assert not episodes[0].success_once
+    assert timing.env_steps == 15
+    assert policy.batches == [3, 3, 3, 2, 2, 2]
+    assert timing.policy + timing.environment + timing.rest == pytest.approx(timing.seconds)
+    assert (timing + timing).env_steps == 30
+    assert timing.steps_per_second > 0
+    assert Timing().steps_per_second == 0
+
+
+def test_stopping_at_success_frees_the_slot_for_the_next_start(counting: PoolVectorEnv) -> None:
+    policy = Counter(10, 21)
+    episodes, timing = rollout(
+        counting, policy, starts_from(10, 20, 30, 40), stop_at_success=True, generator=generator()
+    )
+    assert [episode.success.tolist() for episode in episodes] == [[True], [False, True], [False] * 3, [False] * 3]
+    assert all(episode.success_at_end == episode.success_once for episode in episodes)
+    assert timing.env_steps == 9
+    # The first slot starts the fourth episode while the others take their second step.
+    assert policy.batches == [3, 2, 2, 1, 1]
+
+
+def test_the_same_generator_gives_the_same_episodes_and_no_starts_give_none(counting: PoolVectorEnv) -> None:
+    def actions() -> list[np.ndarray]:
+        episodes, _ = rollout(counting, Counter(), starts_from(1, 2, 3, 4), stop_at_success=True, generator=generator())
+        return [episode.actions for episode in episodes]
+
+    np.testing.assert_array_equal(actions(), actions())
+    assert rollout(counting, Counter(), [], stop_at_success=True, generator=generator())[0] == []
+
+
+@pytest.mark.parametrize("when", ["at_reset", "at_step"])
+def test_an_episode_whose_worker_died_is_started_again(counting: PoolVectorEnv, when: str, tmp_path: Path) -> None:
+    starts = starts_from(10, 20, 30, 40)
+    starts[1] = Start("count", {when: "die", "unless": str(tmp_path / "once")}, seed=20)
+    episodes, _ = rollout(counting, Counter(), starts, stop_at_success=False, generator=generator())
+    assert [episode.images[:, 0, 0, 0].tolist() for episode in episodes] == [
+        [s, s + 1, s + 2] for s in (10, 20, 30, 40)
+    ]
+    assert not any(episode.lost for episode in episodes)
+
+
+def test_an_episode_lost_three_times_is_reported_as_lost_not_failed(counting: PoolVectorEnv) -> None:
+    starts = [*starts_from(10), Start("count", {"at_step": "die"}, seed=20)]
+    episodes, _ = rollout(counting, Counter(), starts, stop_at_success=False, generator=generator())
+    assert [episode.lost for episode in episodes] == [False, True]
+    assert episodes[1].length == len(episodes[1].images) == len(episodes[1].actions) == 0
+    assert not episodes[1].success_once
+    assert not episodes[1].success_at_end
+
+
+def can(num_envs: int, num_workers: int) -> VectorEnv:
+    return make_vector_env(compose("rl", ["env=pick_can"]).env, num_envs, num_workers, "cpu")
+
+
+@pytest.mark.slow
+def test_slots_and_workers_do_not_change_what_the_expert_does_on_real_physics() -> None:
+    starts = random_starts(["pick_can"], 7, seed=0)
+
+    def run(num_envs: int, num_workers: int, kill_at: int = -1) -> list[Episode]:
+        with closing(can(num_envs, num_workers)) as envs:
+            policy = Killing(envs, kill_at)
+            episodes, _ = rollout(envs, policy, starts, stop_at_success=True, generator=generator())
+            return episodes
+
+    reference = run(4, 2)
+    assert sum(episode.success_once for episode in reference) >= 6
+    assert len({episode.length for episode in reference}) > 1, "slots are refilled at different times"
+    # The second run also loses a worker on the way.
+    for one, other in zip(reference, run(3, 1, kill_at=4), strict=True):
+        assert one.start == other.start
+        assert one.instruction == other.instruction == "pick coke can"
+        for name in ("images", "proprioception", "actions", "labels", "success"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+        assert one.tokens is None
+        assert not other.lost
+
+
+class Killing(ScriptedExpert):
+    """The expert, but its `kill_at`-th decision kills a worker."""
+
+    def __init__(self, envs: Any, kill_at: int) -> None:
+        super().__init__()
+        self.envs, self.kill_at = envs, kill_at
+
+    def act(
+        self, images: np.ndarray, instructions: list[str], infos: list[dict[str, Any]], generator: torch.Generator
+    ) -> Decisions:
+        if self.kill_at == 0:
+            os.kill(self.envs.worker_pids[0], signal.SIGKILL)
+        self.kill_at -= 1
+        return super().act(images, instructions, infos, generator)
+
+
+@pytest.mark.slow
+def test_what_the_environment_refuses_is_a_user_error() -> None:
+    config = compose("rl", ["env=pick_can", "env.make.robot=atlas"]).env
+    with pytest.raises(UserError, match="no robot 'atlas'; expected one of panda"):
+        make_vector_env(config, 1, 1, "cpu")

@@ -1,0 +1,63 @@
+"""Start states: what a grid spans, and that seeds mean the same start for ever."""
+
+import pytest
+
+from vla_razor.config import compose
+from vla_razor.errors import UserError
+from vla_razor.rollouts.starts import Start, episode_seed, grid_starts, parse_grid, random_starts
+
+CAN = compose("rl", ["env=pick_can"]).env
+DRAWER = compose("rl", ["env=drawer"]).env
+
+
+def test_a_grid_spans_the_start_area_with_both_ends_and_repeats_each_start() -> None:
+    starts = grid_starts(CAN, "3x2", per_point=2, seed=7)
+    assert [start.options["object_xy"] for start in starts[::2]] == [
+        (x, y) for x in (0.42, 0.52, 0.62) for y in (-0.15, 0.15)
+    ]
+    assert [start.grid_point for start in starts] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    assert starts[::2] == starts[1::2], "the episodes of a point share their first state"
+    assert len({start.seed for start in starts}) == 6
+    assert {start.seed for start in starts}.isdisjoint(start.seed for start in grid_starts(CAN, "3x2", 1, seed=8))
+
+
+def test_a_grid_of_one_point_is_the_middle_of_the_area() -> None:
+    assert grid_starts(CAN, "1x1", 1, 0)[0].options == {"object_xy": (0.52, 0.0)}
+
+
+def test_a_task_without_a_start_area_has_points_drawn_from_the_seed_for_each_task() -> None:
+    starts = grid_starts(DRAWER, "2x2", per_point=1, seed=0)
+    assert [start.task for start in starts[::4]] == list(DRAWER.tasks)
+    assert all(start.options == {"task": start.task} for start in starts)
+    assert [start.grid_point for start in starts] == list(range(24))
+    assert len({start.seed for start in starts}) == 24
+
+
+def test_random_starts_of_a_task_do_not_depend_on_the_other_tasks() -> None:
+    alone = random_starts(["open_top_drawer"], 3, seed=5)
+    among = random_starts(["pick_can", "open_top_drawer"], 3, seed=5)
+    assert among[3:] == alone
+    assert among[0] == Start("pick_can", {}, among[0].seed)
+    assert alone[0].options == {"task": "open_top_drawer"}
+    assert random_starts(["open_top_drawer"], 2, seed=5) == alone[:2]
+    assert len({start.seed for start in among}) == 6
+
+
+def test_seeds_are_fixed_for_ever_and_fit_31_bits() -> None:
+    assert episode_seed(0, 1, 2) == episode_seed(0, 1, 2) != episode_seed(0, 2, 1)
+    assert all(0 <= episode_seed(key) < 2**31 for key in range(1000))
+    assert episode_seed(1234) == SEED_OF_1234
+
+
+SEED_OF_1234 = 1453298515
+
+
+@pytest.mark.parametrize("grid", ["", "5", "5x", "0x5", "5x5x5", "-1x5", "axb"])
+def test_a_malformed_grid_is_refused(grid: str) -> None:
+    with pytest.raises(UserError, match="such as 10x10"):
+        parse_grid(grid)
+
+
+def test_no_episode_a_point_is_refused() -> None:
+    with pytest.raises(UserError, match="per_point=0"):
+        grid_starts(CAN, "1x1", 0, 0)
