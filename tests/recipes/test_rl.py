@@ -1,0 +1,208 @@
+"""REINFORCE: its arithmetic on made-up episodes, and whole runs in the simulator that are killed or interrupted."""
+
+import json
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from tests.recipes.support import INSTRUCTION, CommandLine, assert_same_end, metrics, small_policy
+from vla_razor import config
+from vla_razor.policies.load import TINY
+from vla_razor.policies.openvla import OpenVLA
+from vla_razor.policies.openvla.policy import OpenVLAPolicy
+from vla_razor.recipes import rl, training
+from vla_razor.recipes.rl import Batch
+from vla_razor.recipes.training import Base, Trainer
+from vla_razor.rollouts.rollout import Episode, Timing
+from vla_razor.rollouts.starts import Start
+
+TOKENS = 7
+
+
+def settings(*overrides: str) -> DictConfig:
+    return config.compose("rl", ["device=cpu", "logger=none", "warmup_steps=0", *overrides])
+
+
+def episode(point: int, success: Sequence[bool], lost: bool = False, seed: int = 0) -> Episode:
+    """An episode of random pictures and tokens with this success after each step."""
+    draw, length, first = np.random.default_rng([point, seed]), len(success), small_policy().config.first_action_id
+    return Episode(
+        start=Start("pick_can", {}, seed, point),
+        instruction=INSTRUCTION,
+        images=draw.integers(0, 256, (length, 64, 64, 3), np.uint8),
+        proprioception=np.zeros((length, 8), np.float32),
+        actions=np.zeros((length, 7), np.float32),
+        tokens=first + draw.integers(0, 256, (length, TOKENS)),
+        log_probs=np.full((length, TOKENS), -2.0, np.float32),
+        labels=None,
+        success=np.array(success, bool),
+        lost=lost,
+    )
+
+
+def mixed() -> list[Episode]:
+    """Two points of two episodes: one won after two steps and one lost after three; then two failures."""
+    return [
+        episode(0, [False, True]),
+        episode(0, [False, False, False], seed=1),
+        episode(1, [False] * 3),
+        episode(1, [False] * 3, seed=1),
+    ]
+
+
+def test_advantages_within_a_grid_point_by_hand() -> None:
+    advantage, zero_variance = rl.advantages_of(mixed(), "grid_point")
+    spread = 0.5 / (0.5**0.5 + 1e-4)  # two rewards, 1 and 0: mean 1/2, sample deviation sqrt(1/2)
+    assert advantage.tolist() == pytest.approx([spread, -spread, 0, 0])
+    assert zero_variance == 1
+
+
+def test_advantages_over_the_batch_by_hand() -> None:
+    advantage, zero_variance = rl.advantages_of(mixed(), "batch")
+    deviation = 0.5 + 1e-4  # rewards 1, 0, 0, 0: squares sum to 3/4, over 3
+    assert advantage.tolist() == pytest.approx([0.75 / deviation] + [-0.25 / deviation] * 3)
+    assert zero_variance == 1
+
+
+def test_one_zero_leaves_the_rewards() -> None:
+    assert rl.advantages_of(mixed(), "one_zero")[0].tolist() == [1, 0, 0, 0]
+
+
+def test_a_point_whose_other_episodes_were_lost_has_no_advantage() -> None:
+    kept = [episode for episode in [*mixed()[:1], *mixed()[2:]] if not episode.lost]
+    advantage, zero_variance = rl.advantages_of(kept, "grid_point")
+    assert advantage.tolist() == [0, 0, 0]
+    assert zero_variance == 2
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "weights", "divisor"),
+    [("length", [1 / 14, 0], 2), ("episodes", [1, 0], 2), ("tokens", [1, 0], (2 + 3) * TOKENS)],
+)
+def test_how_an_episode_weighs(normalizer: str, weights: list[float], divisor: float) -> None:
+    batch = Batch.of(mixed()[:2], settings(f"normalizer={normalizer}", "baseline=one_zero"))
+    assert batch.weights.tolist() == pytest.approx([weights[0]] * 2 + [weights[1]] * 3)
+    assert batch.normalizer == divisor
+
+
+def test_steps_after_the_first_success_are_masked() -> None:
+    won = episode(0, [False, True, True, False])
+    batch = Batch.of([won], settings("baseline=one_zero"))
+    assert [t for _, t in batch.steps] == [0, 1]
+
+
+def log_probability(model: OpenVLA, episodes: list[Episode]) -> torch.Tensor:
+    """Of each episode's tokens, summed."""
+    sums = []
+    for one in episodes:
+        tokens = torch.from_numpy(rl.sampled(one.tokens))
+        prompts = model.processor.prompt_ids([one.instruction] * one.length)
+        with torch.no_grad():
+            spread = training.log_distribution(model, model.processor.pixel_values(list(one.images)), prompts, tokens)
+        sums.append(spread.gather(-1, (tokens - model.config.first_action_id)[..., None]).sum())
+    return torch.stack(sums)
+
+
+def learned(episodes: list[Episode], *overrides: str, base: Base | None = None) -> tuple[dict[str, float], OpenVLA]:
+    chosen = settings("learning_rate=1e-3", *overrides)
+    policy = OpenVLAPolicy(small_policy())
+    return rl.learn(policy, Trainer(policy.model, chosen, 10), chosen, episodes, Timing(), base), policy.model
+
+
+def test_an_update_makes_successes_likelier_and_failures_less_likely() -> None:
+    episodes = mixed()
+    before = log_probability(small_policy(), episodes)
+    scalars, model = learned(episodes)
+    change = log_probability(model, episodes) - before
+    assert change[0] > 0 > change[1]
+    assert scalars["success"] == 0.25
+    assert scalars["zero_variance_groups"] == 1
+    assert scalars["entropy"] == 2
+    assert scalars["episode_length"] == 11 / 4
+
+
+def test_the_loss_by_independent_arithmetic() -> None:
+    episodes = mixed()
+    scalars, _ = learned(episodes, "micro_batch_size=2")
+    advantage, _ = rl.advantages_of(episodes, "grid_point")
+    lengths = torch.tensor([len(e.success) * TOKENS for e in episodes])
+    expected = -(advantage * log_probability(small_policy(), episodes) / lengths).mean()
+    assert scalars["loss"] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_lost_episodes_teach_nothing() -> None:
+    scalars, model = learned([*mixed(), episode(0, [], lost=True, seed=2)])
+    other, same = learned(mixed())
+    assert scalars["lost_episodes"] == 1
+    assert {**other, "lost_episodes": 1, "seconds_update": 0} == {**scalars, "seconds_update": 0}
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), same.parameters(), strict=True))
+
+
+def test_no_signal_no_gradient() -> None:
+    scalars, model = learned(mixed()[2:])
+    assert (scalars["loss"], scalars["grad_norm"]) == (0, 0)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), small_policy().parameters(), strict=True))
+
+
+def test_the_penalty_is_the_reverse_kl(policy: Path) -> None:
+    base = Base(small_policy(), settings(f"policy={policy}", "temperature=2"))
+    plain, _ = learned(mixed(), base=base)
+    penalised, _ = learned(mixed(), "kl_coefficient=0.5", base=base)
+    assert plain["reverse_kl_per_action"] > 0, "the base was made hotter"
+    assert penalised["loss"] == pytest.approx(plain["loss"] + 0.5 * plain["reverse_kl_per_action"], rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def arguments() -> list[str]:
+    """A run of four updates on the embedded base, which succeeds now and then."""
+    if not TINY.is_dir():
+        pytest.skip("the embedded base policy has not been made")
+    sizes = ["grid=2x2", "per_point=3", "iterations=4", "num_envs=6", "probe_every=2", "probe_states=16"]
+    return ["--env", "pick_can", *sizes, "eval_episodes=0", "save_every=1", "logger=none", "device=cpu"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, vla_razor: CommandLine, arguments: list[str]) -> Path:
+    out = tmp_path_factory.mktemp("rl") / "finished"
+    vla_razor.run("rl", *arguments, f"out={out}")
+    return out
+
+
+@pytest.mark.slow
+def test_a_whole_run(finished: Path) -> None:
+    rows = metrics(finished)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert sum(row["success"] for row in rows) > 0
+    assert [("forward_kl" in row, "reverse_kl_per_action" in row) for row in rows] == [(False,) * 2, (True,) * 2] * 2
+    drift = json.loads((finished / "summary.json").read_text())["policies"]["tuned"]["forward_kl"]
+    assert drift["per_action"] == rows[-1]["forward_kl_per_action"] > 0
+    assert drift["sharpening"] + drift["displacement"] == pytest.approx(drift["per_action"])
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_ends_the_same(
+    finished: Path, tmp_path: Path, vla_razor: CommandLine, arguments: list[str]
+) -> None:
+    out = tmp_path / "killed"
+    killed = vla_razor.stop_at(out, 2, signal.SIGKILL, "rl", *arguments)
+    assert killed.returncode == -signal.SIGKILL
+    vla_razor.run("resume", out)
+    assert_same_end(finished, out)
+
+
+@pytest.mark.slow
+def test_interrupted_and_resumed_ends_the_same(
+    finished: Path, tmp_path: Path, vla_razor: CommandLine, arguments: list[str]
+) -> None:
+    out = tmp_path / "interrupted"
+    stopped = vla_razor.stop_at(out, 1, signal.SIGINT, "rl", *arguments, "save_every=100")
+    assert stopped.returncode == 130
+    assert stopped.stderr == f"vla-razor: interrupted; go on with: vla-razor resume {out}\n"
+    vla_razor.run("resume", out)
+    last = "checkpoints/step_4/model.safetensors"
+    assert (out / last).read_bytes() == (finished / last).read_bytes()

@@ -1,0 +1,123 @@
+"""SFT: its arithmetic, and whole runs that are killed, interrupted or fed nonsense."""
+
+import json
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.recipes.support import CommandLine, assert_same_end, metrics, small_policy
+from vla_razor import config
+from vla_razor.policies.openvla.policy import OpenVLAPolicy
+from vla_razor.recipes import sft
+from vla_razor.recipes.training import Trainer
+from vla_razor.rollouts import demonstrations
+
+QUICK = ("batch_size=16", "warmup_steps=2", "probe_every=0", "eval_episodes=0", "logger=none", "device=cpu")
+
+
+def updates(demos: Path, count: int, *overrides: str) -> tuple[list[dict[str, float]], torch.nn.Module]:
+    """A few updates of the small policy on all demonstrations."""
+    settings = config.compose("sft", [*QUICK, *overrides])
+    policy, data = OpenVLAPolicy(small_policy()), demonstrations.load(demos, settings.env)
+    tokens, trainer = policy.model.tokenize(data.actions), Trainer(policy.model, settings, count)
+    rows = torch.arange(len(tokens))
+    return [sft.learn(policy, trainer, settings, data, tokens, rows) for _ in range(count)], policy.model
+
+
+def test_the_loss_falls_and_starts_at_that_of_chance(demos: Path) -> None:
+    scalars, _ = updates(demos, 12, "learning_rate=3e-3")
+    assert scalars[0]["loss"] == pytest.approx(np.log(256), abs=0.3)
+    assert scalars[-1]["loss"] < scalars[0]["loss"] - 0.5
+    assert scalars[-1]["token_accuracy"] > scalars[0]["token_accuracy"]
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "openvla"])
+def test_micro_batches_make_no_difference(demos: Path, loss: str) -> None:
+    (whole,), one = updates(demos, 1, f"loss={loss}", "micro_batch_size=1000")
+    (parts,), other = updates(demos, 1, f"loss={loss}", "micro_batch_size=7")
+    assert parts["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+    assert parts["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-4)
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+
+
+def test_images_are_shifted_by_whole_pixels() -> None:
+    images = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+    moved = sft.shifted(images, torch.tensor([[1, 0], [0, -2]]))
+    assert np.array_equal(moved[0, 1:], images[0, :-1])
+    assert np.array_equal(moved[0, 0], images[0, 0]), "the edge is repeated"
+    assert np.array_equal(moved[1, :, :2], images[1, :, 2:])
+    assert sft.shifted(images, torch.zeros(2, 2, dtype=torch.long)) is images
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, vla_razor: CommandLine, policy: Path, demos: Path) -> Path:
+    """An uninterrupted run of 18 updates."""
+    out = tmp_path_factory.mktemp("sft") / "finished"
+    vla_razor.run("sft", *arguments(policy, demos), f"out={out}")
+    return out
+
+
+def arguments(policy: Path, demos: Path) -> list[str]:
+    return [*QUICK, f"policy={policy}", "--demos", str(demos), "epochs=6", "save_every=4", "augmentation=2"]
+
+
+@pytest.mark.slow
+def test_a_whole_run(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["verb"] == "sft"
+    assert set(summary["policies"]) == {"base", "tuned"}
+    rows = metrics(finished)
+    assert [row["step"] for row in rows] == list(range(1, 19))
+    assert rows[0]["learning_rate"] == pytest.approx(rows[-1]["learning_rate"] / 2), "warm-up"
+    assert sorted(path.name for path in (finished / "checkpoints").iterdir()) == [
+        f"step_{n}" for n in (12, 16, 18, 4, 8)
+    ]
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_ends_the_same(
+    finished: Path, tmp_path: Path, vla_razor: CommandLine, policy: Path, demos: Path
+) -> None:
+    out = tmp_path / "killed"
+    killed = vla_razor.stop_at(out, 6, signal.SIGKILL, "sft", *arguments(policy, demos))
+    assert killed.returncode == -signal.SIGKILL
+    assert not (out / "summary.json").exists()
+    vla_razor.run("resume", out)
+    assert_same_end(finished, out)
+
+
+@pytest.mark.slow
+def test_interrupted_and_resumed_ends_the_same(
+    finished: Path, tmp_path: Path, vla_razor: CommandLine, policy: Path, demos: Path
+) -> None:
+    out = tmp_path / "interrupted"
+    stopped = vla_razor.stop_at(out, 6, signal.SIGINT, "sft", *arguments(policy, demos))
+    assert stopped.returncode == 130
+    assert stopped.stderr == f"vla-razor: interrupted; go on with: vla-razor resume {out}\n"
+    steps = sorted(int(path.stem.removeprefix("step_")) for path in (out / "trainer_state").iterdir())
+    assert steps == [metrics(out)[-1]["step"]], "saved where it stood, not at the last multiple of save_every"
+    vla_razor.run("resume", out)
+    interrupted_at = out / "checkpoints" / f"step_{steps[0]}"
+    if steps[0] % 4:
+        for path in interrupted_at.iterdir():
+            path.unlink()
+    assert_same_end(finished, out)
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_ends_the_run(
+    tmp_path: Path, vla_razor: CommandLine, policy: Path, demos: Path
+) -> None:
+    out = tmp_path / "diverged"
+    wild = ("learning_rate=1e30", "gain_learning_rate=1e30", "save_every=1", f"out={out}")
+    failed = vla_razor.run("sft", *arguments(policy, demos), *wild, status=1)
+    assert failed.stderr.startswith("vla-razor: Step 2: the loss is nan")
+    assert f"The last good checkpoint is {out}/checkpoints/step_1." in failed.stderr
+    assert failed.stderr.count("\n") == 1
+    assert [row["step"] for row in metrics(out)] == [1]
+    assert load_file(out / "checkpoints" / "step_1" / "model.safetensors")

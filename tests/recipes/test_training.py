@@ -1,0 +1,181 @@
+"""What SFT and REINFORCE share: schedule, parameter groups, the guarded update, the base, interruption."""
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from tests.recipes.support import INSTRUCTION, small_policy
+from vla_razor import config
+from vla_razor.errors import UserError
+from vla_razor.policies.openvla import OpenVLA
+from vla_razor.recipes import training
+from vla_razor.recipes.training import Base, BasePolicy, NotFinite, Trainer
+from vla_razor.runs import Run
+
+
+def settings(*overrides: str) -> DictConfig:
+    return config.compose("rl", ["device=cpu", "logger=none", "warmup_steps=0", *overrides])
+
+
+def inputs(model: OpenVLA, states: int = 4) -> tuple[torch.Tensor, list[list[int]], torch.Tensor]:
+    images = np.random.default_rng(0).integers(0, 256, (states, 64, 64, 3), np.uint8)
+    prompts = model.processor.prompt_ids([INSTRUCTION] * states)
+    tokens = model.config.first_action_id + torch.arange(7).repeat(states, 1)
+    return model.processor.pixel_values(images), prompts, tokens
+
+
+def loss_of(model: OpenVLA) -> torch.Tensor:
+    return -training.log_distribution(model, *inputs(model))[..., 0].mean()
+
+
+def test_the_schedules_by_hand() -> None:
+    warm = [training.schedule(step, 100, 4, "constant") for step in range(6)]
+    assert warm == [0.25, 0.5, 0.75, 1, 1, 1]
+    assert training.schedule(0, 100, 0, "constant") == 1
+    cosine = [training.schedule(step, 14, 4, "cosine") for step in (3, 4, 9, 14)]
+    assert cosine == pytest.approx([1, 1, 0.5, 0])
+
+
+def test_gains_have_a_learning_rate_of_their_own_and_vision_is_frozen() -> None:
+    model = small_policy()
+    weights, gains = training.parameter_groups(model, settings("learning_rate=1e-3", "gain_learning_rate=1e-2"))
+    assert (weights["lr"], gains["lr"], gains["weight_decay"]) == (1e-3, 1e-2, 0)
+    assert len(gains["params"]) == 3, "two in the layer, one at the end"
+    assert all(parameter.ndim == 1 for parameter in gains["params"])
+    trained = {id(parameter) for group in (weights, gains) for parameter in group["params"]}
+    names = {name.split(".")[0] for name, parameter in model.named_parameters() if id(parameter) in trained}
+    assert names == {"projector", "language_model"}
+
+
+def test_everything_can_be_trained() -> None:
+    model = small_policy()
+    groups = training.parameter_groups(model, settings("train_vision=true", "gain_learning_rate=null"))
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    assert {group["lr"] for group in groups} == {settings().learning_rate}
+
+
+def test_an_adapter_alone_is_trained() -> None:
+    model = small_policy().add_lora(4, 8, generator=torch.Generator().manual_seed(0))
+    (group,) = training.parameter_groups(model, settings())
+    trained = {id(parameter) for parameter in group["params"]}
+    names = [name for name, parameter in model.named_parameters() if id(parameter) in trained]
+    assert names
+    assert all("lora_" in name and "vision_backbone." not in name for name in names)
+
+
+def test_the_update_is_clipped_and_counted() -> None:
+    model = small_policy()
+    trainer = Trainer(model, settings("max_grad_norm=1e-6"), 10)
+    first, second = (trainer.update([loss_of(model)]) for _ in range(2))
+    assert first.grad_norm > 1e-6
+    assert second.clipped_fraction == 1
+    assert trainer.step == 2
+    loose = Trainer(model, settings("max_grad_norm=1e6"), 10)
+    assert loose.update([loss_of(model)]).clipped_fraction == 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_changes_nothing(value: float) -> None:
+    model = small_policy()
+    trainer = Trainer(model, settings(), 10)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    with pytest.raises(NotFinite, match="Step 1: the loss is"):
+        trainer.update([loss_of(model) * value])
+    assert all(torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
+    assert trainer.step == 0
+
+
+def test_a_restored_trainer_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    model = small_policy()
+    trainer = Trainer(model, settings(), 10)
+    for _ in range(2):
+        trainer.update([loss_of(model)])
+    model.save_pretrained(tmp_path / "checkpoint")
+    torch.save(trainer.state_dict(), tmp_path / "state.pt")
+    for _ in range(2):
+        trainer.update([loss_of(model)])
+    again = OpenVLA.from_pretrained(tmp_path / "checkpoint")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    restored = Trainer(again, settings(), 10, state)
+    for _ in range(2):
+        restored.update([loss_of(again)])
+    for one, other in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_the_base_stays_what_it_was(policy: Path, tmp_path: Path, rank: int) -> None:
+    chosen = settings(f"policy={policy}", f"lora_rank={rank}", "learning_rate=1e-2")
+    with Run.create(tmp_path / "run", chosen, "rl") as run:
+        model, base = training.open_models(chosen, run)
+    original = OpenVLA.from_pretrained(policy)
+    Trainer(model, chosen, 10).update([loss_of(model)])
+    expected = training.log_distribution(original, *inputs(original))
+    with base.model() as before:
+        assert torch.equal(training.log_distribution(before, *inputs(before)), expected)
+    assert not torch.allclose(training.log_distribution(model, *inputs(model)), expected)
+    images = np.zeros((2, 64, 64, 3), np.uint8)
+    acted = BasePolicy(base, None).act(images, [INSTRUCTION] * 2, [{}, {}], torch.Generator().manual_seed(0))
+    again = BasePolicy(Base(original, chosen), None)
+    assert np.array_equal(acted.actions, again.act(images, [INSTRUCTION] * 2, [], torch.Generator().manual_seed(0))[0])
+
+
+def test_an_adapter_is_not_adapted_again(policy: Path, tmp_path: Path) -> None:
+    model = OpenVLA.from_pretrained(policy).add_lora(4, 8, generator=torch.Generator().manual_seed(0))
+    model.save_pretrained(tmp_path / "adapter")
+    chosen = settings(f"policy={tmp_path / 'adapter'}", "lora_rank=4")
+    with Run.create(tmp_path / "run", chosen, "rl") as run, pytest.raises(UserError, match="is an adapter already"):
+        training.open_models(chosen, run)
+
+
+def test_the_temperature_can_be_set(policy: Path, tmp_path: Path) -> None:
+    chosen = settings(f"policy={policy}", "temperature=0.5")
+    with Run.create(tmp_path / "run", chosen, "rl") as run:
+        model, base = training.open_models(chosen, run)
+    logits = model.action_logits(*inputs(model))
+    torch.testing.assert_close(training.log_distribution(model, *inputs(model)), torch.log_softmax(logits / 0.5, -1))
+    with base.model() as before:
+        assert before.config.temperature == 0.5
+
+
+def test_an_interruption_waits_for_the_end_of_an_update() -> None:
+    done = []
+
+    def update() -> None:
+        with training.uninterrupted():
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append("the rest of the block")
+
+    with pytest.raises(KeyboardInterrupt):
+        update()
+    assert done
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_interruption_is_saved_once(policy: Path, tmp_path: Path) -> None:
+    chosen = settings(f"policy={policy}")
+    with Run.create(tmp_path / "run", chosen, "rl") as run:
+        model, _ = training.open_models(chosen, run)
+        trainer = Trainer(model, chosen, 10)
+
+        def interrupted() -> None:
+            with training.saving(run, model, trainer) as save:
+                trainer.update([loss_of(model)])
+                save()
+                save()
+                trainer.update([loss_of(model)])
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["step_1", "step_2"]
+
+
+@pytest.mark.parametrize(("step", "every", "last", "due"), [(4, 2, 9, 1), (5, 2, 9, 0), (9, 2, 9, 1), (4, 0, 4, 0)])
+def test_what_is_due(step: int, every: int, last: int, due: int) -> None:
+    assert training.is_due(step, every, last) == bool(due)
