@@ -48,9 +48,8 @@ def solve(
 
 
 def move(env: gymnasium.Env, delta: list[float], gripper: float = OPEN, steps: int = 1) -> dict[str, Any]:
-    for _ in range(steps):
-        info = env.step(np.array([*delta, gripper], np.float32))[-1]
-    return info
+    infos = [env.step(np.array([*delta, gripper], np.float32))[-1] for _ in range(steps)]
+    return infos[-1]
 
 
 def test_observation_and_info_are_what_the_interface_says(can: gymnasium.Env, drawer: gymnasium.Env) -> None:
