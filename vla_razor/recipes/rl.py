@@ -165,7 +165,8 @@ def _shares(
     """
     model = policy.model
     rows = torch.arange(len(batch.steps)) if base else batch.weights.nonzero()[:, 0]
-    for part in rows.split(config.micro_batch_size):
+    for start in range(0, len(rows), config.micro_batch_size):
+        part = rows[start : start + config.micro_batch_size]
         steps = [batch.steps[row] for row in part.tolist()]
         pixels = model.processor.pixel_values([episode.images[t] for episode, t in steps]).to(model.device)
         prompts = policy.prompt_ids([episode.instruction for episode, _ in steps])
