@@ -293,14 +293,14 @@ def main() -> None:
     parser.add_argument("--can-demonstrations", type=int, default=250, help="pick-can episodes that are cloned")
     parser.add_argument("--noise", type=float, default=0.5, help="share of disturbed steps in the demonstrations")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--warm-up-steps", type=int, default=2000)
+    parser.add_argument("--warm-up-steps", type=int, default=1500)
     parser.add_argument("--warm-up-rate", type=float, default=2e-3)
     parser.add_argument("--clone-steps", type=int, nargs="+", default=[1500, 2500], help="steps of each cosine cycle")
     parser.add_argument("--clone-rate", type=float, default=1e-3)
     parser.add_argument(
         "--smoothing", type=float, default=2.0, help="standard deviation of the cloned targets, in bins"
     )
-    parser.add_argument("--temperature", type=float, default=0.7)
+    parser.add_argument("--temperature", type=float, default=0.4)
     parser.add_argument("--episodes", type=int, default=60, help="evaluation episodes of each task")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
