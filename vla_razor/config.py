@@ -53,31 +53,18 @@ _DEVICE = Rule(
     str, lambda value: re.fullmatch(r"auto|cpu|cuda(:\d+)?", value) is not None, "auto | cpu | cuda | cuda:N"
 )
 
+_KEYS = {
+    _TEXT: "out policy against base demos unnorm_key",
+    _SWITCH: "greedy train_vision",
+    _COUNT: "num_envs num_workers micro_batch_size batch_size epochs iterations per_point max_attempts save_every "
+    "episodes new_episodes prior_episodes probe_states checkpoints",
+    _WHOLE: "seed eval_episodes lora_rank warmup_steps augmentation probe_every videos",
+    _POSITIVE: "learning_rate gain_learning_rate eps max_grad_norm lora_alpha temperature",
+    _NUMBER: "weight_decay kl_coefficient",
+    _CHANGES: "sft_runs rl_runs",
+}
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(("out", "policy", "against", "base", "demos", "unnorm_key"), _TEXT),
-    **dict.fromkeys(("greedy", "train_vision"), _SWITCH),
-    **dict.fromkeys(("num_envs", "num_workers", "micro_batch_size", "batch_size", "epochs", "iterations"), _COUNT),
-    **dict.fromkeys(
-        (
-            "per_point",
-            "max_attempts",
-            "episodes",
-            "new_episodes",
-            "prior_episodes",
-            "save_every",
-            "probe_states",
-            "checkpoints",
-        ),
-        _COUNT,
-    ),
-    **dict.fromkeys(
-        ("seed", "eval_episodes", "lora_rank", "warmup_steps", "augmentation", "probe_every", "videos"), _WHOLE
-    ),
-    **dict.fromkeys(
-        ("learning_rate", "gain_learning_rate", "eps", "max_grad_norm", "lora_alpha", "temperature"), _POSITIVE
-    ),
-    **dict.fromkeys(("weight_decay", "kl_coefficient"), _NUMBER),
-    **dict.fromkeys(("sft_runs", "rl_runs"), _CHANGES),
+    **{key: rule for rule, keys in _KEYS.items() for key in keys.split()},
     "seeds": _SEEDS,
     "betas": _BETAS,
     "grid": _GRID,

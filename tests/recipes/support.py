@@ -17,6 +17,7 @@ from vla_razor.policies.openvla import OpenVLA
 from vla_razor.policies.openvla.tiny import make_tiny
 from vla_razor.rollouts import demonstrations
 from vla_razor.rollouts.demonstrations import Demonstration, Shard
+from vla_razor_envs.vulkan import software_folder
 
 ACTION = {"q01": [-0.07] * 3 + [-0.25] * 3 + [-1.0], "q99": [0.07] * 3 + [0.25] * 3 + [1.0], "mask": [True] * 7}
 INSTRUCTION = "pick can"
@@ -59,6 +60,8 @@ class CommandLine:
     """`vla-razor` as a process of its own, with a cache of its own."""
 
     def __init__(self, cache: Path) -> None:
+        if software_folder().is_dir():
+            (cache / "vulkan").symlink_to(software_folder())
         self.environment = os.environ | {"VLA_RAZOR_CACHE": str(cache), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
 
     def start(self, *arguments: object, **environment: str) -> subprocess.Popen[str]:

@@ -12,6 +12,7 @@ With several seeds or settings (`experiment=laptop`) the folders are numbered: s
 finite is a row of the results with its reason, not the end of the demo.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,27 +82,36 @@ def present(
     results.film(out / "videos" / "side_by_side.mp4", _films(config, out, columns), evaluate.FPS)
     console.print(f"figures in {out / 'plots'}, film in {out / 'videos'}, rows in results.parquet", highlight=False)
     return {
-        "policies": {column.name: column.entry(config.rl.probe_states) for column in columns},
+        "policies": {column.name: column.entry(_states(trainings)) for column in columns},
         "changes": {c.name: {kind: c.change(kind)._asdict() for kind in ("new", "prior")} for c in columns[1:]},
         "predictors": results.predictors(outcomes),
     }
 
 
 def plan(config: DictConfig, out: Path) -> list[Training]:
-    """The training runs of every seed, SFT's first. Raises UserError where a change is to a key the method lacks."""
+    """The training runs of every seed, SFT's first. Raises UserError where a setting does not fit a demo."""
+    if config.prior is None:
+        raise UserError("prior=null: a demo needs prior tasks, or there is nothing to forget.")
     trainings = []
     for seed in config.seeds:
         for method in ("sft", "rl"):
             several: Any = OmegaConf.to_container(config[f"{method}_runs"])
             for number, changes in enumerate(several, 1):
-                for key in changes:
-                    if key not in config[method]:
-                        raise UserError(f"{method}_runs: unknown key {key!r}. {nearest(key, map(str, config[method]))}")
+                _check(config[method], method, changes)
                 setting = f"{method}_{number}" if len(several) > 1 else method
                 rate = changes.get("learning_rate", config[method].learning_rate)
                 folder = out / (setting + _suffix(config, seed))
                 trainings.append(Training(folder, setting, method, seed, rate, changes))
     return trainings
+
+
+def _check(settings: DictConfig, method: str, changes: Mapping[str, Any]) -> None:
+    for key in changes:
+        if key not in settings:
+            raise UserError(f"{method}_runs: unknown key {key!r}. {nearest(key, map(str, settings))}")
+    save, probe = ({**settings, **changes}[key] for key in ("save_every", "probe_every"))
+    if not probe or save % probe:
+        raise UserError(f"{method}: probe_every={probe} must divide save_every={save}: every checkpoint is measured.")
 
 
 def stage(console: Console, config: DictConfig, folder: Path, verb: str, **changes: Any) -> None:
@@ -129,6 +139,12 @@ def _films(config: DictConfig, out: Path, columns: Sequence[Column]) -> dict[str
         for method in ("base", "sft", "rl")
         if method in firsts
     }
+
+
+def _states(trainings: Sequence[Training]) -> int:
+    """How many states forward KL was measured at."""
+    finished = next(training for training in trainings if training.finished)
+    return json.loads((finished.folder / "summary.json").read_text())["policies"]["tuned"]["forward_kl"]["states"]
 
 
 def _episodes(config: DictConfig) -> int:

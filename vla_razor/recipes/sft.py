@@ -35,9 +35,9 @@ def run(config: DictConfig, run: Run) -> None:
     if config.demos is None:
         collect = f"vla-razor collect --env {config.env.name} --out DIR"
         raise UserError(f"sft needs demonstrations: demos=DIR. Make them with: {collect}")
-    data = demonstrations.load(config.demos, config.env)
     state = run.restore()
     model, base = training.open_models(config, run)
+    data = demonstrations.load(config.demos, config.env)
     policy = OpenVLAPolicy(model, config.unnorm_key)
     tokens = model.tokenize(data.actions, config.unnorm_key)
     per_epoch = -(-len(tokens) // config.batch_size)

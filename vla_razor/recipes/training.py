@@ -156,6 +156,10 @@ class BasePolicy:
 
 def open_models(config: DictConfig, run: Run) -> tuple[OpenVLA, Base]:
     """The model to train, from the run's newest checkpoint if there is one, and the base it started from."""
+    if len(scenes(config.env)) != 1:
+        raise UserError(
+            f"env={config.env.name}: {run.config.verb} takes one scene, such as env=pick_can or env=drawer."
+        )
     checkpoint = run.newest_checkpoint()
     model = open_model(str(checkpoint or config.policy), config)
     if checkpoint is None and model.has_adapter:
@@ -257,7 +261,7 @@ def saving(run: Run, model: OpenVLA, trainer: Trainer) -> Iterator[Callable[[], 
     except NotFinite as failure:
         kept = run.newest_checkpoint()
         where = f"The last good checkpoint is {kept}." if kept else "No checkpoint had been saved yet."
-        raise RunFailed(f"{failure} Nothing was updated. {where} A lower learning_rate may help.") from None
+        raise NotFinite(f"{failure} Nothing was updated. {where} A lower learning_rate may help.") from None
 
 
 @contextmanager

@@ -1,0 +1,220 @@
+"""The demo: what it reads from its stages, on made-up ones, and a whole one in the simulator, killed on the way."""
+
+import io
+import json
+import signal
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from tests.recipes.support import CommandLine, until
+from vla_razor import config
+from vla_razor.policies.load import TINY
+from vla_razor.recipes import comparison, demo, results
+from vla_razor.recipes.comparison import Outcome, Training
+from vla_razor.statistics import paired_difference, policy_summary, wilson
+from vla_razor.videos import read_film, write_film
+
+PRIOR = ("open_top_drawer", "close_top_drawer")
+MEASURES = ("forward_kl", "forward_kl_per_action", "sharpening", "displacement", "probe_reverse_kl")
+MEASURES += ("total_variation", "l2_distance")
+
+
+def make_training(out: Path, setting: str, seed: int, steps: tuple[int, ...] = (2, 4)) -> Training:
+    """A finished run with checkpoints at `steps`; its divergences are a tenth of the step."""
+    method = setting.partition("_")[0]
+    folder = out / f"{setting}_seed{seed}"
+    for step in steps:
+        (folder / "checkpoints" / f"step_{step}").mkdir(parents=True)
+    rows = [{"step": n, "wall_seconds": float(n), "loss": 1.0, "success": 0.5} for n in range(1, steps[-1] + 1)]
+    for row in rows:
+        row |= dict.fromkeys(MEASURES, row["step"] / 10)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    drift = {"policies": {"tuned": {"forward_kl": {"states": 16}}}}
+    (folder / "summary.json").write_text(json.dumps(drift))
+    return Training(folder, setting, method, seed, 1e-4, {})
+
+
+def make_evaluation(folder: Path, tasks: tuple[str, ...], hits: dict[str, list[int]]) -> None:
+    """An evaluation in which a policy's `hits`, 1 or 0 a start, are the same in every task."""
+    folder.mkdir(parents=True)
+    summaries = {}
+    for policy, wins in hits.items():
+        success = {"success_at_end": wilson(0, len(wins)), "success_once": wilson(sum(wins), len(wins))}
+        by_task = dict.fromkeys(tasks, success)
+        new = {task: s for task, s in by_task.items() if task == "pick_can"}
+        summaries[policy] = policy_summary(new, {task: s for task, s in by_task.items() if task not in new})
+    (folder / "summary.json").write_text(json.dumps({"policies": summaries}))
+    rows = [
+        {"policy": policy, "task": task, "success_once": bool(win), "success_at_end": False, "lost": False}
+        for policy, wins in hits.items()
+        for task in tasks
+        for win in wins
+    ]
+    (folder / "episodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def stages(tmp_path: Path) -> tuple[list[Training], list[Outcome]]:
+    """Two seeds of SFT and REINFORCE, two checkpoints each; SFT forgets one prior episode of four at each."""
+    trainings, outcomes = [], []
+    for seed in (0, 1):
+        own = [make_training(tmp_path, setting, seed) for setting in ("sft", "rl")]
+        paths = {training.setting: [str(path) for path in training.checkpoints(2)] for training in own}
+        new = {"tiny": [1, 0, 0, 0]} | {path: [1, 1, 1, 0] for both in paths.values() for path in both}
+        prior = {path: [1, 1, 1, 0] for path in ("tiny", *paths["rl"])}
+        prior |= {paths["sft"][0]: [1, 1, 0, 0], paths["sft"][1]: [1, 0, 0, 0]}
+        make_evaluation(tmp_path / f"new_seed{seed}", ("pick_can",), new)
+        make_evaluation(tmp_path / f"prior_seed{seed}", PRIOR, prior)
+        outcomes += comparison.read("tiny", tmp_path / f"new_seed{seed}", tmp_path / f"prior_seed{seed}", own, 2)
+        trainings += own
+    return trainings, outcomes
+
+
+def test_the_evaluated_checkpoints_are_spread_and_end_with_the_last(tmp_path: Path) -> None:
+    training = make_training(tmp_path, "rl", 0, tuple(range(10, 100, 10)))
+    for count, expected in ((1, [90]), (3, [30, 60, 90]), (4, [20, 40, 70, 90]), (20, list(range(10, 100, 10)))):
+        assert [comparison.step_of(path) for path in training.checkpoints(count)] == expected
+
+
+def test_outcomes_are_read_from_the_stages(stages: tuple[list[Training], list[Outcome]]) -> None:
+    _, outcomes = stages
+    first = [(o.method, o.seed, o.step, o.last) for o in outcomes[:5]]
+    assert first == [("base", 0, 0, True), *((m, 0, s, s == 4) for m in ("sft", "rl") for s in (2, 4))]
+    assert outcomes[0].drift["forward_kl"] == 0
+    assert outcomes[1].drift["forward_kl"] == 0.2
+    assert (outcomes[0].new_rate["rate"], outcomes[0].prior_rate["episodes"]) == (0.25, 8)
+
+
+def test_a_setting_is_pooled_over_seeds_and_paired_with_the_base(
+    stages: tuple[list[Training], list[Outcome]],
+) -> None:
+    base, sft, rl = comparison.columns_of(stages[1])
+    assert [column.name for column in (base, sft, rl)] == ["base", "sft", "rl"]
+    assert sft.change("prior") == paired_difference([1, 0, 0, 0] * 4, [1, 1, 1, 0] * 4)
+    assert sft.change("prior").difference == -0.5
+    assert rl.change("prior").difference == 0
+    assert rl.change("new").difference == 0.5
+    entry = sft.entry(states=16)
+    assert entry["new_task"]["pick_can"]["success_once"] == wilson(6, 8)
+    assert entry["prior_mean"]["success_once"] == wilson(4, 16)
+    assert entry["forward_kl"] == {
+        "per_token": 0.4,
+        "per_action": 0.4,
+        "sharpening": 0.4,
+        "displacement": 0.4,
+        "states": 16,
+    }
+
+
+def test_lost_episodes_are_no_pairs(stages: tuple[list[Training], list[Outcome]]) -> None:
+    base, sft, _ = comparison.columns_of(stages[1])
+    for member in sft.members:
+        member.hits["open_top_drawer"][1:] = np.nan
+    pairs = ([1, 1, 0, 0, 0] * 2, [1, 1, 1, 1, 0] * 2)
+    assert sft.change("prior").difference == paired_difference(*pairs).difference
+    assert base.change("new").difference == 0
+
+
+def test_the_table_says_what_was_found(stages: tuple[list[Training], list[Outcome]]) -> None:
+    text = comparison.as_text(comparison.table(comparison.columns_of(stages[1])))
+    lines = {line.split("│")[1].strip(): line for line in text.splitlines() if line.count("│") > 3}
+    assert "25% [7, 59]" in lines["pick_can"]
+    assert "75% [41, 93]" in lines["pick_can"]
+    assert "0% [0, 32]" in lines["at the end"]
+    assert lines["open (prior)"].count("75%") == 2
+    assert "-50%" in lines["change"], "the last of the two, of the prior tasks"
+    assert "0.40" in lines["displacement"]
+
+
+def test_results_are_rows_in_sorted_order_and_reproducible(
+    stages: tuple[list[Training], list[Outcome]], tmp_path: Path
+) -> None:
+    _, outcomes = stages
+    failed = Training(tmp_path / "sft_2_seed0", "sft_2", "sft", 0, 1.0, {})
+    for out in (tmp_path / "a", tmp_path / "b"):
+        results.write_rows(out, outcomes, {failed: "Step 3: the loss is nan"})
+    assert (tmp_path / "a/results.parquet").read_bytes() == (tmp_path / "b/results.parquet").read_bytes()
+    rows = pq.read_table(tmp_path / "a/results.parquet").to_pylist()
+    runs = ["base", "rl_seed0", "rl_seed1", "sft_2_seed0", "sft_seed0", "sft_seed1"]
+    assert list(dict.fromkeys(row["run"] for row in rows)) == runs
+    assert sorted(path.stem for path in (tmp_path / "a/results").iterdir()) == runs
+    assert len(rows) == 1 + 4 * 2 + 1
+    (failure,) = [row for row in rows if row["status"] == "failed"]
+    assert (failure["run"], failure["new"], failure["reason"]) == ("sft_2_seed0", None, "Step 3: the loss is nan")
+    last = rows[-1]
+    assert (last["method"], last["step"], last["new"], last["prior"]) == ("sft", 4, 0.75, 0.25)
+    assert (last["prior_open_top_drawer"], last["forward_kl"], last["reverse_kl"]) == (0.25, 0.4, 0.4)
+    assert "wall_seconds" not in last
+    assert pq.read_table(tmp_path / "a/wall_seconds.parquet").num_rows == 9
+
+
+def test_what_predicts_forgetting(stages: tuple[list[Training], list[Outcome]]) -> None:
+    _, outcomes = stages
+    found = results.predictors(outcomes)
+    assert set(found) == set(results.MEASURES)
+    law = found["forward_kl"]
+    assert 0 < law["r2"] < 1, "SFT and REINFORCE drifted alike and forgot differently"
+    assert 0 < law["kendall_tau"] < 1
+    assert results.predictors(outcomes[:5]) == {}, "two runs predict nothing"
+
+
+def test_what_is_presented(stages: tuple[list[Training], list[Outcome]], tmp_path: Path) -> None:
+    trainings, outcomes = stages
+    settings = config.compose("demo", ["seeds=[0,1]"])
+    frame = np.zeros((64, 64, 3), np.uint8)
+    for name in ("tiny", *(str(t.checkpoints(1)[0]) for t in trainings[:2])):
+        for number in range(settings.videos - 1):
+            write_film(demo.evaluate.film_path(tmp_path / "new_seed0", name, "pick_can", number), [frame] * 3, 5)
+    summary = demo.present(Console(file=io.StringIO()), settings, tmp_path, outcomes, trainings, {})
+    assert set(summary["policies"]) == {"base", "sft", "rl"}
+    assert summary["changes"]["sft"]["prior"]["difference"] == -0.5
+    assert "change" in (tmp_path / "table.txt").read_text()
+    for path in (tmp_path / "plots").iterdir():
+        with Image.open(path) as image:
+            image.verify()
+    assert len(list((tmp_path / "plots").iterdir())) == 4
+    frames = read_film(tmp_path / "videos" / "side_by_side.mp4")
+    assert len(frames) == 3 * (settings.videos - 1), "a start without a film is left out"
+    assert frames[0].shape[1] == 3 * 256
+
+
+def test_the_plan_numbers_what_there_is_several_of(tmp_path: Path) -> None:
+    (sft, rl) = demo.plan(config.compose("demo"), tmp_path)
+    assert (sft.folder.name, rl.folder.name) == ("sft", "rl")
+    settings = config.compose("demo", ["seeds=[3,5]", "sft_runs=[{learning_rate: 1e-3},{}]"])
+    plan = demo.plan(settings, tmp_path)
+    assert [training.folder.name for training in plan[:3]] == ["sft_1_seed3", "sft_2_seed3", "rl_seed3"]
+    assert [training.learning_rate for training in plan[:2]] == [1e-3, settings.sft.learning_rate]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not TINY.is_dir(), reason="the embedded base policy has not been made")
+def test_a_whole_demo_killed_on_the_way(tmp_path: Path, vla_razor: CommandLine) -> None:
+    out = tmp_path / "demo"
+    sizes = ["collect.grid=2x1", "collect.per_point=1", "sft.epochs=2", "rl.grid=2x2", "rl.per_point=2"]
+    sizes += ["rl.iterations=2", "new_episodes=4", "prior_episodes=1", "checkpoints=1", "videos=1", "num_envs=4"]
+    sizes += [
+        f"{method}.{key}" for method in ("sft", "rl") for key in ("probe_states=16", "save_every=1", "probe_every=1")
+    ]
+    process = vla_razor.start("demo", *sizes, "logger=none", "device=cpu", f"out={out}")
+    until(lambda: process.poll() is not None or (out / "rl" / "trainer_state").is_dir())
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    before = (out / "sft" / "summary.json").stat().st_mtime_ns
+    shown = vla_razor.run("resume", out)
+    assert (out / "sft" / "summary.json").stat().st_mtime_ns == before, "a finished stage is left alone"
+    assert (out / "table.txt").read_text().strip() in shown.stdout
+    summary = json.loads((out / "summary.json").read_text())
+    policies = summary["policies"]
+    assert set(policies) == {"base", "sft", "rl"}
+    assert len(policies["rl"]["prior_tasks"]) == 6
+    assert policies["base"]["forward_kl"]["per_action"] == 0
+    assert policies["sft"]["forward_kl"]["per_action"] > 0
+    files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert files >= {"results.parquet", "plots/retention.png", "videos/side_by_side.mp4", "results/rl.parquet"}
