@@ -6,7 +6,7 @@ from vla_razor.config import compose
 from vla_razor.errors import UserError
 from vla_razor.rollouts.starts import Start, episode_seed, grid_starts, parse_grid, random_starts
 
-CAN = compose("rl", ["env=pick_can"]).env
+CAN = {"tasks": ["pick_can"], "grid": {"x": [0.42, 0.62], "y": [-0.15, 0.15]}}
 DRAWER = compose("rl", ["env=drawer"]).env
 
 
