@@ -247,8 +247,8 @@ pipeline_tag: robotics
 ---
 # tiny: the embedded base policy of vla-razor
 
-OpenVLA's architecture ({parameters:,} parameters: two fused vision transformers of 80 channels on 64 x 64 images, a
-three-layer Llama decoder of 96
+OpenVLA's architecture ({parameters:,} parameters: two fused vision transformers of 96 channels on 64 x 64 images, a
+three-layer Llama decoder of 128
 channels, seven action tokens of 256 bins), trained from nothing on simulated demonstrations. It opens and closes
 drawers well and picks a can sometimes: something to forget, and something to learn.
 
