@@ -39,7 +39,7 @@ WORKER_ENVIRONMENT = {
     "MKL_NUM_THREADS": "1",
     "OMP_WAIT_POLICY": "passive",
 }
-START_TIMEOUT = 300.0  # seconds for a worker's imports, shaders and scenes
+START_TIMEOUT = 900.0  # seconds for a worker's imports, shaders and scenes, on a machine that is busy with other things
 
 
 class PoolVectorEnv(SlotVectorEnv):

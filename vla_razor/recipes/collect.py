@@ -27,10 +27,8 @@ from rich.table import Table
 from vla_razor.config import scenes
 from vla_razor.errors import UserError
 from vla_razor.policies import Policy
-from vla_razor.policies.load import load_model
-from vla_razor.policies.openvla.policy import OpenVLAPolicy
 from vla_razor.policies.scripted import ScriptedExpert
-from vla_razor.recipes import training
+from vla_razor.progress import progress
 from vla_razor.rollouts import demonstrations
 from vla_razor.rollouts.demonstrations import FOLDER, Shard, demonstration
 from vla_razor.rollouts.rollout import Episode, VectorEnv, make_vector_env, rollout
@@ -56,10 +54,10 @@ def run(config: DictConfig, run: Run) -> None:
     policy = _policy(config)
     with (
         closing(_environments(config)) as envs,
-        training.progress("collect", wanted * len(rows), wanted * len(shards)) as advance,
+        progress("collect", wanted * len(rows), wanted * len(shards)) as advance,
     ):
         for index in range(len(shards), len(rows)):
-            points = _collect_row(envs, policy, rows[index], config, training.generator(config.seed, index), advance)
+            points = _collect_row(envs, policy, rows[index], config, index, advance)
             shards.append(_shard(points, config, envs, policy, index, len(rows)))
             demonstrations.write(paths[index], shards[-1])
             run.log(index + 1, **_totals(shards[-1:]))
@@ -117,9 +115,10 @@ def _rows(config: DictConfig) -> list[list[Start]]:
 def _policy(config: DictConfig) -> Policy:
     if config.policy == "scripted":
         return ScriptedExpert(config.noise)
-    model = load_model(config.policy, device=config.device, dtype=config.dtype)
-    model.config.temperature = config.temperature or model.config.temperature
-    return OpenVLAPolicy(model, config.unnorm_key)
+    from vla_razor.policies.openvla.policy import OpenVLAPolicy  # not for the expert: it loads transformers
+    from vla_razor.recipes.training import open_model
+
+    return OpenVLAPolicy(open_model(config.policy, config), config.unnorm_key)
 
 
 def _environments(config: DictConfig) -> VectorEnv:
@@ -135,10 +134,11 @@ def _collect_row(
     policy: Policy,
     starts: Sequence[Start],
     config: DictConfig,
-    generator: torch.Generator,
+    index: int,
     advance: Callable[[], None],
 ) -> list[_Point]:
     """Rounds of full batches, each with as many attempts at a point as it still lacks successes."""
+    generator = torch.Generator().manual_seed(episode_seed(config.seed, index))
     points = {start.grid_point: _Point(start) for start in starts}
 
     def note(episode: Episode) -> None:
