@@ -71,6 +71,8 @@ def predictors(outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
     found = {}
     for name, logged in MEASURES.items():
         values = np.array([outcome.drift[logged] for outcome in tuned])
+        if len(np.unique(values)) < 3:  # a polynomial of second degree would go through them
+            continue
         law = forgetting_law.fit(values, lost, runs, generator=np.random.default_rng(0))
         tau: Any = kendalltau(values, lost)[0]
         found[name] = {"r2": law.r2, "low": law.low, "high": law.high, "kendall_tau": float(tau)}
