@@ -125,6 +125,8 @@ def describe(verb: str) -> str:
     for key, value, meaning in re.findall(r"^(\w+): *([^#\n]*?) *(?:# *(.*))?$", "\n".join(texts), re.MULTILINE):
         first_value, first_meaning = rows.get(key, (value, ""))
         rows[key] = (first_value, first_meaning or meaning)
+    for key, name in re.findall(r"env@(\w+): *(\w+)", own.partition("\n")[0]):
+        rows[key] = (name, "whose tasks forgetting is measured on: an env, or null")
     hidden = ("defaults", "verb")
     return "\n".join(
         f"{key}={value}".ljust(27) + f" {meaning}" for key, (value, meaning) in rows.items() if key not in hidden
