@@ -61,7 +61,7 @@ def build(family: str, setup: Setup, image_size: tuple[int, int], task: str | No
     try:
         return PickCan(**common) if isinstance(setup, PickCanSetup) else Drawer(task=task or DRAWER_TASKS[0], **common)
     except RuntimeError as error:
-        if "rendering device" in str(error) or "vulkan" in str(error).lower():
+        if any(sign in str(error).lower() for sign in ("rendering device", "vulkan", "vk::")):
             raise RenderingUnavailable(
                 f"no usable Vulkan device to render the scene ({error}); `vla-razor doctor` names the remedy"
             ) from error
