@@ -16,7 +16,7 @@ from vla_razor import config
 from vla_razor.policies.load import TINY
 from vla_razor.recipes import comparison, demo, results
 from vla_razor.recipes.comparison import Outcome, Training
-from vla_razor.statistics import paired_difference, policy_summary, wilson
+from vla_razor.statistics import Success, paired_difference, policy_summary, wilson
 from vla_razor.videos import read_film, write_film
 
 PRIOR = ("open_top_drawer", "close_top_drawer")
@@ -44,7 +44,7 @@ def make_evaluation(folder: Path, tasks: tuple[str, ...], hits: dict[str, list[i
     folder.mkdir(parents=True)
     summaries = {}
     for policy, wins in hits.items():
-        success = {"success_at_end": wilson(0, len(wins)), "success_once": wilson(sum(wins), len(wins))}
+        success: Success = {"success_at_end": wilson(0, len(wins)), "success_once": wilson(sum(wins), len(wins))}
         by_task = dict.fromkeys(tasks, success)
         new = {task: s for task, s in by_task.items() if task == "pick_can"}
         summaries[policy] = policy_summary(new, {task: s for task, s in by_task.items() if task not in new})
