@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -36,6 +37,8 @@ class Fragile(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         image=spaces.Box(0, 255, (4, 6, 3), np.uint8), proprioception=spaces.Box(-np.inf, np.inf, (2,), np.float32)
     )
     action_space = spaces.Box(-1, 1, (7,), np.float32)
+
+    setup = SimpleNamespace(control_hz=5, camera=SimpleNamespace(name="overhead_camera"))
 
     def __init__(self, construction: str = "", horizon: int = 3) -> None:
         self.horizon = horizon
@@ -76,7 +79,7 @@ class Fragile(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
 
     def observed(self) -> dict[str, np.ndarray]:
         return {
-            "image": np.full((4, 6, 3), self.count, np.uint8),
+            "image": np.full((4, 6, 3), self.count % 251, np.uint8),
             "proprioception": np.array([self.count, self.steps], np.float32),
         }
 
@@ -86,6 +89,7 @@ class Fragile(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
             "instruction": f"count from {self.count - self.steps}",
             "success": success,
             "pose": np.arange(7.0),
+            "object_xy": np.array(self.options.get("object_xy", (0, 0)), float),
             "environment": environment,
         }
 
