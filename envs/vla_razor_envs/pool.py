@@ -12,6 +12,7 @@ import contextlib
 import os
 import pickle
 import signal
+import sys
 import time
 import traceback
 import weakref
@@ -21,6 +22,7 @@ from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.shared_memory import SharedMemory
+from types import ModuleType
 from typing import Any
 
 import gymnasium
@@ -211,14 +213,20 @@ def _shut_down(workers: list[_Worker], memory: list[_SharedArrays]) -> None:
 
 @contextlib.contextmanager
 def _inheritance() -> Iterator[None]:
-    """What a new process inherits: thread settings, before it imports anything, and Ctrl-C left to the parent."""
+    """What a new process inherits: thread settings, before it imports anything, and Ctrl-C left to the parent.
+
+    It does not import the caller's main module again, which may be heavy, or start pools without a guard.
+    """
     resource_tracker.ensure_running()  # starting it later would unblock the signal
     before = {name: os.environ.get(name) for name in WORKER_ENVIRONMENT}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    main = sys.modules["__main__"]
     os.environ.update(WORKER_ENVIRONMENT)
+    sys.modules["__main__"] = ModuleType("__main__")
     try:
         yield
     finally:
+        sys.modules["__main__"] = main
         for name in before:
             del os.environ[name]
         os.environ.update({name: value for name, value in before.items() if value is not None})

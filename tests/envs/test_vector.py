@@ -203,11 +203,11 @@ import os, sys, time
 sys.path.insert(0, {here!r})
 from vla_razor_envs.pool import PoolVectorEnv
 
-if __name__ == "__main__":
-    envs = PoolVectorEnv("fragile:Fragile-v0", 4, num_workers=2, timeout=1000)
-    envs.reset(seed=0)
-    print(*envs.worker_pids, envs._arrays.name, flush=True)
-    {ending}
+# No guard: the workers do not import this script.
+envs = PoolVectorEnv("fragile:Fragile-v0", 4, num_workers=2, timeout=1000)
+envs.reset(seed=0)
+print(*envs.worker_pids, envs._arrays.name, flush=True)
+{ending}
 """
 HANG = "envs.reset(seed=0, options={'starts': [{'at_reset': 'hang'}] * 4})"
 

@@ -154,7 +154,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def can() -> Iterator[VectorEnv]:
-    with closing(make_vector_env(compose("collect").env, 4, 2, "cpu")) as envs:
+    with closing(make_vector_env(compose("collect").env, 4, 1, "cpu")) as envs:
         yield envs
 
 
