@@ -19,6 +19,11 @@ from vla_razor.rollouts import demonstrations
 from vla_razor.rollouts.demonstrations import Demonstration, Shard
 from vla_razor_envs.vulkan import software_folder
 
+# A shell that runs the tests in the background has its children ignore Ctrl-C.
+MAIN = """import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from vla_razor.cli import main
+main()"""
 ACTION = {"q01": [-0.07] * 3 + [-0.25] * 3 + [-1.0], "q99": [0.07] * 3 + [0.25] * 3 + [1.0], "mask": [True] * 7}
 INSTRUCTION = "pick can"
 
@@ -65,7 +70,7 @@ class CommandLine:
         self.environment = os.environ | {"VLA_RAZOR_CACHE": str(cache), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
 
     def start(self, *arguments: object, **environment: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "vla_razor.cli", *map(str, arguments)]
+        command = [sys.executable, "-c", MAIN, *map(str, arguments)]
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(command, env=self.environment | environment, start_new_session=True, **pipes)
 

@@ -266,14 +266,17 @@ def saving(run: Run, model: OpenVLA, trainer: Trainer) -> Iterator[Callable[[], 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Holds Ctrl-C back until the block has ended, so that an update is made whole or not at all."""
+    """Holds Ctrl-C back until the block has ended, so that an update is made whole or not at all.
+
+    Where Ctrl-C is ignored, as for a job in the background, it stays so.
+    """
     held: list[int] = []
     previous = signal.signal(signal.SIGINT, lambda number, _: held.append(number))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
-    if held:
+    if held and previous is not signal.SIG_IGN:
         raise KeyboardInterrupt
 
 
