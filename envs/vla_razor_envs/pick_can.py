@@ -31,6 +31,7 @@ ROTATIONS = {
 }
 INSTRUCTION = "pick coke can"
 REST_GAP = 5e-4
+TOUCH = 1e-6  # N s: less is no contact
 
 
 class PickCan(ManipulationTask):
@@ -106,18 +107,20 @@ class PickCan(ManipulationTask):
 
     def _track(self) -> None:
         setup = self.setup
-        self.held = self.grasped(self.can, setup.grasp_impulse, setup.grasp_angle)
+        pushes = self.pushes(self.can, [*self.fingers, *self.obstacles])
+        self.held = self.grasped(pushes[:2], setup.grasp_impulse, setup.grasp_angle)
         self.grasp_steps = torch.where(self.held, self.grasp_steps + 1, 0)
-        free = ~self.touches(self.can, self.obstacles)
+        free = pushes[2:].norm(dim=2).amax(0) <= TOUCH
         self.lifted_once = self.held & (self.lifted_once | free)
-        self.significant_steps += self.lifted_once & (self._rise() > setup.significant_height)
+        self.significant_steps += self.lifted_once & (self._rise(self.can.pose.raw_pose) > setup.significant_height)
 
-    def _rise(self) -> Tensor:
-        return self.can.pose.p[:, 2] - self.rest_z
+    def _rise(self, pose: Tensor) -> Tensor:
+        return pose[:, 2] - self.rest_z
 
     def _facts(self) -> dict[str, Any]:
         setup = self.setup
-        pose, rise = self.can.pose.raw_pose, self._rise()
+        pose = self.can.pose.raw_pose
+        rise = self._rise(pose)
         lifted = self.lifted_once & (rise > setup.lift_height)
         return {
             "success": lifted | (self.significant_steps >= setup.sustained_steps),

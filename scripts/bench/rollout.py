@@ -1,11 +1,11 @@
 """How fast the batched loop of policy and environments runs, and where the time of an RL iteration goes.
 
 In one run: the embedded policy in a loop over one environment and in the batched loop (environment steps a second, and
-their ratio), then whole iterations of `vla-razor rl`. An iteration's time is what the workers spend in physics and
-rendering (the busier worker counts), the policy, the gradient step, and the rest: messages, waiting for the slower
-worker, bookkeeping.
+their ratio), whole iterations of `vla-razor rl`, and where the policy should run: in the main process with all threads,
+or as a copy in each worker with one. An iteration's time is what the workers spend in physics and rendering (the busier
+worker counts), the policy, the gradient step, and the rest: messages, waiting for the slower worker, bookkeeping.
 
-    python scripts/bench/rollout.py [--env pick_can] [--policy tiny] [--num-envs 24] [--workers 2] [--json]
+    python scripts/bench/rollout.py [--env pick_can] [--policy tiny] [--num-envs 48] [--workers 2] [--json]
 """
 
 import os
@@ -17,14 +17,17 @@ import json
 import platform
 import time
 from contextlib import closing
+from multiprocessing import get_context
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
 from vla_razor.config import compose
+from vla_razor.policies import load
 from vla_razor.policies.openvla.policy import OpenVLAPolicy
 from vla_razor.recipes import rl, training
 from vla_razor.rollouts.rollout import Timing, make_vector_env, rollout
@@ -32,6 +35,7 @@ from vla_razor.rollouts.starts import random_starts
 
 TARGET_STEPS_PER_SECOND = 200
 TARGET_REST = 0.2
+ROUNDS = 20
 
 
 def measure_loop(config: DictConfig, policy: OpenVLAPolicy, num_envs: int, episodes: int) -> tuple[Timing, float]:
@@ -75,11 +79,47 @@ def measure_iterations(config: DictConfig, policy: OpenVLAPolicy, count: int) ->
     return {name: value / count for name, value in phases.items()} | {"steps_per_second": timing.steps_per_second}
 
 
+def measure_placement(config: DictConfig, policy: OpenVLAPolicy) -> dict[str, float]:
+    """Milliseconds an action for `num_envs` observations, at best: decided in this process, and by a one-thread copy of
+    the policy in each of `num_workers` processes, side by side.
+    """
+    count, workers = config.num_envs, config.num_workers
+    side = policy.model.config.image_sizes[0]
+    shares = [len(share) for share in np.array_split(np.arange(count), workers)]
+    with get_context("spawn").Pool(workers, _open_copy, (config.policy, side)) as pool:
+        ways = {
+            "main process": lambda: _act(policy, side, count),
+            "workers, a copy each": lambda: pool.map(_act_in_copy, shares, chunksize=1),
+        }
+        best = dict.fromkeys(ways, float("inf"))
+        for _ in range(ROUNDS):  # in turns, so that a busy spell of the machine hits both
+            for name, act in ways.items():
+                begin = time.perf_counter()
+                act()
+                best[name] = min(best[name], (time.perf_counter() - begin) / count * 1e3)
+    return best
+
+
+def _open_copy(name: str, side: int) -> None:
+    global _copy
+    torch.set_num_threads(1)
+    _copy = OpenVLAPolicy(load.load_model(name)), side
+
+
+def _act_in_copy(count: int) -> None:
+    _act(*_copy, count)
+
+
+def _act(policy: OpenVLAPolicy, side: int, count: int) -> None:
+    images = np.full((count, side, side, 3), 127, np.uint8)
+    policy.act(images, ["pick coke can"] * count, [{}] * count, torch.Generator().manual_seed(0))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="pick_can")
     parser.add_argument("--policy", default="tiny")
-    parser.add_argument("--num-envs", type=int, default=24)
+    parser.add_argument("--num-envs", type=int, default=48)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--iterations", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
@@ -97,11 +137,16 @@ def main() -> None:
     single, _ = measure_loop(config, policy, 1, 4)
     batched, busy = measure_loop(config, policy, config.num_envs, 4 * config.num_envs)
     phases = measure_iterations(config, policy, arguments.iterations)
-    report(arguments, single, batched, busy, phases)
+    report(arguments, single, batched, busy, phases, measure_placement(config, policy))
 
 
 def report(
-    arguments: argparse.Namespace, single: Timing, batched: Timing, busy: float, phases: dict[str, float]
+    arguments: argparse.Namespace,
+    single: Timing,
+    batched: Timing,
+    busy: float,
+    phases: dict[str, float],
+    placement: dict[str, float],
 ) -> None:
     speed = phases.pop("steps_per_second")
     total = sum(phases.values())
@@ -123,6 +168,7 @@ def report(
         "iteration_steps_per_second": speed,
         "iteration_seconds": phases,
         "iteration_rest_share": phases["rest"] / total,
+        "policy_milliseconds": placement,
         "targets_met": {
             "steps_per_second": batched.steps_per_second >= TARGET_STEPS_PER_SECOND,
             "iteration_rest_share": phases["rest"] / total <= TARGET_REST,
@@ -138,6 +184,8 @@ def report(
     for name, seconds in phases.items():
         table.add_row(f"  {name}", f"{seconds:.2f} s, {seconds / total:.0%}")
     table.add_row("rest, target", f"at most {TARGET_REST:.0%}")
+    for name, milliseconds in placement.items():
+        table.add_row(f"policy in the {name}", f"{milliseconds:.2f} ms an action")
     Console().print(table)
     if arguments.json:
         print(json.dumps(result))

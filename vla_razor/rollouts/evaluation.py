@@ -32,7 +32,7 @@ def evaluate(
     *,
     episodes: int,
     seed: int = 0,
-    num_envs: int = 24,
+    num_envs: int = 48,
     num_workers: int = 2,
     device: str | torch.device = "auto",
     filmed: int = 0,

@@ -85,7 +85,7 @@ def obtain(
     states: int,
     seed: int = 0,
     unnorm_key: str | None = None,
-    num_envs: int = 24,
+    num_envs: int = 48,
     num_workers: int = 2,
     envs: VectorEnv | None = None,
     progress: Bar | None = None,
