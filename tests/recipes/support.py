@@ -82,8 +82,8 @@ class CommandLine:
         return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
     def stop_at(self, out: Path, step: int, number: signal.Signals, *arguments: object) -> subprocess.CompletedProcess:
-        """Starts a run in `out` and sends the signal once `step` has been logged."""
-        process = self.start(*arguments, f"out={out}")
+        """Starts or resumes the run in `out` and sends the signal once `step` has been logged."""
+        process = self.start(*arguments)
         until(lambda: process.poll() is not None or any(row["step"] >= step for row in metrics(out)))
         os.kill(process.pid, number)
         output, errors = process.communicate()

@@ -198,13 +198,13 @@ def test_a_whole_demo_killed_on_the_way(tmp_path: Path, vla_razor: CommandLine) 
         f"{method}.{key}" for method in ("sft", "rl") for key in ("probe_states=16", "save_every=1", "probe_every=1")
     ]
     process = vla_razor.start("demo", *sizes, "logger=none", "device=cpu", f"out={out}")
-    until(lambda: process.poll() is not None or (out / "rl" / "trainer_state").is_dir())
+    until(lambda: process.poll() is not None or (out / "sft" / "trainer_state").is_dir())
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    before = (out / "sft" / "summary.json").stat().st_mtime_ns
+    before = (out / "rl" / "summary.json").stat().st_mtime_ns
     shown = vla_razor.run("resume", out)
-    assert (out / "sft" / "summary.json").stat().st_mtime_ns == before, "a finished stage is left alone"
+    assert (out / "rl" / "summary.json").stat().st_mtime_ns == before, "a finished stage is left alone"
     assert (out / "table.txt").read_text().strip() in shown.stdout
     summary = json.loads((out / "summary.json").read_text())
     policies = summary["policies"]

@@ -84,7 +84,7 @@ def test_killed_and_resumed_ends_the_same(
     finished: Path, tmp_path: Path, vla_razor: CommandLine, policy: Path, demos: Path
 ) -> None:
     out = tmp_path / "killed"
-    killed = vla_razor.stop_at(out, 6, signal.SIGKILL, "sft", *arguments(policy, demos))
+    killed = vla_razor.stop_at(out, 6, signal.SIGKILL, "sft", *arguments(policy, demos), f"out={out}")
     assert killed.returncode == -signal.SIGKILL
     assert not (out / "summary.json").exists()
     vla_razor.run("resume", out)
@@ -96,7 +96,7 @@ def test_interrupted_and_resumed_ends_the_same(
     finished: Path, tmp_path: Path, vla_razor: CommandLine, policy: Path, demos: Path
 ) -> None:
     out = tmp_path / "interrupted"
-    stopped = vla_razor.stop_at(out, 6, signal.SIGINT, "sft", *arguments(policy, demos))
+    stopped = vla_razor.stop_at(out, 6, signal.SIGINT, "sft", *arguments(policy, demos), f"out={out}")
     assert stopped.returncode == 130
     assert stopped.stderr == f"vla-razor: interrupted; go on with: vla-razor resume {out}\n"
     steps = sorted(int(path.stem.removeprefix("step_")) for path in (out / "trainer_state").iterdir())

@@ -46,7 +46,8 @@ def run(config: DictConfig, run: Run) -> None:
         demos, new, prior = (out / f"{name}{suffix}" for name in ("demos", "new", "prior"))
         own = [training for training in trainings if training.seed == seed]
         stage(console, config, demos, "collect", policy="scripted", seed=seed)
-        for training in own:
+        # REINFORCE first: the probe set, which both need, is then made in environments that are open anyway.
+        for training in sorted(own, key=lambda training: training.method):
             changes = {"demos": str(demos), **training.changes} if training.method == "sft" else training.changes
             try:
                 stage(console, config, training.folder, training.method, seed=seed, **changes)
