@@ -202,7 +202,7 @@ class TestSharpening:
 
     def test_the_parts_sum_to_the_total(self) -> None:
         base = 2 * randn(50, 16)
-        tuned = base * 1.4 + 0.2 * randn(50, 16, seed=1)
+        tuned = base * 1.4 + 0.5 * randn(50, 16, seed=1)
         split = divergence.sharpening(base, tuned)
         assert split.sharpening + split.displacement == pytest.approx(forward_kl(base, tuned).mean().item())
         assert 0 < split.displacement < split.sharpening
@@ -212,16 +212,9 @@ class TestSharpening:
         tuned = base * 1.4 + 0.5 * randn(50, 16, seed=1)
         found = divergence.sharpening(base, tuned).temperature
         temperatures = np.geomspace(1 / 16, 16, 400)
-        distances = [forward_kl(tuned, base / t).mean().item() for t in temperatures]
+        distances = [forward_kl(base / t, tuned).mean().item() for t in temperatures]
         assert found == pytest.approx(temperatures[int(np.argmin(distances))], rel=0.02)
-        assert forward_kl(tuned, base / found).mean() <= min(distances)
-
-    def test_matches_the_expected_log_probability(self) -> None:
-        base = torch.log_softmax(2 * randn(50, 16), -1)
-        tuned = torch.log_softmax(base + randn(50, 16, seed=1), -1)
-        tempered = torch.log_softmax(base / divergence.sharpening(base, tuned).temperature, -1)
-        expected = [(policy.exp() * base).sum(-1).mean().item() for policy in (tempered, tuned)]
-        assert expected[0] == pytest.approx(expected[1], rel=1e-5)
+        assert forward_kl(base / found, tuned).mean() <= min(distances)
 
     def test_a_policy_and_itself(self) -> None:
         logits = randn(5, 16, dtype=torch.float32)
@@ -230,16 +223,13 @@ class TestSharpening:
         assert shifted.sharpening == pytest.approx(0, abs=1e-9)
 
     def test_displacement_may_be_negative(self) -> None:
-        base, tuned = torch.tensor([-0.3, 8.5, 3.4, 3.3, 1.7]), torch.tensor([1.2, 3.9, -1.5, -0.9, -0.2])
+        """The tuned policy avoids all but one of the base's likelier tokens, so that the closest tempered base is a
+        point mass, farther from the base than the tuned policy is.
+        """
+        base, tuned = torch.tensor([0.4, 0.3, 0.2, 0.1]).log(), torch.tensor([0.35, 0.01, 0.01, 0.63]).log()
         split = divergence.sharpening(base, tuned)
         assert split.displacement < 0 < split.sharpening
         assert split.sharpening + split.displacement == pytest.approx(forward_kl(base, tuned).item())
-
-    def test_a_policy_that_moved_far_is_displaced(self) -> None:
-        """Not explained by a base tempered to a point mass, farther from the base than the tuned policy is."""
-        base, tuned = torch.tensor([0.4, 0.3, 0.2, 0.1]).log(), torch.tensor([0.35, 0.01, 0.01, 0.63]).log()
-        split = divergence.sharpening(base, tuned)
-        assert split.displacement > 10 * split.sharpening
 
     def test_missing_support(self) -> None:
         base = torch.tensor([[0.0, 1.0, -INF]])

@@ -24,8 +24,8 @@ PerRow = Float[Tensor, "*batch"]
 _SERIES_BELOW = 1e-3
 """Below this |d| the five-term series of exp(d) - 1 - d is exact to double precision."""
 
-_LOG_INVERSES = (-math.log(64), math.log(64))
-"""Where the logarithm of the best inverse temperature is looked for."""
+_LOG_TEMPERATURES = [math.log(2) * k for k in range(-4, 5)]
+"""Where the best temperature is looked for before it is refined."""
 
 
 def forward_kl(base_logits: Logits, tuned_logits: Logits) -> PerRow:
@@ -87,20 +87,17 @@ class Sharpening(NamedTuple):
     sharpening: float
     """KL(base || base tempered to `temperature`): what a change of temperature alone accounts for."""
     displacement: float
-    """The rest. It can be negative where tuned and base differ by more than temperature in opposite ways."""
+    """The rest. Negative where the tempered base is farther from the base than the tuned policy is."""
     temperature: float
-    """t* = argmin KL(tuned || base_t): that of the tempered base closest to the tuned policy. Below 1 is sharper."""
+    """t*, which brings the base closest to the tuned policy: argmin KL(base_t || tuned). Below 1 is sharper."""
 
 
 def sharpening(base_logits: Logits, tuned_logits: Logits) -> Sharpening:
     """Split the mean forward KL into sharpening and displacement.
 
-    One temperature serves all rows, and both parts are means over them. The tempered bases are an exponential family,
-    so KL(tuned || base_t) is convex in 1/t and has one minimum: where base_t expects the same log-probability under the
-    base as the tuned policy does. (KL(base_t || tuned) is
-    not convex, and is smallest at a point mass for policies that moved far.) t* is kept within [1/64, 64]. What the
-    tuned policy does where the base has no support is left out of the choice of t*. A policy compared with itself gives
-    exactly (0, 0, 1), and an infinite divergence is all displacement.
+    One temperature serves all rows, and both parts are means over them. The objective need not be convex in log t, so
+    a coarse search over [1/16, 16] comes before Brent's method. A policy compared with itself gives exactly
+    (0, 0, 1), and an infinite divergence is all displacement.
     """
     base, tuned = _log_softmax(base_logits.detach(), tuned_logits.detach())
     total = float(forward_kl(base, tuned).mean())
@@ -217,16 +214,21 @@ def _expm1_minus(d: Tensor) -> Tensor:
 
 
 def _closest_temperature(base: Tensor, tuned: Tensor) -> float:
-    """argmin over t of mean KL(tuned || softmax(base / t)), for log-probabilities [..., V]."""
-    weights, inside = tuned.exp().masked_fill(base == -math.inf, 0), base.masked_fill(base == -math.inf, 0)
-    mass, expected = weights.sum(-1), (weights * inside).sum(-1)
+    """argmin over t of mean KL(softmax(base / t) || tuned), for log-probabilities [..., V]."""
+    outside = base == -math.inf
+    inside_base, inside_tuned = base.masked_fill(outside, 0), tuned.masked_fill(outside, 0)
 
-    def distance(log_inverse: float) -> float:
-        inverse = math.exp(log_inverse)
-        return float((mass * torch.logsumexp(base * inverse, -1) - inverse * expected).mean())
+    def distance(log_temperature: float) -> float:
+        inverse = math.exp(-log_temperature)
+        normalizer = torch.logsumexp(base * inverse, -1)
+        p = (base * inverse - normalizer[..., None]).exp()
+        return float(((p * (inside_base * inverse - inside_tuned)).sum(-1) - normalizer).mean())
 
-    refined: Any = minimize_scalar(distance, bounds=_LOG_INVERSES, method="bounded", options={"xatol": 1e-6})
-    return math.exp(-refined.x) if refined.fun < distance(0.0) else 1.0
+    values = [distance(u) for u in _LOG_TEMPERATURES]
+    best = min(range(len(values)), key=values.__getitem__)
+    bounds = _LOG_TEMPERATURES[max(best - 1, 0)], _LOG_TEMPERATURES[min(best + 1, len(values) - 1)]
+    refined: Any = minimize_scalar(distance, bounds=bounds, method="bounded", options={"xatol": 1e-6})
+    return math.exp(refined.x) if refined.fun < distance(0.0) else 1.0
 
 
 def _log_softmax(base_logits: Tensor, tuned_logits: Tensor) -> tuple[Tensor, Tensor]:
