@@ -12,6 +12,7 @@ from gymnasium import spaces
 from . import RenderingUnavailable
 from .setups import DRAWER_TASKS, ORIENTATIONS, SETUPS, DrawerSetup, PickCanSetup, Setup
 
+REMEDY = "`vla-razor doctor` names the remedy"
 START_KEYS = {"pick_can": ("object_xy", "orientation"), "drawer": ("station", "task")}
 
 
@@ -44,14 +45,17 @@ def check_start(family: str, setup: Setup, start: dict[str, Any]) -> dict[str, A
 
 def build(family: str, setup: Setup, image_size: tuple[int, int], task: str | None, device: str, num_envs: int) -> Any:
     """Builds the batched task on `device` ("cpu": one environment; "cuda": any number). Raises RenderingUnavailable
-    without Vulkan.
+    without Vulkan, or without a library that the simulator needs.
     """
     from .vulkan import use_software_vulkan
 
     use_software_vulkan()
-    from . import panda as _panda  # noqa: F401  (registers the robot)
-    from .drawer import Drawer
-    from .pick_can import PickCan
+    try:
+        from . import panda as _panda  # noqa: F401  (registers the robot)
+        from .drawer import Drawer
+        from .pick_can import PickCan
+    except ImportError as error:  # a shared library of the system that mani_skill's own imports need
+        raise RenderingUnavailable(f"the simulator cannot be loaded ({error}); {REMEDY}") from error
 
     backend = "physx_cuda" if device == "cuda" else "physx_cpu"
     render = "gpu" if torch.cuda.is_available() else "cpu"
@@ -62,9 +66,7 @@ def build(family: str, setup: Setup, image_size: tuple[int, int], task: str | No
         return PickCan(**common) if isinstance(setup, PickCanSetup) else Drawer(task=task or DRAWER_TASKS[0], **common)
     except RuntimeError as error:
         if any(sign in str(error).lower() for sign in ("rendering device", "vulkan", "vk::")):
-            raise RenderingUnavailable(
-                f"no usable Vulkan device to render the scene ({error}); `vla-razor doctor` names the remedy"
-            ) from error
+            raise RenderingUnavailable(f"no usable Vulkan device to render the scene ({error}); {REMEDY}") from error
         raise
 
 
