@@ -1,0 +1,162 @@
+"""The sweep: every method at every learning rate, schedule and length, from every base, in worker processes.
+
+Each finished run is a parquet file of its own, so that a killed sweep goes on where it stopped. On a CPU a process
+trains one run at a time on one thread: matrices of this size do not divide well. On a GPU the runs of a method that are
+equally long are trained together.
+"""
+
+import multiprocessing
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from functools import cache
+from itertools import groupby, product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import load_file, save
+
+from vla_razor.errors import RunFailed
+from vla_razor.files import atomic_write
+from vla_razor.parity_mnist import data, training
+from vla_razor.parity_mnist.measures import Base, Tests, fisher_of, measure
+from vla_razor.parity_mnist.model import Parameters, select
+from vla_razor.parity_mnist.training import Settings
+
+TEACHER = "grpo"
+TEACHER_RATE, TEACHER_SCHEDULE = 3e-4, "cosine"
+TEXTS, COUNTS = ("domain", "method", "run", "schedule", "status", "reason"), ("seed", "epochs", "step")
+
+
+class Job(NamedTuple):
+    """What a worker process needs to know: where images come from and results go, and where it computes."""
+
+    data_dir: Path | None
+    out: Path
+    checkpoints: int
+    device: str
+
+
+def grid(
+    methods: Sequence[str],
+    rates: Sequence[float],
+    schedules: Sequence[str],
+    epochs: Sequence[int],
+    seeds: Sequence[int],
+) -> list[Settings]:
+    """All runs, those that can be trained together side by side."""
+    return [
+        Settings(m, rate, kind, n, seed) for seed, m, n, rate, kind in product(seeds, methods, epochs, rates, schedules)
+    ]
+
+
+def learning_rates(low: float, high: float, count: int) -> list[float]:
+    """`count` learning rates, evenly spaced on a logarithmic scale, the ends among them."""
+    return np.geomspace(low, high, count).tolist()
+
+
+def prepare(job: Job, seed: int) -> None:
+    """Pre-trains the base of a seed, and the teacher that `sft_distilled` learns from; both are kept in bases/."""
+    path = _base_path(job.out, seed)
+    if path.is_file():
+        return
+    images = data.load(job.data_dir)
+    base = training.pretrain(images, seed)
+    task = training.task_of(TEACHER, images.mnist_train, base, seed)
+    settings = Settings(TEACHER, TEACHER_RATE, TEACHER_SCHEDULE, epochs=2, seed=seed)
+    ((_, teacher),) = training.finetune([settings], base, task, checkpoints=1, device=job.device)
+    tensors = {f"base.{name}": value for name, value in base.items()}
+    tensors |= {f"teacher.{name}": value.cpu() for name, value in teacher.items()}
+    tensors |= {f"fisher.{name}": value for name, value in fisher_of(base, Tests.of(images)).items()}
+    atomic_write(path, save(tensors))
+
+
+def sweep(runs: Sequence[Settings], job: Job, processes: int, done: Callable[[Sequence[Settings]], None]) -> None:
+    """Trains what is not there yet; `done` is called with the runs that have just been finished.
+
+    Raises RunFailed where a worker process died; the finished runs are kept.
+    """
+    missing = [run for run in runs if not shard_path(job.out, run).is_file()]
+    together = groupby(missing, key=lambda run: (run.seed, run.method, run.epochs))
+    groups = [list(group) for _, group in together] if job.device != "cpu" else [[run] for run in missing]
+    if not groups:
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, _initialize) as pool:
+        futures = {pool.submit(train, group, job): group for group in groups}
+        try:
+            for future in as_completed(futures):
+                future.result()
+                done(futures[future])
+        except BrokenProcessPool as error:
+            raise RunFailed(f"A worker process died. The finished runs are kept in {job.out / 'runs'}.") from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def train(runs: Sequence[Settings], job: Job) -> None:
+    """Fine-tunes runs side by side, measures their checkpoints, and writes a file for each."""
+    images, tests = _images(job.data_dir)
+    base, teacher = _bases(job, runs[0].seed)
+    task = training.task_of(runs[0].method, images.mnist_train, base.parameters, runs[0].seed, teacher)
+    rows: dict[Settings, list[dict[str, Any]]] = {run: [] for run in runs}
+    for step, parameters in training.finetune(runs, base.parameters, task, job.checkpoints, job.device):
+        for index, run in enumerate(runs):
+            own = {name: value.cpu() for name, value in select(parameters, index).items()}
+            rows[run].append(_row(run, step, measure(own, base, tests)))
+    for run, found in rows.items():
+        _write(shard_path(job.out, run), found)
+
+
+def merge(runs: Sequence[Settings], job: Job) -> pa.Table:
+    """All rows of the runs, sorted by run and step; written to results.parquet."""
+    tables = [pq.read_table(shard_path(job.out, run)) for run in sorted(runs, key=lambda run: run.name)]
+    table = pa.concat_tables(tables)
+    atomic_write(job.out / "results.parquet", lambda file: pq.write_table(table, file))
+    return table
+
+
+def shard_path(out: Path, run: Settings) -> Path:
+    """Where a run's rows are kept."""
+    return out / "runs" / f"{run.name}.parquet"
+
+
+def _row(run: Settings, step: int, measures: dict[str, float]) -> dict[str, Any]:
+    finite = all(np.isfinite(list(measures.values())))
+    status = {"status": "done", "reason": None} if finite else {"status": "diverged", "reason": f"not finite at {step}"}
+    return {"domain": "parity_mnist", "run": run.name, "step": step, **run._asdict(), **measures, **status}
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    kinds = dict.fromkeys(TEXTS, pa.string()) | dict.fromkeys(COUNTS, pa.int64())
+    schema = pa.schema([(name, kinds.get(name, pa.float64())) for name in rows[0]])
+    atomic_write(path, lambda file: pq.write_table(pa.Table.from_pylist(rows, schema), file))
+
+
+def _base_path(out: Path, seed: int) -> Path:
+    return out / "bases" / f"seed{seed}.safetensors"
+
+
+def _initialize() -> None:
+    torch.set_num_threads(1)
+
+
+@cache
+def _images(data_dir: Path | None) -> tuple[data.Data, Tests]:
+    images = data.load(data_dir)
+    return images, Tests.of(images)
+
+
+@cache
+def _bases(job: Job, seed: int) -> tuple[Base, Parameters]:
+    """The base with what it is compared by, and the teacher."""
+    tensors = load_file(_base_path(job.out, seed))
+    base, teacher, fisher = (
+        {name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")}
+        for part in ("base", "teacher", "fisher")
+    )
+    return Base.of(base, fisher, _images(job.data_dir)[1]), teacher
