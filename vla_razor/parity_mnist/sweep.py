@@ -59,36 +59,39 @@ def learning_rates(low: float, high: float, count: int) -> list[float]:
     return np.geomspace(low, high, count).tolist()
 
 
-def prepare(job: Job, seed: int) -> None:
-    """Pre-trains the base of a seed, and the teacher that `sft_distilled` learns from; both are kept in bases/."""
-    path = _base_path(job.out, seed)
-    if path.is_file():
-        return
-    images = data.load(job.data_dir)
+def prepare(seed: int, job: Job) -> None:
+    """Pre-trains the base of a seed, and the teacher that `sft_distilled` learns from; both are kept in bases/, and the
+    base's own row beside those of the runs.
+    """
+    images, tests = _images(job.data_dir)
     base = training.pretrain(images, seed)
     task = training.task_of(TEACHER, images.mnist_train, base, seed)
     settings = Settings(TEACHER, TEACHER_RATE, TEACHER_SCHEDULE, epochs=2, seed=seed)
     ((_, teacher),) = training.finetune([settings], base, task, checkpoints=1, device=job.device)
     tensors = {f"base.{name}": value for name, value in base.items()}
     tensors |= {f"teacher.{name}": value.cpu() for name, value in teacher.items()}
-    tensors |= {f"fisher.{name}": value for name, value in fisher_of(base, Tests.of(images)).items()}
-    atomic_write(path, save(tensors))
+    fisher = fisher_of(base, tests)
+    tensors |= {f"fisher.{name}": value for name, value in fisher.items()}
+    atomic_write(_base_path(job.out, seed), save(tensors))
+    untouched = Settings("base", 0.0, "constant", 0, seed)
+    _write(_base_row(job.out, seed), [_row(untouched, 0, measure(base, Base.of(base, fisher, tests), tests))])
 
 
-def sweep(runs: Sequence[Settings], job: Job, processes: int, done: Callable[[Sequence[Settings]], None]) -> None:
-    """Trains what is not there yet; `done` is called with the runs that have just been finished.
+def sweep(runs: Sequence[Settings], job: Job, processes: int, done: Callable[[int], None]) -> None:
+    """Prepares the bases and trains the runs, as far as their files are not there yet; `done` is called with the number
+    of runs that have just been finished.
 
     Raises RunFailed where a worker process died; the finished runs are kept.
     """
+    seeds = [seed for seed in dict.fromkeys(run.seed for run in runs) if not _base_row(job.out, seed).is_file()]
     missing = [run for run in runs if not shard_path(job.out, run).is_file()]
     together = groupby(missing, key=lambda run: (run.seed, run.method, run.epochs))
     groups = [list(group) for _, group in together] if job.device != "cpu" else [[run] for run in missing]
-    if not groups:
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, _initialize) as pool:
-        futures = {pool.submit(train, group, job): group for group in groups}
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _initialize) as pool:
         try:
+            for future in [pool.submit(prepare, seed, job) for seed in seeds]:
+                future.result()
+            futures = {pool.submit(train, group, job): len(group) for group in groups}
             for future in as_completed(futures):
                 future.result()
                 done(futures[future])
@@ -113,9 +116,9 @@ def train(runs: Sequence[Settings], job: Job) -> None:
 
 
 def merge(runs: Sequence[Settings], job: Job) -> pa.Table:
-    """All rows of the runs, sorted by run and step; written to results.parquet."""
-    tables = [pq.read_table(shard_path(job.out, run)) for run in sorted(runs, key=lambda run: run.name)]
-    table = pa.concat_tables(tables)
+    """The rows of the bases and of all runs, sorted by run and step; written to results.parquet."""
+    bases = {_base_row(job.out, run.seed) for run in runs}
+    table = pa.concat_tables(pq.read_table(path) for path in sorted(bases | {shard_path(job.out, run) for run in runs}))
     atomic_write(job.out / "results.parquet", lambda file: pq.write_table(table, file))
     return table
 
@@ -139,6 +142,10 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def _base_path(out: Path, seed: int) -> Path:
     return out / "bases" / f"seed{seed}.safetensors"
+
+
+def _base_row(out: Path, seed: int) -> Path:
+    return out / "runs" / f"base-seed{seed}.parquet"
 
 
 def _initialize() -> None:

@@ -1,0 +1,112 @@
+"""`vla-razor mnist`: the controlled experiment on ParityMNIST (RL's Razor, Sections 4-6 and Appendix B.3).
+
+A small network is pre-trained on digits by parity and on clothes, then fine-tuned on the digits alone by eight methods
+at many settings; what it lost on the clothes is set against how far it moved. Departures from the paper:
+
+- The annotations of an offline method are drawn once, not anew in every epoch.
+- GRPO samples eight answers an image, and its KL penalty is computed in closed form. The paper gives neither.
+- Pre-training takes 60 epochs at a learning rate of 1e-3; batches hold 64 images; AdamW without weight decay. The paper
+  gives none of these.
+- Activations are those of both hidden layers, on the new task's test set.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from vla_razor.devices import device_named
+from vla_razor.errors import RunFailed, UserError, nearest
+from vla_razor.files import atomic_write
+from vla_razor.parity_mnist import analysis, data, figures, sweep
+from vla_razor.parity_mnist.methods import METHODS
+from vla_razor.progress import progress
+from vla_razor.recipes.comparison import as_text
+from vla_razor.runs import Run
+
+
+def run(config: DictConfig, run: Run) -> None:
+    """Train whatever is missing of the sweep, then show what it found."""
+    run.restore()
+    job = sweep.Job(_images(config), run.path.resolve(), config.checkpoints, str(device_named(config.device)))
+    runs = sweep.grid(_methods(config), _rates(config), config.schedules, config.lengths, config.seeds)
+    finished = sum(sweep.shard_path(job.out, settings).is_file() for settings in runs)
+    with progress("sweep", len(runs), finished) as advance:
+
+        def done(count: int) -> None:
+            for _ in range(count):
+                advance()
+
+        sweep.sweep(runs, job, config.jobs, done)
+    table = sweep.merge(runs, job)
+    points = analysis.points_of(table)
+    if not points:
+        raise RunFailed("Every run diverged: the learning rates are too high.")
+    summary = analysis.summarize(points)
+    figures.draw(run.path / "plots", points, summary)
+    present(Console(), run.path, summary, table.num_rows - len(points) - len(config.seeds))
+    run.log(len(runs), models=len(points))
+    run.finish(summary)
+
+
+def present(console: Console, out: Path, summary: dict[str, Any], diverged: int) -> None:
+    """Prints both tables, and keeps them in table.txt."""
+    tables = [methods_table(summary), predictors_table(summary)]
+    for table in tables:
+        console.print(table)
+    atomic_write(out / "table.txt", "\n".join(map(as_text, tables)).encode())
+    console.print(
+        f"{diverged} checkpoints diverged; figures in {out / 'plots'}, rows in results.parquet", highlight=False
+    )
+
+
+def methods_table(summary: dict[str, Any]) -> Table:
+    """The trade-off of each method where it first gets the new task right."""
+    shown = Table("method", "models", "best new-task accuracy", title="What each method learns and loses")
+    shown.add_column(f"prior accuracy lost\nat {analysis.MATCHED:.0%} on the new task", justify="right")
+    shown.add_column("forward KL there,\nnats", justify="right")
+    for name, entry in summary["methods"].items():
+        lost, divergence = entry["least_forgotten"], entry["forward_kl_there"]
+        cells = (f"{lost:.1%}", f"{divergence:.2f}") if lost is not None else ("not reached", "")
+        shown.add_row(name, str(entry["models"]), f"{entry['best_new']:.1%}", *cells)
+    return shown
+
+
+def predictors_table(summary: dict[str, Any]) -> Table:
+    """R2 of every predictor beside the paper's, over all points and over those that moved less."""
+    ranges = summary["predictors_by_range"]
+    shown = Table("predictor of forgetting", "paper", title="R2 of a second-degree polynomial [95%]")
+    for name in ranges:
+        shown.add_column(name.replace("forward_kl<=inf", "all models").replace("forward_kl<=", "forward KL up to "))
+    for name in analysis.PREDICTORS:
+        cells = [
+            f"{r[name]['r2']:.2f} [{r[name]['low']:.2f}, {r[name]['high']:.2f}]" if r else "" for r in ranges.values()
+        ]
+        shown.add_row(name, f"{analysis.PAPER[name]:.2f}", *cells)
+    return shown
+
+
+def _images(config: DictConfig) -> Path | None:
+    """The folder of the images, filled if need be; None for the package's own. Raises UserError if they are bad."""
+    if config.data_dir is None:
+        return None
+    folder = Path(config.data_dir).expanduser().resolve()
+    if not (folder / "MNIST" / "raw").is_dir():
+        data.download(folder)
+    data.load(folder)
+    return folder
+
+
+def _methods(config: DictConfig) -> list[str]:
+    for name in config.methods:
+        if name not in METHODS:
+            raise UserError(f"methods: unknown method {name!r}. {nearest(name, METHODS)}")
+    return list(config.methods)
+
+
+def _rates(config: DictConfig) -> list[float]:
+    if config.lowest_rate > config.highest_rate:
+        raise UserError(f"lowest_rate={config.lowest_rate} is above highest_rate={config.highest_rate}.")
+    return sweep.learning_rates(config.lowest_rate, config.highest_rate, config.rates)
