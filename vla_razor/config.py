@@ -49,6 +49,7 @@ _SEEDS = Rule(list, lambda value: value and all(type(v) is int and v >= 0 for v 
 _LENGTHS = Rule(
     list, lambda value: value and all(type(v) is int and v >= 1 for v in value), "a list of whole numbers, at least 1"
 )
+_WIDTHS = Rule(list, lambda value: all(type(v) is int and v >= 2 for v in value), "a list of whole numbers, at least 2")
 _SCHEDULES = Rule(
     list, lambda value: value and set(value) <= {"constant", "cosine"}, "a list of constant and cosine, as in [cosine]"
 )
@@ -74,6 +75,7 @@ RULES: dict[str, Rule] = {
     **{key: rule for rule, keys in _KEYS.items() for key in keys.split()},
     "seeds": _SEEDS,
     "lengths": _LENGTHS,
+    "widths": _WIDTHS,
     "schedules": _SCHEDULES,
     "methods": _NAMES,
     "betas": _BETAS,

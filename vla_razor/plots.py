@@ -147,13 +147,15 @@ def forgetting(path: Path, points: Sequence[Point]) -> None:
 
 @contextmanager
 def figure(path: Path, rows: int, columns: int, size: tuple[float, float]) -> Iterator[list[Axes]]:
-    """Axes to draw on; the figure is written to `path` at the end."""
+    """Axes to draw on; at the end the figure is written to `path`, or as PNG and SVG where it has no suffix."""
     with plt.rc_context(STYLE):
         figure: Figure
         figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
         try:
             yield list(axes.flat)
-            atomic_write(path, lambda file: figure.savefig(file, format="png", dpi=160))
+            for target in [path] if path.suffix else [path.with_suffix(".png"), path.with_suffix(".svg")]:
+                kind = target.suffix[1:]
+                atomic_write(target, lambda file, kind=kind: figure.savefig(file, format=kind, dpi=160))
         finally:
             plt.close(figure)
 

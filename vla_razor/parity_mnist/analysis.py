@@ -1,5 +1,6 @@
 """From the rows of a sweep to the paper's claims: frontiers, and what predicts forgetting."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from vla_razor.core import forgetting_law, pareto
+from vla_razor.parity_mnist.model import WIDTH
 
 PREDICTORS = (
     "forward_kl",
@@ -31,8 +33,8 @@ PAPER = {
     "activation_l2": 0.55,
 }
 """R2 of the paper's Table 1."""
-MATCHED = 0.95
-"""New-task accuracy at which the methods are compared."""
+WIDTH_STUDY = "sft_1"
+"""The method whose frontier is drawn for several widths (the question of the paper's Appendix C.2)."""
 KL_RANGES = (2.0, 5.0, np.inf)
 """Upper bounds on forward KL, nats, that the fits are repeated for: the range decides who predicts best."""
 
@@ -43,6 +45,7 @@ class Point(NamedTuple):
     method: str
     run: str
     seed: int
+    width: int
     step: int
     new: float
     prior: float
@@ -53,11 +56,13 @@ class Point(NamedTuple):
 def points_of(table: pa.Table) -> list[Point]:
     """The checkpoints of a sweep's table, the bases left out."""
     rows = table.to_pylist()
-    bases = {row["seed"]: row["prior"] for row in rows if row["method"] == "base"}
-    facts = ("method", "run", "seed", "step", "new", "prior")
+    bases = {(row["seed"], row["width"]): row["prior"] for row in rows if row["method"] == "base"}
+    facts = ("method", "run", "seed", "width", "step", "new", "prior")
     return [
         Point(
-            *(row[name] for name in facts), bases[row["seed"]] - row["prior"], {name: row[name] for name in PREDICTORS}
+            *(row[name] for name in facts),
+            bases[row["seed"], row["width"]] - row["prior"],
+            {name: row[name] for name in PREDICTORS},
         )
         for row in rows
         if row["method"] != "base" and row["status"] == "done"
@@ -70,27 +75,50 @@ def frontier(points: Sequence[Point]) -> list[list[float]]:
     return sorted([p.new, p.prior] for p, kept in zip(points, near, strict=True) if kept)
 
 
+def matched_accuracy(points: Sequence[Point]) -> float:
+    """The highest new-task accuracy, in whole percent, that every method reaches: where they can be compared."""
+    return math.floor(100 * min(max(p.new for p in own) for own in by_method(points).values())) / 100
+
+
+def by_method(points: Sequence[Point]) -> dict[str, list[Point]]:
+    """The points of each method."""
+    names = dict.fromkeys(point.method for point in points)
+    return {name: [point for point in points if point.method == name] for name in names}
+
+
 def summarize(points: Sequence[Point]) -> dict[str, Any]:
-    """The content of summary.json: per method its frontier, and prior accuracy lost and forward KL where it first
-    reaches 95% on the new task; per predictor R2 with its bootstrap interval over runs, for all points and by range.
+    """The content of summary.json.
+
+    Per method its frontier and, at the accuracy that all methods reach, the least that it lost of the prior task and
+    the forward KL there (nats); per predictor R2 with its bootstrap interval over runs, for all models and for those
+    that moved less; per width the frontier of SFT. All but the last are for the paper's width alone.
     """
-    methods = {}
-    for method in dict.fromkeys(point.method for point in points):
-        own = [point for point in points if point.method == method]
-        reached = [point for point in own if point.new >= MATCHED]
-        best = min(reached, key=lambda point: point.forgotten, default=None)
-        methods[method] = {
-            "frontier": frontier(own),
-            "best_new": max(point.new for point in own),
-            "least_forgotten": best.forgotten if best else None,
-            "forward_kl_there": best.measures["forward_kl"] if best else None,
-            "models": len(own),
-        }
+    usual = [point for point in points if point.width == WIDTH]
+    matched = matched_accuracy(usual)
     ranges = {
-        f"forward_kl<={bound:g}": predictors([p for p in points if p.measures["forward_kl"] <= bound])
+        f"forward_kl<={bound:g}": predictors([p for p in usual if p.measures["forward_kl"] <= bound])
         for bound in KL_RANGES
     }
-    return {"methods": methods, "predictors": ranges[f"forward_kl<={np.inf:g}"], "predictors_by_range": ranges}
+    widths = sorted({point.width for point in points})
+    of_width = {width: [p for p in points if p.width == width and p.method == WIDTH_STUDY] for width in widths}
+    return {
+        "matched_accuracy": matched,
+        "methods": {name: _method(own, matched) for name, own in by_method(usual).items()},
+        "predictors": ranges[f"forward_kl<={np.inf:g}"],
+        "predictors_by_range": ranges,
+        "widths": {str(width): {"frontier": frontier(own)} for width, own in of_width.items() if own},
+    }
+
+
+def _method(points: Sequence[Point], matched: float) -> dict[str, Any]:
+    best = min((point for point in points if point.new >= matched), key=lambda point: point.forgotten)
+    return {
+        "frontier": frontier(points),
+        "best_new": max(point.new for point in points),
+        "forgotten_at_match": best.forgotten,
+        "forward_kl_at_match": best.measures["forward_kl"],
+        "models": len(points),
+    }
 
 
 def predictors(points: Sequence[Point]) -> dict[str, dict[str, float]]:

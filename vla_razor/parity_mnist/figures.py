@@ -8,7 +8,8 @@ import numpy as np
 
 from vla_razor import plots
 from vla_razor.core import forgetting_law, pareto
-from vla_razor.parity_mnist.analysis import Point
+from vla_razor.parity_mnist.analysis import WIDTH_STUDY, Point, by_method
+from vla_razor.parity_mnist.model import WIDTH
 
 COLOURS = {
     "grpo": "#0072b2",
@@ -26,27 +27,34 @@ QUADRANTS = ("grpo", "one_zero_reinforce", "sft_1", "simpo")
 
 def draw(folder: Path, points: Sequence[Point], summary: Mapping[str, Any]) -> None:
     """All figures that the rows of a sweep suffice for."""
-    trade_off(folder / "trade_off.png", points, list(summary["methods"]))
-    forgetting(folder / "forgetting_against_kl.png", points)
-    accuracy(folder / "accuracy_against_kl.png", points)
-    trade_off(folder / "quadrants.png", points, [name for name in QUADRANTS if name in summary["methods"]])
-    predictors(folder / "predictors.png", points)
+    usual = [point for point in points if point.width == WIDTH]
+    methods = by_method(usual)
+    trade_off(folder / "trade_off", methods)
+    trade_off(folder / "quadrants", {name: methods[name] for name in QUADRANTS if name in methods})
+    forgetting(folder / "forgetting_against_kl", usual)
+    accuracy(folder / "accuracy_against_kl", usual)
+    predictors(folder / "predictors", usual)
+    study = {
+        f"width {width}": [p for p in points if (p.method, str(p.width)) == (WIDTH_STUDY, width)]
+        for width in summary["widths"]
+    }
+    trade_off(folder / "widths", study)
 
 
-def trade_off(path: Path, points: Sequence[Point], methods: Sequence[str]) -> None:
-    """Prior against new accuracy; the models near each method's frontier, with the exponential through them (paper,
+def trade_off(path: Path, groups: Mapping[str, Sequence[Point]]) -> None:
+    """Prior against new accuracy; the models near each group's frontier, with the exponential through them (paper,
     Figures 3 and 6).
     """
     with plots.figure(path, 1, 1, (6, 4.2)) as (axis,):
-        for method in methods:
-            own = [point for point in points if point.method == method]
+        for index, (name, own) in enumerate(groups.items()):
+            colour = COLOURS.get(name, f"C{index}")
             new, prior = np.array([p.new for p in own]), np.array([p.prior for p in own])
             near = pareto.near_frontier(new, prior)
-            axis.scatter(new, prior, s=6, color=COLOURS[method], alpha=0.2, linewidths=0)
-            axis.scatter(new[near], prior[near], s=12, color=COLOURS[method], linewidths=0, label=method)
+            axis.scatter(new, prior, s=6, color=colour, alpha=0.2, linewidths=0)
+            axis.scatter(new[near], prior[near], s=12, color=colour, linewidths=0, label=name)
             if len(np.unique(new[near])) >= 3:
                 at = np.linspace(new[near].min(), new[near].max(), 100)
-                axis.plot(at, pareto.fit_curve(new[near], prior[near])(at), color=COLOURS[method])
+                axis.plot(at, pareto.fit_curve(new[near], prior[near])(at), color=colour)
         axis.set(title="Learned and kept", xlabel="new-task accuracy", ylabel="prior-task accuracy")
         axis.legend(fontsize=8)
 

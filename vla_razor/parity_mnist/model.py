@@ -4,7 +4,6 @@ One batched matrix product serves them all, which is what keeps a GPU busy; on a
 the code is the same.
 """
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ from torch import Tensor
 from vla_razor.parity_mnist.data import CLASSES, SIDE
 
 INPUTS = SIDE * SIDE + 1
-WIDTHS = (512, 256)
+WIDTH = 512  # of the first hidden layer; the second has half of it
 NEW, PRIOR = 1.0, -1.0  # the last input: which task an image belongs to
 
 Parameters = dict[str, Tensor]
@@ -30,9 +29,9 @@ class Outputs(NamedTuple):
     """The activations of the hidden layers, after their ReLU."""
 
 
-def initialize(runs: int, generator: torch.Generator, widths: Sequence[int] = WIDTHS) -> Parameters:
+def initialize(runs: int, generator: torch.Generator, width: int = WIDTH) -> Parameters:
     """Random parameters, uniform within 1/sqrt(in) as torch's linear layers are."""
-    sizes = [INPUTS, *widths, CLASSES]
+    sizes = [INPUTS, width, width // 2, CLASSES]
     parameters: Parameters = {}
     for layer, (size, out) in enumerate(pairwise(sizes)):
         for name, shape in ((f"weight_{layer}", (runs, out, size)), (f"bias_{layer}", (runs, out))):

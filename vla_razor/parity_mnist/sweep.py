@@ -28,8 +28,8 @@ from vla_razor.parity_mnist.model import Parameters, select
 from vla_razor.parity_mnist.training import Settings
 
 TEACHER = "grpo"
-TEACHER_RATE, TEACHER_SCHEDULE = 3e-4, "cosine"
-TEXTS, COUNTS = ("domain", "method", "run", "schedule", "status", "reason"), ("seed", "epochs", "step")
+TEACHER_RATE, TEACHER_SCHEDULE, TEACHER_EPOCHS = 3e-4, "cosine", 2
+TEXTS, COUNTS = ("domain", "method", "run", "schedule", "status", "reason"), ("seed", "width", "epochs", "step")
 
 
 class Job(NamedTuple):
@@ -41,17 +41,27 @@ class Job(NamedTuple):
     device: str
 
 
+class Origin(NamedTuple):
+    """Which base a run starts from."""
+
+    seed: int
+    width: int
+
+    @property
+    def name(self) -> str:
+        return f"base-seed{self.seed}-width{self.width}"
+
+
 def grid(
     methods: Sequence[str],
     rates: Sequence[float],
     schedules: Sequence[str],
     epochs: Sequence[int],
-    seeds: Sequence[int],
+    origins: Sequence[Origin],
 ) -> list[Settings]:
     """All runs, those that can be trained together side by side."""
-    return [
-        Settings(m, rate, kind, n, seed) for seed, m, n, rate, kind in product(seeds, methods, epochs, rates, schedules)
-    ]
+    choices = product(origins, methods, epochs, rates, schedules)
+    return [Settings(method, rate, kind, count, *origin) for origin, method, count, rate, kind in choices]
 
 
 def learning_rates(low: float, high: float, count: int) -> list[float]:
@@ -59,22 +69,22 @@ def learning_rates(low: float, high: float, count: int) -> list[float]:
     return np.geomspace(low, high, count).tolist()
 
 
-def prepare(seed: int, job: Job) -> None:
-    """Pre-trains the base of a seed, and the teacher that `sft_distilled` learns from; both are kept in bases/, and the
+def prepare(origin: Origin, job: Job) -> None:
+    """Pre-trains a base, and the teacher that `sft_distilled` learns from; both are kept in bases/, and the
     base's own row beside those of the runs.
     """
     images, tests = _images(job.data_dir)
-    base = training.pretrain(images, seed)
-    task = training.task_of(TEACHER, images.mnist_train, base, seed)
-    settings = Settings(TEACHER, TEACHER_RATE, TEACHER_SCHEDULE, epochs=2, seed=seed)
+    base = training.pretrain(images, *origin)
+    task = training.task_of(TEACHER, images.mnist_train, base, origin.seed)
+    settings = Settings(TEACHER, TEACHER_RATE, TEACHER_SCHEDULE, TEACHER_EPOCHS, *origin)
     ((_, teacher),) = training.finetune([settings], base, task, checkpoints=1, device=job.device)
     tensors = {f"base.{name}": value for name, value in base.items()}
     tensors |= {f"teacher.{name}": value.cpu() for name, value in teacher.items()}
     fisher = fisher_of(base, tests)
     tensors |= {f"fisher.{name}": value for name, value in fisher.items()}
-    atomic_write(_base_path(job.out, seed), save(tensors))
-    untouched = Settings("base", 0.0, "constant", 0, seed)
-    _write(_base_row(job.out, seed), [_row(untouched, 0, measure(base, Base.of(base, fisher, tests), tests))])
+    atomic_write(_base_path(job.out, origin), save(tensors))
+    untouched = Settings("base", 0.0, "constant", 0, *origin)
+    _write(_base_row(job.out, origin), [_row(untouched, 0, measure(base, Base.of(base, fisher, tests), tests))])
 
 
 def sweep(runs: Sequence[Settings], job: Job, processes: int, done: Callable[[int], None]) -> None:
@@ -83,13 +93,13 @@ def sweep(runs: Sequence[Settings], job: Job, processes: int, done: Callable[[in
 
     Raises RunFailed where a worker process died; the finished runs are kept.
     """
-    seeds = [seed for seed in dict.fromkeys(run.seed for run in runs) if not _base_row(job.out, seed).is_file()]
+    origins = [origin for origin in dict.fromkeys(map(origin_of, runs)) if not _base_row(job.out, origin).is_file()]
     missing = [run for run in runs if not shard_path(job.out, run).is_file()]
-    together = groupby(missing, key=lambda run: (run.seed, run.method, run.epochs))
+    together = groupby(missing, key=lambda run: (origin_of(run), run.method, run.epochs))
     groups = [list(group) for _, group in together] if job.device != "cpu" else [[run] for run in missing]
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _initialize) as pool:
         try:
-            for future in [pool.submit(prepare, seed, job) for seed in seeds]:
+            for future in [pool.submit(prepare, origin, job) for origin in origins]:
                 future.result()
             futures = {pool.submit(train, group, job): len(group) for group in groups}
             for future in as_completed(futures):
@@ -104,7 +114,7 @@ def sweep(runs: Sequence[Settings], job: Job, processes: int, done: Callable[[in
 def train(runs: Sequence[Settings], job: Job) -> None:
     """Fine-tunes runs side by side, measures their checkpoints, and writes a file for each."""
     images, tests = _images(job.data_dir)
-    base, teacher = _bases(job, runs[0].seed)
+    base, teacher = _bases(job, origin_of(runs[0]))
     task = training.task_of(runs[0].method, images.mnist_train, base.parameters, runs[0].seed, teacher)
     rows: dict[Settings, list[dict[str, Any]]] = {run: [] for run in runs}
     for step, parameters in training.finetune(runs, base.parameters, task, job.checkpoints, job.device):
@@ -117,10 +127,15 @@ def train(runs: Sequence[Settings], job: Job) -> None:
 
 def merge(runs: Sequence[Settings], job: Job) -> pa.Table:
     """The rows of the bases and of all runs, sorted by run and step; written to results.parquet."""
-    bases = {_base_row(job.out, run.seed) for run in runs}
+    bases = {_base_row(job.out, origin_of(run)) for run in runs}
     table = pa.concat_tables(pq.read_table(path) for path in sorted(bases | {shard_path(job.out, run) for run in runs}))
     atomic_write(job.out / "results.parquet", lambda file: pq.write_table(table, file))
     return table
+
+
+def origin_of(run: Settings) -> Origin:
+    """The base that a run starts from."""
+    return Origin(run.seed, run.width)
 
 
 def shard_path(out: Path, run: Settings) -> Path:
@@ -140,12 +155,12 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     atomic_write(path, lambda file: pq.write_table(pa.Table.from_pylist(rows, schema), file))
 
 
-def _base_path(out: Path, seed: int) -> Path:
-    return out / "bases" / f"seed{seed}.safetensors"
+def _base_path(out: Path, origin: Origin) -> Path:
+    return out / "bases" / f"{origin.name}.safetensors"
 
 
-def _base_row(out: Path, seed: int) -> Path:
-    return out / "runs" / f"base-seed{seed}.parquet"
+def _base_row(out: Path, origin: Origin) -> Path:
+    return out / "runs" / f"{origin.name}.parquet"
 
 
 def _initialize() -> None:
@@ -159,9 +174,9 @@ def _images(data_dir: Path | None) -> tuple[data.Data, Tests]:
 
 
 @cache
-def _bases(job: Job, seed: int) -> tuple[Base, Parameters]:
+def _bases(job: Job, origin: Origin) -> tuple[Base, Parameters]:
     """The base with what it is compared by, and the teacher."""
-    tensors = load_file(_base_path(job.out, seed))
+    tensors = load_file(_base_path(job.out, origin))
     base, teacher, fisher = (
         {name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")}
         for part in ("base", "teacher", "fisher")

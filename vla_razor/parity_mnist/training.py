@@ -26,18 +26,22 @@ WARMUP = 0.05  # of a run's updates
 
 
 class Settings(NamedTuple):
-    """A fine-tuning run: what it learns by, how fast, how long, from which base."""
+    """A fine-tuning run: what it learns by, how fast, how long, from which base. `width` is that of the first hidden
+    layer; the second has half of it.
+    """
 
     method: str
     learning_rate: float
     schedule: str
     epochs: int
     seed: int
+    width: int = model.WIDTH
 
     @property
     def name(self) -> str:
         """One for every run, fit for a file."""
-        return f"{self.method}-seed{self.seed}-lr{self.learning_rate:.2e}-{self.schedule}-{self.epochs}ep"
+        start = f"{self.method}-seed{self.seed}-width{self.width}"
+        return f"{start}-lr{self.learning_rate:.2e}-{self.schedule}-{self.epochs}ep"
 
 
 class Task(NamedTuple):
@@ -50,14 +54,14 @@ class Task(NamedTuple):
     rejected: Int[Tensor, " N"]
 
 
-def pretrain(data: Data, seed: int, widths: Sequence[int] = model.WIDTHS) -> Parameters:
+def pretrain(data: Data, seed: int, width: int = model.WIDTH) -> Parameters:
     """The base (R = 1): 500 images of each task, digits labelled by a random one of their parity."""
     generator = generator_of(seed, "pretraining")
     digits, clothes = (_some(split, PRETRAINING_IMAGES, generator) for split in (data.mnist_train, data.fashion_train))
     answers = torch.multinomial(methods.right_answers(digits.labels).float(), 1, generator=generator)[:, 0]
     images = torch.cat([model.inputs(digits.images, NEW), model.inputs(clothes.images, PRIOR)])
     labels = torch.cat([answers, clothes.labels])
-    parameters = _trainable(model.initialize(1, generator, widths))
+    parameters = _trainable(model.initialize(1, generator, width))
     optimizer = torch.optim.AdamW(parameters.values(), lr=PRETRAINING_RATE, weight_decay=0.0, fused=True)
     for _ in range(PRETRAINING_EPOCHS):
         for rows in torch.randperm(len(images), generator=generator).split(BATCH):
@@ -90,13 +94,13 @@ def finetune(
 
     A run whose loss is not finite goes on as it is; its parameters say so.
     """
-    method, _, _, epochs, seed = runs[0]
-    objective = methods.METHODS[method].objective
-    generator = generator_of(seed, method, str(epochs), device=device)
+    first = runs[0]
+    objective = methods.METHODS[first.method].objective
+    generator = generator_of(first.seed, first.method, str(first.epochs), device=device)
     task = Task(*(part.to(device) for part in task))
     parameters = _trainable(model.repeat({name: value.to(device) for name, value in base.items()}, len(runs)))
     optimizer = _Optimizer(parameters, runs)
-    batches = [rows for _ in range(epochs) for rows in _shuffled(len(task.inputs), generator)]
+    batches = [rows for _ in range(first.epochs) for rows in _shuffled(len(task.inputs), generator)]
     saves = {round(step) for step in np.linspace(len(batches), 0, checkpoints, endpoint=False)}
     for step, rows in enumerate(batches, 1):
         own = task.inputs[rows].expand(len(runs), -1, -1)
