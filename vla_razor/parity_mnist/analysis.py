@@ -110,6 +110,62 @@ def summarize(points: Sequence[Point]) -> dict[str, Any]:
     }
 
 
+class Claim(NamedTuple):
+    """Something that the paper says, its number, ours, and whether they agree."""
+
+    text: str
+    paper: str
+    ours: str
+    agrees: bool
+
+
+def claims(summary: Mapping[str, Any]) -> list[Claim]:
+    """The paper's claims that a sweep with all methods can test, against the content of summary.json."""
+    methods, found = summary["methods"], summary["predictors"]
+    lost = {name: entry["forgotten_at_match"] for name, entry in methods.items()}
+    at = f"prior accuracy lost at {summary['matched_accuracy']:.0%} on the new task"
+
+    def order(text: str, less: str, more: str) -> list[Claim]:
+        if not {less, more} <= lost.keys():
+            return []
+        ours = f"{lost[less]:.1%} against {lost[more]:.1%}"
+        return [Claim(f"{text} ({at})", f"{less} < {more}", ours, lost[less] < lost[more])]
+
+    checked = [
+        *order("RL forgets less than SFT", "grpo", "sft_1"),
+        *order("... whatever the labels of SFT", "grpo", "sft_2"),
+        *order("SFT on the oracle distribution forgets less than RL", "sft_oracle", "grpo"),
+        *order("On-policy without negative examples forgets less than SFT", "one_zero_reinforce", "sft_1"),
+        *order("Offline with negative examples forgets more than RL", "grpo", "simpo"),
+    ]
+    for name in PREDICTORS if found else ():
+        r2, low, high = (found[name][key] for key in ("r2", "low", "high"))
+        agrees = low <= PAPER[name] <= high
+        checked.append(Claim(f"R2 of {name}", f"{PAPER[name]:.2f}", f"{r2:.2f} [{low:.2f}, {high:.2f}]", agrees))
+    for bound, by_name in summary["predictors_by_range"].items():
+        if by_name:
+            best = max(by_name, key=lambda name: by_name[name]["r2"])
+            ours = f"{best}, {by_name[best]['r2']:.2f}; forward_kl {by_name['forward_kl']['r2']:.2f}"
+            text = (
+                f"Forward KL predicts best ({bound})" if "inf" not in bound else "Forward KL predicts best (all models)"
+            )
+            checked.append(Claim(text, "forward_kl", ours, best == "forward_kl"))
+    for kind, paper in (("on_policy", 0.94), ("offline", 0.56)):
+        if kind in summary.get("cknna", {}):
+            ours = summary["cknna"][kind]
+            text = f"CKNNA to the base at matched accuracy, {kind.replace('_', '-')}"
+            checked.append(Claim(text, f"{paper:.2f}", f"{ours:.2f}", abs(ours - paper) <= 0.1))
+    return checked
+
+
+def matched_similarity(on_policy: pa.Table, offline: pa.Table) -> dict[str, float]:
+    """CKNNA to the base of either training where it first reaches the new-task accuracy that both reach."""
+    tables = {"on_policy": on_policy.to_pydict(), "offline": offline.to_pydict()}
+    level = min(max(table["new"]) for table in tables.values())
+    at = {name: next(i for i, new in enumerate(table["new"]) if new >= level) for name, table in tables.items()}
+    return {name: table["cknna"][at[name]] for name, table in tables.items()}
+
+
 def _method(points: Sequence[Point], matched: float) -> dict[str, Any]:
     best = min((point for point in points if point.new >= matched), key=lambda point: point.forgotten)
     return {

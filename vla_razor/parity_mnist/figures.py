@@ -41,6 +41,23 @@ def draw(folder: Path, points: Sequence[Point], summary: Mapping[str, Any]) -> N
     trade_off(folder / "widths", study)
 
 
+def draw_dynamics(folder: Path, followed: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+    """Figures of single trainings: columns by name, for each method."""
+    with plots.figure(folder / "similarity", 1, 2, (9, 3.8)) as axes:
+        for axis, name in zip(axes, ("cka", "cknna"), strict=True):
+            for method, columns in followed.items():
+                axis.plot(columns["new"], columns[name], ".", color=COLOURS[method], label=method)
+            axis.set(title=f"{name.upper()} to the base", xlabel="new-task accuracy", ylim=(None, 1.02))
+        axes[0].legend()
+    with plots.figure(folder / "updates", 1, 2, (9, 3.8)) as axes:
+        for axis, task in zip(axes, ("new", "prior"), strict=True):
+            for method, columns in followed.items():
+                axis.plot(columns["kl_change"], columns[f"cosine_{task}"], ".", color=COLOURS[method], label=method)
+            axis.set(title=f"Updates and the {task} task's gradient", xlabel="change of forward KL (nats)")
+        axes[0].set(ylabel="cosine of update and gradient")
+        axes[0].legend()
+
+
 def trade_off(path: Path, groups: Mapping[str, Sequence[Point]]) -> None:
     """Prior against new accuracy; the models near each group's frontier, with the exponential through them (paper,
     Figures 3 and 6).

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save
 
 from vla_razor.errors import RunFailed
 from vla_razor.files import atomic_write
-from vla_razor.parity_mnist import data, training
+from vla_razor.parity_mnist import data, dynamics, training
 from vla_razor.parity_mnist.measures import Base, Tests, fisher_of, measure
 from vla_razor.parity_mnist.model import Parameters, select
 from vla_razor.parity_mnist.training import Settings
@@ -87,9 +87,11 @@ def prepare(origin: Origin, job: Job) -> None:
     _write(_base_row(job.out, origin), [_row(untouched, 0, measure(base, Base.of(base, fisher, tests), tests))])
 
 
-def sweep(runs: Sequence[Settings], job: Job, processes: int, done: Callable[[int], None]) -> None:
-    """Prepares the bases and trains the runs, as far as their files are not there yet; `done` is called with the number
-    of runs that have just been finished.
+def sweep(
+    runs: Sequence[Settings], followed: Sequence[Settings], job: Job, processes: int, done: Callable[[int], None]
+) -> None:
+    """Prepares the bases, trains the runs and follows those of `followed`, as far as their files are not there yet;
+    `done` is called with the number of runs that have just been finished.
 
     Raises RunFailed where a worker process died; the finished runs are kept.
     """
@@ -102,6 +104,8 @@ def sweep(runs: Sequence[Settings], job: Job, processes: int, done: Callable[[in
             for future in [pool.submit(prepare, origin, job) for origin in origins]:
                 future.result()
             futures = {pool.submit(train, group, job): len(group) for group in groups}
+            unseen = [run for run in followed if not dynamics_path(job.out, run).is_file()]
+            futures |= {pool.submit(follow, run, job): 1 for run in unseen}
             for future in as_completed(futures):
                 future.result()
                 done(futures[future])
@@ -125,6 +129,15 @@ def train(runs: Sequence[Settings], job: Job) -> None:
         _write(shard_path(job.out, run), found)
 
 
+def follow(run: Settings, job: Job) -> None:
+    """Trains a run again, looking at its updates one by one; kept in dynamics/."""
+    images, tests = _images(job.data_dir)
+    base, teacher = _bases(job, origin_of(run))
+    task = training.task_of(run.method, images.mnist_train, base.parameters, run.seed, teacher)
+    rows = list(dynamics.record(run, base.parameters, task, tests))
+    _write(dynamics_path(job.out, run), rows)
+
+
 def merge(runs: Sequence[Settings], job: Job) -> pa.Table:
     """The rows of the bases and of all runs, sorted by run and step; written to results.parquet."""
     bases = {_base_row(job.out, origin_of(run)) for run in runs}
@@ -136,6 +149,11 @@ def merge(runs: Sequence[Settings], job: Job) -> pa.Table:
 def origin_of(run: Settings) -> Origin:
     """The base that a run starts from."""
     return Origin(run.seed, run.width)
+
+
+def dynamics_path(out: Path, run: Settings) -> Path:
+    """Where what `follow` saw of a run is kept."""
+    return out / "dynamics" / f"{run.name}.parquet"
 
 
 def shard_path(out: Path, run: Settings) -> Path:

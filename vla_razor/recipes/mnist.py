@@ -13,6 +13,7 @@ at many settings; what it lost on the clothes is set against how far it moved. D
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
@@ -20,7 +21,7 @@ from rich.table import Table
 from vla_razor.devices import device_named
 from vla_razor.errors import RunFailed, UserError, nearest
 from vla_razor.files import atomic_write
-from vla_razor.parity_mnist import analysis, data, figures, sweep
+from vla_razor.parity_mnist import analysis, data, figures, report, sweep
 from vla_razor.parity_mnist.methods import METHODS
 from vla_razor.parity_mnist.model import WIDTH
 from vla_razor.parity_mnist.training import Settings
@@ -28,26 +29,32 @@ from vla_razor.progress import progress
 from vla_razor.recipes.comparison import as_text
 from vla_razor.runs import Run
 
+FOLLOWED = ("grpo", "sft_1")
+FOLLOWED_RATE = 3e-4
+
 
 def run(config: DictConfig, run: Run) -> None:
     """Train whatever is missing of the sweep, then show what it found."""
     run.restore()
     job = sweep.Job(_images(config), run.path.resolve(), config.checkpoints, str(device_named(config.device)))
-    runs = _runs(config)
-    finished = sum(sweep.shard_path(job.out, settings).is_file() for settings in runs)
-    with progress("sweep", len(runs), finished) as advance:
+    runs, followed = _runs(config), _followed(config)
+    files = [sweep.shard_path(job.out, one) for one in runs] + [sweep.dynamics_path(job.out, one) for one in followed]
+    with progress("sweep", len(files), sum(path.is_file() for path in files)) as advance:
 
         def done(count: int) -> None:
             for _ in range(count):
                 advance()
 
-        sweep.sweep(runs, job, config.jobs, done)
+        sweep.sweep(runs, followed, job, config.jobs, done)
     table = sweep.merge(runs, job)
     points = analysis.points_of(table)
     if not points:
         raise RunFailed("Every run diverged: the learning rates are too high.")
-    summary = analysis.summarize(points)
+    seen = {one.method: pq.read_table(sweep.dynamics_path(job.out, one)) for one in followed}
+    summary = analysis.summarize(points) | {"cknna": analysis.matched_similarity(*seen.values())}
     figures.draw(run.path / "plots", points, summary)
+    figures.draw_dynamics(run.path / "plots", {method: columns.to_pydict() for method, columns in seen.items()})
+    report.write(run.path / "report.html", run.path / "plots", summary, dict(config))
     present(Console(), run.path, summary, sum(status == "diverged" for status in table["status"].to_pylist()))
     run.log(len(runs), models=len(points))
     run.finish(summary)
@@ -60,7 +67,7 @@ def present(console: Console, out: Path, summary: dict[str, Any], diverged: int)
         console.print(table)
     atomic_write(out / "table.txt", "\n".join(map(as_text, tables)).encode())
     console.print(
-        f"{diverged} checkpoints diverged; figures in {out / 'plots'}, rows in results.parquet", highlight=False
+        f"{diverged} checkpoints diverged; report in {out / 'report.html'}, rows in results.parquet", highlight=False
     )
 
 
@@ -113,6 +120,11 @@ def _runs(config: DictConfig) -> list[Settings]:
     usual = sweep.grid(_methods(config), *settings, [sweep.Origin(seed, WIDTH) for seed in config.seeds])
     others = [sweep.Origin(seed, width) for seed in config.seeds for width in config.widths if width != WIDTH]
     return usual + sweep.grid([analysis.WIDTH_STUDY], *settings, others)
+
+
+def _followed(config: DictConfig) -> list[Settings]:
+    """An on-policy and an offline training whose single updates are looked at, from the first base."""
+    return [Settings(method, FOLLOWED_RATE, "constant", max(config.lengths), config.seeds[0]) for method in FOLLOWED]
 
 
 def _rates(config: DictConfig) -> list[float]:
