@@ -91,8 +91,16 @@ def demo(arguments: Arguments = None, show: Show = False) -> None:
 
 @_verb("mnist")
 def mnist(arguments: Arguments = None, show: Show = False) -> None:
-    """ParityMNIST, the controlled experiment: eight methods, what each forgets, and what predicts it."""
-    _launch("mnist", arguments, show)
+    """ParityMNIST, the controlled experiment: what eight methods forget, and what predicts it; `mnist theory` iterates
+    the paper's projections.
+    """
+    if arguments == ["theory"]:
+        with _clean_errors():
+            from vla_razor.recipes.mnist import show_theory
+
+            show_theory()
+    else:
+        _launch("mnist", arguments, show)
 
 
 @app.command()

@@ -21,7 +21,7 @@ from rich.table import Table
 from vla_razor.devices import device_named
 from vla_razor.errors import RunFailed, UserError, nearest
 from vla_razor.files import atomic_write
-from vla_razor.parity_mnist import analysis, data, figures, report, sweep
+from vla_razor.parity_mnist import analysis, data, figures, report, sweep, theory
 from vla_razor.parity_mnist.methods import METHODS
 from vla_razor.parity_mnist.model import WIDTH
 from vla_razor.parity_mnist.training import Settings
@@ -58,6 +58,29 @@ def run(config: DictConfig, run: Run) -> None:
     present(Console(), run.path, summary, sum(status == "diverged" for status in table["status"].to_pylist()))
     run.log(len(runs), models=len(points))
     run.finish(summary)
+
+
+def show_theory(seed: int = 0, steps: int = 2000) -> None:
+    """Prints where the three ways of `parity_mnist.theory` lead, and what normalising the advantage changes."""
+    shown = Table("", "update", "expected reward", title="From one base to a policy that is always right")
+    shown.add_column("KL from the KL-minimal\noptimal policy, nats", justify="right")
+    shown.add_column("KL from the base,\nnats", justify="right")
+    for path in theory.paths(seed, steps):
+        for at in (0, 1, 10, 100, steps):
+            name = path.name if at == 0 else ""
+            shown.add_row(
+                name, str(at), *(f"{float(part[at]):.6f}" for part in (path.reward, path.distance, path.base_kl))
+            )
+        shown.add_section()
+    console = Console()
+    console.print(shown)
+    found = theory.normalization(seed)
+    console.print(
+        "Cosine of the expected update with the gradient of the expected reward, over inputs of different difficulty:",
+        f"{found.mean_subtracted:.6f} with the group's mean subtracted, {found.divided_by_std:.6f} with the advantage "
+        "divided by the group's standard deviation as well.",
+        highlight=False,
+    )
 
 
 def present(console: Console, out: Path, summary: dict[str, Any], diverged: int) -> None:
