@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from vla_razor.core import advantages, divergence
+from vla_razor.core import advantages, divergence, projection
 from vla_razor.parity_mnist.data import CLASSES
 
 SAMPLES = 8
@@ -85,11 +85,10 @@ def annotate_oracle(
 ) -> Int[Tensor, " N"]:
     """Labels sampled from the distribution closest to the base among those that are always right.
 
-    The paper writes argmin KL(pi_0 || q), which is infinite for every q that is always right wherever pi_0 is not. The
-    closed form it uses is the I-projection, argmin KL(q || pi_0): pi_0 restricted to the right answers, renormalised.
+    See `projection.oracle` for what the paper writes and what it can mean.
     """
-    allowed = reference.masked_fill(~right_answers(digits), -torch.inf)
-    return torch.multinomial(allowed.softmax(-1), 1, generator=generator)[:, 0]
+    oracle = projection.oracle(reference, right_answers(digits))
+    return torch.multinomial(oracle.exp(), 1, generator=generator)[:, 0]
 
 
 def annotate_policy(

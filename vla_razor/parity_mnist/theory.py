@@ -2,7 +2,8 @@
 
 Three ways from one base to a policy that is always right: the paper's alternation of I- and M-projection, natural
 policy gradient and plain policy gradient on a table of logits. The paper says of policy gradient what holds for the
-first two: they end in the KL-minimal optimal policy. The third ends in a single outcome.
+first two: they end in the KL-minimal optimal policy. The third ends in the single likeliest right outcome. What else
+the theorem needs is in `core/projection.py`.
 """
 
 from typing import NamedTuple
