@@ -32,8 +32,8 @@ from vla_razor.runs import Run
 def run(config: DictConfig, run: Run) -> None:
     """Train whatever is missing of the sweep, then show what it found."""
     run.restore()
+    runs = _runs(config)  # before the images: nothing is downloaded for settings that are refused
     job = sweep.Job(_images(config), run.path.resolve(), config.checkpoints, str(device_named(config.device)))
-    runs = _runs(config)
     finished = sum(sweep.shard_path(job.out, settings).is_file() for settings in runs)
     with progress("sweep", len(runs), finished) as advance:
 
