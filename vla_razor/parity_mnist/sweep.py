@@ -169,7 +169,8 @@ def _base_row(out: Path, origin: Origin) -> Path:
 def _initialize() -> None:
     """Ctrl-C in a terminal ends a worker at once and without a word: what it was at is done again."""
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as it is for a job in the background
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
