@@ -19,7 +19,7 @@ from rich.table import Table
 
 from vla_razor.devices import device_named
 from vla_razor.errors import RunFailed, UserError, nearest
-from vla_razor.files import atomic_write
+from vla_razor.files import atomic_write, full_disk_reported
 from vla_razor.parity_mnist import analysis, data, figures, sweep
 from vla_razor.parity_mnist.methods import METHODS
 from vla_razor.parity_mnist.model import WIDTH
@@ -41,7 +41,9 @@ def run(config: DictConfig, run: Run) -> None:
             for _ in range(count):
                 advance()
 
-        sweep.sweep(runs, job, config.jobs, done)
+        advice = f"every finished run is kept. Free some space, then go on with: vla-razor resume {run.path}"
+        with full_disk_reported(job.out, advice):
+            sweep.sweep(runs, job, config.jobs, done)
     table = sweep.merge(runs, job)
     points = analysis.points_of(table)
     if not points:
