@@ -46,8 +46,8 @@ def run(config: DictConfig, run: Run) -> None:
             sweep.sweep(runs, job, config.jobs, done)
     table = sweep.merge(runs, job)
     points = analysis.points_of(table)
-    if not points:
-        raise RunFailed("Every run diverged: the learning rates are too high.")
+    if not any(point.width == WIDTH for point in points):
+        raise RunFailed(f"Every run of width {WIDTH} diverged: the learning rates are too high.")
     summary = analysis.summarize(points)
     figures.draw(run.path / "plots", points, summary)
     present(Console(), run.path, summary, sum(status == "diverged" for status in table["status"].to_pylist()))
