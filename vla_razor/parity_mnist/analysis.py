@@ -60,9 +60,9 @@ def points_of(table: pa.Table) -> list[Point]:
     facts = ("method", "run", "seed", "width", "step", "new", "prior")
     return [
         Point(
-            *(row[name] for name in facts),
-            bases[row["seed"], row["width"]] - row["prior"],
-            {name: row[name] for name in PREDICTORS},
+            **{name: row[name] for name in facts},
+            forgotten=bases[row["seed"], row["width"]] - row["prior"],
+            measures={name: row[name] for name in PREDICTORS},
         )
         for row in rows
         if row["method"] != "base" and row["status"] == "done"
