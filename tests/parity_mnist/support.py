@@ -1,8 +1,8 @@
 """A few of the package's images, networks that are quick to train, and a pool that works in this process."""
 
-import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import Future
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, Self
 
@@ -56,7 +56,7 @@ def flattened(parameters: Parameters) -> Tensor:
 class Inline:
     """In place of a pool of processes: every job is done as it is handed in."""
 
-    def __init__(self, processes: int, context: multiprocessing.context.BaseContext, initializer: Any) -> None:
+    def __init__(self, processes: int, context: BaseContext, initializer: Any) -> None:
         pass
 
     def __enter__(self) -> Self:

@@ -19,9 +19,9 @@ def make_batch(runs: int = 2, images: int = 5, seed: int = 0) -> Batch:
     """Random logits that want a gradient, a base's, and labels for digits 0, 1, 2 ..."""
     draw, digits = seeded(seed), torch.arange(images) % 10
     logits, base = torch.randn(2, runs, images, 10, generator=draw)
-    labels = [labels.expand(runs, -1) for labels in (digits % 2, methods.annotate_wrong(digits, draw))]
+    chosen, rejected = (labels.expand(runs, -1) for labels in (digits % 2, methods.annotate_wrong(digits, draw)))
     right = methods.right_answers(digits).expand(runs, -1, -1)
-    return Batch(logits.requires_grad_(), base, right, *labels, seeded(seed + 1))
+    return Batch(logits.requires_grad_(), base, right, chosen, rejected, seeded(seed + 1))
 
 
 def gradient(loss: Tensor, of: Tensor) -> Tensor:
