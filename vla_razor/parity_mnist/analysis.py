@@ -60,9 +60,9 @@ def points_of(table: pa.Table) -> list[Point]:
     facts = ("method", "run", "seed", "width", "step", "new", "prior")
     return [
         Point(
-            *(row[name] for name in facts),
-            bases[row["seed"], row["width"]] - row["prior"],
-            {name: row[name] for name in PREDICTORS},
+            **{name: row[name] for name in facts},
+            forgotten=bases[row["seed"], row["width"]] - row["prior"],
+            measures={name: row[name] for name in PREDICTORS},
         )
         for row in rows
         if row["method"] != "base" and row["status"] == "done"
@@ -77,7 +77,7 @@ def frontier(points: Sequence[Point]) -> list[list[float]]:
 
 def matched_accuracy(points: Sequence[Point]) -> float:
     """The highest new-task accuracy, in whole percent, that every method reaches: where they can be compared."""
-    return math.floor(100 * min(max(p.new for p in own) for own in by_method(points).values())) / 100
+    return math.floor(100 * min(max(p.new for p in own) for own in by_method(points).values()) + 1e-4) / 100
 
 
 def by_method(points: Sequence[Point]) -> dict[str, list[Point]]:

@@ -15,7 +15,7 @@ from vla_razor.parity_mnist.model import Parameters
 from vla_razor.parity_mnist.training import Settings, Task
 
 IMAGES = 1000  # of each test set; representations are compared on those of the prior task, which training never sees
-RECORDS = 150  # updates that are looked at, evenly spaced
+RECORDS = 100  # updates that are looked at, evenly spaced
 
 
 def record(run: Settings, base: Parameters, task: Task, tests: Tests) -> Iterator[dict[str, Any]]:

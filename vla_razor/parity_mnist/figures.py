@@ -30,7 +30,8 @@ def draw(folder: Path, points: Sequence[Point], summary: Mapping[str, Any]) -> N
     usual = [point for point in points if point.width == WIDTH]
     methods = by_method(usual)
     trade_off(folder / "trade_off", methods)
-    trade_off(folder / "quadrants", {name: methods[name] for name in QUADRANTS if name in methods})
+    if quadrants := {name: methods[name] for name in QUADRANTS if name in methods}:
+        trade_off(folder / "quadrants", quadrants)
     forgetting(folder / "forgetting_against_kl", usual)
     accuracy(folder / "accuracy_against_kl", usual)
     predictors(folder / "predictors", usual)
@@ -38,7 +39,8 @@ def draw(folder: Path, points: Sequence[Point], summary: Mapping[str, Any]) -> N
         f"width {width}": [p for p in points if (p.method, str(p.width)) == (WIDTH_STUDY, width)]
         for width in summary["widths"]
     }
-    trade_off(folder / "widths", study)
+    if study:
+        trade_off(folder / "widths", study)
 
 
 def draw_dynamics(folder: Path, followed: Mapping[str, Mapping[str, Sequence[float]]]) -> None:

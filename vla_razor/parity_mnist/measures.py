@@ -80,7 +80,7 @@ def measure(parameters: Parameters, base: Base, tests: Tests) -> dict[str, float
         "activation_l1": similarity.activation_l1(base.hidden, hidden),
         "activation_l2": similarity.activation_l2(base.hidden, hidden),
     }
-    finite = bool(logits.isfinite().all() and prior.isfinite().all())
+    finite = all(bool(part.isfinite().all()) for part in (*parameters.values(), logits, prior))
     return {name: float(value) if finite else float("nan") for name, value in found.items()}
 
 

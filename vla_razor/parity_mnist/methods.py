@@ -128,6 +128,8 @@ METHODS = {
 def _sampled(batch: Batch) -> tuple[Int[Tensor, "R B K"], Float[Tensor, "R B K"]]:
     """Answers of the policy and their rewards."""
     probabilities = batch.logits.detach().softmax(-1)
+    # A network that is not finite answers at random: a draw from NaN would end the runs beside it as well.
+    probabilities = torch.where(probabilities.isfinite().all(-1, keepdim=True), probabilities, 1 / CLASSES)
     answers = torch.multinomial(probabilities.flatten(0, 1), SAMPLES, replacement=True, generator=batch.generator)
     answers = answers.view(*probabilities.shape[:2], SAMPLES)
     return answers, batch.right.gather(-1, answers).float()

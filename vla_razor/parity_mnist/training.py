@@ -41,7 +41,7 @@ class Settings(NamedTuple):
     def name(self) -> str:
         """One for every run, fit for a file."""
         start = f"{self.method}-seed{self.seed}-width{self.width}"
-        return f"{start}-lr{self.learning_rate:.2e}-{self.schedule}-{self.epochs}ep"
+        return f"{start}-lr{self.learning_rate:.6g}-{self.schedule}-{self.epochs}ep"
 
 
 class Task(NamedTuple):
@@ -104,9 +104,10 @@ def finetune(
     saves = {round(step) for step in np.linspace(len(batches), 0, checkpoints, endpoint=False)}
     for step, rows in enumerate(batches, 1):
         own = task.inputs[rows].expand(len(runs), -1, -1)
-        right, others = methods.right_answers(task.digits[rows]), (task.base_logits, task.chosen, task.rejected)
-        shared = [part.expand(len(runs), *part.shape) for part in (right, *(other[rows] for other in others))]
-        batch = Batch(model.forward(parameters, own).logits, shared[1], shared[0], *shared[2:], generator)
+        shared = [part[rows] for part in (task.base_logits, task.chosen, task.rejected, task.digits)]
+        base_logits, chosen, rejected, digits = (part.expand(len(runs), *part.shape) for part in shared)
+        right = methods.right_answers(digits)
+        batch = Batch(model.forward(parameters, own).logits, base_logits, right, chosen, rejected, generator)
         objective(batch).sum().backward()
         optimizer.step(step - 1, len(batches))
         if step in saves:

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from vla_razor.devices import device_named
 from vla_razor.errors import RunFailed, UserError, nearest
-from vla_razor.files import atomic_write
+from vla_razor.files import atomic_write, full_disk_reported
 from vla_razor.parity_mnist import analysis, data, figures, report, sweep, theory
 from vla_razor.parity_mnist.methods import METHODS
 from vla_razor.parity_mnist.model import WIDTH
@@ -36,8 +36,8 @@ FOLLOWED_RATE = 3e-4
 def run(config: DictConfig, run: Run) -> None:
     """Train whatever is missing of the sweep, then show what it found."""
     run.restore()
+    runs, followed = _runs(config), _followed(config)  # first: nothing is downloaded for settings that are refused
     job = sweep.Job(_images(config), run.path.resolve(), config.checkpoints, str(device_named(config.device)))
-    runs, followed = _runs(config), _followed(config)
     files = [sweep.shard_path(job.out, one) for one in runs] + [sweep.dynamics_path(job.out, one) for one in followed]
     with progress("sweep", len(files), sum(path.is_file() for path in files)) as advance:
 
@@ -45,11 +45,13 @@ def run(config: DictConfig, run: Run) -> None:
             for _ in range(count):
                 advance()
 
-        sweep.sweep(runs, followed, job, config.jobs, done)
+        advice = f"every finished run is kept. Free some space, then go on with: vla-razor resume {run.path}"
+        with full_disk_reported(job.out, advice):
+            sweep.sweep(runs, followed, job, config.jobs, done)
     table = sweep.merge(runs, job)
     points = analysis.points_of(table)
-    if not points:
-        raise RunFailed("Every run diverged: the learning rates are too high.")
+    if not any(point.width == WIDTH for point in points):
+        raise RunFailed(f"Every run of width {WIDTH} diverged: the learning rates are too high.")
     seen = {one.method: pq.read_table(sweep.dynamics_path(job.out, one)) for one in followed}
     summary = analysis.summarize(points) | {"cknna": analysis.matched_similarity(*seen.values())}
     figures.draw(run.path / "plots", points, summary)
