@@ -52,14 +52,18 @@ def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_what_a_run_leaves(finished: Path) -> None:
     files = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
-    figures = {"trade_off", "forgetting_against_kl", "accuracy_against_kl", "predictors"}
-    assert files >= {"config.yaml", "metrics.jsonl", "summary.json", "results.parquet", "table.txt"}
+    figures = {"trade_off", "forgetting_against_kl", "accuracy_against_kl", "predictors", "similarity", "updates"}
+    assert files >= {"config.yaml", "metrics.jsonl", "summary.json", "results.parquet", "table.txt", "report.html"}
     drawn = {path for path in files if path.startswith("plots/")}
     assert drawn == {f"plots/{name}.{kind}" for name in figures for kind in ("png", "svg")}
     for path in (finished / "plots").glob("*.png"):
         with Image.open(path) as image:
             image.verify()
     assert len(list((finished / "runs").glob("*.parquet"))) == 1 + 2 * len(METHODS)
+    assert len(list((finished / "dynamics").glob("*.parquet"))) == 2
+    page = (finished / "report.html").read_text()
+    assert page.count("<svg") == len(figures)
+    assert all(name in page for name in (*METHODS, *PREDICTORS))
     assert [row["step"] for row in metrics(finished)] == [2 * len(METHODS)]
     table = (finished / "table.txt").read_text()
     assert all(name in table for name in (*METHODS, *PREDICTORS))

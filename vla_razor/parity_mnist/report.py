@@ -53,8 +53,9 @@ figure { margin: 2rem 0; } svg { max-width: 100%; height: auto; } .no { color: #
 
 
 def write(path: Path, plots: Path, summary: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Write the report; the figures are read from the folder `plots`."""
-    pictures = [(_inline(plots / f"{name}.svg", name), caption) for name, caption in FIGURES.items()]
+    """Write the report; the figures that there are come from the folder `plots`."""
+    drawn = {name: plots / f"{name}.svg" for name in FIGURES if (plots / f"{name}.svg").is_file()}
+    pictures = [(_inline(picture, name), FIGURES[name]) for name, picture in drawn.items()]
     page = Environment(autoescape=True).from_string(PAGE)
     parts = {"claims": analysis.claims(summary), "methods": summary["methods"], "matched": summary["matched_accuracy"]}
     atomic_write(path, page.render(**parts, figures=pictures, settings=settings).encode())

@@ -62,7 +62,7 @@ def run(config: DictConfig, run: Run) -> None:
     run.finish(summary)
 
 
-def show_theory(seed: int = 0, steps: int = 2000) -> None:
+def show_theory(seed: int = 0, steps: int = 1000) -> None:
     """Prints where the three ways of `parity_mnist.theory` lead, and what normalising the advantage changes."""
     shown = Table("", "update", "expected reward", title="From one base to a policy that is always right")
     shown.add_column("KL from the KL-minimal\noptimal policy, nats", justify="right")
