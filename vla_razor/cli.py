@@ -19,7 +19,7 @@ from vla_razor.errors import RunFailed, UserError
 if TYPE_CHECKING:
     from vla_razor.runs import Run
 
-RECIPES = {verb: f"vla_razor.recipes.{verb}" for verb in ("collect", "sft", "rl", "kl", "demo")}
+RECIPES = {verb: f"vla_razor.recipes.{verb}" for verb in ("collect", "sft", "rl", "kl", "demo", "mnist")}
 RECIPES["eval"] = "vla_razor.recipes.evaluate"
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -87,6 +87,20 @@ def kl(arguments: Arguments = None, show: Show = False) -> None:
 def demo(arguments: Arguments = None, show: Show = False) -> None:
     """The main job: base, SFT and REINFORCE side by side, and what each forgot."""
     _launch("demo", arguments, show)
+
+
+@_verb("mnist")
+def mnist(arguments: Arguments = None, show: Show = False) -> None:
+    """ParityMNIST, the controlled experiment: what eight methods forget, and what predicts it; `mnist theory` iterates
+    the paper's projections.
+    """
+    if arguments == ["theory"]:
+        with _clean_errors():
+            from vla_razor.recipes.mnist import show_theory
+
+            show_theory()
+    else:
+        _launch("mnist", arguments, show)
 
 
 @app.command()

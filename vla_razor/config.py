@@ -46,6 +46,14 @@ _SHARE = Rule(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 _GRID = Rule(str, lambda value: re.fullmatch(r"[1-9]\d*x[1-9]\d*", value) is not None, "columns x rows, as in 5x5")
 _CHANGES = Rule(list, lambda value: all(isinstance(v, dict) for v in value), "a list, as in [{learning_rate: 1e-4}]")
 _SEEDS = Rule(list, lambda value: value and all(type(v) is int and v >= 0 for v in value), "a list of whole numbers")
+_LENGTHS = Rule(
+    list, lambda value: value and all(type(v) is int and v >= 1 for v in value), "a list of whole numbers, at least 1"
+)
+_WIDTHS = Rule(list, lambda value: all(type(v) is int and v >= 2 for v in value), "a list of whole numbers, at least 2")
+_SCHEDULES = Rule(
+    list, lambda value: value and set(value) <= {"constant", "cosine"}, "a list of constant and cosine, as in [cosine]"
+)
+_NAMES = Rule(list, lambda value: value and all(type(v) is str for v in value), "a list of names, as in [grpo,sft_1]")
 _BETAS = Rule(
     list, lambda value: len(value) == 2 and all(0 <= v < 1 for v in value), "two numbers in [0, 1), as in [0.9,0.99]"
 )
@@ -54,18 +62,22 @@ _DEVICE = Rule(
 )
 
 _KEYS = {
-    _TEXT: "out policy against base demos unnorm_key",
+    _TEXT: "out policy against base demos unnorm_key data_dir",
     _SWITCH: "greedy train_vision",
     _COUNT: "num_envs num_workers micro_batch_size batch_size epochs iterations per_point max_attempts save_every "
-    "episodes new_episodes prior_episodes probe_states checkpoints",
+    "episodes new_episodes prior_episodes probe_states checkpoints jobs rates",
     _WHOLE: "seed eval_episodes lora_rank warmup_steps augmentation probe_every videos",
-    _POSITIVE: "learning_rate gain_learning_rate eps max_grad_norm lora_alpha temperature",
+    _POSITIVE: "learning_rate gain_learning_rate eps max_grad_norm lora_alpha temperature lowest_rate highest_rate",
     _NUMBER: "weight_decay kl_coefficient",
     _CHANGES: "sft_runs rl_runs",
 }
 RULES: dict[str, Rule] = {
     **{key: rule for rule, keys in _KEYS.items() for key in keys.split()},
     "seeds": _SEEDS,
+    "lengths": _LENGTHS,
+    "widths": _WIDTHS,
+    "schedules": _SCHEDULES,
+    "methods": _NAMES,
     "betas": _BETAS,
     "grid": _GRID,
     "noise": _SHARE,
@@ -78,7 +90,7 @@ RULES: dict[str, Rule] = {
     "baseline": _one_of("grid_point", "batch", "one_zero"),
 }
 
-NULLABLE = {"out", "prior", "unnorm_key", "temperature", "demos", "against", "base", "gain_learning_rate"}
+NULLABLE = {"out", "data_dir", "prior", "unnorm_key", "temperature", "demos", "against", "base", "gain_learning_rate"}
 
 
 def verbs() -> list[str]:
@@ -102,7 +114,8 @@ def compose(verb: str, overrides: Iterable[str] = ()) -> DictConfig:
     for key, text in values.items():
         _assign(config, verb, key, text)
     if config.get("out", "given") is None:
-        config.out = f"runs/{verb}-{config.env.name}-{datetime.now():%Y%m%d-%H%M%S}"
+        subject = f"{verb}-{config.env.name}" if "env" in config else verb
+        config.out = f"runs/{subject}-{datetime.now():%Y%m%d-%H%M%S}"
     return config
 
 

@@ -72,7 +72,7 @@ class Bars(NamedTuple):
 
 def learning_curves(path: Path, curves: Sequence[Curve], episodes: int) -> None:
     """REINFORCE's success on what it learns from (`episodes` an iteration), SFT's loss, and the drift of both."""
-    with _figure(path, 1, 3, (11.5, 3.4)) as axes:
+    with figure(path, 1, 3, (11.5, 3.4)) as axes:
         success, loss, drift = axes
         for curve in curves:
             colour = _shade(curve, curves)
@@ -97,7 +97,7 @@ def learning_curves(path: Path, curves: Sequence[Curve], episodes: int) -> None:
 
 def success_against_kl(path: Path, points: Sequence[Point]) -> None:
     """What each policy can do against how far it moved: the new task, and the mean over the prior tasks."""
-    with _figure(path, 1, 2, (9, 3.8)) as axes:
+    with figure(path, 1, 2, (9, 3.8)) as axes:
         labels = {"new": "new-task success", "prior": "prior tasks, mean success"}
         for axis, (field, label) in zip(axes, labels.items(), strict=True):
             for point in points:
@@ -115,7 +115,7 @@ def retention_bars(path: Path, policies: Sequence[Bars]) -> None:
     """Success task by task, a bar a policy; a method's settings differ in shade."""
     tasks = list(policies[0].rates)
     width = 0.8 / len(policies)
-    with _figure(path, 1, 1, (1.5 * len(tasks) + 1, 3.8)) as (axis,):
+    with figure(path, 1, 1, (1.5 * len(tasks) + 1, 3.8)) as (axis,):
         for index, bars in enumerate(policies):
             places = np.arange(len(tasks)) + (index - (len(policies) - 1) / 2) * width
             rates = [bars.rates[task] for task in tasks]
@@ -132,7 +132,7 @@ def retention_bars(path: Path, policies: Sequence[Bars]) -> None:
 
 def forgetting(path: Path, points: Sequence[Point]) -> None:
     """Prior success lost against forward KL, and against its displacement alone: does either order the runs?"""
-    with _figure(path, 1, 2, (9, 3.8)) as axes:
+    with figure(path, 1, 2, (9, 3.8)) as axes:
         for axis, field in zip(axes, ("forward_kl", "displacement"), strict=True):
             for point in points:
                 lost, low, high = point.forgotten
@@ -146,14 +146,16 @@ def forgetting(path: Path, points: Sequence[Point]) -> None:
 
 
 @contextmanager
-def _figure(path: Path, rows: int, columns: int, size: tuple[float, float]) -> Iterator[list[Axes]]:
-    """Axes to draw on; the figure is written to `path` at the end."""
+def figure(path: Path, rows: int, columns: int, size: tuple[float, float]) -> Iterator[list[Axes]]:
+    """Axes to draw on; at the end the figure is written to `path`, or as PNG and SVG where it has no suffix."""
     with plt.rc_context(STYLE):
         figure: Figure
         figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
         try:
             yield list(axes.flat)
-            atomic_write(path, lambda file: figure.savefig(file, format="png", dpi=160))
+            for target in [path] if path.suffix else [path.with_suffix(".png"), path.with_suffix(".svg")]:
+                kind = target.suffix[1:]
+                atomic_write(target, lambda file, kind=kind: figure.savefig(file, format=kind, dpi=160))
         finally:
             plt.close(figure)
 

@@ -1,11 +1,13 @@
 """Advantages by hand, and what groups without variance give."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from vla_razor.core.advantages import batch_normalized, group_normalized, one_zero, zero_variance
 
@@ -53,6 +55,45 @@ def test_identities(rewards: list[list[int]], scale: float, shift: float) -> Non
     torch.testing.assert_close(advantages.mean(1), torch.zeros(len(rewards), dtype=torch.float64))
     torch.testing.assert_close(advantages.std(1), (~zero_variance(tensor)).double())
     torch.testing.assert_close(group_normalized(tensor * scale + shift, 0.0), advantages)
+
+
+class TestExpectedDirection:
+    """The policy gradient averaged over every group of four samples that a policy of three outcomes can draw, for two
+    prompts with logits of their own. The paper says that advantages leave the expected direction unchanged (Appendix
+    A): so does subtracting the mean, but not dividing by the standard deviation.
+    """
+
+    policies = torch.tensor([[0.6, 0.3, 0.1], [0.05, 0.25, 0.7]], dtype=torch.float64)
+
+    def expected(self, advantages: Callable[[Tensor], Tensor], reward: Tensor) -> Tensor:
+        groups = torch.cartesian_prod(*[torch.arange(3)] * 4)
+        total = torch.zeros_like(self.policies)
+        for prompt, pi in enumerate(self.policies):
+            a = advantages(reward[groups])  # [groups, samples]
+            scores = torch.eye(3, dtype=torch.float64)[groups] - pi  # d log pi(y) / d logits
+            total[prompt] = (pi[groups].prod(1)[:, None] * (a[:, :, None] * scores).mean(1)).sum(0)
+        return total
+
+    def exact(self, reward: Tensor) -> Tensor:
+        return self.policies * (reward - (self.policies @ reward)[:, None])
+
+    @pytest.mark.parametrize("reward", [[0.0, 0.0, 1.0], [0.0, 0.5, 1.0]])
+    def test_subtracting_the_mean_keeps_it(self, reward: list[float]) -> None:
+        values = torch.tensor(reward, dtype=torch.float64)
+        centred = self.expected(lambda r: r - r.mean(1, keepdim=True), values)
+        torch.testing.assert_close(centred, 3 / 4 * self.exact(values))
+
+    def test_of_binary_rewards_the_standard_deviation_only_reweighs_the_prompts(self) -> None:
+        reward = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
+        normalized, exact = self.expected(lambda r: group_normalized(r, 0.0), reward), self.exact(reward)
+        torch.testing.assert_close(torch.cosine_similarity(normalized, exact), torch.ones(2, dtype=torch.float64))
+        weights = normalized.norm(dim=1) / exact.norm(dim=1)
+        assert weights[0] != pytest.approx(weights[1].item(), rel=1e-2)
+
+    def test_of_graded_rewards_it_turns_the_gradient_of_each_prompt(self) -> None:
+        reward = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+        normalized, exact = self.expected(lambda r: group_normalized(r, 0.0), reward), self.exact(reward)
+        assert (torch.cosine_similarity(normalized, exact) < 1 - 1e-5).all()
 
 
 def test_bad_input() -> None:

@@ -97,3 +97,14 @@ def test_bad_numbers() -> None:
         fit(X, X, RUNS, degree=0, resamples=10, generator=seeded())
     with pytest.raises(ValueError, match="resamples"):
         fit(X, X, RUNS, resamples=0, generator=seeded())
+
+
+def test_no_resample_with_an_r2_leaves_the_interval_open() -> None:
+    """One run of three varies, and a single draw of three runs misses it for some seed."""
+    y = [0.0, 0.0, 0.0, 0.0, 0.1, 0.2]
+    laws = [fit(range(6), y, [0, 0, 1, 1, 2, 2], resamples=1, generator=seeded(seed)) for seed in range(20)]
+    open_ended = [math.isnan(law.low) for law in laws]
+    assert any(open_ended)
+    assert not all(open_ended)
+    assert all(math.isnan(law.high) == is_open for law, is_open in zip(laws, open_ended, strict=True))
+    assert len({law.r2 for law in laws}) == 1

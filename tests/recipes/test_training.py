@@ -34,14 +34,6 @@ def loss_of(model: OpenVLA) -> torch.Tensor:
     return -training.log_distribution(model, *inputs(model))[..., 0].mean()
 
 
-def test_the_schedules_by_hand() -> None:
-    warm = [training.schedule(step, 100, 4, "constant") for step in range(6)]
-    assert warm == [0.25, 0.5, 0.75, 1, 1, 1]
-    assert training.schedule(0, 100, 0, "constant") == 1
-    cosine = [training.schedule(step, 14, 4, "cosine") for step in (3, 4, 9, 14)]
-    assert cosine == pytest.approx([1, 1, 0.5, 0])
-
-
 def test_gains_have_a_learning_rate_of_their_own_and_vision_is_frozen() -> None:
     model = small_policy()
     weights, gains = training.parameter_groups(model, settings("learning_rate=1e-3", "gain_learning_rate=1e-2"))

@@ -36,7 +36,8 @@ def fit(
 
     `runs` [n] names the training run each row is a checkpoint of. Checkpoints of one run are not independent, so the
     bootstrap draws whole runs with replacement; (low, high) are the 2.5% and 97.5% quantiles of R2 over the
-    `resamples` refits. A resample in which forgetting does not vary has no R2 and is left out.
+    `resamples` refits. A resample in which forgetting does not vary has no R2 and is left out; where that leaves none,
+    they are NaN.
 
     Raises ValueError where lengths differ, a value is not finite, there are fewer than two runs or fewer than degree
     + 1 distinct divergences, or forgetting does not vary.
@@ -46,8 +47,9 @@ def fit(
     values = np.array(
         [_least_squares(x[rows], y[rows], degree)[1] for rows in _resampled(members, resamples, generator)]
     )
-    low, high = np.nanquantile(values, [0.025, 0.975])
-    return Law(tuple(coefficients.tolist()), r2, float(low), float(high))
+    defined = values[~np.isnan(values)]
+    low, high = np.quantile(defined, [0.025, 0.975]).tolist() if len(defined) else (float("nan"), float("nan"))
+    return Law(tuple(coefficients.tolist()), r2, low, high)
 
 
 def _least_squares(x: NDArray[np.float64], y: NDArray[np.float64], degree: int) -> tuple[NDArray[np.float64], float]:

@@ -54,7 +54,8 @@ def dr_grpo(
 
     `normalizer` is the longest length allowed (default T). `old_log_probs` are those the tokens were sampled under
     (default: the current ones, the exactly on-policy update). Give it advantages r - mean, without a division by the
-    standard deviation.
+    standard deviation; with one, and T = 1, it is GRPO. A KL penalty is a term more: `+ 0.1 * reverse_kl(base_logits,
+    logits).mean()` of `core.divergence`, in closed form.
 
     Raises ValueError where the shapes disagree, no token is masked in, or a number is not positive.
     """
@@ -104,6 +105,29 @@ def cross_entropy(
         raise ValueError("the mask is empty: there is no target to learn from")
     kept = logits[mask]
     return torch.nn.functional.cross_entropy(kept.to(torch.promote_types(kept.dtype, torch.float32)), targets[mask])
+
+
+def soft_cross_entropy(
+    logits: Float[Tensor, "*batch V"], targets: Float[Tensor, "*batch V"], mask: Bool[Tensor, "*batch"] | None = None
+) -> Float[Tensor, ""]:
+    """-sum_y q(y) log pi(y) against target *probabilities* q, averaged over the masked rows: SFT in the limit of
+    infinitely many labels drawn from q, such as the oracle's or a teacher's (paper, Section 4).
+
+    It differs from KL(q || pi) by q's entropy, a constant. 0 log 0 counts as 0. Raises ValueError where the shapes
+    disagree, a masked target is no distribution or no row is masked in.
+    """
+    mask = torch.ones(logits.shape[:-1], dtype=torch.bool, device=logits.device) if mask is None else mask
+    if logits.shape != targets.shape or mask.shape != logits.shape[:-1]:
+        shapes = [tuple(tensor.shape) for tensor in (logits, targets, mask)]
+        raise ValueError(f"soft_cross_entropy needs logits and targets [..., V] and a mask [...], got {shapes}")
+    if not mask.any():
+        raise ValueError("the mask is empty: there is no target to learn from")
+    kept, wanted = logits[mask], targets[mask].detach()
+    if not ((wanted >= 0).all() and ((wanted.double().sum(-1) - 1).abs() < 1e-2).all()):
+        raise ValueError("targets must be probabilities: not negative, and 1 in sum over the last axis")
+    wide = torch.promote_types(kept.dtype, torch.float32)
+    log_probs = torch.log_softmax(kept.to(wide), -1)
+    return -(wanted.to(wide) * torch.where(wanted > 0, log_probs, 0)).sum(-1).mean()
 
 
 def _masked_sum(values: Tensor, mask: Tensor) -> Tensor:

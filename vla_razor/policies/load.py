@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from vla_razor.devices import device_named
 from vla_razor.errors import UserError
 from vla_razor.policies.openvla import OpenVLA, lora
 
@@ -24,7 +25,7 @@ def load_model(
 
     Raises `UserError` for everything that is not such a thing.
     """
-    device, dtype = _device(device), _dtype(dtype)
+    device, dtype = device_named(device), _dtype(dtype)
     if str(spec) in _EMBEDDED:
         if not TINY.is_dir():
             raise UserError(f"The embedded base policy is not in {TINY}. Make it with scripts/make_tiny_base.py.")
@@ -51,18 +52,6 @@ def checkpoint_folder(path: Path) -> Path | None:
     if not numbered:
         raise UserError(f"{path}: this run has no checkpoint yet. Go on with: vla-razor resume {path}")
     return max(numbered, key=lambda p: numbered[p])
-
-
-def _device(device: str | torch.device) -> torch.device:
-    if str(device) == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise UserError(f"device={device}: unknown; expected auto, cpu or cuda.") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device={device}: there is no CUDA device here; use device=cpu.")
-    return chosen
 
 
 def _dtype(dtype: torch.dtype | str) -> torch.dtype:

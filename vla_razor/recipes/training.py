@@ -76,7 +76,7 @@ class Trainer:
         grad_norm = float(nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm))
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise NotFinite(f"Step {self.step + 1}: the loss is {loss}, its gradient's norm {grad_norm}.")
-        factor = schedule(self.step, self.total_steps, self.config.warmup_steps, self.config.schedule)
+        factor = schedule.factor(self.step, self.total_steps, self.config.warmup_steps, self.config.schedule)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor
         self.optimizer.step()
@@ -107,15 +107,6 @@ def parameter_groups(model: nn.Module, config: DictConfig) -> list[dict[str, Any
         {"params": gains, "lr": gain_rate, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
-
-
-def schedule(step: int, total_steps: int, warmup_steps: int, kind: str) -> float:
-    """The factor on the learning rate of update `step` (from 0): linear warm-up, then constant or half a cosine."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    if kind == "constant":
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, total_steps - warmup_steps)))
 
 
 class Base:

@@ -1,0 +1,183 @@
+"""How far the weights moved: what the paper's Section 6 holds against forward KL as a predictor of forgetting.
+
+Weights are mappings from name to tensor, as `state_dict()` or `dict(named_parameters())` gives them. Entries that are
+not floating-point (counters) do not count. Differences are taken in float64, results are float64 scalars. Every
+function works under `torch.vmap`, so many runs' weights stacked on a leading axis are measured at once:
+`torch.vmap(l1, in_dims=(None, 0))(base, stacked)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Weights = Mapping[str, Tensor]
+Scalar = Float[Tensor, ""]
+
+
+def update(base: Weights, tuned: Weights) -> dict[str, Tensor]:
+    """tuned - base, entry by entry, in float64.
+
+    Raises ValueError where the two have different names or shapes, or nothing in common to compare.
+    """
+    return {name: _wide(tuned[name]) - _wide(base[name]) for name in _floating(base, tuned)}
+
+
+def l1(base: Weights, tuned: Weights) -> Scalar:
+    """Sum of the absolute changes of all weights. Raises ValueError as `update` does."""
+    return _total(delta.abs().sum() for delta in update(base, tuned).values())
+
+
+def l2(base: Weights, tuned: Weights) -> Scalar:
+    """Euclidean norm of the change of all weights. Raises ValueError as `update` does."""
+    return _total(delta.square().sum() for delta in update(base, tuned).values()).sqrt()
+
+
+def fisher_l2(base: Weights, tuned: Weights, fisher: Weights) -> Scalar:
+    """sqrt(sum_i F_i change_i^2) with the diagonal Fisher information F of the base (`diagonal_fisher`), which the
+    paper takes over inputs of the prior task.
+
+    Half its square is the second-order estimate of the KL to the base on those inputs, up to the terms off the diagonal
+    (elastic weight consolidation: Kirkpatrick et al., 2017). Raises ValueError as `update` does.
+    """
+    _floating(base, fisher)
+    return _total((_wide(fisher[name]) * d.square()).sum() for name, d in update(base, tuned).items()).sqrt()
+
+
+def spectral(base: Weights, tuned: Weights) -> Scalar:
+    """Largest singular value of the change of any weight matrix: the spectral norm of all of them as the blocks of one
+    block-diagonal operator. (The paper does not say how it combines its matrices.)
+
+    Vectors (biases, norms) are left out; tensors of three and more axes (convolutions) count as [first axis, the rest].
+    NaN where a weight is not finite. Raises ValueError as `update` does, or where there is no matrix.
+    """
+    return torch.stack([_singular_values(delta).amax() for delta in _matrices(update(base, tuned)).values()]).amax()
+
+
+def relative_rank(base: Weights, tuned: Weights) -> Scalar:
+    """Numerical rank of the change over the largest possible one, averaged over the weight matrices; in [0, 1].
+
+    Rank is the number of singular values above what the storage of the weights alone could have put there: each entry
+    is rounded by at most eps/2 of its size, and no singular value moves by more than that error's Frobenius norm, so
+    the threshold is eps/2 (|base| + |tuned|), eps of the coarser of the two types. The usual threshold, eps times the
+    largest singular value *of the change*, is far below that error for a small change, and calls any rank-one update
+    full-rank as soon as it has been added to weights.
+
+    Matrices are those of `spectral`; NaN and ValueError as there.
+    """
+    shares: list[Tensor] = []
+    for name, delta in _matrices(update(base, tuned)).items():
+        before, after = base[name], tuned[name]
+        eps = max(torch.finfo(before.dtype).eps, torch.finfo(after.dtype).eps)
+        noise = eps / 2 * (_norm(before) + _norm(after))
+        values = _singular_values(delta)
+        rank = (values > noise).double().mean()
+        shares.append(torch.where(values.isnan().any(), torch.nan, rank))
+    return torch.stack(shares).mean()
+
+
+def sparsity(base: Weights, tuned: Weights, *, dtype: torch.dtype = torch.float32, tolerance: float = 0.0) -> Scalar:
+    """Share of the weights that did not change, after both are rounded to `dtype`; in [0, 1].
+
+    With bfloat16 it shows the paper's explanation of sparse RL updates: a change below half a unit in the last of eight
+    binary digits vanishes. The paper gives no tolerance, and unchanged here means equal. Mukherjee et al.
+    (arXiv:2505.11711) count changes of up to 1e-5 as none; that tolerance finds "sparsity" in float32 as well.
+
+    Raises ValueError as `update` does, or where `tolerance` is negative.
+    """
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance must not be negative, got {tolerance}")
+    names = _floating(base, tuned)
+    deltas = [_wide(tuned[name].to(dtype)) - _wide(base[name].to(dtype)) for name in names]
+    unchanged = _total((delta.abs() <= tolerance).double().sum() for delta in deltas)
+    return unchanged / sum(delta.numel() for delta in deltas)
+
+
+def cosine(first: Weights, second: Weights) -> Scalar:
+    """Cosine of the angle between two directions in weight space, each a mapping like the weights; NaN where one is 0.
+
+    With the gradient of the prior task's loss and the `update` of a training step, a positive cosine is a step that
+    raises that loss, to first order (paper, Appendix C.3). Raises ValueError as `update` does.
+    """
+    names = _floating(first, second)
+    pairs = [(_wide(first[name]), _wide(second[name])) for name in names]
+    a, b = _total(x.square().sum() for x, _ in pairs), _total(y.square().sum() for _, y in pairs)
+    return _total((x * y).sum() for x, y in pairs) / (a.sqrt() * b.sqrt())
+
+
+def diagonal_fisher(
+    logits: Callable[[dict[str, Tensor], Tensor], Float[Tensor, " V"]],
+    parameters: Weights,
+    inputs: Float[Tensor, "N ..."],
+    *,
+    chunk: int = 2,
+) -> dict[str, Tensor]:
+    """E_x E_{y ~ pi(.|x)} (d log pi(y|x) / d weight)^2 for every weight: the diagonal of the Fisher information.
+
+    The expectation over y is the policy's own and exact, over all V outcomes; with labels from data instead it would be
+    the "empirical Fisher", which is something else (Kunstner et al., 2019). `logits(parameters, x)` gives the logits of
+    one input, as `torch.func.functional_call(model, parameters, (x,))` does. `chunk` inputs are differentiated at a
+    time, which holds chunk * V copies of the parameters: few of them are fastest on a CPU, more on a GPU.
+
+    Raises ValueError where there is no input or `chunk` is below 1.
+    """
+    if len(inputs) == 0 or chunk < 1:
+        raise ValueError(f"diagonal_fisher needs inputs and a chunk of at least 1, got {len(inputs)} and {chunk}")
+    weights = {name: tensor.detach() for name, tensor in parameters.items()}
+
+    def scores(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        """sqrt(pi) log pi with the root held constant: squares of its derivatives add up to the expectation over y."""
+        log_probs = torch.log_softmax(logits(parameters, x), -1)
+        return (log_probs.detach() / 2).exp() * log_probs
+
+    jacobians: Any = torch.vmap(torch.func.jacrev(scores), in_dims=(None, 0))
+    total = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in weights.items()}
+    for start in range(0, len(inputs), chunk):
+        for name, jacobian in cast("dict[str, Tensor]", jacobians(weights, inputs[start : start + chunk])).items():
+            total[name] += jacobian.square().sum((0, 1))
+    return {name: tensor / len(inputs) for name, tensor in total.items()}
+
+
+def _matrices(deltas: dict[str, Tensor]) -> dict[str, Tensor]:
+    found = {name: delta.flatten(1) for name, delta in deltas.items() if delta.ndim > 1 and delta.numel()}
+    if not found:
+        raise ValueError("there is no weight matrix to measure")
+    return found
+
+
+def _singular_values(delta: Tensor) -> Tensor:
+    """All NaN where an entry is not finite, which the decomposition itself would not survive."""
+    finite = delta.isfinite().all()
+    values: Tensor = cast("Any", torch.linalg).svdvals(torch.where(finite, delta, 0))
+    return torch.where(finite, values, torch.nan)
+
+
+def _norm(weight: Tensor) -> Tensor:
+    return _wide(weight).square().sum().sqrt()
+
+
+def _total(parts: Any) -> Tensor:
+    return torch.stack(list(parts)).sum()
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(torch.float32 if tensor.device.type == "mps" else torch.float64)
+
+
+def _floating(base: Weights, tuned: Weights) -> list[str]:
+    """Names of the floating-point entries, which both must have in the same shapes."""
+    if base.keys() != tuned.keys():
+        raise ValueError(
+            f"the weights have different names: only one of the two has {sorted(base.keys() ^ tuned.keys())}"
+        )
+    for name in base:
+        if base[name].shape != tuned[name].shape:
+            raise ValueError(f"{name} has two shapes: {tuple(base[name].shape)} and {tuple(tuned[name].shape)}")
+    names = [name for name in base if base[name].is_floating_point() and tuned[name].is_floating_point()]
+    if not names:
+        raise ValueError("there are no floating-point weights to compare")
+    return names

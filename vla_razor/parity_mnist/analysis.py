@@ -1,0 +1,189 @@
+"""From the rows of a sweep to the paper's claims: frontiers, and what predicts forgetting."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from vla_razor.core import forgetting_law, pareto
+from vla_razor.parity_mnist.model import WIDTH
+
+PREDICTORS = (
+    "forward_kl",
+    "reverse_kl",
+    "total_variation",
+    "l2_distance",
+    "weight_l1",
+    "weight_fisher",
+    "weight_spectral",
+    "activation_l1",
+    "activation_l2",
+)
+PAPER = {
+    "forward_kl": 0.96,
+    "reverse_kl": 0.93,
+    "total_variation": 0.80,
+    "l2_distance": 0.56,
+    "weight_l1": 0.34,
+    "weight_fisher": 0.58,
+    "weight_spectral": 0.58,
+    "activation_l1": 0.52,
+    "activation_l2": 0.55,
+}
+"""R2 of the paper's Table 1."""
+WIDTH_STUDY = "sft_1"
+"""The method whose frontier is drawn for several widths (the question of the paper's Appendix C.2)."""
+KL_RANGES = (2.0, 5.0, np.inf)
+"""Upper bounds on forward KL, nats, that the fits are repeated for: the range decides who predicts best."""
+
+
+class Point(NamedTuple):
+    """A checkpoint that did not diverge: accuracies in [0, 1], and prior accuracy lost since its base."""
+
+    method: str
+    run: str
+    seed: int
+    width: int
+    step: int
+    new: float
+    prior: float
+    forgotten: float
+    measures: Mapping[str, float]
+
+
+def points_of(table: pa.Table) -> list[Point]:
+    """The checkpoints of a sweep's table, the bases left out."""
+    rows = table.to_pylist()
+    bases = {(row["seed"], row["width"]): row["prior"] for row in rows if row["method"] == "base"}
+    facts = ("method", "run", "seed", "width", "step", "new", "prior")
+    return [
+        Point(
+            **{name: row[name] for name in facts},
+            forgotten=bases[row["seed"], row["width"]] - row["prior"],
+            measures={name: row[name] for name in PREDICTORS},
+        )
+        for row in rows
+        if row["method"] != "base" and row["status"] == "done"
+    ]
+
+
+def frontier(points: Sequence[Point]) -> list[list[float]]:
+    """[new, prior] of the points within 2 accuracy points of their frontier (paper, Appendix B.1), by rising new."""
+    near = pareto.near_frontier([p.new for p in points], [p.prior for p in points])
+    return sorted([p.new, p.prior] for p, kept in zip(points, near, strict=True) if kept)
+
+
+def matched_accuracy(points: Sequence[Point]) -> float:
+    """The highest new-task accuracy, in whole percent, that every method reaches: where they can be compared."""
+    return math.floor(100 * min(max(p.new for p in own) for own in by_method(points).values()) + 1e-4) / 100
+
+
+def by_method(points: Sequence[Point]) -> dict[str, list[Point]]:
+    """The points of each method."""
+    names = dict.fromkeys(point.method for point in points)
+    return {name: [point for point in points if point.method == name] for name in names}
+
+
+def summarize(points: Sequence[Point]) -> dict[str, Any]:
+    """The content of summary.json.
+
+    Per method its frontier and, at the accuracy that all methods reach, the least that it lost of the prior task and
+    the forward KL there (nats); per predictor R2 with its bootstrap interval over runs, for all models and for those
+    that moved less; per width the frontier of SFT. All but the last are for the paper's width alone.
+    """
+    usual = [point for point in points if point.width == WIDTH]
+    matched = matched_accuracy(usual)
+    ranges = {
+        f"forward_kl<={bound:g}": predictors([p for p in usual if p.measures["forward_kl"] <= bound])
+        for bound in KL_RANGES
+    }
+    widths = sorted({point.width for point in points})
+    of_width = {width: [p for p in points if p.width == width and p.method == WIDTH_STUDY] for width in widths}
+    return {
+        "matched_accuracy": matched,
+        "methods": {name: _method(own, matched) for name, own in by_method(usual).items()},
+        "predictors": ranges[f"forward_kl<={np.inf:g}"],
+        "predictors_by_range": ranges,
+        "widths": {str(width): {"frontier": frontier(own)} for width, own in of_width.items() if own},
+    }
+
+
+class Claim(NamedTuple):
+    """Something that the paper says, its number, ours, and whether they agree."""
+
+    text: str
+    paper: str
+    ours: str
+    agrees: bool
+
+
+def claims(summary: Mapping[str, Any]) -> list[Claim]:
+    """The paper's claims that a sweep with all methods can test, against the content of summary.json."""
+    methods, found = summary["methods"], summary["predictors"]
+    lost = {name: entry["forgotten_at_match"] for name, entry in methods.items()}
+    at = f"prior accuracy lost at {summary['matched_accuracy']:.0%} on the new task"
+
+    def order(text: str, less: str, more: str) -> list[Claim]:
+        if not {less, more} <= lost.keys():
+            return []
+        ours = f"{lost[less]:.1%} against {lost[more]:.1%}"
+        return [Claim(f"{text} ({at})", f"{less} < {more}", ours, lost[less] < lost[more])]
+
+    checked = [
+        *order("RL forgets less than SFT", "grpo", "sft_1"),
+        *order("... whatever the labels of SFT", "grpo", "sft_2"),
+        *order("SFT on the oracle distribution forgets less than RL", "sft_oracle", "grpo"),
+        *order("On-policy without negative examples forgets less than SFT", "one_zero_reinforce", "sft_1"),
+        *order("Offline with negative examples forgets more than RL", "grpo", "simpo"),
+    ]
+    for name in PREDICTORS if found else ():
+        r2, low, high = (found[name][key] for key in ("r2", "low", "high"))
+        agrees = low <= PAPER[name] <= high
+        checked.append(Claim(f"R2 of {name}", f"{PAPER[name]:.2f}", f"{r2:.2f} [{low:.2f}, {high:.2f}]", agrees))
+    for bound, by_name in summary["predictors_by_range"].items():
+        if by_name:
+            best = max(by_name, key=lambda name: by_name[name]["r2"])
+            ours = f"{best}, {by_name[best]['r2']:.2f}; forward_kl {by_name['forward_kl']['r2']:.2f}"
+            text = (
+                f"Forward KL predicts best ({bound})" if "inf" not in bound else "Forward KL predicts best (all models)"
+            )
+            checked.append(Claim(text, "forward_kl", ours, best == "forward_kl"))
+    for kind, paper in (("on_policy", 0.94), ("offline", 0.56)):
+        if kind in summary.get("cknna", {}):
+            ours = summary["cknna"][kind]
+            text = f"CKNNA to the base at matched accuracy, {kind.replace('_', '-')}"
+            checked.append(Claim(text, f"{paper:.2f}", f"{ours:.2f}", abs(ours - paper) <= 0.1))
+    return checked
+
+
+def matched_similarity(on_policy: pa.Table, offline: pa.Table) -> dict[str, float]:
+    """CKNNA to the base of either training where it first reaches the new-task accuracy that both reach."""
+    tables = {"on_policy": on_policy.to_pydict(), "offline": offline.to_pydict()}
+    level = min(max(table["new"]) for table in tables.values())
+    at = {name: next(i for i, new in enumerate(table["new"]) if new >= level) for name, table in tables.items()}
+    return {name: table["cknna"][at[name]] for name, table in tables.items()}
+
+
+def _method(points: Sequence[Point], matched: float) -> dict[str, Any]:
+    best = min((point for point in points if point.new >= matched), key=lambda point: point.forgotten)
+    return {
+        "frontier": frontier(points),
+        "best_new": max(point.new for point in points),
+        "forgotten_at_match": best.forgotten,
+        "forward_kl_at_match": best.measures["forward_kl"],
+        "models": len(points),
+    }
+
+
+def predictors(points: Sequence[Point]) -> dict[str, dict[str, float]]:
+    """How well each measure predicts forgetting: R2 of a second-degree polynomial, over all methods together."""
+    lost, runs = np.array([point.forgotten for point in points]), [point.run for point in points]
+    if len(set(runs)) < 3 or np.ptp(lost) == 0:
+        return {}
+    found = {}
+    for name in PREDICTORS:
+        law = forgetting_law.fit([p.measures[name] for p in points], lost, runs, generator=np.random.default_rng(0))
+        found[name] = {"r2": law.r2, "low": law.low, "high": law.high}
+    return found

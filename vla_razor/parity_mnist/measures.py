@@ -1,0 +1,102 @@
+"""What a checkpoint can do, and how far it is from its base: the predictors of the paper's Table 1."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from vla_razor.core import divergence, similarity, weight_change
+from vla_razor.parity_mnist import model
+from vla_razor.parity_mnist.data import Data
+from vla_razor.parity_mnist.methods import right_answers
+from vla_razor.parity_mnist.model import NEW, PRIOR, Parameters
+
+FISHER_IMAGES = 200  # of the prior task
+CHUNK = 2000  # test images in one forward pass
+DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "forward_kl": divergence.forward_kl,
+    "reverse_kl": divergence.reverse_kl,
+    "total_variation": divergence.total_variation,
+    "l2_distance": divergence.l2_distance,
+}
+
+
+class Tests(NamedTuple):
+    """Inputs and labels of both test sets."""
+
+    new: Float[Tensor, "N 785"]
+    digits: Int[Tensor, " N"]
+    prior: Float[Tensor, "M 785"]
+    classes: Int[Tensor, " M"]
+
+    @classmethod
+    def of(cls, data: Data) -> "Tests":
+        new, prior = model.inputs(data.mnist_test.images, NEW), model.inputs(data.fashion_test.images, PRIOR)
+        return cls(new, data.mnist_test.labels, prior, data.fashion_test.labels)
+
+
+class Base(NamedTuple):
+    """The base (R = 1) with what every measure compares with, computed once."""
+
+    parameters: Parameters
+    logits: Float[Tensor, "N 10"]
+    hidden: Float[Tensor, "N H"]
+    fisher: Parameters
+
+    @classmethod
+    def of(cls, parameters: Parameters, fisher: Parameters, tests: Tests) -> "Base":
+        return cls(parameters, *_outputs(parameters, tests.new), fisher)
+
+
+def fisher_of(parameters: Parameters, tests: Tests) -> Parameters:
+    """The diagonal Fisher information of a network (R = 1) over inputs of the prior task."""
+    found = weight_change.diagonal_fisher(_one, _unstacked(parameters), tests.prior[:FISHER_IMAGES])
+    return {name: value[None] for name, value in found.items()}
+
+
+@torch.no_grad()
+def measure(parameters: Parameters, base: Base, tests: Tests) -> dict[str, float]:
+    """Accuracies and distances of one network (R = 1).
+
+    `new`: share of test digits answered with the right parity; `prior`: accuracy on the prior test set; divergences in
+    nats, activation changes of all hidden layers, both on the new task's test set. NaN throughout for a network that is
+    not finite.
+    """
+    logits, hidden = _outputs(parameters, tests.new)
+    prior, _ = _outputs(parameters, tests.prior)
+    before, after, fisher = (_unstacked(part) for part in (base.parameters, parameters, base.fisher))
+    answers = logits.argmax(-1)
+    found: dict[str, Any] = {
+        "new": right_answers(tests.digits).gather(-1, answers[:, None]).float().mean(),
+        "prior": (prior.argmax(-1) == tests.classes).float().mean(),
+        **{name: distance(base.logits, logits).mean() for name, distance in DIVERGENCES.items()},
+        "weight_l1": weight_change.l1(before, after),
+        "weight_fisher": weight_change.fisher_l2(before, after, fisher),
+        "weight_spectral": weight_change.spectral(before, after),
+        "weight_sparsity": weight_change.sparsity(before, after),
+        "weight_sparsity_bfloat16": weight_change.sparsity(before, after, dtype=torch.bfloat16),
+        "activation_l1": similarity.activation_l1(base.hidden, hidden),
+        "activation_l2": similarity.activation_l2(base.hidden, hidden),
+    }
+    finite = all(bool(part.isfinite().all()) for part in (*parameters.values(), logits, prior))
+    return {name: float(value) if finite else float("nan") for name, value in found.items()}
+
+
+def _unstacked(parameters: Parameters) -> Parameters:
+    return {name: value[0] for name, value in parameters.items()}
+
+
+def _one(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+    """The logits of one input."""
+    stacked = {name: value[None] for name, value in parameters.items()}
+    return model.forward(stacked, x[None, None]).logits[0, 0]
+
+
+@torch.no_grad()
+def _outputs(parameters: Parameters, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and the activations of all hidden layers, side by side, for all inputs."""
+    parts = [model.forward(parameters, part[None]) for part in inputs.split(CHUNK)]
+    logits = torch.cat([part.logits[0] for part in parts])
+    return logits, torch.cat([torch.cat(part.hidden, -1)[0] for part in parts])

@@ -1,0 +1,139 @@
+"""The objectives that are compared, one function each (paper, Sections 4-5 and Appendix B.3).
+
+All see the same `Batch` and return one loss a run, [R]. Offline methods learn labels that were annotated before the
+training (`ANNOTATORS`); on-policy ones sample their own.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from vla_razor.core import advantages, divergence, projection
+from vla_razor.parity_mnist.data import CLASSES
+
+SAMPLES = 8
+"""Answers that an on-policy method samples for an image."""
+KL_COEFFICIENT = 0.1
+MARGIN = 1.0
+
+
+class Batch(NamedTuple):
+    """What an objective may look at: images are not among it, because the logits are computed once for all."""
+
+    logits: Float[Tensor, "R B 10"]
+    base_logits: Float[Tensor, "R B 10"]
+    right: Bool[Tensor, "R B 10"]
+    """Which answers have the digit's parity."""
+    chosen: Int[Tensor, "R B"]
+    """The annotator's labels."""
+    rejected: Int[Tensor, "R B"]
+    """Labels of the wrong parity."""
+    generator: torch.Generator
+
+
+def right_answers(digits: Int[Tensor, "*B"]) -> Bool[Tensor, "*B 10"]:
+    """Which of the ten answers have the parity of the digit."""
+    return digits[..., None] % 2 == torch.arange(CLASSES, device=digits.device) % 2
+
+
+def supervised(batch: Batch) -> Float[Tensor, " R"]:
+    """SFT: cross-entropy to the annotator's labels."""
+    return -_log_probs(batch.logits, batch.chosen[..., None])[..., 0].mean(1)
+
+
+def grpo(batch: Batch) -> Float[Tensor, " R"]:
+    """On-policy, with negative examples: rewards normalised within the samples of an image."""
+    answers, rewards = _sampled(batch)
+    advantage = advantages.group_normalized(rewards.flatten(0, 1)).view_as(rewards)
+    return -(advantage * _log_probs(batch.logits, answers)).mean((1, 2))
+
+
+def grpo_kl(batch: Batch) -> Float[Tensor, " R"]:
+    """GRPO with a penalty of 0.1 on KL(policy || base), in closed form rather than from the samples."""
+    return grpo(batch) + KL_COEFFICIENT * divergence.reverse_kl(batch.base_logits, batch.logits).mean(1)
+
+
+def one_zero_reinforce(batch: Batch) -> Float[Tensor, " R"]:
+    """On-policy, without negative examples: right samples weigh 1, wrong ones 0."""
+    answers, rewards = _sampled(batch)
+    advantage = advantages.one_zero(rewards.flatten(0, 1)).view_as(rewards)
+    return -(advantage * _log_probs(batch.logits, answers)).mean((1, 2))
+
+
+def simpo(batch: Batch) -> Float[Tensor, " R"]:
+    """Offline, with negative examples: the annotator's label is to be likelier than a wrong one by a margin."""
+    pairs = _log_probs(batch.logits, torch.stack([batch.chosen, batch.rejected], -1))
+    return -F.logsigmoid(pairs[..., 0] - pairs[..., 1] - MARGIN).mean(1)
+
+
+def annotate_first(digits: Int[Tensor, " N"], reference: Tensor, generator: torch.Generator) -> Int[Tensor, " N"]:
+    """SFT 1: 0 for even digits, 1 for odd ones."""
+    return digits % 2
+
+
+def annotate_second(digits: Int[Tensor, " N"], reference: Tensor, generator: torch.Generator) -> Int[Tensor, " N"]:
+    """SFT 2: 0 or 4 at random for even digits, 1 or 5 for odd ones."""
+    return digits % 2 + 4 * torch.randint(2, digits.shape, generator=generator)
+
+
+def annotate_oracle(
+    digits: Int[Tensor, " N"], reference: Float[Tensor, "N 10"], generator: torch.Generator
+) -> Int[Tensor, " N"]:
+    """Labels sampled from the distribution closest to the base among those that are always right.
+
+    See `projection.oracle` for what the paper writes and what it can mean.
+    """
+    oracle = projection.oracle(reference, right_answers(digits))
+    return torch.multinomial(oracle.exp(), 1, generator=generator)[:, 0]
+
+
+def annotate_policy(
+    digits: Int[Tensor, " N"], reference: Float[Tensor, "N 10"], generator: torch.Generator
+) -> Int[Tensor, " N"]:
+    """Labels sampled from another policy, wrong ones among them: distillation."""
+    return torch.multinomial(reference.softmax(-1), 1, generator=generator)[:, 0]
+
+
+def annotate_wrong(digits: Int[Tensor, " N"], generator: torch.Generator) -> Int[Tensor, " N"]:
+    """Labels of the wrong parity, uniformly: what SimPO rejects."""
+    return torch.multinomial((~right_answers(digits)).float(), 1, generator=generator)[:, 0]
+
+
+class Method(NamedTuple):
+    """An objective, who annotates its images (None: nobody, it samples its own), and whether the policy that the
+    annotator refers to is a teacher rather than the base.
+    """
+
+    objective: Callable[[Batch], Tensor]
+    annotate: Callable[[Tensor, Tensor, torch.Generator], Tensor] | None = None
+    taught: bool = False
+
+
+METHODS = {
+    "grpo": Method(grpo),
+    "grpo_kl": Method(grpo_kl),
+    "one_zero_reinforce": Method(one_zero_reinforce),
+    "sft_1": Method(supervised, annotate_first),
+    "sft_2": Method(supervised, annotate_second),
+    "sft_oracle": Method(supervised, annotate_oracle),
+    "sft_distilled": Method(supervised, annotate_policy, taught=True),
+    "simpo": Method(simpo, annotate_first),
+}
+
+
+def _sampled(batch: Batch) -> tuple[Int[Tensor, "R B K"], Float[Tensor, "R B K"]]:
+    """Answers of the policy and their rewards."""
+    probabilities = batch.logits.detach().softmax(-1)
+    # A network that is not finite answers at random: a draw from NaN would end the runs beside it as well.
+    probabilities = torch.where(probabilities.isfinite().all(-1, keepdim=True), probabilities, 1 / CLASSES)
+    answers = torch.multinomial(probabilities.flatten(0, 1), SAMPLES, replacement=True, generator=batch.generator)
+    answers = answers.view(*probabilities.shape[:2], SAMPLES)
+    return answers, batch.right.gather(-1, answers).float()
+
+
+def _log_probs(logits: Tensor, answers: Tensor) -> Tensor:
+    return logits.log_softmax(-1).gather(-1, answers)

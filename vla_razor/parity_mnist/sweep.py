@@ -1,0 +1,217 @@
+"""The sweep: every method at every learning rate, schedule and length, from every base, in worker processes.
+
+Each finished run is a parquet file of its own, so that a killed sweep goes on where it stopped. On a CPU a process
+trains one run at a time on one thread: matrices of this size do not divide well. On a GPU the runs of a method that are
+equally long are trained together.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from functools import cache
+from itertools import groupby, product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import load_file, save
+
+from vla_razor.errors import RunFailed
+from vla_razor.files import atomic_write
+from vla_razor.parity_mnist import data, dynamics, training
+from vla_razor.parity_mnist.measures import Base, Tests, fisher_of, measure
+from vla_razor.parity_mnist.model import Parameters, select
+from vla_razor.parity_mnist.training import Settings
+
+TEACHER = "grpo"
+TEACHER_RATE, TEACHER_SCHEDULE, TEACHER_EPOCHS = 3e-4, "cosine", 2
+TEXTS, COUNTS = ("domain", "method", "run", "schedule", "status", "reason"), ("seed", "width", "epochs", "step")
+
+
+class Job(NamedTuple):
+    """What a worker process needs to know: where images come from and results go, and where it computes."""
+
+    data_dir: Path | None
+    out: Path
+    checkpoints: int
+    device: str
+
+
+class Origin(NamedTuple):
+    """Which base a run starts from."""
+
+    seed: int
+    width: int
+
+    @property
+    def name(self) -> str:
+        return f"base-seed{self.seed}-width{self.width}"
+
+
+def grid(
+    methods: Sequence[str],
+    rates: Sequence[float],
+    schedules: Sequence[str],
+    epochs: Sequence[int],
+    origins: Sequence[Origin],
+) -> list[Settings]:
+    """All runs, those that can be trained together side by side."""
+    choices = product(origins, methods, epochs, rates, schedules)
+    return [Settings(method, rate, kind, count, *origin) for origin, method, count, rate, kind in choices]
+
+
+def learning_rates(low: float, high: float, count: int) -> list[float]:
+    """`count` learning rates, evenly spaced on a logarithmic scale, the ends among them."""
+    return np.geomspace(low, high, count).tolist()
+
+
+def prepare(origin: Origin, job: Job) -> None:
+    """Pre-trains a base, and the teacher that `sft_distilled` learns from; both are kept in bases/, and the
+    base's own row beside those of the runs.
+    """
+    images, tests = _images(job.data_dir)
+    base = training.pretrain(images, *origin)
+    task = training.task_of(TEACHER, images.mnist_train, base, origin.seed)
+    settings = Settings(TEACHER, TEACHER_RATE, TEACHER_SCHEDULE, TEACHER_EPOCHS, *origin)
+    ((_, teacher),) = training.finetune([settings], base, task, checkpoints=1, device=job.device)
+    tensors = {f"base.{name}": value for name, value in base.items()}
+    tensors |= {f"teacher.{name}": value.cpu() for name, value in teacher.items()}
+    fisher = fisher_of(base, tests)
+    tensors |= {f"fisher.{name}": value for name, value in fisher.items()}
+    atomic_write(_base_path(job.out, origin), save(tensors))
+    untouched = Settings("base", 0.0, "constant", 0, *origin)
+    _write(_base_row(job.out, origin), [_row(untouched, 0, measure(base, Base.of(base, fisher, tests), tests))])
+
+
+def sweep(
+    runs: Sequence[Settings], followed: Sequence[Settings], job: Job, processes: int, done: Callable[[int], None]
+) -> None:
+    """Prepares the bases, trains the runs and follows those of `followed`, as far as their files are not there yet;
+    `done` is called with the number of runs that have just been finished.
+
+    Raises RunFailed where a worker process died; the finished runs are kept.
+    """
+    origins = [origin for origin in dict.fromkeys(map(origin_of, runs)) if not _base_row(job.out, origin).is_file()]
+    missing = [run for run in runs if not shard_path(job.out, run).is_file()]
+    together = groupby(missing, key=lambda run: (origin_of(run), run.method, run.epochs))
+    groups = [list(group) for _, group in together] if job.device != "cpu" else [[run] for run in missing]
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _initialize) as pool:
+        try:
+            for future in [pool.submit(prepare, origin, job) for origin in origins]:
+                future.result()
+            futures = {pool.submit(train, group, job): len(group) for group in groups}
+            unseen = [run for run in followed if not dynamics_path(job.out, run).is_file()]
+            futures |= {pool.submit(follow, run, job): 1 for run in unseen}
+            for future in as_completed(futures):
+                future.result()
+                done(futures[future])
+        except BrokenProcessPool as error:
+            raise RunFailed(f"A worker process died. The finished runs are kept in {job.out / 'runs'}.") from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def train(runs: Sequence[Settings], job: Job) -> None:
+    """Fine-tunes runs side by side, measures their checkpoints, and writes a file for each."""
+    images, tests = _images(job.data_dir)
+    base, teacher = _bases(job, origin_of(runs[0]))
+    task = training.task_of(runs[0].method, images.mnist_train, base.parameters, runs[0].seed, teacher)
+    rows: dict[Settings, list[dict[str, Any]]] = {run: [] for run in runs}
+    for step, parameters in training.finetune(runs, base.parameters, task, job.checkpoints, job.device):
+        for index, run in enumerate(runs):
+            own = {name: value.cpu() for name, value in select(parameters, index).items()}
+            rows[run].append(_row(run, step, measure(own, base, tests)))
+    for run, found in rows.items():
+        _write(shard_path(job.out, run), found)
+
+
+def follow(run: Settings, job: Job) -> None:
+    """Trains a run again, looking at its updates one by one; kept in dynamics/."""
+    images, tests = _images(job.data_dir)
+    base, teacher = _bases(job, origin_of(run))
+    task = training.task_of(run.method, images.mnist_train, base.parameters, run.seed, teacher)
+    rows = list(dynamics.record(run, base.parameters, task, tests))
+    _write(dynamics_path(job.out, run), rows)
+
+
+def merge(runs: Sequence[Settings], job: Job) -> pa.Table:
+    """The rows of the bases and of all runs, sorted by run and step; written to results.parquet."""
+    bases = {_base_row(job.out, origin_of(run)) for run in runs}
+    table = pa.concat_tables(pq.read_table(path) for path in sorted(bases | {shard_path(job.out, run) for run in runs}))
+    atomic_write(job.out / "results.parquet", lambda file: pq.write_table(table, file))
+    return table
+
+
+def origin_of(run: Settings) -> Origin:
+    """The base that a run starts from."""
+    return Origin(run.seed, run.width)
+
+
+def dynamics_path(out: Path, run: Settings) -> Path:
+    """Where what `follow` saw of a run is kept."""
+    return out / "dynamics" / f"{run.name}.parquet"
+
+
+def shard_path(out: Path, run: Settings) -> Path:
+    """Where a run's rows are kept."""
+    return out / "runs" / f"{run.name}.parquet"
+
+
+def _row(run: Settings, step: int, measures: dict[str, float]) -> dict[str, Any]:
+    finite = all(np.isfinite(list(measures.values())))
+    status = {"status": "done", "reason": None} if finite else {"status": "diverged", "reason": f"not finite at {step}"}
+    return {"domain": "parity_mnist", "run": run.name, "step": step, **run._asdict(), **measures, **status}
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    kinds = dict.fromkeys(TEXTS, pa.string()) | dict.fromkeys(COUNTS, pa.int64())
+    schema = pa.schema([(name, kinds.get(name, pa.float64())) for name in rows[0]])
+    atomic_write(path, lambda file: pq.write_table(pa.Table.from_pylist(rows, schema), file))
+
+
+def _base_path(out: Path, origin: Origin) -> Path:
+    return out / "bases" / f"{origin.name}.safetensors"
+
+
+def _base_row(out: Path, origin: Origin) -> Path:
+    return out / "runs" / f"{origin.name}.parquet"
+
+
+def _initialize() -> None:
+    """Ctrl-C in a terminal ends a worker at once and without a word: what it was at is done again."""
+    torch.set_num_threads(1)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as it is for a job in the background
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A pool whose parent was killed would train what is left in its queue, and then wait for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+@cache
+def _images(data_dir: Path | None) -> tuple[data.Data, Tests]:
+    images = data.load(data_dir)
+    return images, Tests.of(images)
+
+
+@cache
+def _bases(job: Job, origin: Origin) -> tuple[Base, Parameters]:
+    """The base with what it is compared by, and the teacher."""
+    tensors = load_file(_base_path(job.out, origin))
+    base, teacher, fisher = (
+        {name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")}
+        for part in ("base", "teacher", "fisher")
+    )
+    return Base.of(base, fisher, _images(job.data_dir)[1]), teacher

@@ -1,0 +1,166 @@
+"""Pre-training the base, and fine-tuning it: R runs of one method side by side.
+
+Runs that are trained together differ in learning rate and schedule alone; they see the same images in the same order.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from vla_razor.core import schedule
+from vla_razor.parity_mnist import methods, model
+from vla_razor.parity_mnist.data import Data, Split
+from vla_razor.parity_mnist.methods import Batch
+from vla_razor.parity_mnist.model import NEW, PRIOR, Parameters
+
+BATCH = 64
+PRETRAINING_IMAGES = 500  # of each task
+PRETRAINING_EPOCHS = 60
+PRETRAINING_RATE = 1e-3
+WARMUP = 0.05  # of a run's updates
+
+
+class Settings(NamedTuple):
+    """A fine-tuning run: what it learns by, how fast, how long, from which base. `width` is that of the first hidden
+    layer; the second has half of it.
+    """
+
+    method: str
+    learning_rate: float
+    schedule: str
+    epochs: int
+    seed: int
+    width: int = model.WIDTH
+
+    @property
+    def name(self) -> str:
+        """One for every run, fit for a file."""
+        start = f"{self.method}-seed{self.seed}-width{self.width}"
+        return f"{start}-lr{self.learning_rate:.6g}-{self.schedule}-{self.epochs}ep"
+
+
+class Task(NamedTuple):
+    """What fine-tuning learns from: inputs of the new task, their digits, and the labels an annotator gave them."""
+
+    inputs: Float[Tensor, "N 785"]
+    digits: Int[Tensor, " N"]
+    base_logits: Float[Tensor, "N 10"]
+    chosen: Int[Tensor, " N"]
+    rejected: Int[Tensor, " N"]
+
+
+def pretrain(data: Data, seed: int, width: int = model.WIDTH) -> Parameters:
+    """The base (R = 1): 500 images of each task, digits labelled by a random one of their parity."""
+    generator = generator_of(seed, "pretraining")
+    digits, clothes = (_some(split, PRETRAINING_IMAGES, generator) for split in (data.mnist_train, data.fashion_train))
+    answers = torch.multinomial(methods.right_answers(digits.labels).float(), 1, generator=generator)[:, 0]
+    images = torch.cat([model.inputs(digits.images, NEW), model.inputs(clothes.images, PRIOR)])
+    labels = torch.cat([answers, clothes.labels])
+    parameters = _trainable(model.initialize(1, generator, width))
+    optimizer = torch.optim.AdamW(parameters.values(), lr=PRETRAINING_RATE, weight_decay=0.0, fused=True)
+    for _ in range(PRETRAINING_EPOCHS):
+        for rows in torch.randperm(len(images), generator=generator).split(BATCH):
+            logits = model.forward(parameters, images[rows][None]).logits[0]
+            F.cross_entropy(logits, labels[rows]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return {name: value.detach() for name, value in parameters.items()}
+
+
+def task_of(method: str, split: Split, base: Parameters, seed: int, teacher: Parameters | None = None) -> Task:
+    """The images of the new task with the labels of the method's annotator, drawn once for all epochs.
+
+    The annotator refers to the base, or to the `teacher` for a method that is taught.
+    """
+    generator = generator_of(seed, method, "labels")
+    inputs = model.inputs(split.images, NEW)
+    base_logits = _logits(base, inputs)
+    _, annotate, taught = methods.METHODS[method]
+    reference = _logits(teacher, inputs) if taught and teacher is not None else base_logits
+    chosen = annotate(split.labels, reference, generator) if annotate else torch.zeros_like(split.labels)
+    return Task(inputs, split.labels, base_logits, chosen, methods.annotate_wrong(split.labels, generator))
+
+
+def finetune(
+    runs: Sequence[Settings], base: Parameters, task: Task, checkpoints: int, device: str = "cpu"
+) -> Iterator[tuple[int, Parameters]]:
+    """Trains the runs side by side; yields the update's number and all their parameters, `checkpoints` times, evenly
+    spaced, the last one at the end.
+
+    A run whose loss is not finite goes on as it is; its parameters say so.
+    """
+    first = runs[0]
+    objective = methods.METHODS[first.method].objective
+    generator = generator_of(first.seed, first.method, str(first.epochs), device=device)
+    task = Task(*(part.to(device) for part in task))
+    parameters = _trainable(model.repeat({name: value.to(device) for name, value in base.items()}, len(runs)))
+    optimizer = _Optimizer(parameters, runs)
+    batches = [rows for _ in range(first.epochs) for rows in _shuffled(len(task.inputs), generator)]
+    saves = {round(step) for step in np.linspace(len(batches), 0, checkpoints, endpoint=False)}
+    for step, rows in enumerate(batches, 1):
+        own = task.inputs[rows].expand(len(runs), -1, -1)
+        shared = [part[rows] for part in (task.base_logits, task.chosen, task.rejected, task.digits)]
+        base_logits, chosen, rejected, digits = (part.expand(len(runs), *part.shape) for part in shared)
+        right = methods.right_answers(digits)
+        batch = Batch(model.forward(parameters, own).logits, base_logits, right, chosen, rejected, generator)
+        objective(batch).sum().backward()
+        optimizer.step(step - 1, len(batches))
+        if step in saves:
+            yield step, {name: value.detach() for name, value in parameters.items()}
+
+
+class _Optimizer:
+    """AdamW over stacked parameters with a learning rate a run: each run's parameters are views of the stack."""
+
+    def __init__(self, parameters: Parameters, runs: Sequence[Settings]) -> None:
+        self.parameters, self.runs = parameters, runs
+        for value in parameters.values():
+            value.grad = torch.zeros_like(value)
+        self.optimizer = torch.optim.AdamW(
+            [self._group(index) for index in range(len(runs))], weight_decay=0.0, fused=True
+        )
+
+    def _group(self, run: int) -> dict[str, Any]:
+        views = [value.detach()[run].requires_grad_() for value in self.parameters.values()]
+        for view, value in zip(views, self.parameters.values(), strict=True):
+            assert value.grad is not None
+            view.grad = value.grad[run]
+        return {"params": views, "lr": self.runs[run].learning_rate}
+
+    def step(self, step: int, total: int) -> None:
+        """One update; the gradients are left at zero."""
+        for group, run in zip(self.optimizer.param_groups, self.runs, strict=True):
+            factor = schedule.factor(step, total, max(1, round(WARMUP * total)), run.schedule)
+            group["lr"] = run.learning_rate * factor
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=False)
+
+
+def generator_of(*key: int | str, device: str = "cpu") -> torch.Generator:
+    """A generator for each key."""
+    words = [word if isinstance(word, int) else int.from_bytes(word.encode(), "little") for word in key]
+    seed = int(np.random.SeedSequence(words).generate_state(2, np.uint64)[0] >> 1)
+    return torch.Generator(device).manual_seed(seed)
+
+
+def _shuffled(count: int, generator: torch.Generator) -> Sequence[Tensor]:
+    return torch.randperm(count, generator=generator, device=generator.device).split(BATCH)
+
+
+def _some(split: Split, count: int, generator: torch.Generator) -> Split:
+    rows = torch.randperm(len(split.labels), generator=generator)[:count]
+    return Split(split.images[rows], split.labels[rows])
+
+
+def _trainable(parameters: Parameters) -> Parameters:
+    return {name: value.clone().requires_grad_() for name, value in parameters.items()}
+
+
+@torch.no_grad()
+def _logits(parameters: Parameters, inputs: Tensor) -> Tensor:
+    return model.forward(parameters, inputs[None]).logits[0]
