@@ -56,7 +56,7 @@ def run(config: DictConfig, run: Run) -> None:
     summary = analysis.summarize(points) | {"cknna": analysis.matched_similarity(*seen.values())}
     figures.draw(run.path / "plots", points, summary)
     figures.draw_dynamics(run.path / "plots", {method: columns.to_pydict() for method, columns in seen.items()})
-    report.write(run.path / "report.html", run.path / "plots", summary, dict(config))
+    report.write(run.path / "report.html", run.path / "plots", summary, {str(key): config[key] for key in config})
     present(Console(), run.path, summary, sum(status == "diverged" for status in table["status"].to_pylist()))
     run.log(len(runs), models=len(points))
     run.finish(summary)

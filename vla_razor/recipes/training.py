@@ -18,6 +18,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from vla_razor.config import scenes
+from vla_razor.core import schedule
 from vla_razor.errors import RunFailed, UserError
 from vla_razor.policies import Decisions, Policy
 from vla_razor.policies.openvla import OpenVLA
