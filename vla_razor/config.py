@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from vla_razor.errors import UserError, nearest
@@ -167,7 +167,10 @@ def _compose_files(verb: str, groups: dict[str, str]) -> DictConfig:
     with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         plain = hydra.compose(verb)
         overrides = [_group_override(verb, plain, key, name) for key, name in groups.items()]
-        config = hydra.compose(verb, overrides)
+        try:
+            config = hydra.compose(verb, overrides)
+        except ConfigCompositionException as error:
+            raise UserError(f"experiment={groups.get('experiment')} sets what {verb} does not have.") from error
     OmegaConf.set_struct(config, False)
     config.update({key: None for key in plain if key not in config})
     for key in [key for key in config if key not in plain]:
