@@ -57,9 +57,9 @@ def test_a_figure_is_written(tmp_path: Path, draw) -> None:
 
 
 def test_the_same_data_give_the_same_bytes(tmp_path: Path) -> None:
-    for name in ("one", "other"):
+    for name in ("one.png", "other.png"):
         plots.success_against_kl(tmp_path / name, points())
-    assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "other.png").read_bytes()
 
 
 def test_settings_of_a_method_differ_in_shade() -> None:
