@@ -1,7 +1,7 @@
 """The objectives that are compared, one function each (paper, Sections 4-5 and Appendix B.3).
 
 All see the same `Batch` and return one loss a run, [R]. Offline methods learn labels that were annotated before the
-training (`ANNOTATORS`); on-policy ones sample their own.
+training (`METHODS` names the annotators); on-policy ones sample their own.
 """
 
 from collections.abc import Callable
@@ -47,9 +47,7 @@ def supervised(batch: Batch) -> Float[Tensor, " R"]:
 
 def grpo(batch: Batch) -> Float[Tensor, " R"]:
     """On-policy, with negative examples: rewards normalised within the samples of an image."""
-    answers, rewards = _sampled(batch)
-    advantage = advantages.group_normalized(rewards.flatten(0, 1)).view_as(rewards)
-    return -(advantage * _log_probs(batch.logits, answers)).mean((1, 2))
+    return _policy_gradient(batch, advantages.group_normalized)
 
 
 def grpo_kl(batch: Batch) -> Float[Tensor, " R"]:
@@ -59,9 +57,7 @@ def grpo_kl(batch: Batch) -> Float[Tensor, " R"]:
 
 def one_zero_reinforce(batch: Batch) -> Float[Tensor, " R"]:
     """On-policy, without negative examples: right samples weigh 1, wrong ones 0."""
-    answers, rewards = _sampled(batch)
-    advantage = advantages.one_zero(rewards.flatten(0, 1)).view_as(rewards)
-    return -(advantage * _log_probs(batch.logits, answers)).mean((1, 2))
+    return _policy_gradient(batch, advantages.one_zero)
 
 
 def simpo(batch: Batch) -> Float[Tensor, " R"]:
@@ -123,6 +119,13 @@ METHODS = {
     "sft_distilled": Method(supervised, annotate_policy, taught=True),
     "simpo": Method(simpo, annotate_first),
 }
+
+
+def _policy_gradient(batch: Batch, advantage_of: Callable[[Tensor], Tensor]) -> Float[Tensor, " R"]:
+    """REINFORCE on sampled answers; `advantage_of` takes rewards [G, K], the K samples of an image being a group."""
+    answers, rewards = _sampled(batch)
+    advantage = advantage_of(rewards.flatten(0, 1)).view_as(rewards)
+    return -(advantage * _log_probs(batch.logits, answers)).mean((1, 2))
 
 
 def _sampled(batch: Batch) -> tuple[Int[Tensor, "R B K"], Float[Tensor, "R B K"]]:

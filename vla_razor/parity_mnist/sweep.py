@@ -28,7 +28,7 @@ from vla_razor.files import atomic_write
 from vla_razor.parity_mnist import data, dynamics, training
 from vla_razor.parity_mnist.measures import Base, Tests, fisher_of, measure
 from vla_razor.parity_mnist.model import Parameters, select
-from vla_razor.parity_mnist.training import Settings
+from vla_razor.parity_mnist.training import Settings, Task
 
 TEACHER = "grpo"
 TEACHER_RATE, TEACHER_SCHEDULE, TEACHER_EPOCHS = 3e-4, "cosine", 2
@@ -120,9 +120,7 @@ def sweep(
 
 def train(runs: Sequence[Settings], job: Job) -> None:
     """Fine-tunes runs side by side, measures their checkpoints, and writes a file for each."""
-    images, tests = _images(job.data_dir)
-    base, teacher = _bases(job, origin_of(runs[0]))
-    task = training.task_of(runs[0].method, images.mnist_train, base.parameters, runs[0].seed, teacher)
+    base, task, tests = _opened(runs[0], job)
     rows: dict[Settings, list[dict[str, Any]]] = {run: [] for run in runs}
     for step, parameters in training.finetune(runs, base.parameters, task, job.checkpoints, job.device):
         for index, run in enumerate(runs):
@@ -134,9 +132,7 @@ def train(runs: Sequence[Settings], job: Job) -> None:
 
 def follow(run: Settings, job: Job) -> None:
     """Trains a run again, looking at its updates one by one; kept in dynamics/."""
-    images, tests = _images(job.data_dir)
-    base, teacher = _bases(job, origin_of(run))
-    task = training.task_of(run.method, images.mnist_train, base.parameters, run.seed, teacher)
+    base, task, tests = _opened(run, job)
     rows = list(dynamics.record(run, base.parameters, task, tests))
     _write(dynamics_path(job.out, run), rows)
 
@@ -198,6 +194,13 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
+
+
+def _opened(run: Settings, job: Job) -> tuple[Base, Task, Tests]:
+    """What a run starts from, what it learns from, and what it is tested on."""
+    images, tests = _images(job.data_dir)
+    base, teacher = _bases(job, origin_of(run))
+    return base, training.task_of(run.method, images.mnist_train, base.parameters, run.seed, teacher), tests
 
 
 @cache
