@@ -85,8 +85,11 @@ class CommandLine:
         """Starts or resumes the run in `out` and sends the signal once `step` has been logged."""
         process = self.start(*arguments)
         until(lambda: process.poll() is not None or any(row["step"] >= step for row in metrics(out)))
-        os.kill(process.pid, number)
+        running = process.poll() is None
+        if running:
+            os.kill(process.pid, number)
         output, errors = process.communicate()
+        assert running, f"ended before step {step}, exit status {process.returncode}\n{output}\n{errors}"
         return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 

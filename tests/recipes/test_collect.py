@@ -165,7 +165,7 @@ def test_a_killed_collection_of_the_real_task_goes_on_to_the_same_bytes(
     arguments = {"grid": "8x3", "per_point": "2", "num_envs": "4", "num_workers": "1"}
     cut, whole = tmp_path / "cut", tmp_path / "whole"
     overrides = [f"{key}={value}" for key, value in {**arguments, "logger": "none"}.items()]
-    vla_razor.stop_at(cut, 1, signal.SIGKILL, "collect", *overrides)
+    vla_razor.stop_at(cut, 1, signal.SIGKILL, "collect", *overrides, f"out={cut}")
     assert "row_0000.h5" in contents(cut)
     assert len(contents(cut)) < 8, "killed on the way"
     borrowed(monkeypatch, can)
