@@ -75,7 +75,7 @@ def plain(runs: list[Settings], images: data.Data, job: sweep.Job) -> None:
         )
         linear = [layer for layer in network if isinstance(layer, nn.Linear)]
         for index, layer in enumerate(linear):
-            layer.weight.data.copy_(base.parameters[f"weight_{index}"][0])
+            layer.weight.data.copy_(base.parameters[f"weight_{index}"][0].T)
             layer.bias.data.copy_(base.parameters[f"bias_{index}"][0])
         optimizer = torch.optim.AdamW(network.parameters(), lr=run.learning_rate, weight_decay=0.0, foreach=False)
         batches = [rows for _ in range(run.epochs) for rows in torch.randperm(len(task.inputs)).split(training.BATCH)]
@@ -96,7 +96,7 @@ def plain(runs: list[Settings], images: data.Data, job: sweep.Job) -> None:
             if step % every == 0:
                 own = {}
                 for index, layer in enumerate(linear):
-                    own |= {f"weight_{index}": layer.weight.detach()[None], f"bias_{index}": layer.bias.detach()[None]}
+                    own |= {f"weight_{index}": layer.weight.detach().T[None], f"bias_{index}": layer.bias.detach()[None]}
                 measures.measure(own, base, tests)
 
 

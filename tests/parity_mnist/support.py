@@ -43,8 +43,8 @@ def sequential(parameters: Parameters, run: int = 0) -> nn.Sequential:
     layers: list[nn.Module] = []
     for layer in range(len(parameters) // 2):
         weight, bias = parameters[f"weight_{layer}"][run], parameters[f"bias_{layer}"][run]
-        linear = nn.Linear(weight.shape[1], weight.shape[0])
-        linear.load_state_dict({"weight": weight, "bias": bias})
+        linear = nn.Linear(*weight.shape)
+        linear.load_state_dict({"weight": weight.T, "bias": bias})
         layers += [linear, nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 

@@ -98,13 +98,13 @@ def test_training_is_that_of_a_plain_loop(base: Parameters, split: Split, kind: 
             rates.step()
     ((_, parameters),) = finetune([run], base, task, checkpoints=1)
     for ours, reference in zip(parameters.values(), network.parameters(), strict=True):
-        torch.testing.assert_close(ours[0], reference.detach(), atol=2e-6, rtol=1e-4)
+        torch.testing.assert_close(ours[0].mT if ours.ndim > 2 else ours[0], reference.detach(), atol=2e-6, rtol=1e-4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", OFFLINE)
 def test_a_run_is_the_same_alone_and_beside_others(base: Parameters, split: Split, method: str) -> None:
-    runs = [settings(method, 1e-3), settings(method, 1e-4, "cosine"), settings(method, 1e30)]
+    runs = [settings(method, 1e-3), settings(method, 1e-4, "cosine"), settings(method, 1e38)]
     together = trained(runs, base, split, checkpoints=2)
     for run, stacked in list(zip(runs, together, strict=True))[:2]:
         (alone,) = trained([run], base, split, checkpoints=2)
@@ -177,7 +177,7 @@ def test_the_base_knows_both_tasks_and_no_single_answer(monkeypatch: pytest.Monk
     monkeypatch.setattr(training, "PRETRAINING_IMAGES", 60)
     images = few()
     base, again, other = (training.pretrain(images, seed, 32) for seed in (0, 0, 1))
-    assert {name: value.shape[:2] for name, value in base.items()}["weight_0"] == (1, 32)
+    assert base["weight_0"].shape == (1, 785, 32)
     assert not any(value.requires_grad for value in base.values())
     assert torch.equal(flattened(base), flattened(again))
     assert not torch.equal(flattened(base), flattened(other))

@@ -60,12 +60,13 @@ def activation_l1(base: Float[Tensor, "n d"], tuned: Float[Tensor, "n d"]) -> Fl
 
     Raises ValueError where the two are not matrices of one shape.
     """
-    return _narrow(_change(base, tuned).abs().sum(1).mean(), base, tuned)
+    return _narrow(_change(base, tuned).abs().sum(1, dtype=_wide_type(base)).mean(), base, tuned)
 
 
 def activation_l2(base: Float[Tensor, "n d"], tuned: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     """The Euclidean distance between the two activation vectors, as `activation_l1`."""
-    return _narrow(_change(base, tuned).square().sum(1).sqrt().mean(), base, tuned)
+    squares = _change(base, tuned).square().sum(1, dtype=_wide_type(base))
+    return _narrow(squares.sqrt().mean(), base, tuned)
 
 
 def _squared_cross(x: Tensor, y: Tensor) -> Tensor:
@@ -102,7 +103,8 @@ def _inner_products(x: Tensor, others: Tensor) -> Tensor:
 def _change(base: Tensor, tuned: Tensor) -> Tensor:
     if base.ndim != 2 or base.shape != tuned.shape or 0 in base.shape:
         raise ValueError(f"expected two matrices [n, d] of one shape, got {tuple(base.shape)} and {tuple(tuned.shape)}")
-    return _wide(tuned) - _wide(base)
+    kind = torch.promote_types(torch.promote_types(base.dtype, tuned.dtype), torch.float32)
+    return tuned.to(kind) - base.to(kind)  # of nearly equal numbers, this is exact
 
 
 def _centred(base: Tensor, tuned: Tensor, rows: int) -> tuple[Tensor, Tensor]:
@@ -117,7 +119,11 @@ def _centred(base: Tensor, tuned: Tensor, rows: int) -> tuple[Tensor, Tensor]:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.float32 if tensor.device.type == "mps" else torch.float64)
+    return tensor.to(_wide_type(tensor))
+
+
+def _wide_type(tensor: Tensor) -> torch.dtype:
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
 
 
 def _narrow(result: Tensor, *inputs: Tensor) -> Tensor:

@@ -61,8 +61,8 @@ def measure(parameters: Parameters, base: Base, tests: Tests) -> dict[str, float
     """Accuracies and distances of one network (R = 1).
 
     `new`: share of test digits answered with the right parity; `prior`: accuracy on the prior test set; divergences in
-    nats, activation changes of all hidden layers, both on the new task's test set. NaN throughout for a network that is
-    not finite.
+    nats, activation changes of all hidden layers, both on the new task's test set; rank and sparsity of the update as
+    shares. NaN throughout for a network that is not finite.
     """
     logits, hidden = _outputs(parameters, tests.new)
     prior, _ = _outputs(parameters, tests.prior)
@@ -75,6 +75,7 @@ def measure(parameters: Parameters, base: Base, tests: Tests) -> dict[str, float
         "weight_l1": weight_change.l1(before, after),
         "weight_fisher": weight_change.fisher_l2(before, after, fisher),
         "weight_spectral": weight_change.spectral(before, after),
+        "weight_rank": weight_change.relative_rank(before, after),
         "weight_sparsity": weight_change.sparsity(before, after),
         "weight_sparsity_bfloat16": weight_change.sparsity(before, after, dtype=torch.bfloat16),
         "activation_l1": similarity.activation_l1(base.hidden, hidden),

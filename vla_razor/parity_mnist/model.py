@@ -18,7 +18,7 @@ WIDTH = 512  # of the first hidden layer; the second has half of it
 NEW, PRIOR = 1.0, -1.0  # the last input: which task an image belongs to
 
 Parameters = dict[str, Tensor]
-"""weight_i [R, out, in] and bias_i [R, out] of layer i."""
+"""weight_i [R, in, out] and bias_i [R, out] of layer i: gradients then need no transposition."""
 
 
 class Outputs(NamedTuple):
@@ -34,7 +34,7 @@ def initialize(runs: int, generator: torch.Generator, width: int = WIDTH) -> Par
     sizes = [INPUTS, width, width // 2, CLASSES]
     parameters: Parameters = {}
     for layer, (size, out) in enumerate(pairwise(sizes)):
-        for name, shape in ((f"weight_{layer}", (runs, out, size)), (f"bias_{layer}", (runs, out))):
+        for name, shape in ((f"weight_{layer}", (runs, size, out)), (f"bias_{layer}", (runs, out))):
             parameters[name] = (2 * torch.rand(shape, generator=generator) - 1) / size**0.5
     return parameters
 
@@ -50,7 +50,7 @@ def forward(parameters: Parameters, x: Float[Tensor, "R B 785"]) -> Outputs:
     layers = len(parameters) // 2
     for layer in range(layers):
         weight, bias = parameters[f"weight_{layer}"], parameters[f"bias_{layer}"]
-        x = torch.baddbmm(bias[:, None], x, weight.mT)
+        x = torch.baddbmm(bias[:, None], x, weight)
         if layer < layers - 1:
             x = x.relu()
             hidden.append(x)

@@ -32,6 +32,7 @@ from vla_razor.parity_mnist.training import Settings, Task
 
 TEACHER = "grpo"
 TEACHER_RATE, TEACHER_SCHEDULE, TEACHER_EPOCHS = 3e-4, "cosine", 2
+DIVERGED = 1000.0  # nats: beyond this a network answers at random, for ever surer
 TEXTS, COUNTS = ("domain", "method", "run", "schedule", "status", "reason"), ("seed", "width", "epochs", "step")
 
 
@@ -161,8 +162,12 @@ def shard_path(out: Path, run: Settings) -> Path:
 
 
 def _row(run: Settings, step: int, measures: dict[str, float]) -> dict[str, Any]:
-    finite = all(np.isfinite(list(measures.values())))
-    status = {"status": "done", "reason": None} if finite else {"status": "diverged", "reason": f"not finite at {step}"}
+    reason = None
+    if not all(np.isfinite(list(measures.values()))):
+        reason = f"not finite at {step}"
+    elif measures["forward_kl"] > DIVERGED:
+        reason = f"forward KL of {measures['forward_kl']:.3g} nats at {step}"
+    status = {"status": "diverged" if reason else "done", "reason": reason}
     return {"domain": "parity_mnist", "run": run.name, "step": step, **run._asdict(), **measures, **status}
 
 

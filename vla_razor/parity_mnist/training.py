@@ -108,8 +108,8 @@ def finetune(
         base_logits, chosen, rejected, digits = (part.expand(len(runs), *part.shape) for part in shared)
         right = methods.right_answers(digits)
         batch = Batch(model.forward(parameters, own).logits, base_logits, right, chosen, rejected, generator)
-        objective(batch).sum().backward()
-        optimizer.step(step - 1, len(batches))
+        gradients = torch.autograd.grad(objective(batch).sum(), list(parameters.values()))
+        optimizer.step(gradients, step - 1, len(batches))
         if step in saves:
             yield step, {name: value.detach() for name, value in parameters.items()}
 
@@ -118,27 +118,18 @@ class _Optimizer:
     """AdamW over stacked parameters with a learning rate a run: each run's parameters are views of the stack."""
 
     def __init__(self, parameters: Parameters, runs: Sequence[Settings]) -> None:
-        self.parameters, self.runs = parameters, runs
-        for value in parameters.values():
-            value.grad = torch.zeros_like(value)
-        self.optimizer = torch.optim.AdamW(
-            [self._group(index) for index in range(len(runs))], weight_decay=0.0, fused=True
-        )
+        self.runs = runs
+        views = [[value.detach()[run].requires_grad_() for value in parameters.values()] for run in range(len(runs))]
+        groups: list[dict[str, Any]] = [{"params": own} for own in views]
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
 
-    def _group(self, run: int) -> dict[str, Any]:
-        views = [value.detach()[run].requires_grad_() for value in self.parameters.values()]
-        for view, value in zip(views, self.parameters.values(), strict=True):
-            assert value.grad is not None
-            view.grad = value.grad[run]
-        return {"params": views, "lr": self.runs[run].learning_rate}
-
-    def step(self, step: int, total: int) -> None:
-        """One update; the gradients are left at zero."""
-        for group, run in zip(self.optimizer.param_groups, self.runs, strict=True):
-            factor = schedule.factor(step, total, max(1, round(WARMUP * total)), run.schedule)
-            group["lr"] = run.learning_rate * factor
+    def step(self, gradients: Sequence[Tensor], step: int, total: int) -> None:
+        """One update, by the gradients of the stack."""
+        for index, (run, group) in enumerate(zip(self.runs, self.optimizer.param_groups, strict=True)):
+            group["lr"] = run.learning_rate * schedule.factor(step, total, max(1, round(WARMUP * total)), run.schedule)
+            for view, gradient in zip(group["params"], gradients, strict=True):
+                view.grad = gradient[index]
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=False)
 
 
 def generator_of(*key: int | str, device: str = "cpu") -> torch.Generator:
