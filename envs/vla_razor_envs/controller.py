@@ -51,13 +51,13 @@ class EndEffectorDelta(PDJointPosController):
         self._base = Frame.at(self.articulation.pose.raw_pose)  # stands still during an episode
 
     def set_action(self, action: Tensor) -> None:
-        self._start_qpos = self.qpos
+        qpos = self.articulation.get_qpos()
+        self._start_qpos = qpos[:, self.active_joint_indices]
         measured = self._base.localize(self.kinematics.end_link.pose.raw_pose)
-        self._target_qpos = self._solve(displaced(measured, action), measured)
+        self._target_qpos = self._solve(qpos, displaced(measured, action), measured)
         self.set_drive_targets(self._target_qpos)
 
-    def _solve(self, target: Tensor, measured: Tensor) -> Tensor:
-        qpos = self.articulation.get_qpos()
+    def _solve(self, qpos: Tensor, target: Tensor, measured: Tensor) -> Tensor:
         if self.kinematics.use_gpu_ik:
             return self.kinematics.compute_ik(Pose.create(target), qpos, current_pose=Pose.create(measured))
         solver = self.kinematics

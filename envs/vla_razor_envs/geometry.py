@@ -22,7 +22,7 @@ for _i, _row in enumerate(("wxyz", "xwzy", "yzwx", "zyxw")):
 
 def left_product(q: Tensor) -> Tensor:
     """The matrix [N, 4, 4] that multiplies row vectors p to the Hamilton products q p; q [N, 4]."""
-    return torch.tensordot(q, _PRODUCT.to(q.device), dims=1)
+    return (q @ _PRODUCT.to(q.device).flatten(1)).unflatten(1, (4, 4))
 
 
 def from_rotation_vector(vector: Tensor) -> Tensor:
@@ -40,22 +40,26 @@ def rotate(q: Tensor, vector: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame at `origin` [N, 3] whose conjugate rotation, as a left product, is `turn_back` [N, 4, 4]."""
+    """A frame in which a world pose p, as a row vector, is (p - origin) turn_back; origin [N, 7], its rotation left
+    zero, and turn_back [N, 7, 7].
+    """
 
     origin: Tensor
     turn_back: Tensor
-    conjugate: Tensor
 
     @classmethod
     def at(cls, pose: Tensor) -> Frame:
         """The frame of a pose [N, 7]."""
         conjugate = pose[:, 3:] * torch.tensor([1.0, -1.0, -1.0, -1.0], device=pose.device)
-        return cls(pose[:, :3], left_product(conjugate), conjugate)
+        axes = torch.eye(3, device=pose.device).repeat(len(pose), 1)
+        turn_back = torch.zeros(len(pose), 7, 7, device=pose.device)
+        turn_back[:, :3, :3] = rotate(conjugate.repeat_interleave(3, 0), axes).unflatten(0, (-1, 3))
+        turn_back[:, 3:, 3:] = left_product(conjugate)
+        return cls(torch.cat([pose[:, :3], torch.zeros_like(conjugate)], 1), turn_back)
 
     def localize(self, pose: Tensor) -> Tensor:
         """A world pose [N, 7] seen from this frame."""
-        place = rotate(self.conjugate, pose[:, :3] - self.origin)
-        return torch.cat([place, torch.bmm(pose[:, None, 3:], self.turn_back)[:, 0]], dim=1)
+        return torch.bmm((pose - self.origin)[:, None], self.turn_back)[:, 0]
 
 
 def displaced(pose: Tensor, delta: Tensor) -> Tensor:

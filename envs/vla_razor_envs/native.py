@@ -40,7 +40,8 @@ class NativeVectorEnv(SlotVectorEnv):
         self.task = build(family, setup, (height, width), task, device, num_envs)
         super().__init__(num_envs, *find_spaces(self.task, (height, width)), setup)
 
-    def tick(self, actions: np.ndarray, active: np.ndarray, starts: Mapping[int, Start]) -> Tick:
+    def send(self, actions: np.ndarray, active: np.ndarray, starts: Mapping[int, Start]) -> None:
+        """Simulates at once: there is one group of slots."""
         rewards, terminated, truncated = np.zeros(self.num_envs, np.float32), *np.zeros((2, self.num_envs), bool)
         observation, info = {}, {}
         if active.any():
@@ -53,7 +54,10 @@ class NativeVectorEnv(SlotVectorEnv):
             slots = torch.tensor(sorted(starts), device=self.task.device)
             chosen = [self._checked(*starts[slot]) for slot in sorted(starts)]
             observation, info = self.task.reset(options={"env_idx": slots, "starts": chosen})
-        return _observed(observation), rewards, terminated, truncated, self._described(info)
+        self._result = _observed(observation), rewards, terminated, truncated, self._described(info)
+
+    def receive(self) -> Tick:
+        return self._result
 
     def close_extras(self, **kwargs: Any) -> None:
         self.task.close()

@@ -57,6 +57,9 @@ class EmbeddedPanda(Panda):
         """Hands the action [N, 7] to the controller; the faces have checked it."""
         self.controller.set_action(action)
 
+    def before_simulation_step(self) -> None:
+        """The controllers have nothing to do between control steps."""
+
     def _load_articulation(self, initial_pose: sapien.Pose | None = None) -> None:
         loader = self.scene.create_urdf_loader()
         loader.name = self.uid

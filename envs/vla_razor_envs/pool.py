@@ -16,6 +16,7 @@ import sys
 import time
 import traceback
 import weakref
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing import get_context, resource_tracker
@@ -23,7 +24,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.shared_memory import SharedMemory
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -63,9 +64,12 @@ class PoolVectorEnv(SlotVectorEnv):
         self._memory: list[_SharedArrays] = []
         self._finalizer = weakref.finalize(self, _shut_down, self._workers, self._memory)
         self._infos: dict[str, np.ndarray] = {}
+        self._sent: deque[list[_Request]] = deque()
         self.timeout = timeout
         try:
             super().__init__(num_envs, *_start(self._workers)[0])
+            # Each worker has slots of both halves.
+            self.groups = [half.tolist() for half in np.array_split(np.arange(num_envs), 2) if len(half)]
             self._memory.append(_SharedArrays(_layout(self.observation_space, self.action_space)))
             for worker in self._workers:
                 worker.attach(self._arrays)
@@ -75,7 +79,7 @@ class PoolVectorEnv(SlotVectorEnv):
 
     @property
     def busy_seconds(self) -> list[float]:
-        """By worker, the seconds spent inside the environments so far."""
+        """By worker, the CPU seconds spent inside the environments so far, rendering threads included."""
         return [worker.busy_seconds for worker in self._workers]
 
     @property
@@ -86,38 +90,50 @@ class PoolVectorEnv(SlotVectorEnv):
     def _arrays(self) -> _SharedArrays:
         return self._memory[0]
 
-    def tick(self, actions: np.ndarray, active: np.ndarray, starts: Mapping[int, Start]) -> Tick:
+    def send(self, actions: np.ndarray, active: np.ndarray, starts: Mapping[int, Start]) -> None:
         if self.closed:
             raise RuntimeError("the pool is closed")
-        self._arrays.actions[:] = actions
-        asked = []
+        requests: list[_Request] = []
         for worker in self._workers:
             resets = {slot: starts[slot] for slot in worker.slots if slot in starts}
             steps = [slot for slot in worker.slots if active[slot] and slot not in starts]
             if resets or steps:
+                self._arrays.actions[steps] = actions[steps]
                 worker.ask(steps, resets)
-                asked.append(worker)
-        return self._gather(_replies(asked, self.timeout))
+                requests.append(_Request(worker, worker.process, [*steps, *resets]))
+        self._sent.append(requests)
 
-    def _gather(self, replies: Mapping[_Worker, Any]) -> Tick:
+    def receive(self) -> Tick:
+        requests = self._sent.popleft()
+        replies = _replies([one.worker for one in requests if one.answerable], self.timeout)
         rewards = np.zeros(self.num_envs, np.float32)
         terminated, truncated, lost = (np.zeros(self.num_envs, bool) for _ in range(3))
-        for worker, reply in replies.items():
+        for request in requests:
+            reply = replies.get(request.worker)
             if reply is None:
-                lost[list(worker.slots)] = True
+                lost[request.slots] = True
             elif not isinstance(reply, Exception):
                 for slot, reward, done, cut, info in reply:
                     rewards[slot], terminated[slot], truncated[slot] = reward, done, cut
                     self._keep(slot, info)
-        dead = [worker for worker, reply in replies.items() if reply is None]
-        _start(dead)
-        for worker in dead:
-            worker.attach(self._arrays)
+        self._restart([worker for worker, reply in replies.items() if reply is None], lost)
         for reply in replies.values():
             if isinstance(reply, Exception):
+                while self._sent:  # of a caller that does not get to receive it
+                    _replies([one.worker for one in self._sent.popleft() if one.answerable], self.timeout)
                 raise reply
         infos = {key: values.copy() for key, values in self._infos.items()}
         return self._arrays.copy_observations(), rewards, terminated, truncated, {**infos, "lost": lost}
+
+    def _restart(self, dead: list[_Worker], lost: np.ndarray) -> None:
+        """All slots of a dead worker are lost; those of a tick that is still to be received are so there."""
+        if dead:
+            sent = [slot for requests in self._sent for one in requests for slot in one.slots]
+            for worker in dead:
+                lost[[slot for slot in worker.slots if slot not in sent]] = True
+            _start(dead)
+            for worker in dead:
+                worker.attach(self._arrays)
 
     def _keep(self, slot: int, info: Mapping[str, Any]) -> None:
         for key, value in info.items():
@@ -183,6 +199,19 @@ class _Worker:
             self.connection.close()
             self.process.kill()
             self.process.join()
+
+
+class _Request(NamedTuple):
+    """What a worker was asked about, and the process that was to answer."""
+
+    worker: _Worker
+    process: BaseProcess
+    slots: list[int]
+
+    @property
+    def answerable(self) -> bool:
+        """Whether the worker has not been restarted since."""
+        return self.worker.process is self.process
 
 
 def _start(workers: list[_Worker]) -> list[Face]:
@@ -272,9 +301,9 @@ def _serve(connection: Connection, env_id: str, kwargs: dict[str, Any], indices:
         slots = {index: _Slot(index, env, arrays) for index, env in envs.items()}
         while True:
             steps, resets = connection.recv()
-            begin = time.perf_counter()
+            begin = time.process_time()
             reply = _answer(slots, steps, resets)
-            connection.send((reply, time.perf_counter() - begin))
+            connection.send((reply, time.process_time() - begin))
 
 
 def _answer(slots: dict[int, _Slot], steps: list[int], resets: dict[int, Start]) -> list[tuple[Any, ...]] | Exception:

@@ -182,11 +182,14 @@ class ManipulationTask(BaseEnv):
         """bool [N]: both fingers push the thing with at least `impulse` N s, within `angle` degrees of the direction
         in which they close. `pushes` [2, N, 3]: the thing's on the fingers.
         """
+        strength = pushes.norm(dim=2)
+        firm = (strength >= impulse).all(0)
+        if not firm.any():  # most steps: the directions need not be known
+            return firm
         turns = torch.stack([link.pose.q for link in self.fingers])
         opening = rotate(turns.flatten(0, 1), self._opening.expand_as(pushes).flatten(0, 1)).view_as(pushes)
-        strength = pushes.norm(dim=2)
         along = (pushes * opening).sum(2)
-        return ((strength >= impulse) & (along >= strength * np.cos(np.deg2rad(angle)))).all(0)
+        return firm & (along >= strength * np.cos(np.deg2rad(angle))).all(0)
 
 
 def material(rgb: tuple[float, float, float]) -> sapien.render.RenderMaterial:

@@ -47,15 +47,19 @@ class SlotVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
     `reset` and `step` are Gymnasium's, with three additions. `options["reset_mask"]` (bool [N]) and `options["starts"]`
     (one dictionary of reset options a slot) choose which slots are reset, and to what. Slots whose `active` is false
     are not stepped. `infos["lost"]` (bool [N]) marks slots whose simulation died and was built anew; they must be
-    reset, and their episode is lost, not failed. `tick` resets some slots while others take a step, in one round trip.
+    reset, and their episode is lost, not failed. `tick` resets some slots while others take a step, in one round trip;
+    `send` and `receive` are its halves, for a caller that has something to do meanwhile.
 
-    Observations and infos have a leading slot axis and are copies. `setup` is the environments' setup record.
+    Observations and infos have a leading slot axis and are copies. `setup` is the environments' setup record. `groups`
+    are the slots that are best sent together: more than one where the policy can decide about one group while the next
+    is simulated.
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.DISABLED}  # noqa: RUF012
 
     def __init__(self, num_envs: int, observation_space: Space, action_space: Space, setup: Any):
         self.num_envs, self.setup = num_envs, setup
+        self.groups = [list(range(num_envs))]
         self.active = np.ones(num_envs, bool)
         self.single_observation_space, self.single_action_space = observation_space, action_space
         self.observation_space = batch_space(observation_space, num_envs)
@@ -63,6 +67,15 @@ class SlotVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
 
     def tick(self, actions: np.ndarray, active: np.ndarray, starts: Mapping[int, Start]) -> Tick:
         """Steps the `active` slots (bool [N]) with their `actions` [N, 7], and resets the slots of `starts`."""
+        self.send(actions, active, starts)
+        return self.receive()
+
+    def send(self, actions: np.ndarray, active: np.ndarray, starts: Mapping[int, Start]) -> None:
+        """Begins a tick. Slots of one that has not been received yet must be left alone."""
+        raise NotImplementedError
+
+    def receive(self) -> Tick:
+        """Ends the earliest tick that was sent; what it says about the slots of later ones means nothing."""
         raise NotImplementedError
 
     def reset(

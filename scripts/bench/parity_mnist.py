@@ -96,7 +96,10 @@ def plain(runs: list[Settings], images: data.Data, job: sweep.Job) -> None:
             if step % every == 0:
                 own = {}
                 for index, layer in enumerate(linear):
-                    own |= {f"weight_{index}": layer.weight.detach().T[None], f"bias_{index}": layer.bias.detach()[None]}
+                    own |= {
+                        f"weight_{index}": layer.weight.detach().T[None],
+                        f"bias_{index}": layer.bias.detach()[None],
+                    }
                 measures.measure(own, base, tests)
 
 

@@ -1,9 +1,10 @@
 """How fast the batched loop of policy and environments runs, and where the time of an RL iteration goes.
 
-In one run: the embedded policy in a loop over one environment and in the batched loop (environment steps a second, and
-their ratio), whole iterations of `vla-razor rl`, and where the policy should run: in the main process with all threads,
-or as a copy in each worker with one. An iteration's time is what the workers spend in physics and rendering (the busier
-worker counts), the policy, the gradient step, and the rest: messages, waiting for the slower worker, bookkeeping.
+In one run: the embedded policy in a loop over one environment and in the batched loop (environment steps a second,
+best and median of several rounds, and the ratio of the best), whole iterations of `vla-razor rl`, and where the policy
+should run: in the main process with all threads, or as a copy in each worker with one. While the policy decides about
+one half of the slots the workers simulate the other, so time is counted in CPU seconds: physics and rendering (the
+workers'), the policy, the gradient step, and the rest of what the cores could have done: messages, bookkeeping, waiting.
 
     python scripts/bench/rollout.py [--env pick_can] [--policy tiny] [--num-envs 48] [--workers 2] [--json]
 """
@@ -36,47 +37,55 @@ from vla_razor.rollouts.starts import random_starts
 TARGET_STEPS_PER_SECOND = 200
 TARGET_REST = 0.2
 ROUNDS = 20
+ROUNDS_OF_EPISODES = 7
 
 
-def measure_loop(config: DictConfig, policy: OpenVLAPolicy, num_envs: int, episodes: int) -> tuple[Timing, float]:
-    """The timing of `episodes` episodes after a warm-up, and the seconds the busier worker spent on them."""
+class Metered:
+    """A policy that counts its CPU seconds."""
+
+    def __init__(self, policy: OpenVLAPolicy) -> None:
+        self.policy, self.name, self.seconds = policy, policy.name, 0.0
+
+    def act(self, *arguments: Any) -> Any:
+        begin = time.process_time()
+        decisions = self.policy.act(*arguments)
+        self.seconds += time.process_time() - begin
+        return decisions
+
+
+def measure_loop(config: DictConfig, policy: OpenVLAPolicy, num_envs: int, episodes: int, rounds: int) -> list[Timing]:
+    """The timings of `rounds` times `episodes` episodes, after a warm-up."""
     with closing(make_vector_env(config.env, num_envs, config.num_workers, "cpu")) as envs:
         starts = random_starts(config.env.tasks, episodes, config.seed)
         settings: dict[str, Any] = {"stop_at_success": False, "generator": torch.Generator().manual_seed(0)}
         rollout(envs, policy, starts[:num_envs], **settings)
-        before = busy_seconds(envs)
-        _, timing = rollout(envs, policy, starts, **settings)
-        return timing, longest(before, busy_seconds(envs))
-
-
-def busy_seconds(envs: Any) -> list[float]:
-    """The seconds that each worker of a pool has spent in its environments."""
-    return envs.busy_seconds
-
-
-def longest(before: list[float], after: list[float]) -> float:
-    """What passed between two readings for the busiest worker."""
-    return max(late - early for late, early in zip(after, before, strict=True))
+        return [rollout(envs, policy, starts, **settings)[1] for _ in range(rounds)]
 
 
 def measure_iterations(config: DictConfig, policy: OpenVLAPolicy, count: int) -> dict[str, float]:
-    """Seconds an iteration of REINFORCE by phase, averaged over `count` after one to warm up."""
+    """Seconds an iteration of REINFORCE, CPU seconds by phase, and environment steps a second while rolling out,
+    averaged over `count` iterations after one to warm up.
+    """
     trainer = training.Trainer(policy.model, config, count + 1)
-    timing, update = Timing(), 0.0
+    metered: Any = Metered(policy)
+    timing, gradient = Timing(), 0.0
     with closing(make_vector_env(config.env, config.num_envs, config.num_workers, "cpu")) as envs:
+        workers: Any = envs
         rl.learn(policy, trainer, config, *rl.gather(envs, policy, config, trainer.step))
-        begin, before = time.perf_counter(), busy_seconds(envs)
+        begin, before = time.perf_counter(), sum(workers.busy_seconds)
         for _ in range(count):
-            episodes, spent = rl.gather(envs, policy, config, trainer.step)
-            timing, update = (
-                timing + spent,
-                update + rl.learn(policy, trainer, config, episodes, spent)["seconds_update"],
-            )
+            episodes, spent = rl.gather(envs, metered, config, trainer.step)
+            timing, cpu = timing + spent, time.process_time()
+            rl.learn(policy, trainer, config, episodes, spent)
+            gradient += time.process_time() - cpu
         seconds = time.perf_counter() - begin
-        busy = longest(before, busy_seconds(envs))
-    phases = {"physics and rendering": busy, "policy": timing.policy, "gradient": update}
-    phases["rest"] = seconds - sum(phases.values())
-    return {name: value / count for name, value in phases.items()} | {"steps_per_second": timing.steps_per_second}
+        simulation = sum(workers.busy_seconds) - before
+    phases = {"physics and rendering": simulation, "policy": metered.seconds, "gradient": gradient}
+    phases["rest"] = max(1, torch.get_num_threads()) * seconds - sum(phases.values())
+    return {name: value / count for name, value in phases.items()} | {
+        "seconds": seconds / count,
+        "steps_per_second": timing.steps_per_second,
+    }
 
 
 def measure_placement(config: DictConfig, policy: OpenVLAPolicy) -> dict[str, float]:
@@ -134,22 +143,23 @@ def main() -> None:
         ],
     )
     policy = OpenVLAPolicy(training.open_model(config.policy, config), config.unnorm_key)
-    single, _ = measure_loop(config, policy, 1, 4)
-    batched, busy = measure_loop(config, policy, config.num_envs, 4 * config.num_envs)
-    phases = measure_iterations(config, policy, arguments.iterations)
-    report(arguments, single, batched, busy, phases, measure_placement(config, policy))
+    single = measure_loop(config, policy, 1, 4, 1)
+    batched = measure_loop(config, policy, config.num_envs, 2 * config.num_envs, ROUNDS_OF_EPISODES)
+    iteration = measure_iterations(config, policy, arguments.iterations)
+    report(arguments, single, batched, iteration, measure_placement(config, policy))
 
 
 def report(
     arguments: argparse.Namespace,
-    single: Timing,
-    batched: Timing,
-    busy: float,
-    phases: dict[str, float],
+    single: list[Timing],
+    batched: list[Timing],
+    iteration: dict[str, float],
     placement: dict[str, float],
 ) -> None:
-    speed = phases.pop("steps_per_second")
-    total = sum(phases.values())
+    rates = sorted(timing.steps_per_second for timing in batched)
+    alone = single[0].steps_per_second
+    phases = {name: iteration[name] for name in ("physics and rendering", "policy", "gradient", "rest")}
+    shares = {name: value / sum(phases.values()) for name, value in phases.items()}
     result = {
         "env": arguments.env,
         "num_envs": arguments.num_envs,
@@ -157,35 +167,33 @@ def report(
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "machine": platform.machine(),
-        "single_steps_per_second": single.steps_per_second,
-        "batched_steps_per_second": batched.steps_per_second,
-        "ratio": batched.steps_per_second / single.steps_per_second,
-        "batched_shares": {
-            "physics and rendering": busy / batched.seconds,
-            "policy": batched.policy / batched.seconds,
-            "rest": (batched.seconds - busy - batched.policy) / batched.seconds,
-        },
-        "iteration_steps_per_second": speed,
-        "iteration_seconds": phases,
-        "iteration_rest_share": phases["rest"] / total,
+        "single_steps_per_second": alone,
+        "batched_steps_per_second": rates,
+        "ratio": rates[-1] / alone,
+        "iteration": iteration,
+        "iteration_shares": shares,
         "policy_milliseconds": placement,
         "targets_met": {
-            "steps_per_second": batched.steps_per_second >= TARGET_STEPS_PER_SECOND,
-            "iteration_rest_share": phases["rest"] / total <= TARGET_REST,
+            "steps_per_second": rates[-1] >= TARGET_STEPS_PER_SECOND,
+            "iteration_rest_share": shares["rest"] <= TARGET_REST,
         },
     }
     table = Table("", "", title=f"Rollouts of {arguments.env}, {arguments.num_envs} environments")
-    table.add_row("one environment", f"{single.steps_per_second:.0f} steps/s")
-    table.add_row(f"batched (target {TARGET_STEPS_PER_SECOND})", f"{batched.steps_per_second:.0f} steps/s")
+    table.add_row("one environment", f"{alone:.0f} steps/s")
+    table.add_row(
+        f"batched (target {TARGET_STEPS_PER_SECOND})",
+        f"{rates[-1]:.0f} steps/s, median {rates[len(rates) // 2]:.0f} of {len(rates)} rounds",
+    )
     table.add_row("ratio", f"{result['ratio']:.1f}")
-    for name, share in result["batched_shares"].items():
-        table.add_row(f"  {name}", f"{share:.0%}")
-    table.add_row("an RL iteration", f"{total:.2f} s, {speed:.0f} steps/s while rolling out")
-    for name, seconds in phases.items():
-        table.add_row(f"  {name}", f"{seconds:.2f} s, {seconds / total:.0%}")
+    table.add_row(
+        "an RL iteration",
+        f"{iteration['seconds']:.2f} s, {iteration['steps_per_second']:.0f} steps/s while rolling out",
+    )
+    for name, value in phases.items():
+        table.add_row(f"  {name}", f"{value:.2f} CPU s, {shares[name]:.0%}")
     table.add_row("rest, target", f"at most {TARGET_REST:.0%}")
-    for name, milliseconds in placement.items():
-        table.add_row(f"policy in the {name}", f"{milliseconds:.2f} ms an action")
+    for name, value in placement.items():
+        table.add_row(f"policy in the {name}", f"{value:.2f} ms an action")
     Console().print(table)
     if arguments.json:
         print(json.dumps(result))

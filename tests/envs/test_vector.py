@@ -122,6 +122,53 @@ def test_a_tick_steps_some_slots_and_starts_others() -> None:
         assert counts(before) == [10, 20, 30, 40], "observations are copies"
 
 
+FRONT, BACK = np.array([True, True, False, False]), np.array([False, False, True, True])
+
+
+def test_ticks_of_different_slots_are_received_in_the_order_they_were_sent() -> None:
+    with closing(pool()) as envs:
+        assert envs.groups == [[0, 1], [2, 3]]
+        envs.reset(seed=[10, 20, 30, 40])
+        envs.send(NOTHING, FRONT, {})
+        envs.send(NOTHING, BACK, {3: (90, {})})
+        assert counts(envs.receive()[0])[:2] == [11, 21]
+        grasp = NOTHING.copy()
+        grasp[0, 6] = 1
+        envs.send(grasp, FRONT, {})
+        _, rewards, *_ = envs.receive()
+        assert rewards.tolist() == [0, 0, 0, 0], "of the second tick"
+        observations, rewards, *_ = envs.receive()
+        assert counts(observations) == [12, 22, 31, 90]
+        assert rewards.tolist() == [1, 0, 0, 0]
+
+
+def test_a_worker_that_dies_over_one_tick_loses_the_slots_of_the_next_as_well(tmp_path: Path) -> None:
+    with closing(pool()) as envs:
+        starts = [{"at_step": "die", "unless": str(tmp_path / "once")}, {}, {}, {}]
+        envs.reset(seed=[10, 20, 30, 40], options={"starts": starts})
+        envs.send(NOTHING, FRONT, {})
+        envs.send(NOTHING, BACK, {})
+        assert envs.receive()[-1]["lost"].tolist() == [True, False, False, False], "slot 2 is still to be received"
+        envs.send(NOTHING, np.zeros(4, bool), {0: (50, {})})
+        observations, *_, infos = envs.receive()
+        assert infos["lost"].tolist() == [False, False, True, False]
+        assert counts(observations)[3] == 41
+        observations, *_, infos = envs.receive()
+        assert not infos["lost"].any()
+        assert counts(observations)[0] == 50
+
+
+def test_after_an_error_nothing_is_left_to_receive() -> None:
+    with closing(pool()) as envs:
+        starts = [{"at_step": "refuse"}, {}, {}, {}]
+        envs.reset(seed=0, options={"starts": starts})
+        envs.send(NOTHING, FRONT, {})
+        envs.send(NOTHING, BACK, {})
+        with pytest.raises(ValueError, match="this start does not exist"):
+            envs.receive()
+        assert counts(envs.reset(seed=3)[0]) == [3, 4, 5, 6]
+
+
 def test_workers_are_told_to_keep_to_one_thread_and_the_parent_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LP_NUM_THREADS", "7")
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)

@@ -22,7 +22,7 @@ FRAGILE = Path(__file__).parents[1] / "envs"
 
 @pytest.fixture(scope="module")
 def counting() -> Iterator[PoolVectorEnv]:
-    """Three slots of the environment that counts from its seed; episodes of three steps."""
+    """Three slots in groups of two and one, of the environment that counts from its seed; episodes of three steps."""
     with pytest.MonkeyPatch.context() as patch, closing(fragile_pool(patch)) as envs:
         yield envs
 
@@ -89,7 +89,7 @@ def test_an_episode_holds_what_was_seen_decided_and_reached_in_the_order_of_star
     assert not episodes[1].success_at_end
     assert not episodes[0].success_once
     assert timing.env_steps == 15
-    assert policy.batches == [3, 3, 3, 2, 2, 2]
+    assert policy.batches == [2, 1] * 3 + [2] * 3, "one group after the other"
     assert timing.policy + timing.environment + timing.rest == pytest.approx(timing.seconds)
     assert (timing + timing).env_steps == 30
     assert timing.steps_per_second > 0
@@ -104,8 +104,26 @@ def test_stopping_at_success_frees_the_slot_for_the_next_start(counting: PoolVec
     assert [episode.success.tolist() for episode in episodes] == [[True], [False, True], [False] * 3, [False] * 3]
     assert all(episode.success_at_end == episode.success_once for episode in episodes)
     assert timing.env_steps == 9
-    # The first slot starts the fourth episode while the others take their second step.
-    assert policy.batches == [3, 2, 2, 1, 1]
+    # The first slot starts the fourth episode while its neighbour takes its second step.
+    assert policy.batches == [2, 1, 1, 1, 1, 1, 1, 1]
+
+
+def test_one_group_is_decided_about_while_the_other_is_simulated(counting: PoolVectorEnv) -> None:
+    flying, during, threads = [], [], torch.get_num_threads()
+
+    class Watchful(Counter):
+        def act(
+            self, images: np.ndarray, instructions: list[str], infos: list[dict[str, Any]], generator: torch.Generator
+        ) -> Decisions:
+            flying.append(len(counting._sent))
+            during.append(torch.get_num_threads())
+            return super().act(images, instructions, infos, generator)
+
+    policy = Watchful()
+    rollout(counting, policy, starts_from(10, 20, 30), stop_at_success=False, generator=generator())
+    assert flying == [1] * 6
+    assert set(during) == {max(1, threads // 2)}, "the workers have the other cores"
+    assert torch.get_num_threads() == threads
 
 
 def test_the_same_generator_gives_the_same_episodes_and_no_starts_give_none(counting: PoolVectorEnv) -> None:

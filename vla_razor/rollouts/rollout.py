@@ -1,11 +1,13 @@
-"""Batched rollouts: a tick asks the policy once, about every running episode, and free slots start the next ones."""
+"""Batched rollouts: a tick asks the policy once, about every running episode of a group of slots, and free slots start
+the next ones; meanwhile the other group is simulated.
+"""
 
 from __future__ import annotations
 
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import gymnasium
@@ -57,7 +59,7 @@ class Episode:
 
 @dataclass
 class Timing:
-    """Seconds in the policy, in the environments and in neither, and the environment steps taken."""
+    """Seconds in the policy, waiting for the environments, and in neither; the environment steps taken."""
 
     policy: float = 0.0
     environment: float = 0.0
@@ -86,9 +88,14 @@ class VectorEnv(Protocol):
 
     num_envs: int
     setup: Any  # with `control_hz`, `horizon` and `camera.name`
+    groups: list[list[int]]
 
-    def tick(self, actions: np.ndarray, active: np.ndarray, starts: Mapping[int, tuple[int, dict[str, Any]]]) -> tuple:
-        """Steps active slots and resets those of `starts` (slot -> seed, reset options); returns what `step` does."""
+    def send(self, actions: np.ndarray, active: np.ndarray, starts: Mapping[int, tuple[int, dict[str, Any]]]) -> None:
+        """Begins to step active slots and to reset those of `starts` (slot -> seed, reset options)."""
+        ...
+
+    def receive(self) -> tuple:
+        """What `step` returns, about the slots that were sent first and have not been received."""
         ...
 
     def close(self) -> None: ...
@@ -133,9 +140,16 @@ def rollout(
     started again up to twice. `progress` is called with each episode as it ends.
     """
     run = _Run(envs, policy, starts, stop_at_success, generator, progress)
-    begin = time.perf_counter()
-    while run.waiting or run.running:
-        run.tick()
+    begin, threads = time.perf_counter(), torch.get_num_threads()
+    if len(envs.groups) > 1:  # the workers are busy while the policy thinks
+        torch.set_num_threads(max(1, threads // 2))
+    try:
+        for group in envs.groups:
+            run.send(group)
+        while run.sent:
+            run.send(run.receive())
+    finally:
+        torch.set_num_threads(threads)
     run.timing.rest = time.perf_counter() - begin - run.timing.policy - run.timing.environment
     return [run.episodes[index] for index in range(len(starts))], run.timing
 
@@ -166,31 +180,40 @@ class _Run:
         self.waiting = deque(_Recording(index) for index in range(len(self.starts)))
         self.running: dict[int, _Recording] = {}
         self.episodes: dict[int, Episode] = {}
+        self.sent: deque[tuple[list[int], list[int]]] = deque()  # a group, and those of its slots that take a step
         self.timing = Timing()
         self.observations: dict[str, np.ndarray] = {}
         self.infos: dict[str, np.ndarray] = {}
 
-    def tick(self) -> None:
-        """Running episodes take a step while waiting ones start in the free slots."""
-        count, slots = self.envs.num_envs, sorted(self.running)
+    def send(self, group: list[int]) -> None:
+        """The group's running episodes take a step while waiting ones start in its free slots."""
+        count, slots = self.envs.num_envs, [slot for slot in group if slot in self.running]
         actions, active = np.zeros((count, 7), np.float32), np.zeros(count, bool)
         if slots:
             active[slots], actions[slots] = True, self._decide(slots)
-        free = [slot for slot in range(count) if slot not in self.running]
+        free = [slot for slot in group if slot not in self.running]
         fresh = {slot: self.waiting.popleft() for slot in free[: len(self.waiting)]}
         chosen = {slot: self.starts[recording.index] for slot, recording in fresh.items()}
-        resets = {slot: (start.seed, dict(start.options)) for slot, start in chosen.items()}
+        if slots or fresh:
+            self.envs.send(actions, active, {s: (start.seed, dict(start.options)) for s, start in chosen.items()})
+            self.running |= fresh
+            self.sent.append((group, slots))
+
+    def receive(self) -> list[int]:
+        """What became of the group that was sent first, which is returned."""
+        group, stepped = self.sent.popleft()
         begin = time.perf_counter()
-        self.observations, _, _, truncated, self.infos = self.envs.tick(actions, active, resets)
+        self.observations, _, _, truncated, self.infos = self.envs.receive()
         self.timing.environment += time.perf_counter() - begin
-        self.timing.env_steps += len(slots)
-        for slot, recording in fresh.items():
-            self.running[slot] = replace(recording, instruction=str(self.infos["instruction"][slot]))
-        for slot in sorted(self.running):
+        self.timing.env_steps += len(stepped)
+        for slot in [slot for slot in group if slot in self.running]:
             if self.infos["lost"][slot]:
                 self._lose(slot)
-            elif active[slot]:
+            elif slot in stepped:
                 self._record(slot, bool(truncated[slot]))
+            else:
+                self.running[slot].instruction = str(self.infos["instruction"][slot])
+        return group
 
     def _decide(self, slots: list[int]) -> np.ndarray:
         images = self.observations["image"][slots]
