@@ -4,7 +4,7 @@ In one run: the embedded policy in a loop over one environment and in the batche
 best and median of several rounds, and the ratio of the best), whole iterations of `vla-razor rl`, and where the policy
 should run: in the main process with all threads, or as a copy in each worker with one. While the policy decides about
 one half of the slots the workers simulate the other, so time is counted in CPU seconds: physics and rendering (the
-workers'), the policy, the gradient step, and the rest of what the cores could have done: messages, bookkeeping, waiting.
+workers'), the policy, the gradient step, and the rest of what the cores could have done: messages, bookkeeping, idling.
 
     python scripts/bench/rollout.py [--env pick_can] [--policy tiny] [--num-envs 48] [--workers 2] [--json]
 """

@@ -62,7 +62,7 @@ def test_points_are_checkpoints_beside_their_own_base() -> None:
         ("sft_1", "sft_10256", 0, 256, 3),
     ]
     assert [p.forgotten for p in points] == pytest.approx([0.05, 0.3])
-    assert set(points[0].measures) == set(PREDICTORS) == set(PAPER)
+    assert set(points[0].measures) == set(PREDICTORS) > set(PAPER)
 
 
 def test_the_frontier_keeps_what_is_within_two_points_of_it() -> None:
@@ -115,6 +115,35 @@ def test_too_little_predicts_nothing() -> None:
     assert analysis.predictors([p._replace(forgotten=0.1) for p in POINTS]) == {}, "nothing varies"
     few = [p for p in POINTS if p.measures["forward_kl"] > 2] + POINTS[:1]
     assert analysis.summarize(few)["predictors_by_range"]["forward_kl<=2"] == {}
+
+
+def test_a_measure_that_hardly_varies_predicts_nothing() -> None:
+    flat = [p._replace(measures={**p.measures, "weight_rank": 1.0}) for p in POINTS]
+    assert set(analysis.predictors(flat)) == set(PREDICTORS) - {"weight_rank"}
+
+
+def test_updates_are_judged_by_their_medians() -> None:
+    def updated(p: Point, rank: float, dense: float, rounded: float) -> Point:
+        return p._replace(measures={**p.measures, **dict(zip(analysis.UPDATES, (rank, dense, rounded), strict=True))})
+
+    thin = [updated(p, 1.0, 0.0, 0.9 if p.method == "grpo" else 0.4) for p in POINTS]
+    thin[0] = updated(thin[0], 0.1, 1.0, 0.0)  # one run does not turn a median
+    found = {claim.text: claim for claim in analysis.claims(analysis.summarize(thin))}
+    unchanged, rank, rounded = (
+        next(c for text, c in found.items() if word in text) for word in ("float32", "Rank", "bfl")
+    )
+    assert (unchanged.agrees, unchanged.ours) == (True, "0.0% to 0.0% of the weights")
+    assert (rank.agrees, rank.ours) == (True, "100% to 100%")
+    assert (rounded.agrees, rounded.ours) == (True, "90% against 40% unchanged")
+    sparse = {c.text: c for c in analysis.claims(analysis.summarize([updated(p, 0.5, 0.2, 0.4) for p in POINTS]))}
+    assert not any(sparse[claim.text].agrees for claim in (unchanged, rank, rounded))
+
+
+def test_diverged_checkpoints_are_counted_by_method() -> None:
+    rows = [
+        {"method": method, "status": status} for method, status in (("a", "done"), ("a", "diverged"), ("b", "diverged"))
+    ]
+    assert analysis.diverged_of(pa.Table.from_pylist(rows)) == {"a": 1, "b": 1}
 
 
 def test_widths_are_studied_apart_from_the_headline() -> None:

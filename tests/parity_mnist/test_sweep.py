@@ -127,6 +127,14 @@ def test_a_run_that_diverges_is_recorded(job: Job, device: str) -> None:
 
 
 @pytest.mark.slow
+def test_a_network_that_is_finite_and_absurdly_far_counts_as_diverged(job: Job) -> None:
+    finish(small_grid(("sft_1",), (1e6,)), job)
+    rows = [row for row in pq.read_table(job.out / "results.parquet").to_pylist() if row["method"] == "sft_1"]
+    assert all(row["status"] == "diverged" and math.isfinite(row["weight_l1"]) for row in rows)
+    assert [row["reason"].split(" nats")[1] for row in rows] == [" at 2", " at 4"]
+
+
+@pytest.mark.slow
 def test_runs_trained_side_by_side_give_the_rows_of_single_ones(job: Job) -> None:
     runs = small_grid(("sft_2", "sft_distilled"))
     finish(runs, job)

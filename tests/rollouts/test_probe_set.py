@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gymnasium.envs.registration import EnvSpec, registry
 from torch.distributions import Categorical, kl_divergence
 
 from vla_razor import config, files
@@ -187,6 +188,24 @@ def test_whatever_decides_a_probe_set_names_it() -> None:
         {"states": 13},
     ]
     assert len({replace(ORIGIN, **change).key for change in [{}, *changes]}) == 7
+
+
+def test_a_simulation_that_was_changed_makes_another_probe_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: OpenVLA
+) -> None:
+    package = tmp_path / "other_tasks"
+    package.mkdir()
+    (package / "__init__.py").write_text("gravity = 9.81")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(registry, "Other-v0", EnvSpec("Other-v0", "other_tasks.tasks:Other"))
+    scene = {"id": "Other-v0", "name": "other", "make": {}, "grid": {}}
+    first, again = (probe_set.origin_of(base, scene, states=3, seed=0) for _ in range(2))
+    (package / "__init__.py").write_text("gravity = 9.82")
+    changed = probe_set.origin_of(base, scene, states=3, seed=0)
+    assert first.key == again.key != changed.key
+    ours = probe_set.origin_of(base, ENV, states=3, seed=0)
+    assert len(json.loads(ours.environment)[-1]) == 16
+    assert ours.environment != changed.environment
 
 
 ENV = config.compose("kl").env

@@ -1,6 +1,7 @@
 """From the rows of a sweep to the paper's claims: frontiers, and what predicts forgetting."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,7 +23,13 @@ PAPER = {
     "activation_l2": 0.55,
 }
 """R2 of the paper's Table 1."""
-PREDICTORS = tuple(PAPER)
+UPDATES = ("weight_rank", "weight_sparsity", "weight_sparsity_bfloat16")
+"""Predictors that the paper gives no number for: it found every update dense and of full rank."""
+PREDICTORS = (*PAPER, *UPDATES)
+SPARSE = 0.05
+"""An update that leaves a smaller share of the weights unchanged counts as dense."""
+FULL = 0.99
+"""An update of this share of the largest possible rank counts as of full rank."""
 WIDTH_STUDY = "sft_1"
 """The method whose frontier is drawn for several widths (the question of the paper's Appendix C.2)."""
 ROUNDING = 1e-6
@@ -78,12 +85,19 @@ def by_method(points: Sequence[Point]) -> dict[str, list[Point]]:
     return {name: [point for point in points if point.method == name] for name in names}
 
 
+def diverged_of(table: pa.Table) -> dict[str, int]:
+    """How many checkpoints diverged, of each method that has any."""
+    methods = [row["method"] for row in table.to_pylist() if row["status"] == "diverged"]
+    return dict(Counter(methods))
+
+
 def summarize(points: Sequence[Point]) -> dict[str, Any]:
     """The content of summary.json.
 
-    Per method its frontier and, at the accuracy that all methods reach, the least that it lost of the prior task and
-    the forward KL there (nats); per predictor R2 with its bootstrap interval over runs, for all models and for those
-    that moved less; per width the frontier of SFT. All but the last are for the paper's width alone.
+    Per method its frontier, at the accuracy that all methods reach the least that it lost of the prior task and the
+    forward KL there (nats), and the medians of its updates' rank and sparsity; per predictor R2 with its bootstrap
+    interval over runs, for all models and for those that moved less; per width the frontier of SFT. All but the last
+    are for the paper's width alone.
     """
     usual = [point for point in points if point.width == WIDTH]
     matched = matched_accuracy(usual)
@@ -130,10 +144,11 @@ def claims(summary: Mapping[str, Any]) -> list[Claim]:
         *order("On-policy without negative examples forgets less than SFT", "one_zero_reinforce", "sft_1"),
         *order("Offline with negative examples forgets more than RL", "grpo", "simpo"),
     ]
-    for name in PREDICTORS if found else ():
+    for name in [name for name in PAPER if name in found]:
         r2, low, high = (found[name][key] for key in ("r2", "low", "high"))
         agrees = low <= PAPER[name] <= high
         checked.append(Claim(f"R2 of {name}", f"{PAPER[name]:.2f}", f"{r2:.2f} [{low:.2f}, {high:.2f}]", agrees))
+    checked += _updates({name: entry["updates"] for name, entry in methods.items()})
     for bound, by_name in summary["predictors_by_range"].items():
         if by_name:
             best = max(by_name, key=lambda name: by_name[name]["r2"])
@@ -148,6 +163,26 @@ def claims(summary: Mapping[str, Any]) -> list[Claim]:
             text = f"CKNNA to the base at matched accuracy, {kind.replace('_', '-')}"
             checked.append(Claim(text, f"{paper:.2f}", f"{ours:.2f}", abs(ours - paper) <= 0.1))
     return checked
+
+
+def _updates(methods: Mapping[str, Mapping[str, float]]) -> list[Claim]:
+    """What the paper says of the updates' sparsity and rank (Section 6)."""
+    rank, dense = ([own[name] for own in methods.values()] for name in UPDATES[:2])
+    ours = f"{min(dense):.1%} to {max(dense):.1%} of the weights"
+    claims = [
+        Claim("Weights unchanged in float32, median of each method", "about none", ours, max(dense) < SPARSE),
+        Claim(
+            "Rank of the update, median of each method",
+            "full",
+            f"{min(rank):.0%} to {max(rank):.0%}",
+            min(rank) >= FULL,
+        ),
+    ]
+    if {"grpo", "sft_1"} <= methods.keys():
+        rl, sft = (methods[name]["weight_sparsity_bfloat16"] for name in ("grpo", "sft_1"))
+        text = "Rounded to bfloat16, RL's updates look sparser than SFT's"
+        claims.append(Claim(text, "yes", f"{rl:.0%} against {sft:.0%} unchanged", rl > sft))
+    return claims
 
 
 def matched_similarity(on_policy: pa.Table, offline: pa.Table) -> dict[str, float]:
@@ -165,17 +200,25 @@ def _method(points: Sequence[Point], matched: float) -> dict[str, Any]:
         "best_new": max(point.new for point in points),
         "forgotten_at_match": best.forgotten,
         "forward_kl_at_match": best.measures["forward_kl"],
+        "updates": {name: float(np.median([point.measures[name] for point in points])) for name in UPDATES},
         "models": len(points),
     }
 
 
 def predictors(points: Sequence[Point]) -> dict[str, dict[str, float]]:
-    """How well each measure predicts forgetting: R2 of a second-degree polynomial, over all methods together."""
+    """How well each measure predicts forgetting: R2 of a second-degree polynomial, over all methods together. Measures
+    that hardly vary are left out.
+    """
     lost, runs = np.array([point.forgotten for point in points]), [point.run for point in points]
     if len(set(runs)) < 3 or np.ptp(lost) == 0:
         return {}
     found = {}
-    for name in PREDICTORS:
+    for name in [name for name in PREDICTORS if fittable([p.measures[name] for p in points])]:
         law = forgetting_law.fit([p.measures[name] for p in points], lost, runs, generator=np.random.default_rng(0))
         found[name] = {"r2": law.r2, "low": law.low, "high": law.high}
     return found
+
+
+def fittable(values: Sequence[float]) -> bool:
+    """Whether a polynomial of second degree can be fitted over these places."""
+    return len(set(values)) >= 3

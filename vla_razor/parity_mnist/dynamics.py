@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from vla_razor.core import divergence, similarity, weight_change
 from vla_razor.parity_mnist import model, training
-from vla_razor.parity_mnist.measures import Tests
+from vla_razor.parity_mnist.measures import Tests, accuracies
 from vla_razor.parity_mnist.methods import right_answers
 from vla_razor.parity_mnist.model import Parameters
 from vla_razor.parity_mnist.training import Settings, Task
@@ -41,8 +41,7 @@ def record(run: Settings, base: Parameters, task: Task, tests: Tests) -> Iterato
             yield {
                 "method": run.method,
                 "step": step,
-                "new": float(right_answers(tests.digits).gather(-1, logits.argmax(-1)[:, None]).float().mean()),
-                "prior": float((prior.argmax(-1) == tests.classes).float().mean()),
+                **accuracies(logits, prior, tests),
                 "cka": float(similarity.cka(start[1], hidden)),
                 "cknna": float(similarity.cknna(start[1], hidden)),
                 "forward_kl": now,

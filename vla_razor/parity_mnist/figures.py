@@ -8,7 +8,7 @@ import numpy as np
 
 from vla_razor import plots
 from vla_razor.core import forgetting_law, pareto
-from vla_razor.parity_mnist.analysis import WIDTH_STUDY, Point, by_method
+from vla_razor.parity_mnist.analysis import WIDTH_STUDY, Point, by_method, fittable
 from vla_razor.parity_mnist.model import WIDTH
 
 COLOURS = {
@@ -100,7 +100,7 @@ def accuracy(path: Path, points: Sequence[Point]) -> None:
 def predictors(path: Path, points: Sequence[Point]) -> None:
     """Prior accuracy lost against every predictor, with the polynomial that R2 speaks of (paper, Table 1)."""
     names = list(points[0].measures)
-    with plots.figure(path, 3, 3, (10, 8.5)) as axes:
+    with plots.figure(path, 4, 3, (10, 11)) as axes:
         for axis, name in zip(axes, names, strict=True):
             _scatter(axis, points, name, "forgotten")
             law = _fitted(axis, points, name)
@@ -117,7 +117,7 @@ def _scatter(axis: Any, points: Sequence[Point], measure: str, what: str) -> Non
 
 def _fitted(axis: Any, points: Sequence[Point], measure: str) -> forgetting_law.Law | None:
     x, y = np.array([p.measures[measure] for p in points]), np.array([p.forgotten for p in points])
-    if len({p.run for p in points}) < 3 or np.ptp(y) == 0:
+    if len({p.run for p in points}) < 3 or np.ptp(y) == 0 or not fittable(x.tolist()):
         return None
     law = forgetting_law.fit(x, y, [p.run for p in points], resamples=1, generator=np.random.default_rng(0))
     at = np.linspace(x.min(), x.max(), 200)

@@ -67,10 +67,8 @@ def measure(parameters: Parameters, base: Base, tests: Tests) -> dict[str, float
     logits, hidden = _outputs(parameters, tests.new)
     prior, _ = _outputs(parameters, tests.prior)
     before, after, fisher = (_unstacked(part) for part in (base.parameters, parameters, base.fisher))
-    answers = logits.argmax(-1)
     found: dict[str, Any] = {
-        "new": right_answers(tests.digits).gather(-1, answers[:, None]).float().mean(),
-        "prior": (prior.argmax(-1) == tests.classes).float().mean(),
+        **accuracies(logits, prior, tests),
         **{name: distance(base.logits, logits).mean() for name, distance in DIVERGENCES.items()},
         "weight_l1": weight_change.l1(before, after),
         "weight_fisher": weight_change.fisher_l2(before, after, fisher),
@@ -83,6 +81,12 @@ def measure(parameters: Parameters, base: Base, tests: Tests) -> dict[str, float
     }
     finite = all(bool(part.isfinite().all()) for part in (*parameters.values(), logits, prior))
     return {name: float(value) if finite else float("nan") for name, value in found.items()}
+
+
+def accuracies(new: Float[Tensor, "N 10"], prior: Float[Tensor, "M 10"], tests: Tests) -> dict[str, float]:
+    """Of the logits on both test sets: `new`, the share of digits answered with the right parity, and `prior`."""
+    right = right_answers(tests.digits).gather(-1, new.argmax(-1, keepdim=True))
+    return {"new": float(right.float().mean()), "prior": float((prior.argmax(-1) == tests.classes).float().mean())}
 
 
 def _unstacked(parameters: Parameters) -> Parameters:

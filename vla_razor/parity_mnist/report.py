@@ -42,6 +42,8 @@ figure { margin: 2rem 0; } svg { max-width: 100%; height: auto; } .no { color: #
 <td>{{ "%.1f" | format(100 * m.best_new) }}%</td><td>{{ "%.1f" | format(100 * m.forgotten_at_match) }}%</td>
 <td>{{ "%.2f" | format(m.forward_kl_at_match) }}</td></tr>
 {% endfor %}</table>
+{% if diverged %}<p>Diverged, and in no fit: {% for name, count in diverged.items() -%}
+{{ "" if loop.first else ", " }}{{ count }} checkpoints of {{ name }}{% endfor %}.</p>{% endif %}
 <h2>Figures</h2>
 {% for picture, caption in figures %}<figure>{{ picture | safe }}<figcaption>{{ caption }}</figcaption></figure>
 {% endfor %}
@@ -57,7 +59,12 @@ def write(path: Path, plots: Path, summary: Mapping[str, Any], settings: Mapping
     drawn = {name: plots / f"{name}.svg" for name in FIGURES if (plots / f"{name}.svg").is_file()}
     pictures = [(_inline(picture, name), FIGURES[name]) for name, picture in drawn.items()]
     page = Environment(autoescape=True).from_string(PAGE)
-    parts = {"claims": analysis.claims(summary), "methods": summary["methods"], "matched": summary["matched_accuracy"]}
+    parts = {
+        "claims": analysis.claims(summary),
+        "methods": summary["methods"],
+        "matched": summary["matched_accuracy"],
+        "diverged": summary["diverged"],
+    }
     atomic_write(path, page.render(**parts, figures=pictures, settings=settings).encode())
 
 

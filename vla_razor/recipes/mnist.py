@@ -54,10 +54,11 @@ def run(config: DictConfig, run: Run) -> None:
         raise RunFailed(f"Every run of width {WIDTH} diverged: the learning rates are too high.")
     seen = {one.method: pq.read_table(sweep.dynamics_path(job.out, one)) for one in followed}
     summary = analysis.summarize(points) | {"cknna": analysis.matched_similarity(*seen.values())}
+    summary["diverged"] = analysis.diverged_of(table)
     figures.draw(run.path / "plots", points, summary)
     figures.draw_dynamics(run.path / "plots", {method: columns.to_pydict() for method, columns in seen.items()})
     report.write(run.path / "report.html", run.path / "plots", summary, {str(key): config[key] for key in config})
-    present(Console(), run.path, summary, sum(status == "diverged" for status in table["status"].to_pylist()))
+    present(Console(), run.path, summary)
     run.log(len(runs), models=len(points))
     run.finish(summary)
 
@@ -85,15 +86,16 @@ def show_theory(seed: int = 0, steps: int = 1000) -> None:
     )
 
 
-def present(console: Console, out: Path, summary: dict[str, Any], diverged: int) -> None:
+def present(console: Console, out: Path, summary: dict[str, Any]) -> None:
     """Prints both tables, and keeps them in table.txt."""
     tables = [methods_table(summary), predictors_table(summary)]
     for table in tables:
         console.print(table)
     atomic_write(out / "table.txt", "\n".join(map(as_text, tables)).encode())
-    console.print(
-        f"{diverged} checkpoints diverged; report in {out / 'report.html'}, rows in results.parquet", highlight=False
-    )
+    diverged = summary["diverged"]
+    named = f" ({', '.join(f'{name} {count}' for name, count in diverged.items())})" if diverged else ""
+    kept = f"report in {out / 'report.html'}, rows in results.parquet"
+    console.print(f"{sum(diverged.values())} checkpoints diverged{named}; {kept}", highlight=False)
 
 
 def methods_table(summary: dict[str, Any]) -> Table:
@@ -114,10 +116,9 @@ def predictors_table(summary: dict[str, Any]) -> Table:
     for name in ranges:
         shown.add_column(name.replace("forward_kl<=inf", "all models").replace("forward_kl<=", "forward KL up to "))
     for name in analysis.PREDICTORS:
-        cells = [
-            f"{r[name]['r2']:.2f} [{r[name]['low']:.2f}, {r[name]['high']:.2f}]" if r else "" for r in ranges.values()
-        ]
-        shown.add_row(name, f"{analysis.PAPER[name]:.2f}", *cells)
+        found = [r.get(name) for r in ranges.values()]
+        cells = [f"{r2['r2']:.2f} [{r2['low']:.2f}, {r2['high']:.2f}]" if r2 else "" for r2 in found]
+        shown.add_row(name, f"{analysis.PAPER[name]:.2f}" if name in analysis.PAPER else "", *cells)
     return shown
 
 
@@ -132,6 +133,13 @@ def _images(config: DictConfig) -> Path | None:
     return folder
 
 
+def _distinct(config: DictConfig) -> None:
+    for key in ("methods", "seeds", "schedules", "lengths", "widths"):
+        values = list(config[key])
+        if len(set(values)) < len(values):
+            raise UserError(f"bad value {key}={values}: expected each only once, or its runs would count twice.")
+
+
 def _methods(config: DictConfig) -> list[str]:
     for name in config.methods:
         if name not in METHODS:
@@ -141,6 +149,7 @@ def _methods(config: DictConfig) -> list[str]:
 
 def _runs(config: DictConfig) -> list[Settings]:
     """Every method at the paper's width, and SFT at the other widths."""
+    _distinct(config)
     settings = _rates(config), config.schedules, config.lengths
     usual = sweep.grid(_methods(config), *settings, [sweep.Origin(seed, WIDTH) for seed in config.seeds])
     others = [sweep.Origin(seed, width) for seed in config.seeds for width in config.widths if width != WIDTH]

@@ -11,12 +11,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int64, UInt8
@@ -48,7 +51,7 @@ class Origin:
     """Fingerprint of the base policy."""
     task: str
     environment: str
-    """Gymnasium id and keyword arguments, as JSON."""
+    """Gymnasium id, keyword arguments, grid, and a hash of the simulation's sources, as JSON."""
     temperature: float
     seed: int
     states: int
@@ -110,10 +113,17 @@ def obtain(
 
 def origin_of(base: OpenVLA, env_config: Mapping[str, Any], *, states: int, seed: int) -> Origin:
     """What a probe set of these would be made from."""
-    environment = json.dumps([env_config["id"], _plain(env_config["make"]), _plain(env_config["grid"])], sort_keys=True)
-    return Origin(
-        base.fingerprint(), str(env_config["name"]), environment, float(base.config.temperature), seed, states
-    )
+    made = [env_config["id"], _plain(env_config["make"]), _plain(env_config["grid"]), _sources(env_config["id"])]
+    name, environment = str(env_config["name"]), json.dumps(made, sort_keys=True)
+    return Origin(base.fingerprint(), name, environment, float(base.config.temperature), seed, states)
+
+
+def _sources(env_id: str) -> str:
+    """A hash of the Python package that an environment comes from: scene and physics are what it says."""
+    package = find_spec(re.split("[.:]", str(gymnasium.spec(env_id).entry_point))[0])
+    folders = package.submodule_search_locations or [] if package else []
+    files = sorted(path for folder in folders for path in Path(folder).glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 
 def collect(
