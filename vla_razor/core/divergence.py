@@ -18,6 +18,8 @@ from jaxtyping import Float
 from scipy.optimize import minimize_scalar  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 from torch import Tensor
 
+from vla_razor.core.precision import narrow, wide, wide_dtype
+
 Logits = Float[Tensor, "*batch V"]
 PerRow = Float[Tensor, "*batch"]
 
@@ -39,7 +41,7 @@ def forward_kl(base_logits: Logits, tuned_logits: Logits) -> PerRow:
     """
     base, tuned = _log_softmax(base_logits, tuned_logits)
     finite, missing = _finite_part(base, tuned)
-    return _narrow(finite.masked_fill(missing, math.inf), base_logits, tuned_logits)
+    return narrow(finite.masked_fill(missing, math.inf), base_logits, tuned_logits)
 
 
 def reverse_kl(base_logits: Logits, tuned_logits: Logits) -> PerRow:
@@ -50,7 +52,7 @@ def reverse_kl(base_logits: Logits, tuned_logits: Logits) -> PerRow:
 def total_variation(base_logits: Logits, tuned_logits: Logits) -> PerRow:
     """Half the L1 distance between the two distributions, in [0, 1] (paper, Section 6)."""
     base, tuned = _log_softmax(base_logits, tuned_logits)
-    return _narrow((tuned.exp() - base.exp()).abs().sum(-1) / 2, base_logits, tuned_logits)
+    return narrow((tuned.exp() - base.exp()).abs().sum(-1) / 2, base_logits, tuned_logits)
 
 
 def l2_distance(base_logits: Logits, tuned_logits: Logits) -> PerRow:
@@ -58,7 +60,7 @@ def l2_distance(base_logits: Logits, tuned_logits: Logits) -> PerRow:
     base, tuned = _log_softmax(base_logits, tuned_logits)
     squared = (tuned.exp() - base.exp()).square().sum(-1)
     apart = squared > 0  # the root has no gradient at 0
-    return _narrow(torch.where(apart, squared, 1).sqrt() * apart, base_logits, tuned_logits)
+    return narrow(torch.where(apart, squared, 1).sqrt() * apart, base_logits, tuned_logits)
 
 
 def k1(base_log_probs: PerRow, tuned_log_probs: PerRow) -> PerRow:
@@ -68,7 +70,7 @@ def k1(base_log_probs: PerRow, tuned_log_probs: PerRow) -> PerRow:
     divergence", 2020).
     """
     _same_shape(base_log_probs, tuned_log_probs)
-    return _narrow(_wide(base_log_probs) - _wide(tuned_log_probs), base_log_probs, tuned_log_probs)
+    return narrow(wide(base_log_probs) - wide(tuned_log_probs), base_log_probs, tuned_log_probs)
 
 
 def k3(base_log_probs: PerRow, tuned_log_probs: PerRow) -> PerRow:
@@ -77,8 +79,8 @@ def k3(base_log_probs: PerRow, tuned_log_probs: PerRow) -> PerRow:
     Unbiased, never negative, and of lower variance than `k1` where the two policies are close (Schulman, 2020).
     """
     _same_shape(base_log_probs, tuned_log_probs)
-    ratio = _wide(tuned_log_probs) - _wide(base_log_probs)
-    return _narrow(_expm1_minus(ratio), base_log_probs, tuned_log_probs)
+    ratio = wide(tuned_log_probs) - wide(base_log_probs)
+    return narrow(_expm1_minus(ratio), base_log_probs, tuned_log_probs)
 
 
 class Sharpening(NamedTuple):
@@ -147,7 +149,7 @@ class _ForwardKLFromHidden(torch.autograd.Function):
         ctx.save_for_backward(base_hidden, base_head, tuned_hidden, tuned_head, log_base, log_tuned)
         ctx.chunk = chunk
         divergence = (cross / base.total - (log_base - log_tuned)).clamp_min(0)
-        return _narrow(divergence, base_hidden, tuned_hidden)
+        return narrow(divergence, base_hidden, tuned_hidden)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -175,7 +177,7 @@ class _OnlineSum:
     """Per row, a running sum of exp(logit - running maximum) (Milakov and Gimelshein, arXiv:1805.02867)."""
 
     def __init__(self, hidden: Tensor) -> None:
-        self.total = torch.zeros(hidden.shape[0], dtype=_wide_dtype(hidden), device=hidden.device)
+        self.total = torch.zeros(hidden.shape[0], dtype=wide_dtype(hidden), device=hidden.device)
         self.maximum = torch.full_like(self.total, -math.inf)
 
     def add(self, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -235,7 +237,7 @@ def _log_softmax(base_logits: Tensor, tuned_logits: Tensor) -> tuple[Tensor, Ten
     _same_shape(base_logits, tuned_logits)
     if base_logits.ndim == 0 or base_logits.shape[-1] == 0:
         raise ValueError(f"logits need a last axis of at least one category, got shape {tuple(base_logits.shape)}")
-    return torch.log_softmax(_wide(base_logits), -1), torch.log_softmax(_wide(tuned_logits), -1)
+    return torch.log_softmax(wide(base_logits), -1), torch.log_softmax(wide(tuned_logits), -1)
 
 
 def _logit_pair(
@@ -248,31 +250,18 @@ def _logit_pair(
     """
     x, head = _at_least_float32(base_hidden), _at_least_float32(base_head)
     y, tuned = _at_least_float32(tuned_hidden), _at_least_float32(tuned_head)
-    wide = _wide_dtype(base_hidden)
-    b = (x @ head.T).to(wide)
+    kind = wide_dtype(base_hidden)
+    b = (x @ head.T).to(kind)
     if x.shape != y.shape or x.dtype != y.dtype:
-        return b, (y @ tuned.T).to(wide)
+        return b, (y @ tuned.T).to(kind)
     change = (y - x) @ tuned.T
     if not torch.equal(tuned, head):
         change += x @ (tuned - head).T
     return b, b + change
 
 
-def _wide_dtype(tensor: Tensor) -> torch.dtype:
-    return torch.float32 if tensor.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(_wide_dtype(tensor))
-
-
 def _at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def _narrow(result: Tensor, *inputs: Tensor) -> Tensor:
-    wide = any(tensor.dtype == torch.float64 for tensor in inputs)
-    return result if wide else result.float()
 
 
 def _same_shape(base: Tensor, tuned: Tensor) -> None:

@@ -30,6 +30,8 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq, linprog, minimize  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 from torch import Tensor
 
+from vla_razor.core.precision import narrow, wide
+
 Logits = Float[Tensor, "*batch Y"]
 Array = NDArray[np.float64]
 
@@ -52,10 +54,10 @@ def i_projection(base_logits: Logits, rewarded: Bool[Tensor, "*batch Y"]) -> Log
             f"expected logits and a boolean `rewarded` of one shape, got {tuple(base_logits.shape)} and "
             f"{tuple(rewarded.shape)} of {rewarded.dtype}"
         )
-    kept = _wide(base_logits).masked_fill(~rewarded, -torch.inf)
+    kept = wide(base_logits).masked_fill(~rewarded, -torch.inf)
     if not (kept > -torch.inf).any(-1).all():
         raise ValueError("there is no optimal policy: the base gives no rewarded outcome any probability")
-    return _narrow(torch.log_softmax(kept, -1), base_logits)
+    return narrow(torch.log_softmax(kept, -1), base_logits)
 
 
 def oracle(base_logits: Logits, rewarded: Bool[Tensor, "*batch Y"]) -> Logits:
@@ -82,7 +84,7 @@ def i_projection_at(base_logits: Logits, reward: Float[Tensor, "*batch Y"], leve
     if base_logits.shape != reward.shape or not reward.isfinite().all():
         shapes = tuple(base_logits.shape), tuple(reward.shape)
         raise ValueError(f"expected logits and finite rewards of one shape, got {shapes}")
-    base, r = torch.log_softmax(_wide(base_logits), -1), _wide(reward)
+    base, r = torch.log_softmax(wide(base_logits), -1), wide(reward)
     support = base > -torch.inf
     highest = torch.where(support, r, -torch.inf).amax(-1, keepdim=True)
     lowest = torch.where(support, r, torch.inf).amin(-1, keepdim=True)
@@ -91,7 +93,7 @@ def i_projection_at(base_logits: Logits, reward: Float[Tensor, "*batch Y"], leve
         raise ValueError(f"no distribution has a mean reward of {level}: from {ends[0]} to {ends[1]} can be had")
     for end, extreme in zip(ends, (lowest, highest), strict=True):
         if level == end:
-            return _narrow(i_projection(base, support & (r == extreme)), base_logits)
+            return narrow(i_projection(base, support & (r == extreme)), base_logits)
     scale = float((highest - lowest).max())
 
     def tilted(t: float) -> Tensor:
@@ -104,7 +106,7 @@ def i_projection_at(base_logits: Logits, reward: Float[Tensor, "*batch Y"], leve
     while excess(-reach) > 0 or excess(reach) < 0:
         reach *= 2
     t = float(cast("Any", brentq)(excess, -reach, reach, xtol=1e-300, rtol=1e-15, maxiter=1000))
-    return _narrow(tilted(t), base_logits)
+    return narrow(tilted(t), base_logits)
 
 
 def exponential_family(
@@ -140,15 +142,15 @@ def m_projection(
     if target_logits.shape != carrier_logits.shape:
         shapes = tuple(target_logits.shape), tuple(carrier_logits.shape)
         raise ValueError(f"expected target_logits and carrier_logits of one shape, got {shapes}")
-    target = np.asarray(torch.softmax(_wide(target_logits.detach()), -1).cpu())
-    carrier, f = np.asarray(_wide(carrier_logits.detach()).cpu()), np.asarray(_wide(features.detach()).cpu())
+    target = np.asarray(torch.softmax(wide(target_logits.detach()), -1).cpu())
+    carrier, f = np.asarray(wide(carrier_logits.detach()).cpu()), np.asarray(wide(features.detach()).cpu())
     possible = carrier > -np.inf
     if (target > 0)[~possible].any():
         raise ValueError("the target has mass where the family has none: every divergence is infinite")
     possible[possible] = _smallest_face(f[possible], (target > 0)[possible])
     result = np.full(len(target), -np.inf)
     result[possible] = _moment_match(target[possible], f[possible], carrier[possible])
-    return _narrow(torch.tensor(result, device=target_logits.device), target_logits)
+    return narrow(torch.tensor(result, device=target_logits.device), target_logits)
 
 
 def alternate(
@@ -250,11 +252,3 @@ def _trust_region(target: Array, offsets: Array, carrier: Array) -> Array:
 def _log_softmax(logits: Array) -> Array:
     shifted = logits - logits.max()
     return shifted - math.log(np.exp(shifted).sum())
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.float32 if tensor.device.type == "mps" else torch.float64)
-
-
-def _narrow(result: Tensor, *inputs: Tensor) -> Tensor:
-    return result if any(tensor.dtype == torch.float64 for tensor in inputs) else result.float()

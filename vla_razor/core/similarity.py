@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from vla_razor.core.precision import narrow, wide, wide_dtype
+
 _ROWS_AT_ONCE = 1024
 """Neighbours are looked for in pieces of this many rows, so that memory grows with n and not with its square."""
 
@@ -28,7 +30,7 @@ def cka(base: Float[Tensor, "n d"], tuned: Float[Tensor, "n d2"], *, unbiased: b
     """
     x, y = _centred(base, tuned, rows=4 if unbiased else 2)
     inner = _unbiased_hsic if unbiased else _squared_cross
-    return _narrow(inner(x, y) / (inner(x, x) * inner(y, y)).sqrt(), base, tuned)
+    return narrow(inner(x, y) / (inner(x, x) * inner(y, y)).sqrt(), base, tuned)
 
 
 def cknna(base: Float[Tensor, "n d"], tuned: Float[Tensor, "n d2"], *, k: int = 10) -> Float[Tensor, ""]:
@@ -52,7 +54,7 @@ def cknna(base: Float[Tensor, "n d"], tuned: Float[Tensor, "n d2"], *, k: int = 
     shared = (near_x[:, :, None] == near_y[:, None, :]).any(2)
     of_x, of_y = _inner_products(x, near_x), _inner_products(y, near_y)
     both = (shared * of_x * _inner_products(y, near_x)).sum()
-    return _narrow(both / (of_x.square().sum() * of_y.square().sum()).sqrt(), base, tuned)
+    return narrow(both / (of_x.square().sum() * of_y.square().sum()).sqrt(), base, tuned)
 
 
 def activation_l1(base: Float[Tensor, "n d"], tuned: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
@@ -60,13 +62,13 @@ def activation_l1(base: Float[Tensor, "n d"], tuned: Float[Tensor, "n d"]) -> Fl
 
     Raises ValueError where the two are not matrices of one shape.
     """
-    return _narrow(_change(base, tuned).abs().sum(1, dtype=_wide_type(base)).mean(), base, tuned)
+    return narrow(_change(base, tuned).abs().sum(1, dtype=wide_dtype(base)).mean(), base, tuned)
 
 
 def activation_l2(base: Float[Tensor, "n d"], tuned: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     """The Euclidean distance between the two activation vectors, as `activation_l1`."""
-    squares = _change(base, tuned).square().sum(1, dtype=_wide_type(base))
-    return _narrow(squares.sqrt().mean(), base, tuned)
+    squares = _change(base, tuned).square().sum(1, dtype=wide_dtype(base))
+    return narrow(squares.sqrt().mean(), base, tuned)
 
 
 def _squared_cross(x: Tensor, y: Tensor) -> Tensor:
@@ -114,17 +116,5 @@ def _centred(base: Tensor, tuned: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     for tensor in (base, tuned):
         if not tensor.isfinite().all() or (tensor == tensor[0]).all():
             raise ValueError("the representations must be finite and must vary over the inputs")
-    x, y = _wide(base), _wide(tuned)
+    x, y = wide(base), wide(tuned)
     return x - x.mean(0), y - y.mean(0)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(_wide_type(tensor))
-
-
-def _wide_type(tensor: Tensor) -> torch.dtype:
-    return torch.float32 if tensor.device.type == "mps" else torch.float64
-
-
-def _narrow(result: Tensor, *inputs: Tensor) -> Tensor:
-    return result if any(tensor.dtype == torch.float64 for tensor in inputs) else result.float()

@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vla_razor.core.precision import wide
+
 Weights = Mapping[str, Tensor]
 Scalar = Float[Tensor, ""]
 
@@ -24,7 +26,7 @@ def update(base: Weights, tuned: Weights) -> dict[str, Tensor]:
 
     Raises ValueError where the two have different names or shapes, or nothing in common to compare.
     """
-    return {name: _wide(tuned[name]) - _wide(base[name]) for name in _floating(base, tuned)}
+    return {name: _constant(tuned[name]) - _constant(base[name]) for name in _floating(base, tuned)}
 
 
 def l1(base: Weights, tuned: Weights) -> Scalar:
@@ -45,7 +47,7 @@ def fisher_l2(base: Weights, tuned: Weights, fisher: Weights) -> Scalar:
     (elastic weight consolidation: Kirkpatrick et al., 2017). Raises ValueError as `update` does.
     """
     _floating(base, fisher)
-    return _total((_wide(fisher[name]) * d.square()).sum() for name, d in update(base, tuned).items()).sqrt()
+    return _total((_constant(fisher[name]) * d.square()).sum() for name, d in update(base, tuned).items()).sqrt()
 
 
 def spectral(base: Weights, tuned: Weights) -> Scalar:
@@ -92,7 +94,7 @@ def sparsity(base: Weights, tuned: Weights, *, dtype: torch.dtype = torch.float3
     if not tolerance >= 0:
         raise ValueError(f"tolerance must not be negative, got {tolerance}")
     names = _floating(base, tuned)
-    deltas = [_wide(tuned[name].to(dtype)) - _wide(base[name].to(dtype)) for name in names]
+    deltas = [_constant(tuned[name].to(dtype)) - _constant(base[name].to(dtype)) for name in names]
     unchanged = _total((delta.abs() <= tolerance).double().sum() for delta in deltas)
     return unchanged / sum(delta.numel() for delta in deltas)
 
@@ -104,7 +106,7 @@ def cosine(first: Weights, second: Weights) -> Scalar:
     raises that loss, to first order (paper, Appendix C.3). Raises ValueError as `update` does.
     """
     names = _floating(first, second)
-    pairs = [(_wide(first[name]), _wide(second[name])) for name in names]
+    pairs = [(_constant(first[name]), _constant(second[name])) for name in names]
     a, b = _total(x.square().sum() for x, _ in pairs), _total(y.square().sum() for _, y in pairs)
     return _total((x * y).sum() for x, y in pairs) / (a.sqrt() * b.sqrt())
 
@@ -157,15 +159,15 @@ def _singular_values(delta: Tensor) -> Tensor:
 
 
 def _norm(weight: Tensor) -> Tensor:
-    return _wide(weight).square().sum().sqrt()
+    return _constant(weight).square().sum().sqrt()
 
 
 def _total(parts: Any) -> Tensor:
     return torch.stack(list(parts)).sum()
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.detach().to(torch.float32 if tensor.device.type == "mps" else torch.float64)
+def _constant(weight: Tensor) -> Tensor:
+    return wide(weight.detach())
 
 
 def _floating(base: Weights, tuned: Weights) -> list[str]:
