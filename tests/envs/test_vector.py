@@ -246,8 +246,9 @@ def test_closing_twice_or_by_garbage_collection_frees_everything() -> None:
 
 
 SCRIPT = """
-import os, sys, time
+import os, signal, sys, time
 sys.path.insert(0, {here!r})
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
 from vla_razor_envs.pool import PoolVectorEnv
 
 # No guard: the workers do not import this script.
