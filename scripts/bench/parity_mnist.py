@@ -33,6 +33,7 @@ PARAMETERS = model.INPUTS * 512 + 512 * 256 + 256 * data.CLASSES
 FORWARD = 2 * PARAMETERS  # floating-point operations an image
 TARGETS = {"training": 0.8, "sweep": 0.6, "ratio": 3.0}
 TURNS = 3
+EPOCHS = 2
 
 
 def multiply(seconds: float) -> float:
@@ -113,9 +114,10 @@ def main() -> None:
     arguments = parser.parse_args()
     images = data.load(arguments.data_dir)
     origin = sweep.Origin(0, model.WIDTH)
-    runs = sweep.grid(arguments.methods, sweep.learning_rates(1e-5, 1e-3, arguments.rates), ["constant"], [1], [origin])
-    count, checkpoints = len(images.mnist_train.labels), 8
-    trained = len(runs) * 3 * FORWARD * count
+    learning_rates = sweep.learning_rates(1e-5, 1e-3, arguments.rates)
+    runs = sweep.grid(arguments.methods, learning_rates, ["constant"], [EPOCHS], [origin])
+    count, checkpoints = len(images.mnist_train.labels), 4  # as in configs/mnist.yaml
+    trained = len(runs) * 3 * FORWARD * count * EPOCHS
     evaluated = len(runs) * checkpoints * FORWARD * (len(images.mnist_test.labels) + len(images.fashion_test.labels))
     rates: dict[str, list[float]] = {"peak": [], "training": [], "sweep": [], "plain": []}
     for _ in range(TURNS):
@@ -125,7 +127,8 @@ def main() -> None:
                 list(pool.map(sweep.prepare, [origin], [job]))
                 list(pool.map(multiply, [0.1] * arguments.jobs))
                 rates["peak"].append(sum(pool.map(multiply, [2.0] * arguments.jobs)))
-                seconds = _timed(lambda pool=pool, job=job: list(pool.map(train_alone, runs, [job] * len(runs))))
+                list(pool.map(train_alone, runs[: arguments.jobs], [job] * arguments.jobs))  # loads the images
+                seconds = sum(pool.map(train_alone, runs, [job] * len(runs))) / arguments.jobs
                 rates["training"].append(trained / seconds)
                 seconds = _timed(
                     lambda pool=pool, job=job: list(pool.map(sweep.train, [[run] for run in runs], [job] * len(runs)))
