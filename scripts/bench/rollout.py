@@ -143,7 +143,7 @@ def main() -> None:
         ],
     )
     policy = OpenVLAPolicy(training.open_model(config.policy, config), config.unnorm_key)
-    single = measure_loop(config, policy, 1, 4, 1)
+    single = measure_loop(config, policy, 1, 4, ROUNDS_OF_EPISODES)
     batched = measure_loop(config, policy, config.num_envs, 2 * config.num_envs, ROUNDS_OF_EPISODES)
     iteration = measure_iterations(config, policy, arguments.iterations)
     report(arguments, single, batched, iteration, measure_placement(config, policy))
@@ -157,7 +157,7 @@ def report(
     placement: dict[str, float],
 ) -> None:
     rates = sorted(timing.steps_per_second for timing in batched)
-    alone = single[0].steps_per_second
+    alone = max(timing.steps_per_second for timing in single)
     phases = {name: iteration[name] for name in ("physics and rendering", "policy", "gradient", "rest")}
     shares = {name: value / sum(phases.values()) for name, value in phases.items()}
     result = {
