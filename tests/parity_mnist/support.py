@@ -43,7 +43,7 @@ def sequential(parameters: Parameters, run: int = 0) -> nn.Sequential:
     layers: list[nn.Module] = []
     for layer in range(len(parameters) // 2):
         weight, bias = parameters[f"weight_{layer}"][run], parameters[f"bias_{layer}"][run]
-        linear = nn.Linear(*weight.shape)
+        linear = nn.Linear(weight.shape[0], weight.shape[1])
         linear.load_state_dict({"weight": weight.T, "bias": bias})
         layers += [linear, nn.ReLU()]
     return nn.Sequential(*layers[:-1])
