@@ -45,7 +45,7 @@ class ImageTransform:
 
     def normalize(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
         """From [0, 1] to what the stack was trained on."""
-        return (pixels - torch.tensor(self.mean).view(3, 1, 1)) / torch.tensor(self.std).view(3, 1, 1)
+        return pixels.sub(torch.tensor(self.mean).view(3, 1, 1)).div_(torch.tensor(self.std).view(3, 1, 1))
 
     def _size(self, width: int, height: int) -> tuple[int, int]:
         if len(self.resize) == 2:
@@ -106,7 +106,7 @@ class Processor:
             key = (transform.resize, transform.crop, transform.interpolation)
             if key not in resized:
                 pixels = torch.from_numpy(np.stack([transform.pixels(image) for image in squared]))
-                resized[key] = pixels.permute(0, 3, 1, 2).float().div(255)
+                resized[key] = pixels.permute(0, 3, 1, 2).contiguous().float().div_(255)  # reordered as bytes
             stacks.append(transform.normalize(resized[key]))
         return torch.cat(stacks, dim=1)
 
