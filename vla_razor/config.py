@@ -36,6 +36,15 @@ def _one_of(*names: str) -> Rule:
     return Rule(str, lambda value: value in names, " | ".join(names))
 
 
+def _distinct(holds: Callable[[Any], bool], expected: str, fewest: int = 1) -> Rule:
+    """A list of values for each of which something is run; the same one twice would count twice."""
+
+    def fits(values: Any) -> bool:
+        return len(values) >= fewest and all(map(holds, values)) and len(set(values)) == len(values)
+
+    return Rule(list, fits, f"{expected}, each only once")
+
+
 _TEXT = Rule(str, lambda value: value != "", "a text")
 _SWITCH = Rule(bool, lambda _: True, "true or false")
 _COUNT = Rule(int, lambda value: value >= 1, "a whole number, at least 1")
@@ -45,15 +54,11 @@ _NUMBER = Rule(float, lambda value: 0 <= value < float("inf"), "a number, at lea
 _SHARE = Rule(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 _GRID = Rule(str, lambda value: re.fullmatch(r"[1-9]\d*x[1-9]\d*", value) is not None, "columns x rows, as in 5x5")
 _CHANGES = Rule(list, lambda value: all(isinstance(v, dict) for v in value), "a list, as in [{learning_rate: 1e-4}]")
-_SEEDS = Rule(list, lambda value: value and all(type(v) is int and v >= 0 for v in value), "a list of whole numbers")
-_LENGTHS = Rule(
-    list, lambda value: value and all(type(v) is int and v >= 1 for v in value), "a list of whole numbers, at least 1"
-)
-_WIDTHS = Rule(list, lambda value: all(type(v) is int and v >= 2 for v in value), "a list of whole numbers, at least 2")
-_SCHEDULES = Rule(
-    list, lambda value: value and set(value) <= {"constant", "cosine"}, "a list of constant and cosine, as in [cosine]"
-)
-_NAMES = Rule(list, lambda value: value and all(type(v) is str for v in value), "a list of names, as in [grpo,sft_1]")
+_SEEDS = _distinct(lambda v: type(v) is int and v >= 0, "a list of whole numbers")
+_LENGTHS = _distinct(lambda v: type(v) is int and v >= 1, "a list of whole numbers, at least 1")
+_WIDTHS = _distinct(lambda v: type(v) is int and v >= 2, "a list of whole numbers, at least 2", fewest=0)
+_SCHEDULES = _distinct(lambda v: v in ("constant", "cosine"), "a list of constant and cosine, as in [cosine]")
+_NAMES = _distinct(lambda v: type(v) is str, "a list of names, as in [grpo,sft_1]")
 _BETAS = Rule(
     list, lambda value: len(value) == 2 and all(0 <= v < 1 for v in value), "two numbers in [0, 1), as in [0.9,0.99]"
 )

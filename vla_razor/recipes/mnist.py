@@ -133,13 +133,6 @@ def _images(config: DictConfig) -> Path | None:
     return folder
 
 
-def _distinct(config: DictConfig) -> None:
-    for key in ("methods", "seeds", "schedules", "lengths", "widths"):
-        values = list(config[key])
-        if len(set(values)) < len(values):
-            raise UserError(f"bad value {key}={values}: expected each only once, or its runs would count twice.")
-
-
 def _methods(config: DictConfig) -> list[str]:
     for name in config.methods:
         if name not in METHODS:
@@ -149,7 +142,6 @@ def _methods(config: DictConfig) -> list[str]:
 
 def _runs(config: DictConfig) -> list[Settings]:
     """Every method at the paper's width, and SFT at the other widths."""
-    _distinct(config)
     settings = _rates(config), config.schedules, config.lengths
     usual = sweep.grid(_methods(config), *settings, [sweep.Origin(seed, WIDTH) for seed in config.seeds])
     others = [sweep.Origin(seed, width) for seed in config.seeds for width in config.widths if width != WIDTH]
