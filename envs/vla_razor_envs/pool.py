@@ -105,7 +105,7 @@ class PoolVectorEnv(SlotVectorEnv):
 
     def receive(self) -> Tick:
         requests = self._sent.popleft()
-        replies = _replies([one.worker for one in requests if one.answerable], self.timeout)
+        replies = self._answers(requests)
         rewards = np.zeros(self.num_envs, np.float32)
         terminated, truncated, lost = (np.zeros(self.num_envs, bool) for _ in range(3))
         for request in requests:
@@ -120,10 +120,14 @@ class PoolVectorEnv(SlotVectorEnv):
         for reply in replies.values():
             if isinstance(reply, Exception):
                 while self._sent:  # of a caller that does not get to receive it
-                    _replies([one.worker for one in self._sent.popleft() if one.answerable], self.timeout)
+                    self._answers(self._sent.popleft())
                 raise reply
         infos = {key: values.copy() for key, values in self._infos.items()}
         return self._arrays.copy_observations(), rewards, terminated, truncated, {**infos, "lost": lost}
+
+    def _answers(self, requests: list[_Request]) -> dict[_Worker, Any]:
+        """The replies of the workers that have not been restarted since they were asked."""
+        return _replies([one.worker for one in requests if one.worker.process is one.process], self.timeout)
 
     def _restart(self, dead: list[_Worker], lost: np.ndarray) -> None:
         """All slots of a dead worker are lost; those of a tick that is still to be received are so there."""
@@ -207,11 +211,6 @@ class _Request(NamedTuple):
     worker: _Worker
     process: BaseProcess
     slots: list[int]
-
-    @property
-    def answerable(self) -> bool:
-        """Whether the worker has not been restarted since."""
-        return self.worker.process is self.process
 
 
 def _start(workers: list[_Worker]) -> list[Face]:

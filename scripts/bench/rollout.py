@@ -81,7 +81,7 @@ def measure_iterations(config: DictConfig, policy: OpenVLAPolicy, count: int) ->
         seconds = time.perf_counter() - begin
         simulation = sum(workers.busy_seconds) - before
     phases = {"physics and rendering": simulation, "policy": metered.seconds, "gradient": gradient}
-    phases["rest"] = max(1, torch.get_num_threads()) * seconds - sum(phases.values())
+    phases["rest"] = torch.get_num_threads() * seconds - sum(phases.values())
     return {name: value / count for name, value in phases.items()} | {
         "seconds": seconds / count,
         "steps_per_second": timing.steps_per_second,

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from vla_razor.core.precision import at_least_float32
+
 
 def group_normalized(rewards: Float[Tensor, "G K"], eps: float = 1e-4) -> Float[Tensor, "G K"]:
     """(r - mean) / (std + eps) within each group: GRPO's advantage (Shao et al., arXiv:2402.03300; paper, Section 5.1).
@@ -57,7 +59,7 @@ def _checked(rewards: Tensor, eps: float = 0.0) -> Tensor:
         raise ValueError(f"rewards must be [groups, episodes of a group], got shape {tuple(rewards.shape)}")
     if eps < 0:
         raise ValueError(f"eps must not be negative, got {eps}")
-    rewards = rewards.detach().to(torch.promote_types(rewards.dtype, torch.float32))
+    rewards = at_least_float32(rewards.detach())
     if not rewards.isfinite().all():
         raise ValueError("rewards must be finite")
     return rewards

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from scipy.optimize import minimize_scalar  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 from torch import Tensor
 
-from vla_razor.core.precision import narrow, wide, wide_dtype
+from vla_razor.core.precision import at_least_float32, narrow, wide, wide_dtype
 
 Logits = Float[Tensor, "*batch V"]
 PerRow = Float[Tensor, "*batch"]
@@ -158,7 +158,7 @@ class _ForwardKLFromHidden(torch.autograd.Function):
     ) -> tuple[None, None, Tensor | None, Tensor | None, None]:
         (grad,) = grad_outputs
         base_hidden, base_head, tuned_hidden, tuned_head, log_base, log_tuned = ctx.saved_tensors
-        hidden = _at_least_float32(tuned_hidden)
+        hidden = at_least_float32(tuned_hidden)
         grad_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[2] else None
         grad_head = torch.empty_like(tuned_head) if ctx.needs_input_grad[3] else None
         for start in range(0, base_head.shape[0], ctx.chunk):
@@ -248,8 +248,8 @@ def _logit_pair(
     Two float32 products of nearly equal inputs differ by their rounding. Where the sizes allow it, the tuned logits are
     therefore the base's plus the product of the *changes*, which keeps the digits of a small divergence.
     """
-    x, head = _at_least_float32(base_hidden), _at_least_float32(base_head)
-    y, tuned = _at_least_float32(tuned_hidden), _at_least_float32(tuned_head)
+    x, head = at_least_float32(base_hidden), at_least_float32(base_head)
+    y, tuned = at_least_float32(tuned_hidden), at_least_float32(tuned_head)
     kind = wide_dtype(base_hidden)
     b = (x @ head.T).to(kind)
     if x.shape != y.shape or x.dtype != y.dtype:
@@ -258,10 +258,6 @@ def _logit_pair(
     if not torch.equal(tuned, head):
         change += x @ (tuned - head).T
     return b, b + change
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _same_shape(base: Tensor, tuned: Tensor) -> None:

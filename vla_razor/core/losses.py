@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from vla_razor.core.precision import at_least_float32
+
 Normalizer = Literal["length", "tokens", "episodes"]
 
 
@@ -104,7 +106,7 @@ def cross_entropy(
     if not mask.any():
         raise ValueError("the mask is empty: there is no target to learn from")
     kept = logits[mask]
-    return torch.nn.functional.cross_entropy(kept.to(torch.promote_types(kept.dtype, torch.float32)), targets[mask])
+    return torch.nn.functional.cross_entropy(at_least_float32(kept), targets[mask])
 
 
 def soft_cross_entropy(

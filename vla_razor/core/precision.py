@@ -19,3 +19,8 @@ def wide(tensor: Tensor) -> Tensor:
 def narrow(result: Tensor, *inputs: Tensor) -> Tensor:
     """The result in float32, or as it is where one of the `inputs` is float64."""
     return result if any(tensor.dtype == torch.float64 for tensor in inputs) else result.float()
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor in float32 where its type is narrower."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

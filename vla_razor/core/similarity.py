@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vla_razor.core.precision import narrow, wide, wide_dtype
+from vla_razor.core.precision import at_least_float32, narrow, wide, wide_dtype
 
 _ROWS_AT_ONCE = 1024
 """Neighbours are looked for in pieces of this many rows, so that memory grows with n and not with its square."""
@@ -105,8 +105,7 @@ def _inner_products(x: Tensor, others: Tensor) -> Tensor:
 def _change(base: Tensor, tuned: Tensor) -> Tensor:
     if base.ndim != 2 or base.shape != tuned.shape or 0 in base.shape:
         raise ValueError(f"expected two matrices [n, d] of one shape, got {tuple(base.shape)} and {tuple(tuned.shape)}")
-    kind = torch.promote_types(torch.promote_types(base.dtype, tuned.dtype), torch.float32)
-    return tuned.to(kind) - base.to(kind)  # of nearly equal numbers, this is exact
+    return at_least_float32(tuned) - at_least_float32(base)  # of nearly equal numbers, this is exact
 
 
 def _centred(base: Tensor, tuned: Tensor, rows: int) -> tuple[Tensor, Tensor]:

@@ -209,16 +209,15 @@ def predictors(points: Sequence[Point]) -> dict[str, dict[str, float]]:
     """How well each measure predicts forgetting: R2 of a second-degree polynomial, over all methods together. Measures
     that hardly vary are left out.
     """
-    lost, runs = np.array([point.forgotten for point in points]), [point.run for point in points]
-    if len(set(runs)) < 3 or np.ptp(lost) == 0:
-        return {}
+    lost, runs = [point.forgotten for point in points], [point.run for point in points]
     found = {}
-    for name in [name for name in PREDICTORS if fittable([p.measures[name] for p in points])]:
+    for name in [name for name in PREDICTORS if fittable(points, name)]:
         law = forgetting_law.fit([p.measures[name] for p in points], lost, runs, generator=np.random.default_rng(0))
         found[name] = {"r2": law.r2, "low": law.low, "high": law.high}
     return found
 
 
-def fittable(values: Sequence[float]) -> bool:
-    """Whether a polynomial of second degree can be fitted over these places."""
-    return len(set(values)) >= 3
+def fittable(points: Sequence[Point], measure: str) -> bool:
+    """Whether forgetting varies, and there are runs and values of the measure enough for a second-degree polynomial."""
+    varied = len({point.forgotten for point in points}) > 1
+    return varied and len({p.run for p in points}) >= 3 and len({p.measures[measure] for p in points}) >= 3

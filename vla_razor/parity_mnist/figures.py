@@ -116,9 +116,9 @@ def _scatter(axis: Any, points: Sequence[Point], measure: str, what: str) -> Non
 
 
 def _fitted(axis: Any, points: Sequence[Point], measure: str) -> forgetting_law.Law | None:
-    x, y = np.array([p.measures[measure] for p in points]), np.array([p.forgotten for p in points])
-    if len({p.run for p in points}) < 3 or np.ptp(y) == 0 or not fittable(x.tolist()):
+    if not fittable(points, measure):
         return None
+    x, y = np.array([p.measures[measure] for p in points]), np.array([p.forgotten for p in points])
     law = forgetting_law.fit(x, y, [p.run for p in points], resamples=1, generator=np.random.default_rng(0))
     at = np.linspace(x.min(), x.max(), 200)
     axis.plot(at, np.polynomial.Polynomial(law.coefficients)(at), color="black", linewidth=1, linestyle="--")
