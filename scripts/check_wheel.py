@@ -18,6 +18,7 @@ PACKAGES = {"vla_razor", "vla_razor_envs"}
 DATA = [
     "vla_razor/py.typed",
     "vla_razor_envs/py.typed",
+    "vla_razor_envs/assets/can.glb",
     "vla_razor/configs/rl.yaml",
     "vla_razor/assets/tiny/config.json",
 ]

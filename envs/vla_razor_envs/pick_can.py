@@ -11,6 +11,7 @@ episode.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ ROTATIONS = {
     "laid_vertically": euler2quat(0, 0, 0),
     "lr_switch": euler2quat(0, 0, np.pi / 2),
 }
+CAN = Path(__file__).with_name("assets") / "can.glb"  # a unit cylinder with a label; scripts/make_can.py
 INSTRUCTION = "pick coke can"
 REST_GAP = 5e-4
 TOUCH = 1e-6  # N s: less is no contact
@@ -59,15 +61,7 @@ class PickCan(ManipulationTask):
         surface = sapien.physx.PhysxMaterial(setup.friction, setup.friction, 0)
         density = setup.mass / (np.pi * setup.radius**2 * setup.length)
         builder.add_cylinder_collision(radius=setup.radius, half_length=half, material=surface, density=density)
-        # A label: a white band around the red body, and bare metal at both ends.
-        for offset, length, grow, colour in (
-            (0, half, 0.0, (0.78, 0.06, 0.08)),
-            (0, half * 0.16, 4e-4, (0.95, 0.95, 0.93)),
-            (half * 0.94, half * 0.065, 2e-4, (0.75, 0.76, 0.78)),
-            (-half * 0.94, half * 0.065, 2e-4, (0.75, 0.76, 0.78)),
-        ):
-            pose = sapien.Pose([offset, 0, 0])
-            builder.add_cylinder_visual(pose, setup.radius + grow, length, material(colour))
+        builder.add_visual_from_file(str(CAN), scale=[half, setup.radius, setup.radius])
         builder.initial_pose = sapien.Pose([0.5, 0, setup.table_top + half])
         can = builder.build("can")
         can.set_linear_damping(0.1)

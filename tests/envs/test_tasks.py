@@ -1,6 +1,7 @@
 """The tasks on real physics: the controller, the success rules, exact starts, determinism, and what bad input gets."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import gymnasium
@@ -179,6 +180,16 @@ def test_exact_starts(can: gymnasium.Env, drawer: gymnasium.Env) -> None:
     handles = {s: drawer.reset(seed=0, options={"station": s})[1]["target_pose"] for s in ("a0", "b1", "c2")}
     np.testing.assert_allclose(handles["b1"][:2] - handles["a0"][:2], [-0.02, -0.05], atol=1e-5)
     np.testing.assert_allclose(handles["c2"][:2] - handles["b1"][:2], [-0.02, -0.05], atol=1e-5)
+
+
+def test_the_can_wears_its_label() -> None:
+    with closing(gymnasium.make("vla_razor/PickCan-v1", image_size=(256, 256))) as env:
+        image = env.reset(seed=0, options={"orientation": "laid_vertically"})[0]["image"].astype(int)
+    red = (image[..., 0] > 120) & (image[..., 1:].max(-1) < 100)
+    rows, columns = np.nonzero(red)
+    around = image[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    white = (around.min(-1) > 180) & (np.ptp(around, axis=-1) < 12)
+    assert red.sum() > 600 and white.sum() > 150
 
 
 def test_seeded_starts_cover_the_area_and_differ(can: gymnasium.Env) -> None:

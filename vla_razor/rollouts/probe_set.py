@@ -119,10 +119,10 @@ def origin_of(base: OpenVLA, env_config: Mapping[str, Any], *, states: int, seed
 
 
 def _sources(env_id: str) -> str:
-    """A hash of the Python package that an environment comes from: scene and physics are what it says."""
+    """A hash of the package that an environment comes from, assets included: scene and physics are what it says."""
     package = find_spec(re.split("[.:]", str(gymnasium.spec(env_id).entry_point))[0])
     folders = package.submodule_search_locations or [] if package else []
-    files = sorted(path for folder in folders for path in Path(folder).glob("*.py"))
+    files = sorted(path for folder in folders for path in Path(folder).rglob("*.*") if path.suffix != ".pyc")
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 
