@@ -19,6 +19,7 @@ DATA = [
     "vla_razor/py.typed",
     "vla_razor_envs/py.typed",
     "vla_razor_envs/assets/can.glb",
+    "vla_razor_envs/assets/real2sim.json",
     "vla_razor/configs/rl.yaml",
     "vla_razor/assets/tiny/config.json",
 ]
@@ -65,7 +66,7 @@ def use(wheel: Path, scratch: Path) -> None:
     run(*pip, "--no-deps", wheel)
     run(*pip, "-c", CONSTRAINTS, *LIGHT)
     run(commands / "python", "-W", "error", "-c", IMPORTS, folder=scratch)
-    for verb in ("", "collect", "sft", "rl", "eval", "kl", "demo", "doctor", "resume"):
+    for verb in ("", "collect", "sft", "rl", "eval", "kl", "demo", "doctor", "resume", "assets fetch"):
         run(commands / "vla-razor", *verb.split(), "--help", folder=scratch)
 
 

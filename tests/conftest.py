@@ -13,6 +13,8 @@ from vla_razor_envs.vulkan import use_software_vulkan
 use_software_vulkan()
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+if (SHARED / "assets" / "real2sim").is_dir():
+    os.environ.setdefault("VLA_RAZOR_ASSETS", str(SHARED / "assets" / "real2sim"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

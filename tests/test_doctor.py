@@ -94,10 +94,22 @@ def test_disk_nearly_full(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_google_robot_is_optional(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setenv("MS_ASSET_DIR", str(tmp_path))
-    assert doctor.check_assets().ok is None
-    (tmp_path / "data" / "robots" / "googlerobot").mkdir(parents=True)
-    assert doctor.check_assets().ok
+    monkeypatch.setenv("VLA_RAZOR_ASSETS", str(tmp_path))
+    check = doctor.check_assets()
+    assert check.ok is None
+    assert "vla-razor assets fetch" in check.remedy
+    (tmp_path / "LICENSE").write_text("the only file")
+    check = doctor.check_assets()
+    assert check.ok is None
+    assert "missing" in check.found
+    assert "vla-razor assets fetch" in check.remedy
+
+
+def test_google_robot_is_found(shared: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("VLA_RAZOR_ASSETS", str(shared / "assets" / "real2sim"))
+    check = doctor.check_assets()
+    assert check.ok
+    assert "without can_stage, recolored_robots" in check.found
 
 
 def test_base_checkpoint_absent_cut_short_or_complete(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -23,6 +23,8 @@ RECIPES = {verb: f"vla_razor.recipes.{verb}" for verb in ("collect", "sft", "rl"
 RECIPES["eval"] = "vla_razor.recipes.evaluate"
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+assets = typer.Typer(no_args_is_help=True, help="The files of the original simulation, for robot=google_robot.")
+app.add_typer(assets, name="assets")
 
 Arguments = Annotated[
     list[str] | None,
@@ -121,6 +123,21 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
 
         status = check(as_json=as_json)
     raise typer.Exit(status)
+
+
+@assets.command("fetch")
+def fetch_assets(
+    source: Annotated[
+        Path | None, typer.Option("--from", metavar="DIR", help="Copy from a folder laid out as upstream instead.")
+    ] = None,
+) -> None:
+    """Download the Google robot, its scenes and photographs from SimplerEnv's repository at a pinned commit, each
+    file checked; what is there already is kept.
+    """
+    with _clean_errors():
+        from vla_razor.recipes.assets import fetch
+
+        fetch(source)
 
 
 def overrides(arguments: Sequence[str]) -> list[str]:

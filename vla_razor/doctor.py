@@ -103,11 +103,17 @@ def check_vulkan() -> Check:
 
 def check_assets() -> Check:
     """The Google robot of SimplerEnv. Optional: the main job uses the Panda, which ManiSkill ships."""
-    data = Path(os.environ.get("MS_ASSET_DIR") or Path.home() / ".maniskill") / "data"
-    if (data / "robots" / "googlerobot").is_dir():
-        return Check(True, "Panda (ships with ManiSkill), Google robot")
-    remedy = "For robot=google_robot: python -m mani_skill.utils.download_asset googlerobot"
-    return Check(None, "Panda (ships with ManiSkill); no Google robot, which is optional", remedy)
+    from vla_razor_envs.assets import GROUPS, REMEDY, AssetsUnusable, asset_folder, has
+
+    try:
+        there = [group for group in GROUPS if has(group)]
+    except AssetsUnusable as error:
+        return Check(None, str(error).removesuffix(REMEDY).strip(), REMEDY)
+    if "tasks" not in there:
+        return Check(None, "Panda (ships with ManiSkill); no Google robot, which is optional", REMEDY)
+    absent = [group for group in GROUPS if group not in there]
+    without = f"; without {', '.join(absent)}, which are optional" if absent else ""
+    return Check(True, f"Panda (ships with ManiSkill), Google robot ({asset_folder()}){without}")
 
 
 def check_base() -> Check:

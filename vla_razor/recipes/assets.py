@@ -1,0 +1,130 @@
+"""`vla-razor assets fetch`: the files of the original simulation, from upstream or from a folder, each one checked."""
+
+from __future__ import annotations
+
+import http.client
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import quote
+
+from vla_razor.errors import RunFailed, UserError
+from vla_razor.files import atomic_write, full_disk_reported
+from vla_razor.progress import progress
+from vla_razor_envs.assets import COMMIT, GROUPS, REPOSITORY, cache_folder, is_right
+
+URL = f"https://raw.githubusercontent.com/{REPOSITORY}/{COMMIT}/"
+NOTICE = (
+    f"Robot, objects, scenes and photographs of github.com/{REPOSITORY}, published there under the Apache licence 2.0 "
+    "(the file LICENSE beside them). It states no separate rights for meshes, textures, brands and photographs."
+)
+ATTEMPTS, TIMEOUT, PARALLEL = 3, 60.0, 4  # the timeout in seconds without a byte
+PAUSE = 1.0  # seconds, before the second attempt; doubled before the third
+
+ADVICE = "Without a connection: vla-razor assets fetch --from DIR, a copy of the repository at that commit."
+
+Reader = Callable[[str], bytes]
+
+
+class _Refused(Exception):
+    """Why one file could not be had."""
+
+
+def fetch(source: Path | None = None) -> None:
+    """Brings every asset into the cache folder, and says what is there; what is there already is left alone.
+
+    Args:
+        source: a folder laid out as upstream, to copy from instead of downloading.
+
+    Raises:
+        UserError: the source is no folder, or lacks files that the tasks need.
+        RunFailed: a file that the tasks need could not be downloaded. Run it again to go on.
+    """
+    if source is not None and not source.is_dir():
+        raise UserError(f"{source} is no folder; expected one laid out as github.com/{REPOSITORY}.")
+    read = _download if source is None else lambda path: _copy(source, path)
+    print(NOTICE)
+    failures = _bring(read, cache_folder())
+    _report(failures, source)
+
+
+def _bring(read: Reader, folder: Path) -> dict[str, str]:
+    """Fetches what is not there yet; returns, by path, why a file could not be had."""
+    files = {path: checksum for group in GROUPS.values() for path, checksum in group.items()}
+    failures: dict[str, str] = {}
+    with (
+        full_disk_reported(folder, "free some space, or set VLA_RAZOR_CACHE to a folder on another disk."),
+        progress("assets", len(files)) as advance,
+        ThreadPoolExecutor(PARALLEL) as pool,
+    ):
+        for path, failure in pool.map(lambda item: (item[0], _one(read, folder, *item)), files.items()):
+            if failure:
+                failures[path] = failure
+            advance()
+    return failures
+
+
+def _one(read: Reader, folder: Path, path: str, checksum: str) -> str:
+    """Brings one file; returns why it could not be had, or nothing."""
+    target = folder / path
+    if target.is_file() and is_right(target.read_bytes(), checksum):
+        return ""
+    try:
+        content = read(path)
+    except _Refused as reason:
+        return str(reason)
+    if not is_right(content, checksum):
+        return f"not the file that is expected: its {len(content)} bytes do not have the checksum"
+    atomic_write(target, content)
+    return ""
+
+
+def _copy(source: Path, path: str) -> bytes:
+    try:
+        return (source / path).read_bytes()
+    except OSError as error:
+        raise _Refused(error.strerror or str(error)) from None
+
+
+def _download(path: str) -> bytes:
+    reason = ""
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            time.sleep(PAUSE * 2 ** (attempt - 1))
+        try:
+            with urllib.request.urlopen(URL + quote(path), timeout=TIMEOUT) as response:
+                return response.read()
+        except urllib.error.HTTPError as error:
+            reason = f"HTTP {error.code} {error.reason}"
+            if error.code < 500 and error.code != 429:
+                break
+        except urllib.error.URLError as error:
+            if attempt == ATTEMPTS - 1:  # no other file would fare better
+                raise RunFailed(f"{URL} cannot be reached: {error.reason}. {ADVICE}") from None
+        except http.client.IncompleteRead as error:
+            reason = f"the connection ended after {len(error.partial)} bytes"
+        except (OSError, http.client.HTTPException) as error:
+            reason = str(error)
+    raise _Refused(reason)
+
+
+def _report(failures: dict[str, str], source: Path | None) -> None:
+    folder = cache_folder()
+    for group, files in GROUPS.items():
+        absent = [path for path in files if path in failures]
+        print(f"  {group}: {len(files) - len(absent)} of {len(files)} files")
+    print(f"in {folder}")
+    needed = {path: reason for path, reason in failures.items() if path in GROUPS["tasks"]}
+    optional = len(failures) - len(needed)
+    if optional:
+        path, reason = next((path, reason) for path, reason in failures.items() if path not in needed)
+        print(f"{optional} optional files are not there, the first being {path}: {reason}")
+    if needed:
+        shown = "\n".join(f"  {path}: {reason}" for path, reason in list(needed.items())[:5])
+        message = f"{len(needed)} files that the Google robot's tasks need could not be had:\n{shown}\n"
+        if source is None:
+            raise RunFailed(f"{message}The others are kept: run `vla-razor assets fetch` again to go on.")
+        raise UserError(f"{message}Expected {source} to be laid out as github.com/{REPOSITORY} at {COMMIT[:7]}.")
