@@ -56,10 +56,8 @@ GROUPS = {
         for part in ("collision.obj", "textured.dae")
     ],
     "cabinets": [f"{CUSTOM}/mk_station{number}.urdf" for number in ("", "2", "3")],
-    "drawer_stages": [
-        f"{STAGES}/{name}.glb"
-        for name in ("frl_apartment_stage_simple", "modern_bedroom_no_roof", "modern_office_no_roof")
-    ],
+    "drawer_stage": [f"{STAGES}/frl_apartment_stage_simple.glb"],
+    "drawer_backgrounds": [f"{STAGES}/{name}_no_roof.glb" for name in ("modern_bedroom", "modern_office")],
 }
 NAMED = {  # how a file of this kind names others
     ".urdf": r'filename="([^"]+)"',
