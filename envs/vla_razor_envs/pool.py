@@ -10,19 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import signal
 import sys
 import time
-import traceback
 import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
-from multiprocessing.shared_memory import SharedMemory
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -30,9 +26,11 @@ import gymnasium
 import numpy as np
 from gymnasium import Space, spaces
 
-from .vector import Observations, SlotVectorEnv, Start, Tick
+from .serving import Layout, SharedArrays, serve
+from .vector import SlotVectorEnv, Start, Tick
 
-Layout = dict[str, tuple[tuple[int, ...], str]]  # name -> shape and dtype of one shared array
+# Starts a worker for some slots: its process, with the face of multiprocessing's, and the connection to it.
+Launch = Callable[[range], tuple[Any, Any]]
 Face = tuple[Space, Space, Any]  # an environment's observation and action space, and its setup record
 
 # Threads of several busy processes slow each other down four to seven times.
@@ -56,26 +54,34 @@ class PoolVectorEnv(SlotVectorEnv):
     def __init__(
         self, env_id: str, num_envs: int, *, num_workers: int | None = None, timeout: float = 60.0, **kwargs: Any
     ):
+        self._open(partial(_spawn, env_id, kwargs), num_envs, num_workers, timeout)
+
+    def _open(self, launch: Launch, num_envs: int, num_workers: int | None, timeout: float) -> None:
+        """Starts the workers. They keep `launch`, which must hold no reference to this object, or it is never freed."""
         if num_envs < 1 or (num_workers is not None and num_workers < 1):
             raise ValueError(f"num_envs={num_envs}, num_workers={num_workers}: expected at least 1 of each")
         count = min(num_workers or _cores(), num_envs)
         # Interleaved, so that a partly idle batch keeps every worker busy.
-        self._workers = [_Worker(env_id, kwargs, range(index, num_envs, count)) for index in range(count)]
-        self._memory: list[_SharedArrays] = []
+        self._workers = [_Worker(launch, range(index, num_envs, count)) for index in range(count)]
+        self._memory: list[SharedArrays] = []
         self._finalizer = weakref.finalize(self, _shut_down, self._workers, self._memory)
         self._infos: dict[str, np.ndarray] = {}
         self._sent: deque[list[_Request]] = deque()
         self.timeout = timeout
         try:
-            super().__init__(num_envs, *_start(self._workers)[0])
+            SlotVectorEnv.__init__(self, num_envs, *self._face(_start(self._workers)[0]))
             # Each worker has slots of both halves.
             self.groups = [half.tolist() for half in np.array_split(np.arange(num_envs), 2) if len(half)]
-            self._memory.append(_SharedArrays(_layout(self.observation_space, self.action_space)))
+            self._memory.append(SharedArrays(_layout(self.observation_space, self.action_space)))
             for worker in self._workers:
                 worker.attach(self._arrays)
         except BaseException:
             self._finalizer()
             raise
+
+    def _face(self, description: Any) -> Face:
+        """What this object shows, of what its first worker told."""
+        return description
 
     @property
     def busy_seconds(self) -> list[float]:
@@ -87,7 +93,7 @@ class PoolVectorEnv(SlotVectorEnv):
         return [worker.process.pid or 0 for worker in self._workers]
 
     @property
-    def _arrays(self) -> _SharedArrays:
+    def _arrays(self) -> SharedArrays:
         return self._memory[0]
 
     def send(self, actions: np.ndarray, active: np.ndarray, starts: Mapping[int, Start]) -> None:
@@ -154,25 +160,20 @@ class PoolVectorEnv(SlotVectorEnv):
 class _Worker:
     """The parent's end of one process, which serves the environments of `slots`."""
 
-    process: BaseProcess
+    process: Any = None
     connection: Any = None
 
-    def __init__(self, env_id: str, kwargs: dict[str, Any], slots: range):
-        self.arguments = env_id, kwargs, slots
-        self.slots = slots
+    def __init__(self, launch: Launch, slots: range):
+        self.launch, self.slots = launch, slots
         self.busy_seconds = 0.0
 
     def start(self) -> None:
         self.kill()
-        context = get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, *self.arguments), daemon=True)
         with _inheritance():
-            self.process.start()
-        theirs.close()
+            self.process, self.connection = self.launch(self.slots)
 
-    def face(self) -> Face:
-        """Waits until the environments are built."""
+    def description(self) -> Any:
+        """Waits until the environments are built; what the worker tells of them."""
         reply = self.receive() if self.connection.poll(START_TIMEOUT) else None
         if reply is None:
             self.process.join(1)
@@ -181,7 +182,7 @@ class _Worker:
             raise reply
         return reply
 
-    def attach(self, arrays: _SharedArrays) -> None:
+    def attach(self, arrays: SharedArrays) -> None:
         self.connection.send((arrays.layout, arrays.name))
 
     def ask(self, steps: list[int], resets: dict[int, Start]) -> None:
@@ -199,7 +200,7 @@ class _Worker:
 
     def kill(self) -> None:
         # Nothing in a worker is worth an orderly end, and tearing down a scene can itself hang.
-        if self.connection is not None:
+        if self.process is not None:
             self.connection.close()
             self.process.kill()
             self.process.join()
@@ -209,15 +210,15 @@ class _Request(NamedTuple):
     """What a worker was asked about, and the process that was to answer."""
 
     worker: _Worker
-    process: BaseProcess
+    process: Any
     slots: list[int]
 
 
-def _start(workers: list[_Worker]) -> list[Face]:
-    """Starts the workers side by side."""
+def _start(workers: list[_Worker]) -> list[Any]:
+    """Starts the workers side by side; what each tells of its environments."""
     for worker in workers:
         worker.start()
-    return [worker.face() for worker in workers]
+    return [worker.description() for worker in workers]
 
 
 def _replies(workers: list[_Worker], timeout: float) -> dict[_Worker, Any]:
@@ -232,7 +233,7 @@ def _replies(workers: list[_Worker], timeout: float) -> dict[_Worker, Any]:
     return replies
 
 
-def _shut_down(workers: list[_Worker], memory: list[_SharedArrays]) -> None:
+def _shut_down(workers: list[_Worker], memory: list[SharedArrays]) -> None:
     for worker in workers:
         worker.kill()
     for arrays in memory:
@@ -265,97 +266,23 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-# ---------------------------------------------------------------------- the worker's side
-
-
-@dataclass
-class _Slot:
-    index: int
-    env: gymnasium.Env
-    arrays: _SharedArrays
-
-    def step(self) -> tuple[Any, ...]:
-        observation, reward, terminated, truncated, info = self.env.step(self.arrays.actions[self.index].copy())
-        self.arrays.write(self.index, observation)
-        return self.index, float(reward), bool(terminated), bool(truncated), info
-
-    def reset(self, seed: int | None, options: dict[str, Any]) -> tuple[Any, ...]:
-        observation, info = self.env.reset(seed=seed, options=options)
-        self.arrays.write(self.index, observation)
-        return self.index, 0.0, False, False, info
+def _spawn(env_id: str, kwargs: dict[str, Any], slots: range) -> tuple[Any, Connection]:
+    """A worker of this interpreter."""
+    context = get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, env_id, kwargs, slots), daemon=True)
+    process.start()
+    theirs.close()
+    return process, ours
 
 
 def _serve(connection: Connection, env_id: str, kwargs: dict[str, Any], indices: range) -> None:
-    """A worker's life: build the scenes, tell the spaces, then answer until the parent hangs up."""
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        try:
-            envs = {index: gymnasium.make(env_id, **kwargs) for index in indices}
-        except Exception as error:
-            connection.send((_portable(error), 0.0))
-            return
+    def build() -> tuple[dict[int, gymnasium.Env], Face]:
+        envs = {index: gymnasium.make(env_id, **kwargs) for index in indices}
         first = envs[indices[0]]
-        setup = getattr(first.unwrapped, "setup", None)
-        connection.send(((first.observation_space, first.action_space, setup), 0.0))
-        arrays = _SharedArrays(*connection.recv())
-        slots = {index: _Slot(index, env, arrays) for index, env in envs.items()}
-        while True:
-            steps, resets = connection.recv()
-            begin = time.process_time()
-            reply = _answer(slots, steps, resets)
-            connection.send((reply, time.process_time() - begin))
+        return envs, (first.observation_space, first.action_space, getattr(first.unwrapped, "setup", None))
 
-
-def _answer(slots: dict[int, _Slot], steps: list[int], resets: dict[int, Start]) -> list[tuple[Any, ...]] | Exception:
-    try:
-        stepped = [slots[index].step() for index in steps]
-        return stepped + [slots[index].reset(*start) for index, start in resets.items()]
-    except Exception as error:
-        return _portable(error)
-
-
-def _portable(error: Exception) -> Exception:
-    """The error with its traceback as a note; only its text where its class does not travel between processes."""
-    text = traceback.format_exc()
-    error.add_note(f"In a simulation worker:\n{text}")
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(text)
-    return error
-
-
-# ---------------------------------------------------------------------- shared memory
-
-
-class _SharedArrays:
-    """Arrays in one block of shared memory: made by the parent (no `name`), attached to by the workers."""
-
-    def __init__(self, layout: Layout, name: str | None = None):
-        sizes = [int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in layout.values()]
-        ends = np.cumsum([-(-size // 64) * 64 for size in sizes])  # each array begins on a cache line
-        self.layout = layout
-        self.memory = SharedMemory(name, create=name is None, size=int(ends[-1]))
-        self.name = self.memory.name
-        self._arrays = {
-            key: np.ndarray(shape, dtype, self.memory.buf, int(begin))
-            for (key, (shape, dtype)), begin in zip(layout.items(), [0, *ends[:-1]], strict=True)
-        }
-
-    @property
-    def actions(self) -> np.ndarray:
-        return self._arrays["action"]
-
-    def write(self, index: int, observation: Mapping[str, np.ndarray]) -> None:
-        for key, value in observation.items():
-            self._arrays[key][index] = value
-
-    def copy_observations(self) -> Observations:
-        return {key: array.copy() for key, array in self._arrays.items() if key != "action"}
-
-    def destroy(self) -> None:
-        self._arrays.clear()  # a block that still has views cannot be closed
-        self.memory.close()
-        self.memory.unlink()
+    serve(connection, build)
 
 
 def _layout(observations: Space, actions: Space) -> Layout:

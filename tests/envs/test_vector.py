@@ -40,7 +40,7 @@ def nothing_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         names.append(memory.name)
         return memory
 
-    monkeypatch.setattr("vla_razor_envs.pool.SharedMemory", recorded)
+    monkeypatch.setattr("vla_razor_envs.serving.SharedMemory", recorded)
     yield
     gc.collect()
     assert not any(map(in_memory, names))
