@@ -13,10 +13,10 @@ onto the measured orientation, as SimplerEnv does.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sapien
 import torch
 from gymnasium import spaces
 from mani_skill.agents.controllers.pd_joint_pos import PDJointPosController, PDJointPosControllerConfig
@@ -25,6 +25,7 @@ from mani_skill.utils.structs import Pose
 from torch import Tensor
 
 from .geometry import Frame, displaced
+from .kinematics import ClosedLoopSolver, mended
 
 
 class EndEffectorDelta(PDJointPosController):
@@ -38,9 +39,20 @@ class EndEffectorDelta(PDJointPosController):
 
     def _initialize_joints(self) -> None:
         super()._initialize_joints()
-        self.kinematics = Kinematics(
-            self.config.urdf_path, self.config.ee_link, self.articulation, self.active_joint_indices
-        )
+        config = self.config
+        self.end_link = self.articulation.links_map[config.ee_link]
+        if self.device.type == "cuda":
+            self.kinematics = Kinematics(config.urdf_path, config.ee_link, self.articulation, self.active_joint_indices)
+        else:
+            self.solve = ClosedLoopSolver(
+                mended(Path(config.urdf_path)),
+                self.articulation,
+                config.ee_link,
+                self.active_joint_indices.tolist(),
+                config.ik_iterations,
+                config.ik_step,
+                config.ik_damping,
+            )
 
     def _initialize_action_space(self) -> None:
         high = np.repeat(np.float32([self.config.translation, self.config.rotation]), 3)
@@ -51,29 +63,20 @@ class EndEffectorDelta(PDJointPosController):
         self._base = Frame.at(self.articulation.pose.raw_pose)  # stands still during an episode
 
     def set_action(self, action: Tensor) -> None:
-        qpos = self.articulation.get_qpos()
-        self._start_qpos = qpos[:, self.active_joint_indices]
-        measured = self._base.localize(self.kinematics.end_link.pose.raw_pose)
-        self._target_qpos = self._solve(qpos, displaced(measured, action), measured)
+        self._target_qpos = self._aim(action)
         self.set_drive_targets(self._target_qpos)
 
-    def _solve(self, qpos: Tensor, target: Tensor, measured: Tensor) -> Tensor:
-        if self.kinematics.use_gpu_ik:
+    def _aim(self, action: Tensor) -> Tensor:
+        """The joint positions [N, J] that a displacement [N, 6] of the end effector asks for."""
+        qpos = self.articulation.get_qpos()
+        self._start_qpos = qpos[:, self.active_joint_indices]
+        measured = self._base.localize(self.end_link.pose.raw_pose)
+        target = displaced(measured, action)
+        if self.device.type == "cuda":
             return self.kinematics.compute_ik(Pose.create(target), qpos, current_pose=Pose.create(measured))
-        solver = self.kinematics
-        solution, solved, _ = solver.pmodel.compute_inverse_kinematics(
-            solver.end_link_idx,
-            sapien.Pose(target[0, :3].numpy(), target[0, 3:].numpy()),
-            initial_qpos=qpos[0, solver.pmodel_active_joint_indices].numpy(),
-            active_qmask=solver.qmask.numpy(),
-            max_iterations=self.config.ik_iterations,
-            dt=self.config.ik_step,
-            damp=self.config.ik_damping,
-        )
-        if not solved:
-            return self._start_qpos
-        controlled = solution[solver.pmodel_controlled_joint_indices.numpy()]
-        return torch.as_tensor(controlled, dtype=qpos.dtype)[None]
+        solution = self.solve(qpos[0].numpy(), target[0].numpy())
+        self.solved = torch.tensor([solution is not None])
+        return self._start_qpos if solution is None else torch.as_tensor(solution, dtype=qpos.dtype)[None]
 
 
 @dataclass

@@ -1,122 +1,66 @@
-"""What differs between robots, as frozen records: the task classes hold no branch on the robot.
-
-Units are metres, radians, seconds and kilograms; poses are x, y, z, qw, qx, qy, qz. The embedded setups follow the
-rules of SimplerEnv's Google-robot tasks (github.com/simpler-env/SimplerEnv) with the Panda and scenes built of
-primitives.
+"""The setups: what each robot's tasks are made of. The embedded ones follow the rules of SimplerEnv's Google-robot
+tasks (github.com/simpler-env/SimplerEnv) with the Panda and scenes built of primitives.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from math import pi
 from typing import Any
+
+from .google_setups import GOOGLE_DRAWER, GOOGLE_PICK_CAN
+from .records import (
+    BoxCabinet,
+    BoxTable,
+    Camera,
+    CylinderCan,
+    DrawerSetup,
+    Gripper,
+    Lighting,
+    Physics,
+    PickCanSetup,
+    Setup,
+    Vector,
+    lift_while_high,
+)
 
 DRAWERS = ("top", "middle", "bottom")
 DRAWER_TASKS = tuple(f"{verb}_{drawer}_drawer" for verb in ("open", "close") for drawer in DRAWERS)
 ORIENTATIONS = ("upright", "lr_switch", "laid_vertically")
 
-
-@dataclass(frozen=True)
-class Camera:
-    """An RGB camera fixed to a link of the robot, looking from `eye` to `target` in that link's frame."""
-
-    name: str
-    link: str
-    eye: tuple[float, float, float]
-    target: tuple[float, float, float]
-    fov: float
-    shader: str = "minimal"
-
-
-@dataclass(frozen=True)
-class Gripper:
-    """The two finger links with the direction, in each link's frame, in which the finger opens."""
-
-    links: tuple[str, str]
-    opening: tuple[tuple[float, float, float], tuple[float, float, float]]
-    joint: str
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What every task needs to know of a robot: who acts, from where, how fast, for how long, and what it sees."""
-
-    agent: str
-    control_mode: str
-    tcp_link: str
-    gripper: Gripper
-    start_qpos: tuple[float, ...]
-    qpos_noise: float
-    control_hz: int
-    sim_hz: int
-    horizon: int
-    camera: Camera
-
-
-@dataclass(frozen=True)
-class PickCanSetup(Setup):
-    """Pick a can. A grasp is contact of both fingers within `grasp_angle` degrees of their closing direction; the can
-    is lifted when it is grasped, touches nothing but the robot and rose by `lift_height`; success is a lift now, or
-    `sustained_steps` steps (in all) at `significant_height`.
-    """
-
-    robot_xy: tuple[float, float]
-    table_top: float
-    area_x: tuple[float, float]
-    area_y: tuple[float, float]
-    radius: float
-    length: float
-    mass: float
-    friction: float
-    orientations: tuple[str, ...]
-    grasp_impulse: float
-    grasp_angle: float
-    lift_height: float
-    significant_height: float
-    sustained_steps: int
-
-
-@dataclass(frozen=True)
-class DrawerSetup(Setup):
-    """Open or close one of three drawers. Stations are the robot's base x, y, yaw; a reset from a seed alone draws
-    inside their bounding box.
-    """
-
-    stations: Mapping[str, tuple[float, float, float]]
-    cabinet_pose: tuple[float, float, float]
-    cabinet_size: tuple[float, float, float]
-    drawer_z: tuple[float, float, float]
-    panel: tuple[float, float, float]
-    handle: tuple[float, float, float]
-    handle_gap: float
-    travel: float
-    friction: float
-    damping: float
-    start_open: float
-    open_at: float
-    closed_at: float
-
-
 PANDA_GRIPPER = Gripper(
-    links=("panda_leftfinger", "panda_rightfinger"), opening=((0, 1, 0), (0, -1, 0)), joint="panda_finger_joint1"
+    sides=(("panda_leftfinger",), ("panda_rightfinger",)),
+    opening=((0, 1, 0), (0, -1, 0)),
+    joint="panda_finger_joint1",
 )
+# Nothing sleeps: how long a body has rested would carry over from one episode to the next. With ManiSkill's 15 solver
+# iterations physics costs half as much again as with 8, and the expert succeeds no more often.
+PANDA_PHYSICS = Physics(position_iterations=8, persistent_contacts=True, sleep_threshold=0, friction=0.3)
+PANDA_LIGHTING = Lighting(
+    (0.45, 0.45, 0.45), (((1, 0.6, -1.2), (0.9, 0.9, 0.9)), ((-0.4, -0.8, -1), (0.45, 0.45, 0.45)))
+)
+JOINTS = (*(f"panda_joint{number}" for number in range(1, 8)), "panda_finger_joint1", "panda_finger_joint2")
+REST_GAP = 5e-4
 
 
-def _panda(
-    start_qpos: tuple[float, ...], horizon: int, target: tuple[float, float, float], fov: float
-) -> dict[str, Any]:
+def _panda(start_qpos: tuple[float, ...], horizon: int, target: Vector, fov: float) -> dict[str, Any]:
     """What both embedded tasks share: 5 Hz control, one camera over the robot's left shoulder."""
     return dict(
         agent="vla_razor_panda",
         control_mode="ee_delta",
         tcp_link="panda_hand_tcp",
         gripper=PANDA_GRIPPER,
-        start_qpos=start_qpos,
+        start_qpos=dict(zip(JOINTS, start_qpos, strict=True)),
         qpos_noise=0.02,
+        base_z=0.0,
+        base_yaw=0.0,
         control_hz=5,
         sim_hz=100,
         horizon=horizon,
+        clips_actions=True,
+        physics=PANDA_PHYSICS,
         camera=Camera("overhead_camera", "panda_link0", eye=(0.3, 0.7, 0.8), target=target, fov=fov),
+        lighting=PANDA_LIGHTING,
     )
 
 
@@ -124,17 +68,20 @@ PANDA_PICK_CAN = PickCanSetup(
     # TCP at (0.45, 0, 0.30), gripper straight down.
     **_panda((0.0, -0.2198, 0.0, -2.4542, 0.0, 2.2344, 0.7854, 0.04, 0.04), 20, target=(0.51, 0.0, 0.12), fov=0.44),
     robot_xy=(0.0, 0.0),
+    table=BoxTable(half_size=(0.5, 0.6, 0.02), top=(0.45, 0.0, 0.0)),
     table_top=0.0,
+    # A real can (33 mm) leaves the Panda's 80 mm opening no room for error; 23 mm does. The angular damping stands in
+    # for the rolling resistance that PhysX does not know.
+    can=CylinderCan(radius=0.023, length=0.11, mass=0.05, friction=1.0, damping=(0.1, 10.0)),
     area_x=(0.44, 0.60),
     area_y=(-0.12, 0.12),
-    # A real can (33 mm) leaves the Panda's 80 mm opening no room for error; 23 mm does.
-    radius=0.023,
-    length=0.11,
-    mass=0.05,
-    friction=1.0,
-    orientations=ORIENTATIONS,
+    # SAPIEN's cylinder has its axis along local x.
+    orientations={"upright": (0, -pi / 2, 0), "lr_switch": (0, 0, pi / 2), "laid_vertically": (0, 0, 0)},
+    start_heights={"upright": 0.055 + REST_GAP, "lr_switch": 0.023 + REST_GAP, "laid_vertically": 0.023 + REST_GAP},
+    settling=None,
     grasp_impulse=1e-6,
     grasp_angle=80.0,
+    lift=lift_while_high,
     lift_height=0.02,
     significant_height=0.05,
     sustained_steps=3,
@@ -148,14 +95,15 @@ PANDA_DRAWER = DrawerSetup(
         for row, y in zip("abc", (-0.05, 0.0, 0.05), strict=True)
         for column, x in enumerate((-0.02, 0.0, 0.02))
     },
-    cabinet_pose=(0.71, 0.0, 0.0),
-    cabinet_size=(0.36, 0.36, 0.6),
-    drawer_z=(0.53, 0.40, 0.27),
-    panel=(0.008, 0.18, 0.06),
-    handle=(0.006, 0.008, 0.045),
-    handle_gap=0.05,
+    between_stations=True,
     # SimplerEnv's drawers travel 0.5 m, open at 0.15, close at 0.05 and start a closing task at 0.2: all scaled by 0.6.
-    travel=0.30,
+    cabinet=BoxCabinet(
+        size=(0.36, 0.36, 0.6), panel=(0.008, 0.18, 0.06), handle=(0.006, 0.008, 0.045), handle_gap=0.05, travel=0.30
+    ),
+    cabinet_pose=(0.71, 0.0, 0.0),
+    drawer_z=(0.53, 0.40, 0.27),
+    handle=(-0.05, 0.0, 0.0),
+    slide=-1.0,
     friction=0.05,
     damping=1.0,
     start_open=0.12,
@@ -163,4 +111,9 @@ PANDA_DRAWER = DrawerSetup(
     closed_at=0.03,
 )
 
-SETUPS: Mapping[tuple[str, str], Setup] = {("pick_can", "panda"): PANDA_PICK_CAN, ("drawer", "panda"): PANDA_DRAWER}
+SETUPS: Mapping[tuple[str, str], Setup] = {
+    ("pick_can", "panda"): PANDA_PICK_CAN,
+    ("drawer", "panda"): PANDA_DRAWER,
+    ("pick_can", "google_robot"): GOOGLE_PICK_CAN,
+    ("drawer", "google_robot"): GOOGLE_DRAWER,
+}

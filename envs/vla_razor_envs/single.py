@@ -10,7 +10,8 @@ import torch
 from gymnasium import spaces
 
 from . import RenderingUnavailable
-from .setups import DRAWER_TASKS, ORIENTATIONS, SETUPS, DrawerSetup, PickCanSetup, Setup
+from .records import DrawerSetup, PickCanSetup, Setup
+from .setups import DRAWER_TASKS, SETUPS
 
 REMEDY = "`vla-razor doctor` names the remedy"
 START_KEYS = {"pick_can": ("object_xy", "orientation"), "drawer": ("station", "task")}
@@ -19,7 +20,7 @@ START_KEYS = {"pick_can": ("object_xy", "orientation"), "drawer": ("station", "t
 def find_setup(family: str, robot: str) -> Setup:
     """The setup record of a task family and robot; ValueError names the robots that exist."""
     if (family, robot) not in SETUPS:
-        robots = sorted(name for task, name in SETUPS if task == family)
+        robots = [name for task, name in SETUPS if task == family]
         raise ValueError(f"{family} has no robot {robot!r}; expected one of {', '.join(robots)}")
     return SETUPS[family, robot]
 
@@ -34,13 +35,25 @@ def check_start(family: str, setup: Setup, start: dict[str, Any]) -> dict[str, A
         if key == "object_xy" and not (np.shape(value) == (2,) and np.isfinite(np.asarray(value, float)).all()):
             raise ValueError(f"reset option object_xy is {value!r}; expected two finite numbers, x and y in metres")
         known = {
-            "orientation": ORIENTATIONS,
+            "orientation": tuple(setup.orientations) if isinstance(setup, PickCanSetup) else (),
             "task": DRAWER_TASKS,
             "station": tuple(setup.stations) if isinstance(setup, DrawerSetup) else (),
         }.get(key)
         if known is not None and value not in known:
             raise ValueError(f"reset option {key} is {value!r}; expected one of {', '.join(known)}")
     return dict(start)
+
+
+def check_action(setup: Setup, box: Any, action: np.ndarray) -> np.ndarray:
+    """The action [7] inside the box, or ValueError that says what is wrong with it."""
+    if action.shape != (7,) or not np.isfinite(action).all():
+        raise ValueError(f"action is {action!r}; expected seven finite numbers")
+    clipped = np.clip(action, box.low, box.high)
+    if not setup.clips_actions and not np.array_equal(clipped, action):
+        raise ValueError(
+            f"action is {action!r}; expected numbers within {box.low} and {box.high}: metres, radians and the gripper"
+        )
+    return clipped
 
 
 def build(family: str, setup: Setup, image_size: tuple[int, int], task: str | None, device: str, num_envs: int) -> Any:
@@ -51,7 +64,7 @@ def build(family: str, setup: Setup, image_size: tuple[int, int], task: str | No
 
     use_software_vulkan()
     try:
-        from . import panda as _panda  # noqa: F401  (registers the robot)
+        from . import google_robot, panda  # noqa: F401  (registers the robots)
         from .drawer import Drawer
         from .pick_can import PickCan
     except ImportError as error:  # a shared library of the system that mani_skill's own imports need
@@ -132,12 +145,11 @@ class SingleEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         return self._observed(observation), self._described(info)
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
-        """One control step; ValueError where the action is not seven finite numbers."""
-        action = np.asarray(action, np.float32)
-        if action.shape != (7,) or not np.isfinite(action).all():
-            raise ValueError(f"action is {action!r}; expected seven finite numbers")
-        clipped = np.clip(action, self.action_space.low, self.action_space.high)  # type: ignore[attr-defined]
-        observation, reward, terminated, truncated, info = self.task.step(torch.from_numpy(clipped)[None])
+        """One control step; ValueError where the action is not seven finite numbers, or lies outside a box that the
+        setup does not clip to.
+        """
+        action = check_action(self.setup, self.action_space, np.asarray(action, np.float32))
+        observation, reward, terminated, truncated, info = self.task.step(torch.from_numpy(action)[None])
         return self._observed(observation), reward.item(), terminated.item(), truncated.item(), self._described(info)
 
     def render(self) -> np.ndarray:

@@ -20,12 +20,14 @@ import torch
 from mani_skill.envs.sapien_env import BaseEnv
 from mani_skill.sensors.camera import CameraConfig
 from mani_skill.utils import sapien_utils
-from mani_skill.utils.structs import Actor, Link
-from mani_skill.utils.structs.types import SceneConfig, SimConfig
+from mani_skill.utils.structs import Actor, Link, Pose
+from mani_skill.utils.structs.types import DefaultMaterialsConfig, SceneConfig, SimConfig
 from torch import Tensor
+from transforms3d.euler import euler2quat
 
 from .geometry import Frame, rotate
-from .setups import Setup
+from .records import Setup
+from .scenes import light
 
 Start = dict[str, Any]
 
@@ -42,6 +44,9 @@ class ManipulationTask(BaseEnv):
         super().__init__(robot_uids=setup.agent, control_mode=setup.control_mode, obs_mode="rgb", **kwargs)
 
     # ------------------------------------------------------------------ what a subclass says
+
+    def _prepare(self, starts: list[Start]) -> None:
+        """Does what has to be done before the robot takes its place."""
 
     def _place(self, env_idx: Tensor, starts: list[Start]) -> None:
         """Sets the scene of the given environments to their starts, and forgets their episodes."""
@@ -62,30 +67,47 @@ class ManipulationTask(BaseEnv):
 
     @property
     def _default_sim_config(self) -> SimConfig:
-        # Nothing sleeps: how long a body has rested would carry over from one episode to the next. With ManiSkill's 15
-        # solver iterations physics costs half as much again as with 8, and the expert succeeds no more often.
-        scene = SceneConfig(cpu_workers=0, sleep_threshold=0, solver_position_iterations=8)
-        return SimConfig(sim_freq=self.setup.sim_hz, control_freq=self.setup.control_hz, scene_config=scene)
+        physics = self.setup.physics
+        scene = SceneConfig(
+            cpu_workers=0,
+            sleep_threshold=physics.sleep_threshold,
+            solver_position_iterations=physics.position_iterations,
+            enable_pcm=physics.persistent_contacts,
+        )
+        return SimConfig(
+            sim_freq=self.setup.sim_hz,
+            control_freq=self.setup.control_hz,
+            scene_config=scene,
+            default_materials_config=DefaultMaterialsConfig(physics.friction, physics.friction, 0),
+        )
 
     @property
     def _default_sensor_configs(self) -> list[CameraConfig]:
         camera = self.setup.camera
         height, width = self.image_size
-        pose = sapien_utils.look_at(camera.eye, camera.target)
+        pose = sapien_utils.look_at(camera.eye, camera.target, camera.up)
         mount = self.agent.robot.links_map[camera.link]
+        optics: dict[str, Any] = dict(fov=camera.fov)
+        if camera.aspect:
+            half = np.tan(camera.fov / 2)
+            focal = [width / 2 / (camera.aspect * half), height / 2 / half]
+            optics = dict(intrinsic=np.array([[focal[0], 0, width / 2], [0, focal[1], height / 2], [0, 0, 1]]))
         return [
             CameraConfig(
                 camera.name,
                 pose,
                 width,
                 height,
-                fov=camera.fov,
-                near=0.05,
+                **optics,
+                near=camera.near,
                 far=10,
                 mount=mount,
                 shader_pack=camera.shader,
             )
         ]
+
+    def _load_lighting(self, options: dict[str, Any]) -> None:
+        light(self.scene, self.setup.lighting)
 
     def _load_agent(self, options: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         super()._load_agent(options, sapien.Pose())
@@ -93,9 +115,11 @@ class ManipulationTask(BaseEnv):
     def _after_reconfigure(self, options: dict[str, Any]) -> None:
         links = self.agent.robot.links_map
         self.tcp: Link = links[self.setup.tcp_link]
-        self.fingers: list[Link] = [links[name] for name in self.setup.gripper.links]
+        sides = self.setup.gripper.sides
+        self.fingers: list[Link] = [links[name] for side in sides for name in side]
         self._base = Frame.at(self.agent.robot.pose.raw_pose)
-        self._opening = torch.tensor(self.setup.gripper.opening, dtype=torch.float32, device=self.device)[:, None]
+        opening = [way for side, way in zip(sides, self.setup.gripper.opening, strict=True) for _ in side]
+        self._opening = torch.tensor(opening, dtype=torch.float32, device=self.device)[:, None]
         self.gripper_index = [joint.name for joint in self.agent.robot.active_joints].index(self.setup.gripper.joint)
 
     def _initialize_episode(self, env_idx: Tensor, options: dict[str, Any]) -> None:
@@ -104,6 +128,7 @@ class ManipulationTask(BaseEnv):
         ]
         if not self.gpu_sim_enabled:
             self._renew_physics()
+        self._prepare(starts)
         self.agent.reset(self._rest_qpos(starts))
         self._place(env_idx, starts)
         self._base = Frame.at(self.agent.robot.pose.raw_pose)  # stands still during an episode
@@ -112,6 +137,7 @@ class ManipulationTask(BaseEnv):
         """Moves everything into a new PhysX scene (about a millisecond): the old one solves contacts in an order that
         depends on earlier ones, so that an episode's bits would depend on the episodes before it.
         """
+        self._set_scene_config()  # it is global: another environment of this process may have set its own
         old = self.scene.sub_scenes[0]
         physics = sapien.physx.PhysxCpuSystem()
         physics.timestep = old.timestep
@@ -123,8 +149,26 @@ class ManipulationTask(BaseEnv):
             new.add_entity(entity)
         self.scene.sub_scenes[0], self.scene.px = new, physics
 
+    def stand(self, places: np.ndarray) -> None:
+        """Puts the robots that are being reset at x, y (metres) and yaw (radians), [M, 3]."""
+        heights = np.full((len(places), 1), self.setup.base_z)
+        position = np.hstack([places[:, :2], heights])
+        rotation = np.array([euler2quat(0, 0, yaw + self.setup.base_yaw) for yaw in places[:, 2]])
+        pose = torch.tensor(np.hstack([position, rotation]), dtype=torch.float32, device=self.device)
+        self.agent.robot.set_pose(Pose.create(pose))
+
+    def _simulate(self, seconds: float) -> None:
+        """Lets time pass without control."""
+        if self.gpu_sim_enabled:
+            self.scene._gpu_apply_all()
+            self.scene.px.gpu_update_articulation_kinematics()
+        for _ in range(int(self.setup.sim_hz * seconds)):
+            self.scene.step()
+        if self.gpu_sim_enabled:
+            self.scene._gpu_fetch_all()
+
     def _rest_qpos(self, starts: list[Start]) -> Tensor:
-        rest = np.array(self.setup.start_qpos, dtype=np.float32)
+        rest = np.float32([self.setup.start_qpos[joint.name] for joint in self.agent.robot.active_joints])
         arm = len(rest) - 2
         noise = np.zeros((len(starts), len(rest)), np.float32)
         for row, start in zip(noise, starts, strict=True):
@@ -179,40 +223,18 @@ class ManipulationTask(BaseEnv):
         return torch.from_numpy(total)
 
     def grasped(self, pushes: Tensor, impulse: float, angle: float) -> Tensor:
-        """bool [N]: both fingers push the thing with at least `impulse` N s, within `angle` degrees of the direction
-        in which they close. `pushes` [2, N, 3]: the thing's on the fingers.
+        """bool [N]: a link of either finger is pushed by the thing with at least `impulse` N s, within `angle` degrees
+        of the direction in which the finger opens. `pushes` [K, N, 3]: the thing's on the K links of `fingers`.
         """
         strength = pushes.norm(dim=2)
-        firm = (strength >= impulse).all(0)
-        if not firm.any():  # most steps: the directions need not be known
-            return firm
+        firm = strength >= impulse
+        if not self._of_both(firm).any():  # most steps: the directions need not be known
+            return self._of_both(firm)
         turns = torch.stack([link.pose.q for link in self.fingers])
         opening = rotate(turns.flatten(0, 1), self._opening.expand_as(pushes).flatten(0, 1)).view_as(pushes)
         along = (pushes * opening).sum(2)
-        return firm & (along >= strength * np.cos(np.deg2rad(angle))).all(0)
+        return self._of_both(firm & (along >= strength * np.cos(np.deg2rad(angle))))
 
-
-def material(rgb: tuple[float, float, float]) -> sapien.render.RenderMaterial:
-    """A matt material of one colour."""
-    return sapien.render.RenderMaterial(base_color=(*rgb, 1), roughness=0.8, specular=0.1)
-
-
-def room(scene: Any, floor_z: float) -> Actor:
-    """Floor and two walls, metres; returns the floor, the only one of them that a thing can touch."""
-    walls = scene.create_actor_builder()
-    walls.add_box_visual(sapien.Pose([2.0, 0, 1.0]), [0.02, 3, 2], material((0.72, 0.75, 0.76)))
-    walls.add_box_visual(sapien.Pose([0.5, -2.0, 1.0]), [3, 0.02, 2], material((0.66, 0.70, 0.72)))
-    walls.initial_pose = sapien.Pose()
-    walls.build_static("walls")
-    floor = scene.create_actor_builder()
-    floor.add_box_collision(half_size=[3, 3, 0.05])
-    floor.add_box_visual(half_size=[3, 3, 0.05], material=material((0.45, 0.42, 0.38)))
-    floor.initial_pose = sapien.Pose([0, 0, floor_z - 0.05])
-    return floor.build_static("floor")
-
-
-def light(scene: Any) -> None:
-    """Even light: an ambient share and two directions without shadows."""
-    scene.set_ambient_light([0.45, 0.45, 0.45])
-    scene.add_directional_light([1, 0.6, -1.2], [0.9, 0.9, 0.9], shadow=False)
-    scene.add_directional_light([-0.4, -0.8, -1], [0.45, 0.45, 0.45], shadow=False)
+    def _of_both(self, links: Tensor) -> Tensor:
+        """bool [N]: true of a link of either finger; `links` [K, N], the fingers having K / 2 links each."""
+        return links.unflatten(0, (2, -1)).any(1).all(0)

@@ -1,0 +1,104 @@
+"""The Google robot of SimplerEnv (github.com/simpler-env/ManiSkill2_real2sim): links, materials, gains."""
+
+# ManiSkill's and SAPIEN's annotations are narrower than what they take.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportIncompatibleMethodOverride=false
+# pyright: reportIncompatibleVariableOverride=false, reportOperatorIssue=false, reportReturnType=false
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from mani_skill.agents.base_agent import BaseAgent
+from mani_skill.agents.controllers.base_controller import ControllerConfig
+from mani_skill.agents.registration import register_agent
+from torch import Tensor
+
+from .assets import asset_root
+from .planned_controller import PlannedEndEffectorDeltaConfig, PlannedGripperDeltaConfig
+
+URDF = (
+    "mani_skill2_real2sim/assets/descriptions/googlerobot_description/"
+    "google_robot_meta_sim_fix_wheel_fix_fingertip.urdf"
+)
+# Joint: stiffness, damping, force limit.
+ARM = {
+    "joint_torso": (1700.0, 1059.9791902443303, 300.0),
+    "joint_shoulder": (1737.0471680861954, 1010.4720585373592, 300.0),
+    "joint_bicep": (979.975871856535, 767.2803161582076, 100.0),
+    "joint_elbow": (930.0, 680.0, 100.0),
+    "joint_forearm": (1212.154500274304, 674.9946964336588, 100.0),
+    "joint_wrist": (432.96500923932535, 274.613381336198, 100.0),
+    "joint_gripper": (468.0013365498738, 340.532560578637, 100.0),
+    "joint_head_pan": (2000.0, 900.0, 100.0),
+    "joint_head_tilt": (2000.0, 900.0, 100.0),
+}
+GRIPPER = dict(stiffness=200.0, damping=8.0, force_limit=60.0)
+# Link: material, and the least radius over which a contact of it resists turning, metres. URDF has no word for either.
+MATERIALS = {
+    name: dict(static_friction=static, dynamic_friction=dynamic, restitution=0.0)
+    for name, static, dynamic in (
+        ("base", 0.1, 0.0),
+        ("wheel", 1.0, 0.0),
+        ("finger", 2.0, 2.0),
+        ("nail", 0.1, 0.1),
+    )
+}
+SURFACES = {
+    "link_base": ("base", 0.1),
+    "link_wheel_left": ("wheel", 0.1),
+    "link_wheel_right": ("wheel", 0.1),
+    "link_finger_left": ("finger", 0.1),
+    "link_finger_right": ("finger", 0.1),
+    "link_finger_tip_left": ("finger", 0.1),
+    "link_finger_tip_right": ("finger", 0.1),
+    "link_finger_nail_left": ("nail", 0.01),
+    "link_finger_nail_right": ("nail", 0.01),
+}
+
+
+@register_agent()
+class GoogleRobot(BaseAgent):
+    """The robot on a fixed base, under planned end-effector delta control."""
+
+    uid = "vla_razor_google_robot"
+    load_multiple_collisions = True
+    urdf_config: ClassVar[Any] = dict(
+        _materials=MATERIALS,
+        link={
+            link: dict(material=material, patch_radius=radius, min_patch_radius=radius)
+            for link, (material, radius) in SURFACES.items()
+        },
+    )
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.urdf_path = str(asset_root() / URDF)
+        super().__init__(*args, **kwargs)
+
+    @property
+    def _controller_configs(self) -> dict[str, dict[str, ControllerConfig]]:
+        stiffness, damping, force_limit = (list(column) for column in zip(*ARM.values(), strict=True))
+        arm = PlannedEndEffectorDeltaConfig(
+            list(ARM),
+            None,
+            None,
+            stiffness,
+            damping,
+            force_limit,
+            translation=1.0,
+            rotation=1.5707963267948966,
+            ee_link="link_gripper_tcp",
+            urdf_path=self.urdf_path,
+            ik_step=0.1,
+        )
+        gripper = PlannedGripperDeltaConfig(["joint_finger_right", "joint_finger_left"], **GRIPPER)
+        return {"ee_delta_planned": {"arm": arm, "gripper": gripper}}
+
+    def set_action(self, action: Tensor) -> None:
+        """Hands the action [N, 7] to the controller; the faces have checked it."""
+        self.controller.set_action(action)
+
+    def before_simulation_step(self) -> None:
+        """Commands the next waypoints, and cancels the Coriolis and centrifugal forces (nothing here has weight)."""
+        self.controller.before_simulation_step()
+        articulation = self.robot._objs[0]
+        articulation.set_qf(articulation.compute_passive_force(gravity=False))

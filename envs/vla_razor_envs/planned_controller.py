@@ -1,0 +1,125 @@
+"""The Google robot's controllers, as SimplerEnv has them: a jerk-limited path to the joint positions that an action
+asks for, followed from one physics step to the next.
+"""
+
+# ManiSkill's and SAPIEN's annotations are narrower than what they take.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportIncompatibleMethodOverride=false
+# pyright: reportIncompatibleVariableOverride=false, reportOperatorIssue=false, reportReturnType=false
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from mani_skill.agents.controllers.pd_joint_pos import PDJointPosController, PDJointPosControllerConfig
+from torch import Tensor
+
+from .controller import EndEffectorDelta, EndEffectorDeltaConfig
+from .planner import Limits, plan
+
+ARM_LIMITS, GRIPPER_LIMITS = Limits(1.5, 2.0, 50.0), Limits(1.0, 7.0, 50.0)
+
+
+class PathFollower(PDJointPosController):
+    """Commands the waypoints of a path [T + 1, N, J], one before each physics step; the first is where it begins.
+
+    A waypoint beyond a joint's limit is commanded as the limit: PhysX 4 clamps the targets of its drives, so that the
+    joint slows down on its way there, and PhysX 5 does not, so that it would run into the limit.
+    """
+
+    def _initialize_joints(self) -> None:
+        super()._initialize_joints()
+        self._drives = [joint._objs[0] for joint in self.joints]
+        self._times = np.arange(self._sim_steps + 1) * self.scene.timestep
+
+    def _follow(self, start: Tensor, velocity: Tensor, target: Tensor) -> None:
+        self._path = plan(start.double(), velocity.double(), target.double(), self.config.limits, self._times)
+        low, high = self.articulation.qlimits[:, self.active_joint_indices].double().unbind(2)
+        self._waypoints = self._path[0].clamp(low, high)[:, 0].tolist()
+        self._step = 0
+
+    def before_simulation_step(self) -> None:
+        self._step += 1
+        for drive, position in zip(self._drives, self._waypoints[self._step], strict=True):
+            drive.set_drive_target(position)
+
+
+class PlannedEndEffectorDelta(PathFollower, EndEffectorDelta):
+    """`EndEffectorDelta` on a path that begins where the last one ended, at the velocity that it ended with."""
+
+    config: PlannedEndEffectorDeltaConfig
+
+    def reset(self) -> None:
+        super().reset()
+        new = self.scene._reset_mask[:, None]
+        begin = self.qpos.double(), torch.zeros_like(self.qpos).double()
+        last = getattr(self, "_end", begin)
+        self._end = tuple(torch.where(new, now, before) for now, before in zip(begin, last, strict=True))
+
+    def set_action(self, action: Tensor) -> None:
+        start, velocity = self._end
+        self._follow(start, velocity, self._aim(action))
+        positions, velocities = self._path
+        self._end = positions[-1], velocities[-1]
+
+
+@dataclass
+class PlannedEndEffectorDeltaConfig(EndEffectorDeltaConfig):
+    """Bounds of the path besides those of the displacement."""
+
+    limits: Limits = ARM_LIMITS
+    controller_cls: Any = PlannedEndEffectorDelta
+
+
+class PlannedGripperDelta(PathFollower):
+    """One number moves both fingers: +1 closes by `reach` radians, -1 opens, from where they were last commanded to be;
+    less than `smallest` radians repeats the last target. The path begins at the measured positions and velocities, and
+    its velocities are commanded too.
+    """
+
+    config: PlannedGripperDeltaConfig
+    sets_target_qvel = True
+
+    def _initialize_action_space(self) -> None:
+        self.single_action_space = spaces.Box(-1.0, 1.0, (1,), dtype=np.float32)
+
+    def reset(self) -> None:
+        super().reset()
+        now, new = self.qpos.double(), self.scene._reset_mask[:, None]
+        self._commanded = torch.where(new, now, getattr(self, "_commanded", now))
+
+    def set_action(self, action: Tensor) -> None:
+        delta = action.double() * self.config.reach
+        limits, margin = self.articulation.qlimits[:, self.active_joint_indices], self.config.margin
+        moved = (self._commanded + delta).clamp(limits[..., 0] - margin, limits[..., 1] + margin).float()
+        self._target_qpos = torch.where(delta.abs() < self.config.smallest, self._target_qpos, moved)
+        fastest = self.config.limits.velocity
+        self._follow(self.qpos, self.qvel.clamp(-fastest, fastest), self._target_qpos)
+        self._commanded = self._path[0][-1]
+        self._speeds = self._path[1][:, 0].tolist()
+
+    def before_simulation_step(self) -> None:
+        super().before_simulation_step()
+        for drive, speed in zip(self._drives, self._speeds[self._step], strict=True):
+            drive.set_drive_velocity_target(speed)
+
+
+@dataclass
+class PlannedGripperDeltaConfig(PDJointPosControllerConfig):
+    """`reach`, `margin` beyond the joints' limits (a trick that keeps a force on what is grasped) and `smallest` in
+    radians.
+    """
+
+    lower: Any = None
+    upper: Any = None
+    stiffness: Any = 0.0
+    damping: Any = 0.0
+    reach: float = 1.31
+    margin: float = 0.01
+    smallest: float = 1e-3
+    limits: Limits = GRIPPER_LIMITS
+    normalize_action: bool = False
+    controller_cls: Any = PlannedGripperDelta

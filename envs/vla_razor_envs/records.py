@@ -1,0 +1,222 @@
+"""The shapes of what differs between robots: frozen records, so that the task classes hold no branch on the robot.
+
+Units are metres, radians, seconds and kilograms; poses are x, y, z, qw, qx, qy, qz; colours are linear RGB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Vector = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Camera:
+    """An RGB camera fixed to a link of the robot, looking from `eye` to `target` in that link's frame.
+
+    `fov` is the vertical field of view. With an `aspect`, the view is that many times as wide as it is high whatever
+    the image's size, as if a picture of these proportions had been resized to it; otherwise pixels are square.
+    """
+
+    name: str
+    link: str
+    eye: Vector
+    target: Vector
+    fov: float
+    up: Vector = (0.0, 0.0, 1.0)
+    aspect: float | None = None
+    near: float = 0.05
+    shader: str = "minimal"
+
+
+@dataclass(frozen=True)
+class Lighting:
+    """An ambient colour, and directional lights without shadows: direction and colour of each."""
+
+    ambient: Vector
+    directional: tuple[tuple[Vector, Vector], ...]
+
+
+@dataclass(frozen=True)
+class Physics:
+    """PhysX's settings; `friction` is that of whatever names none."""
+
+    position_iterations: int
+    persistent_contacts: bool
+    sleep_threshold: float
+    friction: float
+
+
+@dataclass(frozen=True)
+class Gripper:
+    """The links of each of the two fingers, with the direction, in those links' frames, in which the finger opens."""
+
+    sides: tuple[tuple[str, ...], tuple[str, ...]]
+    opening: tuple[Vector, Vector]
+    joint: str
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every task needs to know of a robot: who acts, from where, how fast, for how long, and what it sees.
+
+    The base stands at `base_z`, turned by `base_yaw` from where a station or place says. Actions outside the action box
+    are clipped to it or, where `clips_actions` is false, refused: there the box is so wide that they are mistakes.
+    """
+
+    agent: str
+    control_mode: str
+    tcp_link: str
+    gripper: Gripper
+    start_qpos: Mapping[str, float]
+    qpos_noise: float
+    base_z: float
+    base_yaw: float
+    control_hz: int
+    sim_hz: int
+    horizon: int
+    clips_actions: bool
+    physics: Physics
+    camera: Camera
+    lighting: Lighting
+
+
+# ---------------------------------------------------------------------- pick a can
+
+
+@dataclass(frozen=True)
+class CylinderCan:
+    """A can that is a cylinder."""
+
+    radius: float
+    length: float
+    mass: float
+    friction: float
+    damping: tuple[float, float]  # linear, angular
+
+
+@dataclass(frozen=True)
+class MeshCan:
+    """A can whose collision and visual meshes lie in a folder of the downloaded assets."""
+
+    folder: str
+    density: float
+    friction: float
+    damping: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class BoxTable:
+    """A box with this half size, and the centre of its top; a room stands around it."""
+
+    half_size: Vector
+    top: Vector
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A scanned scene: a mesh of the downloaded assets at a pose. Where the file is absent, a table of the same height
+    stands in.
+    """
+
+    file: str
+    pose: tuple[float, ...]
+    stand_in: str  # a mesh of this package, in world coordinates
+
+
+@dataclass(frozen=True)
+class Settling:
+    """The can is dropped while the robot stands aside at `robot_xy`: `upright_seconds` in which it cannot tip over,
+    `free_seconds`, and `extra_seconds` where it still moves faster than `still` (m/s, rad/s).
+    """
+
+    robot_xy: tuple[float, float]
+    upright_seconds: float
+    free_seconds: float
+    extra_seconds: float
+    still: tuple[float, float]
+
+
+def lift_while_high(lifted: Any, held: Any, free: Any, risen: Any) -> tuple[Any, Any]:
+    """A held can that was once free counts as lifted while it is high."""
+    lifted = held & (lifted | free)
+    return lifted, lifted & risen
+
+
+def lift_until_released(lifted: Any, held: Any, free: Any, risen: Any) -> tuple[Any, Any]:
+    """SimplerEnv's rule: a can that is free and high is lifted, and stays so until the grasp is lost."""
+    lifted = (held & lifted) | (free & risen)
+    return lifted, lifted
+
+
+@dataclass(frozen=True)
+class PickCanSetup(Setup):
+    """Pick a can. A grasp is contact of both fingers within `grasp_angle` degrees of their closing direction; `lift`
+    takes what was lifted, what is held, what touches nothing but the robot and what rose by `lift_height`, and returns
+    what to remember and what is lifted now; success is a lift now, or `sustained_steps` steps (in all) at
+    `significant_height`.
+
+    `orientations` are roll, pitch and yaw; `start_heights` the can's origin above the table's top at the start, for
+    each of them.
+    """
+
+    robot_xy: tuple[float, float]
+    table: BoxTable | Stage
+    table_top: float
+    can: CylinderCan | MeshCan
+    area_x: tuple[float, float]
+    area_y: tuple[float, float]
+    orientations: Mapping[str, Vector]
+    start_heights: Mapping[str, float]
+    settling: Settling | None
+    grasp_impulse: float
+    grasp_angle: float
+    lift: Callable[[Any, Any, Any, Any], tuple[Any, Any]]
+    lift_height: float
+    significant_height: float
+    sustained_steps: int
+
+
+# ---------------------------------------------------------------------- drawers
+
+
+@dataclass(frozen=True)
+class BoxCabinet:
+    """A cabinet of boxes whose drawers slide towards -x; `panel` and `handle` are half sizes."""
+
+    size: Vector
+    panel: Vector
+    handle: Vector
+    handle_gap: float
+    travel: float
+
+
+@dataclass(frozen=True)
+class UrdfCabinet:
+    """A cabinet described by a URDF file of the downloaded assets."""
+
+    file: str
+
+
+@dataclass(frozen=True)
+class DrawerSetup(Setup):
+    """Open or close one of three drawers. Stations are the robot's base x, y, yaw; a reset from a seed alone draws one
+    or, where `between_stations`, a place inside their bounding box.
+
+    A handle's place is the cabinet's, plus the drawer's height, plus `handle`, plus `slide` for each metre of opening.
+    """
+
+    stations: Mapping[str, Vector]
+    between_stations: bool
+    cabinet: BoxCabinet | UrdfCabinet
+    cabinet_pose: Vector
+    drawer_z: Vector
+    handle: Vector
+    slide: float
+    friction: float
+    damping: float
+    start_open: float
+    open_at: float
+    closed_at: float
