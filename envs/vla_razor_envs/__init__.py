@@ -15,15 +15,20 @@ class RenderingUnavailable(RuntimeError):
 
 
 def register() -> None:
-    """Registers the tasks with Gymnasium, once."""
+    """Registers the tasks with Gymnasium, once; each also as SimplerEnv itself runs it: vla_razor/SimplerPickCan-v1."""
     for name, task in TASKS.items():
-        if f"vla_razor/{name}" in _registry:
-            continue
+        _register_task(f"vla_razor/{name}", task, "vla_razor_envs.single:SingleEnv", "vla_razor_envs.vector:make")
+        bridge = "vla_razor_envs.simpler_env"
+        _register_task(f"vla_razor/Simpler{name}", task, f"{bridge}:SimplerEnv", f"{bridge}:make")
+
+
+def _register_task(name: str, family: str, single: str, vector: str) -> None:
+    if name not in _registry:
         _register(
-            f"vla_razor/{name}",
-            entry_point="vla_razor_envs.single:SingleEnv",
-            vector_entry_point="vla_razor_envs.vector:make",
-            kwargs={"family": task},
+            name,
+            entry_point=single,
+            vector_entry_point=vector,
+            kwargs={"family": family},
             disable_env_checker=True,
             order_enforce=False,
         )
