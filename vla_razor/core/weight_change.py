@@ -9,7 +9,7 @@ function works under `torch.vmap`, so many runs' weights stacked on a leading ax
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -50,36 +50,37 @@ def fisher_l2(base: Weights, tuned: Weights, fisher: Weights) -> Scalar:
     return _total((_constant(fisher[name]) * d.square()).sum() for name, d in update(base, tuned).items()).sqrt()
 
 
-def spectral(base: Weights, tuned: Weights) -> Scalar:
-    """Largest singular value of the change of any weight matrix: the spectral norm of all of them as the blocks of one
-    block-diagonal operator. (The paper does not say how it combines its matrices.)
+class Spectrum(NamedTuple):
+    """What the singular values of a change say: `norm`, the largest of any weight matrix, and `rank`, a share."""
+
+    norm: Scalar
+    rank: Scalar
+
+
+def spectrum(base: Weights, tuned: Weights) -> Spectrum:
+    """The spectral norm of the change and its numerical rank, from one decomposition of each weight matrix.
+
+    The norm is that of all matrices as the blocks of one block-diagonal operator. (The paper does not say how it
+    combines its matrices.) The rank is a share of the largest possible one, averaged over the matrices; in [0, 1]. It
+    counts the singular values above what the storage of the weights alone could have put there: each entry is rounded
+    by at most eps/2 of its size, and no singular value moves by more than that error's Frobenius norm, so the threshold
+    is eps/2 (|base| + |tuned|), eps of the coarser of the two types. The usual threshold, eps times the largest
+    singular value *of the change*, is far below that error for a small change, and calls any rank-one update full-rank
+    as soon as it has been added to weights.
 
     Vectors (biases, norms) are left out; tensors of three and more axes (convolutions) count as [first axis, the rest].
     NaN where a weight is not finite. Raises ValueError as `update` does, or where there is no matrix.
     """
-    return torch.stack([_singular_values(delta).amax() for delta in _matrices(update(base, tuned)).values()]).amax()
-
-
-def relative_rank(base: Weights, tuned: Weights) -> Scalar:
-    """Numerical rank of the change over the largest possible one, averaged over the weight matrices; in [0, 1].
-
-    Rank is the number of singular values above what the storage of the weights alone could have put there: each entry
-    is rounded by at most eps/2 of its size, and no singular value moves by more than that error's Frobenius norm, so
-    the threshold is eps/2 (|base| + |tuned|), eps of the coarser of the two types. The usual threshold, eps times the
-    largest singular value *of the change*, is far below that error for a small change, and calls any rank-one update
-    full-rank as soon as it has been added to weights.
-
-    Matrices are those of `spectral`; NaN and ValueError as there.
-    """
+    norms: list[Tensor] = []
     shares: list[Tensor] = []
     for name, delta in _matrices(update(base, tuned)).items():
         before, after = base[name], tuned[name]
         eps = max(torch.finfo(before.dtype).eps, torch.finfo(after.dtype).eps)
         noise = eps / 2 * (_norm(before) + _norm(after))
         values = _singular_values(delta)
-        rank = (values > noise).double().mean()
-        shares.append(torch.where(values.isnan().any(), torch.nan, rank))
-    return torch.stack(shares).mean()
+        norms.append(values.amax())
+        shares.append(torch.where(values.isnan().any(), torch.nan, (values > noise).double().mean()))
+    return Spectrum(torch.stack(norms).amax(), torch.stack(shares).mean())
 
 
 def sparsity(base: Weights, tuned: Weights, *, dtype: torch.dtype = torch.float32, tolerance: float = 0.0) -> Scalar:

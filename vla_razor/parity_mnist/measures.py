@@ -1,6 +1,6 @@
 """What a checkpoint can do, and how far it is from its base: the predictors of the paper's Table 1."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -11,16 +11,17 @@ from vla_razor.core import divergence, similarity, weight_change
 from vla_razor.parity_mnist import model
 from vla_razor.parity_mnist.data import Data
 from vla_razor.parity_mnist.methods import right_answers
-from vla_razor.parity_mnist.model import NEW, PRIOR, Parameters
+from vla_razor.parity_mnist.model import NEW, PRIOR, Outputs, Parameters
 
 FISHER_IMAGES = 200  # of the prior task
-CHUNK = 2000  # test images in one forward pass
+CHUNK = 500  # test images in one forward pass: what they make of them then stays in a cache
 DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "forward_kl": divergence.forward_kl,
     "reverse_kl": divergence.reverse_kl,
     "total_variation": divergence.total_variation,
     "l2_distance": divergence.l2_distance,
 }
+ACTIVATION_CHANGES = (similarity.activation_l1, similarity.activation_l2)
 
 
 class Tests(NamedTuple):
@@ -46,8 +47,11 @@ class Base(NamedTuple):
     fisher: Parameters
 
     @classmethod
+    @torch.no_grad()
     def of(cls, parameters: Parameters, fisher: Parameters, tests: Tests) -> "Base":
-        return cls(parameters, *_outputs(parameters, tests.new), fisher)
+        parts = list(_outputs(parameters, tests.new))
+        hidden = torch.cat([torch.cat(part.hidden, -1)[0] for part in parts])
+        return cls(parameters, _logits(parts), hidden, fisher)
 
 
 def fisher_of(parameters: Parameters, tests: Tests) -> Parameters:
@@ -64,20 +68,25 @@ def measure(parameters: Parameters, base: Base, tests: Tests) -> dict[str, float
     nats, activation changes of all hidden layers, both on the new task's test set; rank and sparsity of the update as
     shares. NaN throughout for a network that is not finite.
     """
-    logits, hidden = _outputs(parameters, tests.new)
-    prior, _ = _outputs(parameters, tests.prior)
+    outputs, changes = [], []
+    for part, hidden in zip(_outputs(parameters, tests.new), base.hidden.split(CHUNK), strict=True):
+        outputs.append(part)
+        changes.append([len(hidden) * change(hidden, torch.cat(part.hidden, -1)[0]) for change in ACTIVATION_CHANGES])
+    logits, prior = _logits(outputs), _logits(_outputs(parameters, tests.prior))
+    activation_l1, activation_l2 = (sum(change) / len(logits) for change in zip(*changes, strict=True))
     before, after, fisher = (_unstacked(part) for part in (base.parameters, parameters, base.fisher))
+    spectrum = weight_change.spectrum(before, after)
     found: dict[str, Any] = {
         **accuracies(logits, prior, tests),
         **{name: distance(base.logits, logits).mean() for name, distance in DIVERGENCES.items()},
         "weight_l1": weight_change.l1(before, after),
         "weight_fisher": weight_change.fisher_l2(before, after, fisher),
-        "weight_spectral": weight_change.spectral(before, after),
-        "weight_rank": weight_change.relative_rank(before, after),
+        "weight_spectral": spectrum.norm,
+        "weight_rank": spectrum.rank,
         "weight_sparsity": weight_change.sparsity(before, after),
         "weight_sparsity_bfloat16": weight_change.sparsity(before, after, dtype=torch.bfloat16),
-        "activation_l1": similarity.activation_l1(base.hidden, hidden),
-        "activation_l2": similarity.activation_l2(base.hidden, hidden),
+        "activation_l1": activation_l1,
+        "activation_l2": activation_l2,
     }
     finite = all(bool(part.isfinite().all()) for part in (*parameters.values(), logits, prior))
     return {name: float(value) if finite else float("nan") for name, value in found.items()}
@@ -99,9 +108,10 @@ def _one(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
     return model.forward(stacked, x[None, None]).logits[0, 0]
 
 
-@torch.no_grad()
-def _outputs(parameters: Parameters, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits and the activations of all hidden layers, side by side, for all inputs."""
-    parts = [model.forward(parameters, part[None]) for part in inputs.split(CHUNK)]
-    logits = torch.cat([part.logits[0] for part in parts])
-    return logits, torch.cat([torch.cat(part.hidden, -1)[0] for part in parts])
+def _outputs(parameters: Parameters, inputs: Tensor) -> Iterator[Outputs]:
+    """What the network (R = 1) computes from all inputs, a chunk at a time."""
+    return (model.forward(parameters, part[None]) for part in inputs.split(CHUNK))
+
+
+def _logits(parts: Iterable[Outputs]) -> Tensor:
+    return torch.cat([part.logits[0] for part in parts])
