@@ -13,19 +13,17 @@ onto the measured orientation, as SimplerEnv does.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from mani_skill.agents.controllers.pd_joint_pos import PDJointPosController, PDJointPosControllerConfig
-from mani_skill.agents.controllers.utils.kinematics import Kinematics
-from mani_skill.utils.structs import Pose
 from torch import Tensor
 
+from .batched_kinematics import BatchedSolver, Iteration
 from .geometry import Frame, displaced
-from .kinematics import ClosedLoopSolver, mended
+from .kinematics import ClosedLoopSolver
 
 
 class EndEffectorDelta(PDJointPosController):
@@ -41,18 +39,10 @@ class EndEffectorDelta(PDJointPosController):
         super()._initialize_joints()
         config = self.config
         self.end_link = self.articulation.links_map[config.ee_link]
-        if self.device.type == "cuda":
-            self.kinematics = Kinematics(config.urdf_path, config.ee_link, self.articulation, self.active_joint_indices)
-        else:
-            self.solve = ClosedLoopSolver(
-                mended(Path(config.urdf_path)),
-                self.articulation,
-                config.ee_link,
-                self.active_joint_indices.tolist(),
-                config.ik_iterations,
-                config.ik_step,
-                config.ik_damping,
-            )
+        joints, moving = [joint.name for joint in self.articulation.active_joints], self.active_joint_indices.tolist()
+        iteration = Iteration(steps=config.ik_iterations, step=config.ik_step, damping=config.ik_damping)
+        arm = config.urdf_path, joints, moving, config.ee_link, iteration
+        self.solve = BatchedSolver(*arm, self.device) if self.device.type == "cuda" else ClosedLoopSolver(*arm)
 
     def _initialize_action_space(self) -> None:
         high = np.repeat(np.float32([self.config.translation, self.config.rotation]), 3)
@@ -72,18 +62,13 @@ class EndEffectorDelta(PDJointPosController):
         self._start_qpos = qpos[:, self.active_joint_indices]
         measured = self._base.localize(self.end_link.pose.raw_pose)
         target = displaced(measured, action)
-        if self.device.type == "cuda":
-            return self.kinematics.compute_ik(Pose.create(target), qpos, current_pose=Pose.create(measured))
-        solution = self.solve(qpos[0].numpy(), target[0].numpy())
-        self.solved = torch.tensor([solution is not None])
-        return self._start_qpos if solution is None else torch.as_tensor(solution, dtype=qpos.dtype)[None]
+        solution, self.solved = self.solve(qpos, target)
+        return torch.where(self.solved[:, None], solution.to(qpos.dtype), self._start_qpos)
 
 
 @dataclass
 class EndEffectorDeltaConfig(PDJointPosControllerConfig):
-    """Bounds in metres and radians a control step; the constants of the iterative solver (pinocchio's closed loop,
-    CPU).
-    """
+    """Bounds in metres and radians a control step; the constants of the iterative solver."""
 
     translation: float = 0.07
     rotation: float = 0.25

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import sapien
+import torch
 from sapien.wrapper.pinocchio_model import PinocchioModel
+from torch import Tensor
+
+from .batched_kinematics import Iteration
 
 
 def mended(urdf: Path) -> str:
@@ -20,35 +23,31 @@ def mended(urdf: Path) -> str:
 
 
 class ClosedLoopSolver:
-    """Solves for the joints numbered `moving` (in the articulation's order) so that the link named `link` takes a pose.
-
-    It stops within `iterations` steps of size `step`; `damping` regularises each. Joint limits are not heeded.
+    """Solves for the moving joints of one articulation so that its link `link` takes its target pose; the arguments are
+    those of `batched_kinematics.BatchedSolver`.
     """
 
     def __init__(
-        self,
-        urdf: str,
-        articulation: Any,
-        link: str,
-        moving: Sequence[int],
-        iterations: int,
-        step: float,
-        damping: float,
-    ):
-        self.model = PinocchioModel(urdf, [0, 0, -9.81])
-        self.model.set_joint_order([joint.name for joint in articulation.active_joints])
-        links = [one.name for one in articulation.links]
-        self.model.set_link_order(links)
-        self.link, self.moving = links.index(link), np.asarray(moving)
-        self.mask = np.zeros(len(articulation.active_joints), bool)
-        self.mask[self.moving] = True
-        self.settings = dict(max_iterations=iterations, dt=step, damp=damping)
-
-    def __call__(self, qpos: np.ndarray, target: np.ndarray) -> np.ndarray | None:
-        """The positions of the moving joints that reach `target` [7] in the base frame from `qpos` (all joints), or
-        None where the iterations do not get there.
-        """
-        solution, solved, _ = self.model.compute_inverse_kinematics(
-            self.link, sapien.Pose(target[:3], target[3:]), initial_qpos=qpos, active_qmask=self.mask, **self.settings
+        self, urdf: str | Path, joints: Sequence[str], moving: Sequence[int], link: str, iteration: Iteration
+    ) -> None:
+        self.model = PinocchioModel(mended(Path(urdf)), [0, 0, -9.81])
+        self.model.set_joint_order(list(joints))
+        self.model.set_link_order([link])
+        self.moving = np.asarray(moving)
+        self.settings = dict(
+            active_qmask=np.isin(np.arange(len(joints)), moving),
+            eps=iteration.tolerance,
+            max_iterations=iteration.steps,
+            dt=iteration.step,
+            damp=iteration.damping,
         )
-        return solution[self.moving] if solved else None
+
+    def __call__(self, qpos: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """What `batched_kinematics.BatchedSolver` returns, of one articulation: positions [1, moving] of the moving
+        joints, from those of all joints [1, J] and the target [1, 7] in the base frame, and whether it is reached.
+        """
+        place, start = target[0].numpy(), qpos[0].numpy()
+        solution, solved, _ = self.model.compute_inverse_kinematics(
+            0, sapien.Pose(place[:3], place[3:]), initial_qpos=start, **self.settings
+        )
+        return torch.from_numpy(solution[self.moving])[None], torch.tensor([solved])

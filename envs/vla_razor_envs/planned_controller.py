@@ -17,8 +17,10 @@ from gymnasium import spaces
 from mani_skill.agents.controllers.pd_joint_pos import PDJointPosController, PDJointPosControllerConfig
 from torch import Tensor
 
+from . import batched_planner, planner
+from .batched_planner import Limits
 from .controller import EndEffectorDelta, EndEffectorDeltaConfig
-from .planner import Limits, plan
+from .drives import JointDrives, TensorDrives
 
 ARM_LIMITS, GRIPPER_LIMITS = Limits(1.5, 2.0, 50.0), Limits(1.0, 7.0, 50.0)
 
@@ -32,19 +34,22 @@ class PathFollower(PDJointPosController):
 
     def _initialize_joints(self) -> None:
         super()._initialize_joints()
-        self._drives = [joint._objs[0] for joint in self.joints]
-        self._times = np.arange(self._sim_steps + 1) * self.scene.timestep
+        on_gpu = self.device.type == "cuda"
+        self._plan = batched_planner.plan if on_gpu else planner.plan
+        drives = TensorDrives if on_gpu else JointDrives
+        self._drives = drives(self.articulation, self.joints, self.active_joint_indices)
+        self._times = torch.arange(self._sim_steps + 1, device=self.device).double() * self.scene.timestep
 
-    def _follow(self, start: Tensor, velocity: Tensor, target: Tensor) -> None:
-        self._path = plan(start.double(), velocity.double(), target.double(), self.config.limits, self._times)
+    def _follow(self, start: Tensor, velocity: Tensor, target: Tensor, with_velocities: bool = False) -> None:
+        self._path = self._plan(start.double(), velocity.double(), target.double(), self.config.limits, self._times)
         low, high = self.articulation.qlimits[:, self.active_joint_indices].double().unbind(2)
-        self._waypoints = self._path[0].clamp(low, high)[:, 0].tolist()
+        positions, velocities = self._path
+        self._drives.follow(positions[1:].clamp(low, high), velocities[1:] if with_velocities else None)
         self._step = 0
 
     def before_simulation_step(self) -> None:
+        self._drives.command(self._step)
         self._step += 1
-        for drive, position in zip(self._drives, self._waypoints[self._step], strict=True):
-            drive.set_drive_target(position)
 
 
 class PlannedEndEffectorDelta(PathFollower, EndEffectorDelta):
@@ -97,14 +102,8 @@ class PlannedGripperDelta(PathFollower):
         moved = (self._commanded + delta).clamp(limits[..., 0] - margin, limits[..., 1] + margin).float()
         self._target_qpos = torch.where(delta.abs() < self.config.smallest, self._target_qpos, moved)
         fastest = self.config.limits.velocity
-        self._follow(self.qpos, self.qvel.clamp(-fastest, fastest), self._target_qpos)
+        self._follow(self.qpos, self.qvel.clamp(-fastest, fastest), self._target_qpos, with_velocities=True)
         self._commanded = self._path[0][-1]
-        self._speeds = self._path[1][:, 0].tolist()
-
-    def before_simulation_step(self) -> None:
-        super().before_simulation_step()
-        for drive, speed in zip(self._drives, self._speeds[self._step], strict=True):
-            drive.set_drive_velocity_target(speed)
 
 
 @dataclass

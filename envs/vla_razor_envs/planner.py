@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import ruckig
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Limits:
-    """What no joint exceeds: rad/s, rad/s^2, rad/s^3."""
-
-    velocity: float
-    acceleration: float
-    jerk: float
+from .batched_planner import Limits
 
 
-def plan(start: Tensor, velocity: Tensor, target: Tensor, limits: Limits, times: np.ndarray) -> tuple[Tensor, Tensor]:
-    """The fastest paths from `start` at `velocity` to rest at `target` ([N, J], radians), all joints of a row arriving
-    together: positions and velocities [T, N, J] at `times` [T], seconds; a path that has arrived stays.
-    """
-    rows = [_plan(*row, limits, times) for row in zip(start.tolist(), velocity.tolist(), target.tolist(), strict=True)]
-    positions, velocities = torch.tensor(np.array(rows)).permute(1, 2, 0, 3)
+def plan(start: Tensor, velocity: Tensor, target: Tensor, limits: Limits, times: Tensor) -> tuple[Tensor, Tensor]:
+    """What `batched_planner.plan` returns, of one environment after the other."""
+    rows = [
+        _plan(*row, limits, times.tolist())
+        for row in zip(start.tolist(), velocity.tolist(), target.tolist(), strict=True)
+    ]
+    positions, velocities = torch.from_numpy(np.array(rows)).permute(1, 2, 0, 3)
     return positions, velocities
 
 
 def _plan(
-    start: list[float], velocity: list[float], target: list[float], limits: Limits, times: np.ndarray
+    start: list[float], velocity: list[float], target: list[float], limits: Limits, times: list[float]
 ) -> tuple[list[list[float]], list[list[float]]]:
     joints = len(start)
     wanted = ruckig.InputParameter(joints)
@@ -43,5 +35,7 @@ def _plan(
         ruckig.Ruckig(joints).calculate(wanted, path)
     except ruckig.RuckigError:  # it trips over distances of rounding errors: there is no way to go
         return [target] * len(times), [[0.0] * joints] * len(times)
-    states = [path.at_time(time) for time in np.minimum(times, path.duration).tolist()]
+    duration = path.duration
+    states = [path.at_time(time) for time in times if time < duration]
+    states += [path.at_time(duration)] * (len(times) - len(states))
     return [state[0] for state in states], [state[1] for state in states]
