@@ -18,7 +18,7 @@ from torch import Tensor
 from .records import DrawerSetup
 from .scenes import build_cabinet
 from .setups import DRAWERS
-from .starts import station_place
+from .starts import station_name, station_place
 from .task import ManipulationTask, Start
 
 
@@ -58,6 +58,9 @@ class Drawer(ManipulationTask):
                 qpos[row, self.columns[DRAWERS.index(drawer)]] = self.setup.start_open
         self.cabinet.set_qpos(qpos)
         self.stand(np.array([station_place(self.setup, start) for start in starts]))
+
+    def _station(self, start: Start) -> str:
+        return station_name(self.setup, start)
 
     def _facts(self) -> dict[str, Any]:
         qpos = self.cabinet.get_qpos()[:, self.columns]

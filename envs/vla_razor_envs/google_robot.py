@@ -16,9 +16,8 @@ from torch import Tensor
 from .assets import asset_root
 from .planned_controller import PlannedEndEffectorDeltaConfig, PlannedGripperDeltaConfig
 
-URDF = (
-    "mani_skill2_real2sim/assets/descriptions/googlerobot_description/"
-    "google_robot_meta_sim_fix_wheel_fix_fingertip.urdf"
+DESCRIPTION = (
+    "mani_skill2_real2sim/assets/descriptions/googlerobot_description/google_robot_meta_sim_fix_wheel_fix_fingertip"
 )
 # Joint: stiffness, damping, force limit.
 ARM = {
@@ -61,6 +60,7 @@ class GoogleRobot(BaseAgent):
     """The robot on a fixed base, under planned end-effector delta control."""
 
     uid = "vla_razor_google_robot"
+    assets, colours = "tasks", ""
     load_multiple_collisions = True
     urdf_config: ClassVar[Any] = dict(
         _materials=MATERIALS,
@@ -71,7 +71,7 @@ class GoogleRobot(BaseAgent):
     )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.urdf_path = str(asset_root() / URDF)
+        self.urdf_path = f"{asset_root(self.assets) / DESCRIPTION}{self.colours}.urdf"
         super().__init__(*args, **kwargs)
 
     @property
@@ -102,3 +102,27 @@ class GoogleRobot(BaseAgent):
         self.controller.before_simulation_step()
         articulation = self.robot._objs[0]
         articulation.set_qf(articulation.compute_passive_force(gravity=False))
+
+
+@register_agent()
+class RecoloredForTabletop1(GoogleRobot):
+    """The robot in colours matched to pictures of the table."""
+
+    uid = "vla_razor_google_robot_recolored_tabletop_1"
+    assets, colours = "recolored_robots", "_recolor_tabletop_visual_matching_1"
+
+
+@register_agent()
+class RecoloredForTabletop2(GoogleRobot):
+    """The robot in colours matched to pictures of the table, once more."""
+
+    uid = "vla_razor_google_robot_recolored_tabletop_2"
+    assets, colours = "recolored_robots", "_recolor_tabletop_visual_matching_2"
+
+
+@register_agent()
+class RecoloredForCabinet1(GoogleRobot):
+    """The robot in colours matched to pictures of the cabinet."""
+
+    uid = "vla_razor_google_robot_recolored_cabinet_1"
+    assets, colours = "recolored_robots", "_recolor_cabinet_visual_matching_1"

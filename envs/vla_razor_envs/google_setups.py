@@ -49,11 +49,11 @@ CAMERA = Camera(
     fov=2 * atan(256 / 425),
     aspect=640 / 512,
     near=0.1,
-    shader="default",
+    shader="minimal",
 )
 
 
-def _google(horizon: int, lighting: Lighting) -> dict:
+def _google(horizon: int, lighting: Lighting, photo: str) -> dict:
     """What both tasks share: 3 Hz control of 171 physics steps each."""
     return dict(
         agent="vla_razor_google_robot",
@@ -71,6 +71,7 @@ def _google(horizon: int, lighting: Lighting) -> dict:
         physics=Physics(position_iterations=25, persistent_contacts=False, sleep_threshold=0.005, friction=1.0),
         camera=CAMERA,
         lighting=lighting,
+        photo=f"data/real_inpainting/{photo}.png",
     )
 
 
@@ -81,11 +82,14 @@ GOOGLE_PICK_CAN = PickCanSetup(
             (0.3, 0.3, 0.3),
             (((0, 0, -1), (2.2, 2.2, 2.2)), ((-1, -0.5, -1), (0.7, 0.7, 0.7)), ((1, 1, -1), (0.7, 0.7, 0.7))),
         ),
+        "google_coke_can_real_eval_1",
     ),
+    robot_material=(0.9, 0.3),
     robot_xy=(0.35, 0.20),
     table=Stage(
         file="data/hab2_bench_assets/stages/google_pick_coke_can_1_v4.glb",
         pose=(1.6616, 3.0337, 0.0, 1.0, 0.0, 0.0, 0.0),
+        assets="can_stage",
         stand_in="table.obj",
     ),
     table_top=0.87,
@@ -104,7 +108,9 @@ GOOGLE_PICK_CAN = PickCanSetup(
 )
 
 GOOGLE_DRAWER = DrawerSetup(
-    **_google(113, Lighting((1, 1, 1), (((-cos(radians(75)), 0, -sin(radians(75))), (1, 1, 1)),))),
+    **_google(
+        113, Lighting((1, 1, 1), (((-cos(radians(75)), 0, -sin(radians(75))), (1, 1, 1)),)), "open_drawer_{station}"
+    ),
     stations={
         "a0": (0.644, -0.179, -0.03),
         "a1": (0.765, -0.182, -0.02),

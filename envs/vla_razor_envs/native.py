@@ -30,10 +30,12 @@ class NativeVectorEnv(SlotVectorEnv):
         task: str | None = None,
         orientation: str | None = None,
         station: str | None = None,
+        overlay: bool | None = None,
+        variant: str | None = None,
         device: str = "cuda",
     ) -> None:
         self.family = family
-        setup = find_setup(family, robot)
+        setup = find_setup(family, robot, overlay, variant)
         given = {"task": task, "orientation": orientation, "station": station}
         self.default_start = check_start(family, setup, {k: v for k, v in given.items() if v is not None})
         height, width = (int(size) for size in image_size)

@@ -6,7 +6,7 @@ Units are metres, radians, seconds and kilograms; poses are x, y, z, qw, qx, qy,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 Vector = tuple[float, float, float]
@@ -33,10 +33,13 @@ class Camera:
 
 @dataclass(frozen=True)
 class Lighting:
-    """An ambient colour, and directional lights without shadows: direction and colour of each."""
+    """An ambient colour, and directional lights: direction and colour of each. With a `shadow`, the first casts shadows
+    that far, in metres, from the world's origin (the "minimal" shader shows none).
+    """
 
     ambient: Vector
     directional: tuple[tuple[Vector, Vector], ...]
+    shadow: float | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,8 @@ class Setup:
 
     The base stands at `base_z`, turned by `base_yaw` from where a station or place says. Actions outside the action box
     are clipped to it or, where `clips_actions` is false, refused: there the box is so wide that they are mistakes.
+    `photo` is the file of the photograph behind the scene, {station} in it being the station's name; `robot_material`
+    the specular share and roughness that all of the robot is drawn with, whatever its files say.
     """
 
     agent: str
@@ -81,6 +86,8 @@ class Setup:
     physics: Physics
     camera: Camera
     lighting: Lighting
+    photo: str | None = field(default=None, kw_only=True)
+    robot_material: tuple[float, float] | None = field(default=None, kw_only=True)
 
 
 # ---------------------------------------------------------------------- pick a can
@@ -99,12 +106,13 @@ class CylinderCan:
 
 @dataclass(frozen=True)
 class MeshCan:
-    """A can whose collision and visual meshes lie in a folder of the downloaded assets."""
+    """A can, or another thing, whose collision and visual meshes lie in a folder of the downloaded assets."""
 
     folder: str
     density: float
     friction: float
     damping: tuple[float, float]
+    assets: str = "tasks"
 
 
 @dataclass(frozen=True)
@@ -117,13 +125,14 @@ class BoxTable:
 
 @dataclass(frozen=True)
 class Stage:
-    """A scanned scene: a mesh of the downloaded assets at a pose. Where the file is absent, a table of the same height
-    stands in.
+    """A room: a mesh of the downloaded assets, of the group `assets`, at a pose. Where it is absent, a table of the
+    same height stands in, if there is one.
     """
 
     file: str
     pose: tuple[float, ...]
-    stand_in: str  # a mesh of this package, in world coordinates
+    assets: str
+    stand_in: str | None = None  # a mesh of this package, in world coordinates
 
 
 @dataclass(frozen=True)
@@ -195,9 +204,11 @@ class BoxCabinet:
 
 @dataclass(frozen=True)
 class UrdfCabinet:
-    """A cabinet described by a URDF file of the downloaded assets."""
+    """A cabinet described by a URDF file of the downloaded assets, in a room or on a bare floor."""
 
     file: str
+    assets: str = "tasks"
+    room: Stage | None = None
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,11 @@ def material(rgb: tuple[float, float, float]) -> sapien.render.RenderMaterial:
 
 
 def light(scene: Any, lighting: Lighting) -> None:
-    """Lights the scene, without shadows."""
+    """Lights the scene."""
     scene.set_ambient_light(lighting.ambient)
-    for direction, colour in lighting.directional:
-        scene.add_directional_light(direction, colour, shadow=False)
+    for number, (direction, colour) in enumerate(lighting.directional):
+        casts = number == 0 and lighting.shadow is not None
+        scene.add_directional_light(direction, colour, shadow=casts, shadow_scale=lighting.shadow or 0.0)
 
 
 def room(scene: Any, floor_z: float) -> Actor:
@@ -48,6 +49,16 @@ def room(scene: Any, floor_z: float) -> Actor:
     floor.add_box_visual(half_size=[3, 3, 0.05], material=material((0.45, 0.42, 0.38)))
     floor.initial_pose = sapien.Pose([0, 0, floor_z - 0.05])
     return floor.build_static("floor")
+
+
+def polish(robot: Articulation, specular: float, roughness: float) -> None:
+    """Gives all of the robot's visual shapes the same specular share and roughness."""
+    for link in robot.links:
+        for each in link._objs:
+            for component in each.entity.components:
+                if isinstance(component, sapien.render.RenderBodyComponent):
+                    for part in (part for shape in component.render_shapes for part in shape.parts):
+                        part.material.specular, part.material.roughness = specular, roughness
 
 
 # ---------------------------------------------------------------------- what the can stands on
@@ -73,13 +84,12 @@ def _(table: BoxTable, scene: Any) -> list[Actor]:
 @build_table.register
 def _(table: Stage, scene: Any) -> list[Actor]:
     builder = scene.create_actor_builder()
-    path, pose = stage_file(table), sapien.Pose()
-    if path is None:
-        path = PACKAGED / table.stand_in
-        builder.initial_pose = sapien.Pose()
+    if stands_in(table):
+        path, pose = PACKAGED / str(table.stand_in), sapien.Pose()
+        builder.initial_pose = pose
         builder.add_visual_from_file(str(path), material=material((0.62, 0.48, 0.34)))
     else:
-        pose = sapien.Pose(q=Y_UP)
+        path, pose = stage_file(table), sapien.Pose(q=Y_UP)
         builder.initial_pose = sapien.Pose(table.pose[:3], table.pose[3:])
         builder.add_visual_from_file(str(path), pose)
     builder.add_nonconvex_collision_from_file(str(path), pose)
@@ -90,9 +100,14 @@ def _(table: Stage, scene: Any) -> list[Actor]:
     return [arena]
 
 
-def stage_file(stage: Stage) -> Path | None:
-    """The stage's mesh, or None where it has not been downloaded and a table of the same height stands in."""
-    return asset_root("can_stage") / stage.file if has("can_stage") else None
+def stands_in(stage: Stage) -> bool:
+    """Whether a table of the same height takes a stage's place: its mesh has not been downloaded."""
+    return stage.stand_in is not None and not has(stage.assets)
+
+
+def stage_file(stage: Stage) -> Path:
+    """A stage's mesh. AssetsUnusable where it has not been downloaded."""
+    return asset_root(stage.assets) / stage.file
 
 
 # ---------------------------------------------------------------------- cans
@@ -119,7 +134,7 @@ def _(can: CylinderCan, scene: Any, setup: PickCanSetup) -> Actor:
 
 @build_can.register
 def _(can: MeshCan, scene: Any, setup: PickCanSetup) -> Actor:
-    folder = asset_root() / can.folder
+    folder = asset_root(can.assets) / can.folder
     builder = scene.create_actor_builder()
     surface = sapien.physx.PhysxMaterial(can.friction, can.friction, 0)
     builder.add_multiple_convex_collisions_from_file(
@@ -147,14 +162,19 @@ def build_cabinet(cabinet: Any, scene: Any, setup: DrawerSetup) -> Articulation:
 
 @build_cabinet.register
 def _(cabinet: UrdfCabinet, scene: Any, setup: DrawerSetup) -> Articulation:
-    floor = scene.create_actor_builder()
-    floor.add_box_visual(half_size=[10, 10, setup.cabinet_pose[2]], material=material((1, 1, 1)))
-    floor.initial_pose = sapien.Pose()
-    floor.build_static("floor")
+    builder = scene.create_actor_builder()
+    builder.initial_pose = sapien.Pose()
+    if cabinet.room:
+        builder.initial_pose = sapien.Pose(cabinet.room.pose[:3], cabinet.room.pose[3:])
+        builder.add_visual_from_file(str(stage_file(cabinet.room)), sapien.Pose(q=Y_UP))
+    else:
+        white = sapien.render.RenderMaterial(base_color=(1, 1, 1, 1))
+        builder.add_box_visual(half_size=[10, 10, setup.cabinet_pose[2]], material=white)
+    builder.build_static("room")
     loader = scene.create_urdf_loader()
     loader.name = "cabinet"
     loader.fix_root_link = True
-    builder = loader.parse(str(asset_root() / cabinet.file))["articulation_builders"][0]
+    builder = loader.parse(str(asset_root(cabinet.assets) / cabinet.file))["articulation_builders"][0]
     builder.initial_pose = sapien.Pose(setup.cabinet_pose)
     built = builder.build("cabinet", fix_root_link=True)
     for joint in built.active_joints:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -12,17 +13,24 @@ from gymnasium import spaces
 from . import RenderingUnavailable
 from .records import DrawerSetup, PickCanSetup, Setup
 from .setups import DRAWER_TASKS, SETUPS
+from .variants import varied
 
 REMEDY = "`vla-razor doctor` names the remedy"
 START_KEYS = {"pick_can": ("object_xy", "orientation"), "drawer": ("station", "task")}
 
 
-def find_setup(family: str, robot: str) -> Setup:
-    """The setup record of a task family and robot; ValueError names the robots that exist."""
+def find_setup(family: str, robot: str, overlay: bool | None = None, variant: str | None = None) -> Setup:
+    """The setup record of a task family and robot, changed as `SingleEnv`'s arguments say. ValueError says which of
+    them is unknown, and what there is.
+    """
     if (family, robot) not in SETUPS:
         robots = [name for task, name in SETUPS if task == family]
         raise ValueError(f"{family} has no robot {robot!r}; expected one of {', '.join(robots)}")
-    return SETUPS[family, robot]
+    setup = varied(SETUPS[family, robot], family, robot, variant)
+    if overlay and not setup.photo:
+        what = f"variant {variant}" if variant else f"robot {robot}"
+        raise ValueError(f"overlay is True, but {what} has no photograph to stand behind it; expected False or None")
+    return replace(setup, photo=None) if overlay is False else setup
 
 
 def check_start(family: str, setup: Setup, start: dict[str, Any]) -> dict[str, Any]:
@@ -105,6 +113,9 @@ class SingleEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         task: drawer task at resets that name none.
         orientation: can orientation at resets that name none; drawn from the seed where None.
         station: robot station at resets that name none; drawn from the seed where None.
+        overlay: whether a photograph of the real scene stands behind the robot and what it handles; where None, if
+            there is one.
+        variant: one of the changes of `variants.VARIANTS`, such as "darker".
 
     Raises:
         ValueError: an argument or reset option is not one of the known ones.
@@ -122,9 +133,11 @@ class SingleEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         task: str | None = None,
         orientation: str | None = None,
         station: str | None = None,
+        overlay: bool | None = None,
+        variant: str | None = None,
     ) -> None:
         self.family = family
-        self.setup = find_setup(family, robot)
+        self.setup = find_setup(family, robot, overlay, variant)
         given = {"task": task, "orientation": orientation, "station": station}
         self.default_start = check_start(family, self.setup, {k: v for k, v in given.items() if v is not None})
         height, width = (int(size) for size in image_size)

@@ -31,4 +31,9 @@ def station_place(setup: DrawerSetup, start: Mapping[str, Any]) -> np.ndarray:
     if "station" not in start and setup.between_stations:
         corners = np.array(list(setup.stations.values()))
         return np.random.default_rng([start["seed"], 0]).uniform(corners.min(0), corners.max(0))
-    return np.asarray(setup.stations[start.get("station") or draw_station(setup, start["seed"])["station"]])
+    return np.asarray(setup.stations[station_name(setup, start)])
+
+
+def station_name(setup: DrawerSetup, start: Mapping[str, Any]) -> str:
+    """The station that a start names, or else the one that its seed stands for."""
+    return start.get("station") or draw_station(setup, start["seed"])["station"]

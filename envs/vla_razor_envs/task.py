@@ -25,9 +25,11 @@ from mani_skill.utils.structs.types import DefaultMaterialsConfig, SceneConfig, 
 from torch import Tensor
 from transforms3d.euler import euler2quat
 
+from .assets import asset_root
 from .geometry import Frame, rotate
+from .overlay import composite, load_photo
 from .records import Setup
-from .scenes import light
+from .scenes import light, polish
 
 Start = dict[str, Any]
 
@@ -41,7 +43,8 @@ class ManipulationTask(BaseEnv):
     def __init__(self, setup: Setup, image_size: tuple[int, int], **kwargs: Any) -> None:
         self.setup = setup
         self.image_size = image_size
-        super().__init__(robot_uids=setup.agent, control_mode=setup.control_mode, obs_mode="rgb", **kwargs)
+        seen = "rgb+segmentation" if setup.photo else "rgb"
+        super().__init__(robot_uids=setup.agent, control_mode=setup.control_mode, obs_mode=seen, **kwargs)
 
     # ------------------------------------------------------------------ what a subclass says
 
@@ -51,6 +54,10 @@ class ManipulationTask(BaseEnv):
     def _place(self, env_idx: Tensor, starts: list[Start]) -> None:
         """Sets the scene of the given environments to their starts, and forgets their episodes."""
         raise NotImplementedError
+
+    def _station(self, start: Start) -> str:
+        """The name of the place that a start puts the robot at."""
+        return ""
 
     def _track(self) -> None:
         """Advances the success rule by one control step."""
@@ -111,6 +118,8 @@ class ManipulationTask(BaseEnv):
 
     def _load_agent(self, options: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         super()._load_agent(options, sapien.Pose())
+        if self.setup.robot_material:
+            polish(self.agent.robot, *self.setup.robot_material)
 
     def _after_reconfigure(self, options: dict[str, Any]) -> None:
         links = self.agent.robot.links_map
@@ -122,6 +131,17 @@ class ManipulationTask(BaseEnv):
         self._opening = torch.tensor(opening, dtype=torch.float32, device=self.device)[:, None]
         self.gripper_index = [joint.name for joint in self.agent.robot.active_joints].index(self.setup.gripper.joint)
 
+        self._photos = torch.zeros(self.num_envs, *self.image_size, 3, dtype=torch.uint8, device=self.device)
+        things = self.segmentation_id_map
+        shown = [key for key, thing in things.items() if isinstance(thing, Link) or thing.px_body_type != "static"]
+        self.kept = torch.zeros(1 + max(things), dtype=torch.bool, device=self.device)
+        self.kept[shown] = True
+
+    def _hang_photos(self, photo: str, env_idx: Tensor, starts: list[Start]) -> None:
+        """Puts the photograph of its station behind each scene."""
+        files = [asset_root() / photo.format(station=self._station(start)) for start in starts]
+        self._photos[env_idx] = torch.stack([load_photo(file, *self.image_size) for file in files]).to(self.device)
+
     def _initialize_episode(self, env_idx: Tensor, options: dict[str, Any]) -> None:
         starts = options.get("starts") or [
             {"seed": int(seed)} for seed in np.broadcast_to(self._episode_seed, len(env_idx))
@@ -131,6 +151,8 @@ class ManipulationTask(BaseEnv):
         self._prepare(starts)
         self.agent.reset(self._rest_qpos(starts))
         self._place(env_idx, starts)
+        if self.setup.photo:
+            self._hang_photos(self.setup.photo, env_idx, starts)
         self._base = Frame.at(self.agent.robot.pose.raw_pose)  # stands still during an episode
 
     def _renew_physics(self) -> None:
@@ -196,7 +218,10 @@ class ManipulationTask(BaseEnv):
         joint's position.
         """
         info = info or self.get_info()
-        image = self._get_obs_sensor_data()[self.setup.camera.name]["rgb"]
+        seen = self._get_obs_sensor_data()[self.setup.camera.name]
+        image = seen["rgb"]
+        if self.setup.photo:
+            image = composite(image, seen["segmentation"], self.kept, self._photos)
         return {
             "image": image,
             "proprioception": torch.cat([info["tcp_pose"], info["gripper_position"][:, None]], dim=1),
