@@ -2,6 +2,7 @@
 # make test   the tests
 # make check  lint, types, import direction, and the wheel in an empty environment
 # make setup  what the others begin with: .venv, its packages, and software Vulkan where there is no GPU
+# make rt1    an interpreter with TensorFlow, which RT-1 needs, in .venv-rt1
 # ARGS is passed on: make demo ARGS="seed=1", make test ARGS="-k divergence"
 
 SUITABLE := -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))'
@@ -9,7 +10,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11; do $$p $(SUITABLE) 2>/
 BIN := .venv/bin
 
 .DELETE_ON_ERROR:
-.PHONY: demo test check setup
+.PHONY: demo test check setup rt1
 
 demo: setup
 	$(BIN)/vla-razor demo $(ARGS)
@@ -39,4 +40,12 @@ $(BIN)/python:
 
 .venv/.vulkan: .venv/.packages scripts/setup/software_vulkan.py
 	$(BIN)/python scripts/setup/software_vulkan.py
+	@touch $@
+
+rt1: .venv-rt1/.packages
+	@echo 'export VLA_RAZOR_TENSORFLOW_PYTHON=$(CURDIR)/.venv-rt1/bin/python'
+
+.venv-rt1/.packages:
+	$(PYTHON) -m venv .venv-rt1
+	@.venv-rt1/bin/pip install --quiet --quiet --disable-pip-version-check 'tensorflow-cpu>=2.20,<3'
 	@touch $@

@@ -66,7 +66,12 @@ class PrivilegedExpert(ScriptedExpert):
     """The expert, whose labels also hold where the target is, seen from the gripper, in metres."""
 
     def act(
-        self, images: Any, instructions: list[str], infos: list[dict[str, Any]], generator: torch.Generator
+        self,
+        images: Any,
+        instructions: list[str],
+        infos: list[dict[str, Any]],
+        generator: torch.Generator,
+        memories: Any = None,
     ) -> Decisions:
         decisions = super().act(images, instructions, infos, generator)
         offsets = np.stack([info["target_pose"][:3] - info["tcp_pose"][:3] for info in infos])

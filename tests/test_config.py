@@ -78,6 +78,9 @@ def test_values_take_their_type() -> None:
         ("rl", "baseline=mean", "expected grid_point | batch | one_zero."),
         ("rl", "grid=5by5", "expected columns x rows, as in 5x5."),
         ("rl", "betas=[0.9]", "expected two numbers in [0, 1)"),
+        ("rl", "robot=gogle_robot", "expected google_robot | panda"),
+        ("rl", "image_size=[512]", "expected [height, width]"),
+        ("rl", "prompt=chat", "expected template | bare"),
         ("rl", "device=tpu", "expected auto | cpu | cuda | cuda:N."),
         ("rl", "env.make.image_size=3", "expected a list"),
         ("rl", "env.make=3", "expected a mapping"),
@@ -88,6 +91,35 @@ def test_bad_overrides_are_refused(verb: str, override: str, message: str) -> No
     with pytest.raises(UserError) as error:
         config.compose(verb, [override])
     assert message in str(error.value)
+
+
+def test_a_robot_brings_its_scenes_area_and_camera_and_is_overridden_like_any_setting() -> None:
+    settings = config.compose("rl", ["robot=google_robot", "env.make.orientation=upright", "image_size=[64,80]"])
+    assert settings.env.make.robot == settings.prior.make.robot == "google_robot"
+    assert (settings.env.grid.x, settings.env.grid.y) == ([-0.35, -0.12], [-0.02, 0.42])
+    assert settings.env.make.orientation == "upright"
+    assert settings.env.make.image_size == settings.prior.make.image_size == [64, 80]
+    assert config.robot_of(settings.env) == "google_robot"
+    assert config.compose("rl", ["env=drawer"]).env.make == {"robot": "panda", "image_size": [64, 64]}
+    both = config.scenes(config.compose("eval", ["env=all", "robot=google_robot"]).env)
+    assert {scene.make.robot for scene in both} == {"google_robot"}
+    with pytest.raises(UserError, match="say robot=google_robot, which also sets"):
+        config.compose("rl", ["env.make.robot=google_robot"])
+
+
+def test_the_papers_robot_protocol() -> None:
+    """RL's Razor, Appendix B.2, but for the sign of x."""
+    collect, sft, rl = (config.compose(verb, ["experiment=paper_robotics"]) for verb in ("collect", "sft", "rl"))
+    assert (collect.grid, collect.per_point, collect.env.make.robot) == ("10x10", 10, "google_robot")
+    assert (rl.grid, rl.per_point, rl.kl_coefficient, rl.baseline) == ("10x10", 5, 0, "batch")
+    for settings in (sft, rl):
+        assert (settings.env.name, settings.prior.name, len(settings.prior.tasks)) == ("pick_can", "drawer", 6)
+        assert settings.env.grid == {"x": [-0.35, -0.12], "y": [-0.02, 0.42]}
+        assert (settings.warmup_steps, settings.max_grad_norm, settings.weight_decay) == (10, 1, 0)
+        assert (settings.dtype, settings.schedule, settings.eval_episodes) == ("bfloat16", "constant", 100)
+        assert settings.learning_rate in (1e-6, 3e-6, 5e-6, 7e-6, 9e-6, 1e-5, 3e-5)
+    assert (sft.epochs, sft.batch_size in (16, 32, 64)) == (1, True)
+    assert config.compose("eval", ["experiment=paper_robotics"]).episodes == 100
 
 
 def test_sections_hold_a_verbs_own_keys() -> None:
@@ -101,14 +133,14 @@ def test_sections_hold_a_verbs_own_keys() -> None:
 @pytest.mark.parametrize("path", sorted((config.CONFIG_DIR / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
 def test_an_experiment_gives_each_verb_its_own_keys(path) -> None:
     for verb in config.verbs():
-        if (verb, path.stem) != ("mnist", "paper_robot"):
+        if (verb, path.stem) != ("mnist", "paper_robotics"):
             plain, changed = config.compose(verb), config.compose(verb, [f"experiment={path.stem}"])
             assert changed.keys() == plain.keys()
 
 
 def test_an_experiment_for_other_verbs_is_refused() -> None:
-    with pytest.raises(UserError, match="experiment=paper_robot sets what mnist does not have"):
-        config.compose("mnist", ["experiment=paper_robot"])
+    with pytest.raises(UserError, match="experiment=paper_robotics sets what mnist does not have"):
+        config.compose("mnist", ["experiment=paper_robotics"])
 
 
 def test_describe_lists_every_own_key_once() -> None:

@@ -1,7 +1,8 @@
 """From a verb and its overrides to one checked configuration.
 
-Every verb has a file `configs/<verb>.yaml`; `env` and `experiment` are groups. Hydra composes the files; the overrides
-are checked here (unknown keys and names, types, ranges), because Hydra knows no types without a schema and texts such
+Every verb has a file `configs/<verb>.yaml`; `env` and `experiment` are groups. Hydra composes the files; `robot` then
+fills in what a scene looks like with that robot (`configs/robot/<name>.yaml`, by Gymnasium id). The overrides are
+checked here (unknown keys and names, types, ranges), because Hydra knows no types without a schema and texts such
 as paths would need quoting.
 """
 
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from vla_razor.errors import UserError, nearest
 
@@ -59,6 +60,11 @@ _LENGTHS = _distinct(lambda v: type(v) is int and v >= 1, "a list of whole numbe
 _WIDTHS = _distinct(lambda v: type(v) is int and v >= 2, "a list of whole numbers, at least 2", fewest=0)
 _SCHEDULES = _distinct(lambda v: v in ("constant", "cosine"), "a list of constant and cosine, as in [cosine]")
 _NAMES = _distinct(lambda v: type(v) is str, "a list of names, as in [grpo,sft_1]")
+_SIZE = Rule(
+    list,
+    lambda value: len(value) == 2 and all(type(v) is int and v > 0 for v in value),
+    "[height, width], as in [512,640]",
+)
 _BETAS = Rule(
     list, lambda value: len(value) == 2 and all(0 <= v < 1 for v in value), "two numbers in [0, 1), as in [0.9,0.99]"
 )
@@ -67,7 +73,7 @@ _DEVICE = Rule(
 )
 
 _KEYS = {
-    _TEXT: "out policy against base demos unnorm_key data_dir",
+    _TEXT: "out policy against base demos unnorm_key data_dir embeddings",
     _SWITCH: "greedy train_vision",
     _COUNT: "num_envs num_workers micro_batch_size batch_size epochs iterations per_point max_attempts save_every "
     "episodes new_episodes prior_episodes probe_states checkpoints jobs rates",
@@ -88,6 +94,9 @@ RULES: dict[str, Rule] = {
     "noise": _SHARE,
     "device": _DEVICE,
     "dtype": _one_of("float32", "bfloat16"),
+    "robot": _one_of(*sorted(path.stem for path in (CONFIG_DIR / "robot").glob("*.yaml"))),
+    "image_size": _SIZE,
+    "prompt": _one_of("template", "bare"),
     "logger": _one_of("tensorboard", "wandb", "trackio", "none"),
     "schedule": _one_of("constant", "cosine"),
     "loss": _one_of("cross_entropy", "openvla"),
@@ -96,6 +105,7 @@ RULES: dict[str, Rule] = {
 }
 
 NULLABLE = {"out", "data_dir", "prior", "unnorm_key", "temperature", "demos", "against", "base", "gain_learning_rate"}
+NULLABLE |= {"prompt", "image_size", "embeddings"}
 
 
 def verbs() -> list[str]:
@@ -116,8 +126,12 @@ def compose(verb: str, overrides: Iterable[str] = ()) -> DictConfig:
     config = _compose_files(verb, groups)
     for section in [key for key in config if key in verbs()]:
         config[section] = _section(section, config[section], groups)
+    for key in [key for key in ("robot", "image_size") if key in values]:
+        _assign(config, verb, key, values.pop(key))
+    _place_robot(config)
     for key, text in values.items():
         _assign(config, verb, key, text)
+    _check_robot(config)
     if config.get("out", "given") is None:
         subject = f"{verb}-{config.env.name}" if "env" in config else verb
         config.out = f"runs/{subject}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -156,9 +170,40 @@ def scenes(env: DictConfig) -> list[DictConfig]:
     return [env] if "id" in env else [part for part in env.values() if isinstance(part, DictConfig)]
 
 
+def robot_of(env: DictConfig) -> str:
+    """Who acts in the scenes of an `env` configuration; those that run SimplerEnv itself know its robot alone."""
+    return scenes(env)[0].make.get("robot", "google_robot")
+
+
 def is_switch(key: str) -> bool:
     """Whether `key` is true or false, so that the flag alone means true."""
     return _rule(key) is _SWITCH
+
+
+def _environments(config: DictConfig) -> list[DictConfig]:
+    """Every scene in a configuration, those of a demo's sections included."""
+    envs = [config[key] for key in ("env", "prior") if config.get(key)]
+    sections = [config[key] for key in config if key in verbs()]
+    return [scene for env in envs for scene in scenes(env)] + [s for part in sections for s in _environments(part)]
+
+
+def _place_robot(config: DictConfig) -> None:
+    """Completes the scenes with what `config.robot` and `config.image_size` say of them."""
+    if "robot" not in config:
+        return
+    settings = OmegaConf.load(CONFIG_DIR / "robot" / f"{config.robot}.yaml")
+    for scene in _environments(config):
+        with open_dict(scene):
+            scene.merge_with(settings.get(scene.id, {}))
+            if config.image_size is not None:
+                scene.make.image_size = config.image_size
+
+
+def _check_robot(config: DictConfig) -> None:
+    for scene in _environments(config):
+        robot = scene.make.get("robot", config.robot)
+        if robot != config.robot:
+            raise UserError(f"env.make.robot={robot}: say robot={robot}, which also sets the scene's area and camera.")
 
 
 def _split(override: str) -> tuple[str, str]:

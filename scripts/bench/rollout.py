@@ -142,7 +142,7 @@ def main() -> None:
             f"num_workers={arguments.workers}",
         ],
     )
-    policy = OpenVLAPolicy(training.open_model(config.policy, config), config.unnorm_key)
+    policy = OpenVLAPolicy(training.open_model(config.policy, config), config.unnorm_key, robot=config.robot)
     single = measure_loop(config, policy, 1, 4, ROUNDS_OF_EPISODES)
     batched = measure_loop(config, policy, config.num_envs, 2 * config.num_envs, ROUNDS_OF_EPISODES)
     iteration = measure_iterations(config, policy, arguments.iterations)

@@ -32,7 +32,12 @@ class Mixed:
     name = "mixed"
 
     def act(
-        self, images: np.ndarray, instructions: list[str], infos: list[dict[str, Any]], generator: torch.Generator
+        self,
+        images: np.ndarray,
+        instructions: list[str],
+        infos: list[dict[str, Any]],
+        generator: torch.Generator,
+        memories: Any = None,
     ) -> Decisions:
         actions = np.zeros((len(images), 7), np.float32)
         for action, instruction, info in zip(actions, instructions, infos, strict=True):

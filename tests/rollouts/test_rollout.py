@@ -42,7 +42,12 @@ class Counter:
         self.batches: list[int] = []
 
     def act(
-        self, images: np.ndarray, instructions: list[str], infos: list[dict[str, Any]], generator: torch.Generator
+        self,
+        images: np.ndarray,
+        instructions: list[str],
+        infos: list[dict[str, Any]],
+        generator: torch.Generator,
+        memories: Any = None,
     ) -> Decisions:
         numbers = images[:, 0, 0, 0].astype(int)
         assert [info["instruction"] for info in infos] == instructions
@@ -113,7 +118,12 @@ def test_one_group_is_decided_about_while_the_other_is_simulated(counting: PoolV
 
     class Watchful(Counter):
         def act(
-            self, images: np.ndarray, instructions: list[str], infos: list[dict[str, Any]], generator: torch.Generator
+            self,
+            images: np.ndarray,
+            instructions: list[str],
+            infos: list[dict[str, Any]],
+            generator: torch.Generator,
+            memories: Any = None,
         ) -> Decisions:
             flying.append(len(counting._sent))
             during.append(torch.get_num_threads())

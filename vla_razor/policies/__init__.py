@@ -3,9 +3,11 @@
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     import torch
-    from jaxtyping import Float, Float32, Int, UInt8
+    from jaxtyping import Bool, Float, Float32, Int, UInt8
     from torch import Tensor
 
 
@@ -14,17 +16,27 @@ class Decisions(NamedTuple):
 
     `actions` are in environment units (metres, radians, gripper in [-1, 1]). A policy that samples tokens also gives
     them, and the log-probability of each under its own temperature, over the 256 action ids, in nats. `labels` are the
-    actions to imitate where the policy did something else on purpose: an expert that disturbs itself.
+    actions to imitate where the policy did something else on purpose: an expert that disturbs itself. `images` are what
+    the policy looked at, where that is not what the camera gave. `memories` are what it wants to be handed at the next
+    step of the same episodes: a recurrent state, a latched gripper. `stops` says which episodes it ends with this step.
     """
 
     actions: "Float[np.ndarray, 'B 7']"
     tokens: "Int[Tensor, 'B A'] | None" = None
     log_probs: "Float32[Tensor, 'B A'] | None" = None
     labels: "Float[np.ndarray, 'B 7'] | None" = None
+    images: "UInt8[np.ndarray, 'B H W 3'] | None" = None
+    memories: list[Any] | None = None
+    stops: "Bool[np.ndarray, ' B'] | None" = None
 
 
 class Policy(Protocol):
-    """Anything that acts. `infos` are the environments' privileged facts, for a scripted expert; a VLA ignores them."""
+    """Anything that acts.
+
+    `infos` are the environments' privileged facts, for a scripted expert; a VLA ignores them. A policy keeps nothing
+    between calls: what it remembers of an episode, it gives back in `Decisions.memories` and is handed again as
+    `memories` (None for an episode's first step). So environments may come in any order and number.
+    """
 
     name: str
 
@@ -34,4 +46,5 @@ class Policy(Protocol):
         instructions: list[str],
         infos: list[dict[str, Any]],
         generator: "torch.Generator",
+        memories: "Sequence[Any] | None" = None,
     ) -> Decisions: ...

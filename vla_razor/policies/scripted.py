@@ -7,6 +7,7 @@ qw, qx, qy, qz.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,12 @@ class ScriptedExpert:
         self.clean_actions = np.zeros((0, 7), np.float32)
 
     def act(
-        self, images: np.ndarray, instructions: list[str], infos: list[dict[str, Any]], generator: torch.Generator
+        self,
+        images: np.ndarray,
+        instructions: list[str],
+        infos: list[dict[str, Any]],
+        generator: torch.Generator,
+        memories: Sequence[Any] | None = None,
     ) -> Decisions:
         """Decides for each environment; actions [B, 7] in environment units, no tokens."""
         pairs = zip(instructions, infos, strict=True)

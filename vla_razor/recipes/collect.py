@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from vla_razor.config import scenes
+from vla_razor.config import robot_of, scenes
 from vla_razor.errors import UserError
 from vla_razor.policies import Policy
 from vla_razor.policies.scripted import ScriptedExpert
@@ -115,10 +115,9 @@ def _rows(config: DictConfig) -> list[list[Start]]:
 def _policy(config: DictConfig) -> Policy:
     if config.policy == "scripted":
         return ScriptedExpert(config.noise)
-    from vla_razor.policies.openvla.policy import OpenVLAPolicy  # not for the expert: it loads transformers
-    from vla_razor.recipes.training import open_model
+    from vla_razor.recipes.evaluate import open_policy  # not for the expert: it loads transformers
 
-    return OpenVLAPolicy(open_model(config.policy, config), config.unnorm_key)
+    return open_policy(config.policy, config)
 
 
 def _environments(config: DictConfig) -> VectorEnv:
@@ -157,7 +156,7 @@ def _shard(
 ) -> Shard:
     facts = {"control_hz": envs.setup.control_hz, "camera": envs.setup.camera.name, "policy": policy.name}
     kept = [demonstration(episode, **facts) for point in points for episode in point.kept]
-    return Shard(config.env.make.robot, index, count, [point.facts() for point in points], kept)
+    return Shard(robot_of(config.env), index, count, [point.facts() for point in points], kept)
 
 
 def _totals(shards: Sequence[Shard]) -> dict[str, Any]:

@@ -22,13 +22,14 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from vla_razor.config import scenes
+from vla_razor.config import robot_of, scenes
 from vla_razor.errors import UserError
 from vla_razor.files import atomic_write
 from vla_razor.policies import Policy
 from vla_razor.policies.load import load_model
 from vla_razor.policies.openvla import OpenVLA
 from vla_razor.policies.openvla.policy import OpenVLAPolicy
+from vla_razor.policies.rt1 import RT1Policy, is_saved_model
 from vla_razor.policies.scripted import ScriptedExpert
 from vla_razor.progress import progress
 from vla_razor.rollouts.evaluation import Results, compared, evaluate, records, summarized
@@ -74,17 +75,29 @@ def open_policies(config: DictConfig) -> dict[str, Policy]:
 
 
 def open_policy(spec: str, config: DictConfig) -> Policy:
-    """The scripted expert, or a model at the configured temperature, greedy if asked for."""
+    """The scripted expert, RT-1 where `spec` is a SavedModel's folder, or a model at the configured temperature, greedy
+    if asked for.
+    """
     if spec == "scripted":
         return ScriptedExpert()
-    return OpenVLAPolicy(open_model(spec, config), config.unnorm_key, config.greedy)
+    if is_saved_model(spec):
+        return _open_rt1(spec, config)
+    return OpenVLAPolicy(open_model(spec, config), config.unnorm_key, config.get("greedy", False), robot_of(config.env))
+
+
+def _open_rt1(spec: str, config: DictConfig) -> RT1Policy:
+    if robot_of(config.env) != "google_robot":
+        raise UserError(f"policy={spec}: RT-1 acts on the Google robot alone; add robot=google_robot.")
+    return RT1Policy(spec, config.embeddings)
 
 
 def open_model(spec: str, config: DictConfig) -> OpenVLA:
-    """The model that `spec` names, at `config.temperature` unless that is null."""
+    """The model that `spec` names, at `config.temperature` and with `config.prompt` unless they are null."""
     model = load_model(spec, device=config.device, dtype=config.dtype)
     if config.temperature is not None:
         model.config.temperature = config.temperature
+    if config.prompt is not None:
+        model.config.prompt = config.prompt
     return model
 
 

@@ -22,6 +22,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from vla_razor.config import robot_of
 from vla_razor.core import advantages, divergence, losses
 from vla_razor.errors import RunFailed
 from vla_razor.policies.openvla.policy import OpenVLAPolicy
@@ -38,7 +39,7 @@ def run(config: DictConfig, run: Run) -> None:
     state = run.restore()
     model, base = training.open_models(config, run)
     trainer = Trainer(model, config, config.iterations, state)
-    policy = OpenVLAPolicy(model, config.unnorm_key)
+    policy = OpenVLAPolicy(model, config.unnorm_key, robot=robot_of(config.env))
     with (
         closing(make_vector_env(config.env, config.num_envs, config.num_workers, model.device)) as envs,
         training.saving(run, model, trainer) as save,

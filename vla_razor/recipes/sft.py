@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from omegaconf import DictConfig
 from torch import Tensor
 
+from vla_razor.config import robot_of
 from vla_razor.core import losses
 from vla_razor.errors import UserError
 from vla_razor.policies.openvla.policy import OpenVLAPolicy
@@ -37,9 +38,9 @@ def run(config: DictConfig, run: Run) -> None:
         raise UserError(f"sft needs demonstrations: demos=DIR. Make them with: {collect}")
     state = run.restore()
     model, base = training.open_models(config, run)
-    data = demonstrations.load(config.demos, config.env)
-    policy = OpenVLAPolicy(model, config.unnorm_key)
-    tokens = model.tokenize(data.actions, config.unnorm_key)
+    policy = OpenVLAPolicy(model, config.unnorm_key, robot=robot_of(config.env))
+    data = demonstrations.load(config.demos, config.env, policy.seen)
+    tokens = policy.tokenize(data.actions, data.episode)
     per_epoch = -(-len(tokens) // config.batch_size)
     trainer = Trainer(model, config, config.epochs * per_epoch, state)
     with (

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor, nn
 
-from vla_razor.config import scenes
+from vla_razor.config import robot_of, scenes
 from vla_razor.core import schedule
 from vla_razor.errors import RunFailed, UserError
 from vla_razor.policies import Decisions, Policy
@@ -135,10 +135,10 @@ class BasePolicy:
 
     name = "base"
 
-    def __init__(self, base: Base, unnorm_key: str | None) -> None:
+    def __init__(self, base: Base, unnorm_key: str | None, robot: str = "panda") -> None:
         self.base = base
         with base.model() as model:
-            self.policy = OpenVLAPolicy(model, unnorm_key)
+            self.policy = OpenVLAPolicy(model, unnorm_key, robot=robot)
 
     def act(self, *observations: Any) -> Decisions:
         """As `OpenVLAPolicy.act`."""
@@ -186,7 +186,8 @@ def finish(config: DictConfig, run: Run, model: OpenVLA, base: Base, probe: Prob
     Success is measured from the same starts in every run, `config.eval_episodes` of each task, new and prior (0: not at
     all); forward KL on the probe set.
     """
-    policies = {"base": BasePolicy(base, config.unnorm_key), "tuned": OpenVLAPolicy(model, config.unnorm_key)}
+    speaks = {"unnorm_key": config.unnorm_key, "robot": robot_of(config.env)}
+    policies = {"base": BasePolicy(base, **speaks), "tuned": OpenVLAPolicy(model, **speaks)}
     results = _evaluated(config, policies) if config.eval_episodes else {name: {} for name in policies}
     divergences = dict.fromkeys(policies)
     if probe:

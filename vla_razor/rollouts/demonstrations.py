@@ -12,8 +12,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -134,13 +134,16 @@ def read(path: Path) -> Shard:
         raise UserError(f"{path}: not a whole HDF5 file ({error}). {REMEDY}") from error
 
 
-def read_store(folder: str | Path) -> list[Shard]:
-    """Every file of a store, in order; `folder` is what `vla-razor collect` wrote. Raises UserError as `read` does."""
+def read_store(folder: str | Path, keep: Callable[[Shard], Shard] = lambda shard: shard) -> list[Shard]:
+    """Every file of a store, in order; `folder` is what `vla-razor collect` wrote. Raises UserError as `read` does.
+
+    Of each file stays what `keep` makes of it: all the images of a store may not fit into memory.
+    """
     folder = Path(folder)
     paths = sorted((folder / FOLDER).glob("*.h5"))
     if not paths:
         raise UserError(f"{folder} holds no demonstrations: expected {FOLDER}/*.h5, as vla-razor collect writes them.")
-    shards = [read(path) for path in paths]
+    shards = [keep(read(path)) for path in paths]
     for path, shard in zip(paths, shards, strict=True):
         _expect(path, "/", f"robot {shards[0].robot}", shard.robot == shards[0].robot, shard.robot)
     if [shard.shard for shard in shards] != list(range(shards[0].shards)):
@@ -151,31 +154,26 @@ def read_store(folder: str | Path) -> list[Shard]:
     return shards
 
 
-def load(folder: str | Path, env_config: Mapping[str, Any]) -> Demonstrations:
-    """The demonstrations in `folder`, which must be of the tasks, robot, camera and image size of `env_config`.
+def load(
+    folder: str | Path,
+    env_config: Mapping[str, Any],
+    seen: Callable[[np.ndarray], np.ndarray] = lambda images: images,
+) -> Demonstrations:
+    """The demonstrations in `folder`, which must be of the tasks, robot, camera and image size of `env_config`; the
+    images as `seen` [N, H, W, 3] by the policy that is to learn from them.
 
     Raises UserError where they are not, where a file is damaged or missing, or where there is no episode.
     """
-    folder, shards = Path(folder), read_store(folder)
-    episodes = [demonstration for shard in shards for demonstration in shard.demonstrations]
+    folder = Path(folder)
+
+    def checked(shard: Shard) -> Shard:
+        _expect_made_in(folder, env_config, shard)
+        kept = [replace(demonstration, images=seen(demonstration.images)) for demonstration in shard.demonstrations]
+        return replace(shard, demonstrations=kept)
+
+    episodes = [demonstration for shard in read_store(folder, checked) for demonstration in shard.demonstrations]
     if not episodes:
         raise UserError(f"{folder}: no attempt succeeded, so there is nothing to learn. Collect with a better policy.")
-    wanted = {
-        "robot": [env_config["make"]["robot"]],
-        "task": list(env_config["tasks"]),
-        "camera": [env_config["camera"]],
-        "image size": [tuple(env_config["make"]["image_size"])],
-    }
-    found = {
-        "robot": {shards[0].robot},
-        "task": {demonstration.task for demonstration in episodes},
-        "camera": {demonstration.camera for demonstration in episodes},
-        "image size": {demonstration.images.shape[1:3] for demonstration in episodes},
-    }
-    remedy = f"Collect demonstrations with env={env_config['name']}, or train with the env that these are of."
-    for what, allowed in wanted.items():
-        for value in sorted(found[what]):
-            _expect(folder, "/", f"{what} {' | '.join(map(str, allowed))}", value in allowed, value, remedy)
     return Demonstrations(
         images=np.concatenate([demonstration.images for demonstration in episodes]),
         proprioception=np.concatenate([demonstration.proprioception for demonstration in episodes]),
@@ -183,6 +181,25 @@ def load(folder: str | Path, env_config: Mapping[str, Any]) -> Demonstrations:
         instructions=[demonstration.instruction for demonstration in episodes for _ in demonstration.success],
         episode=np.repeat(np.arange(len(episodes)), [len(demonstration.success) for demonstration in episodes]),
     )
+
+
+def _expect_made_in(folder: Path, env_config: Mapping[str, Any], shard: Shard) -> None:
+    wanted = {
+        "robot": [env_config["make"].get("robot", "google_robot")],
+        "task": list(env_config["tasks"]),
+        "camera": [env_config["camera"]],
+        "image size": [tuple(env_config["make"]["image_size"])],
+    }
+    found = {
+        "robot": {shard.robot},
+        "task": {demonstration.task for demonstration in shard.demonstrations},
+        "camera": {demonstration.camera for demonstration in shard.demonstrations},
+        "image size": {demonstration.images.shape[1:3] for demonstration in shard.demonstrations},
+    }
+    remedy = f"Collect demonstrations with env={env_config['name']}, or train with the env that these are of."
+    for what, allowed in wanted.items():
+        for value in sorted(found[what]):
+            _expect(folder, "/", f"{what} {' | '.join(map(str, allowed))}", value in allowed, value, remedy)
 
 
 def _write_episode(group: h5py.Group, demonstration: Demonstration) -> None:

@@ -139,7 +139,8 @@ def collect(
 
     Raises RunFailed where the simulation died in every episode.
     """
-    policy, generator = OpenVLAPolicy(base, unnorm_key), torch.Generator().manual_seed(episode_seed(origin.seed))
+    policy = OpenVLAPolicy(base, unnorm_key, robot=env_config["make"].get("robot", "google_robot"))
+    generator = torch.Generator().manual_seed(episode_seed(origin.seed))
     starts = grid_starts(env_config, GRID, 1, origin.seed)
     with progress("probe set", len(starts)) if progress else nullcontext(_silent) as advance:
         episodes, _ = rollout(

@@ -26,11 +26,11 @@ RETRIES = 2  # of an episode whose simulation died
 class Episode:
     """What happened from one start in `T` control steps.
 
-    `images` uint8 [T, H, W, 3] and `proprioception` [T, P] are what the policy saw before each action; `actions` [T, 7]
-    are in environment units; `tokens` [T, A] and their `log_probs` under the policy are None for a policy without
-    tokens; `labels` [T, 7] are the actions to imitate where they differ from the executed ones, else None; `success`
-    [T] is the state after each action. `lost`: the simulation died each time; nothing was recorded, and the episode
-    says nothing about the policy.
+    `images` uint8 [T, H, W, 3] and `proprioception` [T, P] are what the policy looked at before each action; `actions`
+    [T, 7] are in environment units; `tokens` [T, A] and their `log_probs` under the policy are None for a policy
+    without tokens; `labels` [T, 7] are the actions to imitate where they differ from the executed ones, else None;
+    `success` [T] is the state after each action. `lost`: the simulation died each time; nothing was recorded, and the
+    episode says nothing about the policy.
     """
 
     start: Start
@@ -135,9 +135,9 @@ def rollout(
 ) -> tuple[list[Episode], Timing]:
     """One episode from every start, in their order, and where the time went.
 
-    Episodes end at the horizon, or at their first success if `stop_at_success`. The batch stays full while starts are
-    left. The same starts, number of slots and generator give the same episodes. An episode whose simulation died is
-    started again up to twice. `progress` is called with each episode as it ends.
+    Episodes end at the horizon, where the policy stops, or at their first success if `stop_at_success`. The batch stays
+    full while starts are left. The same starts, number of slots and generator give the same episodes. An episode whose
+    simulation died is started again up to twice. `progress` is called with each episode as it ends.
     """
     run = _Run(envs, policy, starts, stop_at_success, generator, progress)
     begin, threads = time.perf_counter(), torch.get_num_threads()
@@ -156,11 +156,15 @@ def rollout(
 
 @dataclass
 class _Recording:
-    """An episode on its way. `rows` are steps: image, proprioception, action, tokens, log-probabilities, label."""
+    """An episode on its way. `memory` is the policy's own, `stopped` that it wants no further step; `rows` are steps:
+    image, proprioception, action, tokens, log-probabilities, label.
+    """
 
     index: int
     attempt: int = 0
     instruction: str = ""
+    memory: Any = None
+    stopped: bool = False
     rows: list[tuple[np.ndarray | None, ...]] = field(default_factory=list)
     success: list[bool] = field(default_factory=list)
 
@@ -217,21 +221,27 @@ class _Run:
 
     def _decide(self, slots: list[int]) -> np.ndarray:
         images = self.observations["image"][slots]
-        instructions = [self.running[slot].instruction for slot in slots]
+        recordings = [self.running[slot] for slot in slots]
+        instructions = [recording.instruction for recording in recordings]
+        memories = [recording.memory for recording in recordings]
         infos = [{key: values[slot] for key, values in self.infos.items()} for slot in slots]
         begin = time.perf_counter()
-        decisions = self.policy.act(images, instructions, infos, self.generator)
+        decisions = self.policy.act(images, instructions, infos, self.generator, memories)
         optional = [_rows(part, len(slots)) for part in (decisions.tokens, decisions.log_probs, decisions.labels)]
         self.timing.policy += time.perf_counter() - begin
-        columns = images, self.observations["proprioception"][slots], decisions.actions, *optional
-        for slot, row in zip(slots, zip(*columns, strict=True), strict=True):
-            self.running[slot].rows.append(row)
+        seen = images if decisions.images is None else decisions.images
+        columns = seen, self.observations["proprioception"][slots], decisions.actions, *optional
+        for recording, row in zip(recordings, zip(*columns, strict=True), strict=True):
+            recording.rows.append(row)
+        for index, recording in enumerate(recordings):
+            recording.memory = decisions.memories[index] if decisions.memories else None
+            recording.stopped = decisions.stops is not None and bool(decisions.stops[index])
         return decisions.actions
 
     def _record(self, slot: int, truncated: bool) -> None:
         recording = self.running[slot]
         recording.success.append(bool(self.infos["success"][slot]))
-        if truncated or (self.stop_at_success and recording.success[-1]):
+        if truncated or recording.stopped or (self.stop_at_success and recording.success[-1]):
             columns = [None if column[0] is None else np.stack(column) for column in zip(*recording.rows, strict=True)]
             self._end(slot, columns, lost=False)
 

@@ -54,6 +54,8 @@ class OpenVLAConfig:
         pad_to_multiple_of: the padding at the end of the vocabulary; the action ids lie just below it.
         norm_stats: per data set, the action statistics that `OpenVLA.unnormalize` uses.
         temperature: the policy *is* the distribution at this temperature (1.0 unless the file says otherwise).
+        prompt: how instructions are put to it, a key of `processor.PROMPTS` (the training template unless the file says
+            otherwise).
         trailing_token_id: the token the prompt ends with (29871, the empty token, for Llama-2's vocabulary), or None.
         raw: the file as it was read, so that keys unknown here survive a round trip.
     """
@@ -66,6 +68,7 @@ class OpenVLAConfig:
     n_action_bins: int = 256
     norm_stats: dict[str, Any] = field(default_factory=dict)
     temperature: float = 1.0
+    prompt: str = "template"
     trailing_token_id: int | None = None
     raw: dict[str, Any] = field(default_factory=dict, repr=False)
 
@@ -87,11 +90,14 @@ class OpenVLAConfig:
             n_action_bins=raw.get("n_action_bins", 256),
             norm_stats=raw.get("norm_stats") or {},
             temperature=float(raw.get("temperature", 1.0)),
+            prompt=raw.get("prompt", "template"),
             trailing_token_id=raw.get("trailing_token_id", _LLAMA2_EMPTY_TOKEN if llama2 else None),
             raw=raw,
         )
         if config.temperature <= 0:
             raise UserError(f"{where}: temperature is {config.temperature:g}; a policy's temperature is above 0.")
+        if config.prompt not in ("template", "bare"):
+            raise UserError(f"{where}: unknown prompt {config.prompt!r}; expected template or bare.")
         return config
 
     def to_dict(self) -> dict[str, Any]:
@@ -100,6 +106,7 @@ class OpenVLAConfig:
             **self.raw,
             "norm_stats": self.norm_stats,
             "temperature": self.temperature,
+            "prompt": self.prompt,
             "trailing_token_id": self.trailing_token_id,
         }
 

@@ -1,14 +1,17 @@
 """OpenVLA as a policy: images and instructions in, actions in environment units out."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
 from torch.nn import functional as F
 
 from vla_razor.policies import Decisions
 from vla_razor.policies.openvla.action_tokenizer import ActionScale
+from vla_razor.policies.openvla.conventions import convention_of, statistics_key
 from vla_razor.policies.openvla.model import OpenVLA
 
 
@@ -17,16 +20,21 @@ class OpenVLAPolicy:
 
     Args:
         model: what decides.
-        unnorm_key: whose action statistics to use; None for the only ones. Raises `UserError` naming those there are.
+        unnorm_key: whose action statistics to use; None for those of the robot, or the only ones. They also say in
+            which convention the policy speaks. Raises `UserError` naming those there are.
         greedy: take the likeliest token everywhere. The log-probabilities stay those of the policy's temperature.
+        robot: whose environments it acts in.
     """
 
-    def __init__(self, model: OpenVLA, unnorm_key: str | None = None, greedy: bool = False) -> None:
+    def __init__(
+        self, model: OpenVLA, unnorm_key: str | None = None, greedy: bool = False, robot: str = "panda"
+    ) -> None:
         self.model = model
-        self.unnorm_key = unnorm_key
+        self.unnorm_key = statistics_key(model.config.norm_stats, unnorm_key, robot)
+        self.convention = convention_of(self.unnorm_key)
         self.greedy = greedy
         self.name = model.name_or_path or "openvla"
-        self.num_tokens = len(ActionScale.of(model.config.norm_stats, unnorm_key).low)
+        self.num_tokens = len(ActionScale.of(model.config.norm_stats, self.unnorm_key).low)
         self._prompts: dict[str, list[int]] = {}
 
     def act(
@@ -35,10 +43,12 @@ class OpenVLAPolicy:
         instructions: list[str],
         infos: list[dict[str, Any]],
         generator: torch.Generator,
+        memories: Sequence[Any] | None = None,
     ) -> Decisions:
         """Decide for every environment in one batch; what is random comes from `generator`."""
         temperature = self.model.config.temperature
-        pixels = self.model.processor.pixel_values(images)
+        seen = self.seen(images)
+        pixels = self.model.processor.pixel_values(seen)
         samples = self.model.sample_actions(
             pixels, self.prompt_ids(instructions), 0.0 if self.greedy else temperature, generator, self.num_tokens
         )
@@ -46,11 +56,25 @@ class OpenVLAPolicy:
         if self.greedy:
             chosen = samples.tokens - self.model.config.first_action_id
             log_probs = F.log_softmax(samples.logits / temperature, -1).gather(-1, chosen[..., None])[..., 0]
-        actions = self.model.unnormalize(samples.tokens, self.unnorm_key).astype(np.float32)
-        return Decisions(actions, samples.tokens, log_probs)
+        said = self.model.unnormalize(samples.tokens, self.unnorm_key)
+        actions, memories = self.convention.to_environment(said, memories or [None] * len(said))
+        return Decisions(actions.astype(np.float32), samples.tokens, log_probs, images=seen, memories=memories)
+
+    def seen(self, images: UInt8[np.ndarray, "B H W 3"]) -> UInt8[np.ndarray, "B h w 3"]:
+        """Camera images as the policy looks at them: larger ones shrunk to what the model takes."""
+        return self.model.processor.shrunk(images)
+
+    def tokenize(self, actions: Float[np.ndarray, "N 7"], episode: Int[np.ndarray, " N"]) -> Int[Tensor, "N A"]:
+        """The tokens that say what was done in whole episodes; `episode` tells which step belongs to which."""
+        if len(actions) == 0:
+            return self.model.tokenize(actions, self.unnorm_key)
+        whole = np.split(actions, np.flatnonzero(np.diff(episode)) + 1)
+        said = np.concatenate([self.convention.from_environment(part) for part in whole])
+        return self.model.tokenize(said, self.unnorm_key)
 
     def prompt_ids(self, instructions: list[str]) -> list[list[int]]:
         """Token ids of the prompts; each instruction is tokenised once."""
         new = sorted(set(instructions) - self._prompts.keys())
-        self._prompts.update(zip(new, self.model.processor.prompt_ids(new), strict=True))
+        prompts = self.model.processor.prompt_ids(new, self.model.config.prompt)
+        self._prompts.update(zip(new, prompts, strict=True))
         return [self._prompts[instruction] for instruction in instructions]

@@ -20,6 +20,8 @@ from torch import Tensor
 from vla_razor.errors import UserError
 
 PROMPT = "In: What action should the robot take to {}?\nOut:"
+PROMPTS = {"template": PROMPT, "bare": "{}"}
+"""How an instruction is put to the policy: as in its training, or, as a common evaluator does, alone."""
 PREPROCESSOR_FILE = "preprocessor_config.json"
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -110,11 +112,25 @@ class Processor:
             stacks.append(transform.normalize(resized[key]))
         return torch.cat(stacks, dim=1)
 
-    def prompt_ids(self, instructions: Sequence[str]) -> list[list[int]]:
-        """Token ids of the prompts, BOS first. Raises `UserError` if the checkpoint came without a tokenizer."""
+    def shrunk(self, images: UInt8[np.ndarray, "B H W 3"]) -> UInt8[np.ndarray, "B h w 3"]:
+        """Images larger than the model takes, shrunk to its size by averaging areas, as SimplerEnv's evaluators do;
+        others, and those of a processor that keeps proportions, as they are.
+        """
+        sizes = {transform.resize for transform in self.transforms}
+        size = sizes.pop() if len(sizes) == 1 and self.letterbox is None else ()
+        if len(size) != 2 or len(images) == 0 or not (images.shape[1] > size[0] and images.shape[2] > size[1]):
+            return images
+        small = [Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BOX) for image in images]
+        return np.stack([np.asarray(image) for image in small])
+
+    def prompt_ids(self, instructions: Sequence[str], prompt: str = "template") -> list[list[int]]:
+        """Token ids of the prompts, BOS first; `prompt` is a key of `PROMPTS`.
+
+        Raises `UserError` if the checkpoint came without a tokenizer.
+        """
         if self.tokenizer is None:
             raise UserError(f"The checkpoint has no {TOKENIZER_FILE}, so instructions cannot be turned into tokens.")
-        prompts = [PROMPT.format(instruction.lower()) for instruction in instructions]
+        prompts = [PROMPTS[prompt].format(instruction.lower()) for instruction in instructions]
         encoded = [encoding.ids for encoding in self.tokenizer.encode_batch(prompts)]
         return [ids if ids[:1] == [self.bos_token_id] else [self.bos_token_id, *ids] for ids in encoded]
 

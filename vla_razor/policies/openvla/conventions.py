@@ -1,0 +1,119 @@
+"""Between the actions a policy speaks and those an environment takes: small transforms, each with its inverse.
+
+A policy speaks the language of the data set whose statistics it uses. Most are the environment's own. OpenVLA learnt
+the Google robot from Open X-Embodiment's `fractal20220817_data`: its rotations are roll, pitch and yaw, and its gripper
+says how open it should be; SimplerEnv's robot takes an axis-angle vector and a *change* of closedness. The rules are
+those of SimplerEnv's evaluators (facts of github.com/simpler-env/SimplerEnv 4ab7178 and its forks).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from scipy.spatial.transform import Rotation
+
+HOLD = 15
+"""Control steps for which a decided gripper change is repeated."""
+DECIDED = 0.5
+"""A change of openness above this is a decision."""
+
+Actions = Float[np.ndarray, "B 7"]
+
+
+class Latch(NamedTuple):
+    """What the gripper's rule remembers of an episode: the openness asked for last, and a change that still holds for
+    `left` control steps.
+    """
+
+    openness: float
+    change: float = 0.0
+    left: int = 0
+
+
+@dataclass(frozen=True)
+class Convention:
+    """A language of actions.
+
+    `to_environment(actions [B, 7], memories)` gives environment actions [B, 7] and the memories of their episodes after
+    this step; `from_environment(actions [T, 7])` gives what the policy should have said in one whole episode.
+    """
+
+    to_environment: Callable[[Actions, Sequence[Any]], tuple[Actions, list[Any]]]
+    from_environment: Callable[[Float[np.ndarray, "T 7"]], Float[np.ndarray, "T 7"]]
+
+
+def rotation_vector(roll_pitch_yaw: Float[np.ndarray, "*B 3"]) -> Float[np.ndarray, "*B 3"]:
+    """Axis times angle, radians, of turns about the fixed axes x, y, z in this order."""
+    return _each(lambda angles: Rotation.from_euler("xyz", angles).as_rotvec(), roll_pitch_yaw)
+
+
+def roll_pitch_yaw(rotation_vector: Float[np.ndarray, "*B 3"]) -> Float[np.ndarray, "*B 3"]:
+    """The inverse of `rotation_vector`; pitch lies in [-pi/2, pi/2]."""
+    return _each(lambda vectors: Rotation.from_rotvec(vectors).as_euler("xyz"), rotation_vector)
+
+
+def sticky_change(openness: float, latch: Latch | None) -> tuple[float, Latch]:
+    """The change of closedness, in [-1, 1], that an absolute `openness` (1: open) asks for, and the latch after it.
+
+    The first step of an episode asks for nothing. A change above 0.5 is repeated for 15 steps, whatever is said
+    meanwhile, so that slow fingers get there.
+    """
+    change = 0.0 if latch is None else latch.openness - openness
+    if latch is not None and latch.left:
+        return latch.change, Latch(openness, latch.change, latch.left - 1)
+    if abs(change) > DECIDED:
+        return change, Latch(openness, change, HOLD - 1)
+    return change, Latch(openness)
+
+
+def openness(changes: Float[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:
+    """What to say so that the gripper goes where an episode's `changes` of closedness take it, from open.
+
+    The inverse of `sticky_change` on an episode that begins open and whose decisions lie 15 steps apart.
+    """
+    said, closedness = np.empty(len(changes)), 0.0
+    for step, change in enumerate(changes):
+        closedness = min(max(closedness + float(change), 0.0), 1.0)
+        said[step] = 1.0 - closedness
+    return said
+
+
+def _fractal_to_environment(actions: Actions, memories: Sequence[Latch | None]) -> tuple[Actions, list[Latch]]:
+    steps = [sticky_change(float(said), latch) for said, latch in zip(actions[:, 6], memories, strict=True)]
+    gripper = np.array([[change] for change, _ in steps]).reshape(-1, 1)
+    return np.concatenate([actions[:, :3], rotation_vector(actions[:, 3:6]), gripper], 1), [latch for _, latch in steps]
+
+
+def _fractal_from_environment(actions: Float[np.ndarray, "T 7"]) -> Float[np.ndarray, "T 7"]:
+    return np.concatenate([actions[:, :3], roll_pitch_yaw(actions[:, 3:6]), openness(actions[:, 6])[:, None]], 1)
+
+
+def _each(convert: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> np.ndarray:
+    rows = np.asarray(rows, float)
+    return convert(rows.reshape(-1, 3)).reshape(rows.shape) if rows.size else rows
+
+
+ENVIRONMENT = Convention(lambda actions, memories: (actions, list(memories)), lambda actions: actions)
+"""The environment's own actions."""
+FRACTAL = Convention(_fractal_to_environment, _fractal_from_environment)
+"""`fractal20220817_data`: metres, roll-pitch-yaw, openness in [0, 1]."""
+
+FRACTAL_KEY = "fractal20220817_data"
+SPOKEN_FOR: Mapping[str, tuple[str, ...]] = {
+    "panda": ("vla_razor_panda",),
+    "google_robot": ("vla_razor_google_robot", FRACTAL_KEY),
+}
+"""By robot, the data sets whose statistics a policy may have for it, the best first."""
+
+
+def convention_of(key: str | None) -> Convention:
+    """The language of a data set's actions."""
+    return FRACTAL if key == FRACTAL_KEY else ENVIRONMENT
+
+
+def statistics_key(norm_stats: Mapping[str, Any], key: str | None, robot: str) -> str | None:
+    """Whose statistics a policy should use: `key` if given, else the robot's, else None (which means the only ones)."""
+    spoken = [name for name in SPOKEN_FOR.get(robot, ()) if name in norm_stats]
+    return key or (spoken[0] if spoken else None)
