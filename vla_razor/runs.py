@@ -32,6 +32,7 @@ import vla_razor
 from vla_razor.errors import UserError
 from vla_razor.files import ASIDE, atomic_folder, atomic_write, full_disk_reported, remove_unfinished, write_json
 from vla_razor.trackers import Tracker, make_tracker
+from vla_razor_envs import assets
 
 SCHEMA = 1
 PACKAGES = ("torch", "transformers", "timm", "peft", "mani_skill", "sapien", "gymnasium", "numpy")
@@ -195,13 +196,17 @@ def read_config(path: Path) -> DictConfig:
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of what decides the numbers, without importing any of it."""
+    """Installed versions of what decides the numbers, without importing any of it; `real2sim` are the files of the
+    original simulation, and whether the can stands on its stage.
+    """
     found = {"vla_razor": vla_razor.__version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
+    if files := assets.version():
+        found["real2sim"] = files
     return found
 
 

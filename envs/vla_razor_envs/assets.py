@@ -55,6 +55,17 @@ def has(group: str) -> bool:
     return False
 
 
+def version() -> str | None:
+    """The commit of the files in use, and what the can stands on with them; None where there are none. For the record:
+    the files are not read.
+    """
+    folder = asset_folder()
+    there = [group for group, files in GROUPS.items() if all((folder / path).is_file() for path in files)]
+    if "tasks" not in there:
+        return None
+    return f"{COMMIT[:7]}, {'with its stage' if 'can_stage' in there else 'a table standing in for the stage'}"
+
+
 def is_right(content: bytes, checksum: str) -> bool:
     """Whether a file's bytes are the ones that the checksum names."""
     kind, _, digest = checksum.partition(":")

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from vla_razor import cli
 from vla_razor.recipes import assets
+from vla_razor.runs import versions
 from vla_razor_envs import assets as files
 
 CONTENTS = {"LICENSE": b"terms", "robot/arm one.obj": b"mesh" * 1000, "stage.glb": b"stage"}
@@ -166,6 +167,16 @@ def test_a_file_cut_short_or_changed_is_refused_and_mended(server: Server, conte
     fetch()
     assert server.asked == ["/LICENSE"]
     assert files.asset_root()
+
+
+def test_a_run_records_what_the_can_stands_on(server: Server):
+    assert "real2sim" not in versions()
+    server.faults["/stage.glb"] = 404
+    fetch()
+    assert "standing in" in versions()["real2sim"]
+    server.faults.clear()
+    fetch()
+    assert versions()["real2sim"] == "ef7a4d4, with its stage"
 
 
 def test_a_named_folder_is_used_in_place(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
