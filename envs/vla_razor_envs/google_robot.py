@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import sapien
 from mani_skill.agents.base_agent import BaseAgent
 from mani_skill.agents.controllers.base_controller import ControllerConfig
 from mani_skill.agents.registration import register_agent
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from .assets import asset_root
 from .planned_controller import PlannedEndEffectorDeltaConfig, PlannedGripperDeltaConfig
+from .scenes import FIXED_BIT, leave_out_frames, load_robot
 
 DESCRIPTION = (
     "mani_skill2_real2sim/assets/descriptions/googlerobot_description/google_robot_meta_sim_fix_wheel_fix_fingertip"
@@ -53,6 +55,7 @@ SURFACES = {
     "link_finger_nail_left": ("nail", 0.01),
     "link_finger_nail_right": ("nail", 0.01),
 }
+FIXED = ("link_base", "link_wheel_left", "link_wheel_right", "link_rear_wheel_left", "link_rear_wheel_right")
 
 
 @register_agent()
@@ -98,10 +101,23 @@ class GoogleRobot(BaseAgent):
         self.controller.set_action(action)
 
     def before_simulation_step(self) -> None:
-        """Commands the next waypoints, and cancels the Coriolis and centrifugal forces (nothing here has weight)."""
-        self.controller.before_simulation_step()
+        """Commands the next waypoints, and cancels the Coriolis and centrifugal forces (nothing here has weight). On a
+        GPU these forces stay: PhysX does not tell them there.
+        """
+        for part in self.controller.controllers.values():
+            part.before_simulation_step()
+        if self.device.type != "cuda":
+            self._set_forces(self._passive_forces(gravity=False))
+
+    def _load_articulation(self, initial_pose: sapien.Pose | None = None) -> None:
+        builder = load_robot(self, initial_pose)
+        leave_out_frames(builder, needed=("link_gripper_tcp", "link_camera"))
+        self.robot = builder.build()
+        self.robot_link_names = [link.name for link in self.robot.get_links()]
+        for name in FIXED:
+            self.robot.links_map[name].set_collision_group_bit(2, FIXED_BIT, 1)
         articulation = self.robot._objs[0]
-        articulation.set_qf(articulation.compute_passive_force(gravity=False))
+        self._set_forces, self._passive_forces = articulation.set_qf, articulation.compute_passive_force
 
 
 @register_agent()

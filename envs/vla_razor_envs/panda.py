@@ -10,11 +10,11 @@ import sapien
 from mani_skill.agents.controllers.base_controller import ControllerConfig
 from mani_skill.agents.registration import register_agent
 from mani_skill.agents.robots.panda.panda import Panda
-from mani_skill.utils import sapien_utils
 from sapien.wrapper.articulation_builder import ArticulationBuilder
 from torch import Tensor
 
 from .controller import EndEffectorDeltaConfig, GripperClosednessConfig
+from .scenes import load_robot
 
 LIGHT, DARK = (0.85, 0.86, 0.88), (0.12, 0.12, 0.14)
 
@@ -61,12 +61,7 @@ class EmbeddedPanda(Panda):
         """The controllers have nothing to do between control steps."""
 
     def _load_articulation(self, initial_pose: sapien.Pose | None = None) -> None:
-        loader = self.scene.create_urdf_loader()
-        loader.name = self.uid
-        loader.fix_root_link = self.fix_root_link
-        sapien_utils.apply_urdf_config(loader, sapien_utils.parse_urdf_config(self.urdf_config))
-        builder = loader.parse(self.urdf_path)["articulation_builders"][0]
-        builder.initial_pose = initial_pose
+        builder = load_robot(self, initial_pose)
         show_collision_shapes(builder)
         self.robot = builder.build()
         self.robot_link_names = [link.name for link in self.robot.get_links()]

@@ -1,16 +1,18 @@
-"""Builds what the records describe: tables, cans, cabinets, lights."""
+"""Builds what the records describe: robots, tables, cans, cabinets, lights."""
 
 # ManiSkill's and SAPIEN's annotations are narrower than what they take.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import singledispatch
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import sapien
+from mani_skill.utils import sapien_utils
 from mani_skill.utils.structs import Actor, Articulation
 
 from .assets import asset_root, has
@@ -21,6 +23,7 @@ PACKAGED = Path(__file__).with_name("assets")
 WOOD, FACE, METAL = (0.58, 0.44, 0.30), (0.82, 0.74, 0.60), (0.16, 0.17, 0.19)
 TOWARDS_ROBOT = [0.0, 0.0, 0.0, 1.0]  # wxyz: half a turn of yaw; SAPIEN's prismatic joints slide along local x
 Y_UP = [0.5**0.5, 0.5**0.5, 0.0, 0.0]  # wxyz: turns the y axis of a GLB scene up
+FIXED_BIT = 30  # of bodies that never move: PhysX need not solve their contacts with each other
 MESH_CONTACT_OFFSET = 0.002  # what SAPIEN 2 gives to a triangle mesh
 
 
@@ -61,6 +64,35 @@ def polish(robot: Articulation, specular: float, roughness: float) -> None:
                         part.material.specular, part.material.roughness = specular, roughness
 
 
+# ---------------------------------------------------------------------- robots
+
+
+def load_robot(agent: Any, initial_pose: sapien.Pose | None) -> Any:
+    """Reads an agent's URDF file into an articulation builder, as ManiSkill does, for the agent to change and build."""
+    loader = agent.scene.create_urdf_loader()
+    loader.name = agent.uid
+    loader.fix_root_link = agent.fix_root_link
+    loader.load_multiple_collisions_from_file = agent.load_multiple_collisions
+    sapien_utils.apply_urdf_config(loader, sapien_utils.parse_urdf_config(agent.urdf_config))
+    builder = loader.parse(agent.urdf_path)["articulation_builders"][0]
+    builder.initial_pose = initial_pose
+    return builder
+
+
+def leave_out_frames(builder: Any, needed: Collection[str]) -> None:
+    """Leaves out links without any shape that are fixed to others and that nothing hangs on, the needed ones excepted.
+    PhysX would solve them with the rest at every iteration of every step.
+    """
+    kept: list[Any] = []
+    for link in reversed(builder.link_builders):  # children come after their parents
+        bare = link.joint_record.joint_type == "fixed" and not (link.collision_records or link.visual_records)
+        if not bare or link.name in needed or any(other.parent is link for other in kept):
+            kept.insert(0, link)
+    for index, link in enumerate(kept):
+        link.index = index
+    builder.link_builders = kept
+
+
 # ---------------------------------------------------------------------- what the can stands on
 
 
@@ -97,6 +129,7 @@ def _(table: Stage, scene: Any) -> list[Actor]:
     for body in arena._bodies:
         for shape in body.collision_shapes:
             shape.contact_offset = MESH_CONTACT_OFFSET
+    arena.set_collision_group_bit(2, FIXED_BIT, 1)
     return [arena]
 
 

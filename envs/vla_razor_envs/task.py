@@ -201,12 +201,24 @@ class ManipulationTask(BaseEnv):
         """One control step for every environment; action [N, 7] in environment units. Success is judged, and goes on
         being judged, at every step.
         """
-        self._step_action(action)
-        self._elapsed_steps += 1
-        self._track()
-        info = self.get_info()
+        info = self.advance(action)
         truncated = self._elapsed_steps >= self.setup.horizon
         return self.get_obs(info), info["success"].float(), info["success"].clone(), truncated, info
+
+    def advance(self, action: Tensor) -> dict[str, Any]:
+        """A control step without its image; returns `info`."""
+        self.agent.set_action(action)
+        if self.gpu_sim_enabled:
+            self.scene.px.gpu_apply_articulation_target_position()
+            self.scene.px.gpu_apply_articulation_target_velocity()
+        for _ in range(self._sim_steps_per_control):
+            self.agent.before_simulation_step()
+            self.scene.step()
+        if self.gpu_sim_enabled:
+            self.scene._gpu_fetch_all()
+        self._elapsed_steps += 1
+        self._track()
+        return self.get_info()
 
     def get_info(self) -> dict[str, Any]:
         """`info` of interfaces.md over N environments; poses are x, y, z, qw, qx, qy, qz."""
