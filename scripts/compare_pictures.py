@@ -4,7 +4,8 @@
 
 For every episode of TRACES with pictures: the mean and the 99th percentile of the absolute difference of a channel (of
 255), the structural similarity of the luminance, and how well the outlines of robot and objects agree. With `--out`,
-each episode becomes one picture there: ours, the original's, and the difference, ten times as strong.
+each episode becomes one picture there: ours, the original's, and the difference, ten times as strong; grey stands where
+the photograph would, which is not ours to publish.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from scipy.ndimage import gaussian_filter
 import vla_razor_envs  # noqa: F401  (registers the tasks)
 
 SIZE = (512, 640)
+GREY = np.uint8(150)
 SCENERY = "arena"  # the original's name for what is neither robot nor object
 
 
@@ -52,7 +54,10 @@ def main() -> None:
         found.append(likeness(episode, ours, theirs))
         print(" ".join(f"{key}={value:.4f}" if key != "episode" else value for key, value in asdict(found[-1]).items()))
         if arguments.out:
-            show(arguments.out / f"{episode}.png", ours["rgb"], theirs["rgb"])
+            show(
+                arguments.out / f"{episode}.png",
+                *(np.where(one["foreground"][..., None], one["rgb"], GREY) for one in (ours, theirs)),
+            )
     if arguments.json:
         print(json.dumps([asdict(one) for one in found]))
 
@@ -138,11 +143,11 @@ def overlap(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def show(path: Path, ours: np.ndarray, theirs: np.ndarray) -> None:
-    """Writes ours, the original's and ten times the difference side by side, at half size."""
+    """Writes ours, the original's and ten times their difference side by side, at half size."""
     difference = np.abs(ours.astype(int) - theirs) * 10
     row = Image.fromarray(np.hstack([ours, theirs, difference.clip(0, 255).astype(np.uint8)]))
     path.parent.mkdir(parents=True, exist_ok=True)
-    row.resize((row.width // 2, row.height // 2), Image.Resampling.LANCZOS).quantize(256).save(path, optimize=True)
+    row.resize((row.width // 2, row.height // 2), Image.Resampling.LANCZOS).save(path, optimize=True)
 
 
 if __name__ == "__main__":
