@@ -103,6 +103,10 @@ def test_a_robot_brings_its_scenes_area_and_camera_and_is_overridden_like_any_se
     assert config.compose("rl", ["env=drawer"]).env.make == {"robot": "panda", "image_size": [64, 64]}
     both = config.scenes(config.compose("eval", ["env=all", "robot=google_robot"]).env)
     assert {scene.make.robot for scene in both} == {"google_robot"}
+    original = config.compose("eval", ["env=all", "robot=simpler_env", "env.drawer.make.station=a0"])
+    ids = [scene.id for scene in config.scenes(original.env)]
+    assert ids == ["vla_razor/SimplerPickCan-v1", "vla_razor/SimplerDrawer-v1"]
+    assert config.robot_of(original.env) == "google_robot"
     with pytest.raises(UserError, match="say robot=google_robot, which also sets"):
         config.compose("rl", ["env.make.robot=google_robot"])
 

@@ -12,6 +12,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -26,7 +27,7 @@ from gymnasium import spaces
 
 from . import RenderingUnavailable
 from .pool import Face, PoolVectorEnv
-from .records import DrawerSetup, PickCanSetup
+from .records import DrawerSetup, PickCanSetup, Setup
 from .setups import DRAWER_TASKS
 from .single import check_action, check_start, find_setup
 from .starts import draw_can, draw_station
@@ -73,7 +74,7 @@ class SimplerVectorEnv(PoolVectorEnv):
         timeout: seconds after which a worker that has not answered is restarted, and its episodes are lost.
         image_size: height and width in pixels; other sizes than (512, 640) see the same, stretched.
         task, orientation, station: where a reset names none; drawn from the seed where None (task: open_top_drawer).
-        overlay: whether a real photo stands behind robot and object, as in the original's visual matching.
+        overlay: false for the simulated scene behind robot and object instead of the photo of visual matching.
         arguments: keyword arguments for the original's environment, over those that this class sets, such as
             {"urdf_version": "recolor_tabletop_visual_matching_1"} or {"shader_dir": "rt"}.
 
@@ -94,11 +95,11 @@ class SimplerVectorEnv(PoolVectorEnv):
         task: str | None = None,
         orientation: str | None = None,
         station: str | None = None,
-        overlay: bool = True,
+        overlay: bool | None = None,
         arguments: Mapping[str, Any] | None = None,
     ):
-        self.family, self.overlay = family, overlay
-        self._setup: Any = find_setup(family, ROBOT)
+        self.family = family
+        self._setup: Any = find_setup(family, ROBOT, overlay)
         given = {"task": task, "orientation": orientation, "station": station}
         self.default_start = check_start(family, self._setup, {k: v for k, v in given.items() if v is not None})
         self.image_size = [int(size) for size in image_size]
@@ -130,7 +131,6 @@ class SimplerVectorEnv(PoolVectorEnv):
         return {
             **plan,
             "make": {**plan["make"], **self.arguments},
-            "photo": plan["photo"] if self.overlay else None,
             "image_size": self.image_size,
         }
 
@@ -203,10 +203,12 @@ def find_python(given: str | os.PathLike[str] | None) -> str:
     try:
         asked = [python, "-c", "import sys; print(*sys.version_info[:2])"]
         answer = subprocess.run(asked, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
-        major, minor = map(int, answer.stdout.split()[-2:])
-    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+    except (OSError, subprocess.TimeoutExpired) as error:
         raise ValueError(f"{source}={python} is not a Python interpreter ({error})") from error
-    if (major, minor) < (3, 10):
+    version = re.search(r"(\d+) (\d+)\s*$", answer.stdout)
+    if version is None:
+        raise ValueError(f"{source}={python} is not a Python interpreter: it does not run a line of Python")
+    if (int(version[1]), int(version[2])) < (3, 10):
         raise ValueError(f"{source}={python} is not a Python of 3.10 or later")
     return python
 
@@ -217,7 +219,7 @@ def _can_scene(setup: PickCanSetup, seed: int, start: dict[str, Any]) -> dict[st
     return {
         "env_id": "GraspSingleOpenedCokeCanInScene-v0",
         "make": CAN,
-        "photo": "google_coke_can_real_eval_1.png",
+        "photo": _photo(setup),
         "options": {"robot_init_options": _stand((*setup.robot_xy, 0.0)), "obj_init_options": placed},
     }
 
@@ -228,9 +230,14 @@ def _drawer_scene(setup: DrawerSetup, seed: int, start: dict[str, Any]) -> dict[
     return {
         "env_id": f"{verb.title()}{drawer.title()}DrawerCustomInScene-v0",
         "make": DRAWER,
-        "photo": f"open_drawer_{start['station']}.png",
+        "photo": _photo(setup, station=start["station"]),
         "options": {"robot_init_options": _stand(setup.stations[start["station"]])},
     }
+
+
+def _photo(setup: Setup, **start: str) -> str | None:
+    """The photo's file below the original's folder of assets."""
+    return setup.photo and setup.photo.format(**start).removeprefix("data/")
 
 
 def _stand(place: tuple[float, float, float]) -> dict[str, Any]:

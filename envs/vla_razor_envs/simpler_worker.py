@@ -93,7 +93,7 @@ class Original:
         # copy is for what the builders themselves change.
         arguments = copy.deepcopy(plan["make"])
         if plan["photo"]:
-            arguments["rgb_overlay_path"] = str(_assets() / "real_inpainting" / plan["photo"])
+            arguments["rgb_overlay_path"] = str(_assets() / plan["photo"])
             arguments["rgb_overlay_cameras"] = [CAMERA]
         self.env = build_maniskill2_env(
             plan["env_id"], obs_mode="rgbd", camera_cfgs=_cameras(*plan["image_size"]), **arguments
