@@ -13,6 +13,7 @@ import json
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -34,6 +35,7 @@ from .starts import draw_can, draw_station
 from .vector import Start
 
 VARIABLE = "VLA_RAZOR_SIMPLER_PYTHON"
+NO_VULKAN = ("vk::", "rendering device", f"exit code {-signal.SIGSEGV}")  # without a driver, SAPIEN 2.2 crashes
 REMEDY = "without a GPU, SAPIEN 2.2 needs a software driver and the Vulkan layer of scripts/setup/drop_semaphore_fd.c"
 WORKER = Path(__file__).with_name("simpler_worker.py")
 ROBOT = "google_robot"
@@ -65,8 +67,7 @@ class SimplerVectorEnv(PoolVectorEnv):
     """`num_envs` environments of the original in `num_workers` processes of `python_executable`.
 
     The face is `SlotVectorEnv`'s, with the port's observations, actions, reset options and infos; the same seed and
-    reset options start the same episode here and in the port. Only the default pictures differ by what upstream's
-    assets hold.
+    reset options start the same episode here and in the port.
 
     Args:
         family: "pick_can" or "drawer" (set by the registered id).
@@ -99,9 +100,9 @@ class SimplerVectorEnv(PoolVectorEnv):
         arguments: Mapping[str, Any] | None = None,
     ):
         self.family = family
-        self._setup: Any = find_setup(family, ROBOT, overlay)
+        self.setup: Any = find_setup(family, ROBOT, overlay)
         given = {"task": task, "orientation": orientation, "station": station}
-        self.default_start = check_start(family, self._setup, {k: v for k, v in given.items() if v is not None})
+        self.default_start = check_start(family, self.setup, {k: v for k, v in given.items() if v is not None})
         self.image_size = [int(size) for size in image_size]
         self.arguments = dict(arguments or {})
         python = find_python(python_executable)
@@ -110,14 +111,14 @@ class SimplerVectorEnv(PoolVectorEnv):
         except OSError as error:  # of the worker: it finds none of its assets
             raise ValueError(str(error)) from error
         except RuntimeError as error:
-            if "vk::" in str(error) or "rendering device" in str(error):
-                raise RenderingUnavailable(f"SimplerEnv cannot use a Vulkan device ({error}); {REMEDY}") from error
+            if any(sign in str(error) for sign in NO_VULKAN):
+                raise RenderingUnavailable(f"SimplerEnv finds no usable Vulkan device ({error}); {REMEDY}") from error
             raise
 
     def send(self, actions: np.ndarray, active: np.ndarray, starts: Mapping[int, Start]) -> None:
         actions = np.asarray(actions, np.float32)
         for slot in np.flatnonzero(active):
-            check_action(self._setup, self.single_action_space, actions[slot])
+            check_action(self.setup, self.single_action_space, actions[slot])
         super().send(actions, active, {slot: self._begun(*start) for slot, start in starts.items()})
 
     def _begun(self, seed: int | None, options: dict[str, Any]) -> Start:
@@ -126,7 +127,7 @@ class SimplerVectorEnv(PoolVectorEnv):
 
     def _plan(self, seed: int, options: dict[str, Any]) -> dict[str, Any]:
         """What simpler_worker.py is told of an episode, in plain values."""
-        setup, start = self._setup, self.default_start | check_start(self.family, self._setup, options)
+        setup, start = self.setup, self.default_start | check_start(self.family, self.setup, options)
         plan = _can_scene(setup, seed, start) if isinstance(setup, PickCanSetup) else _drawer_scene(setup, seed, start)
         return {
             **plan,
@@ -139,7 +140,7 @@ class SimplerVectorEnv(PoolVectorEnv):
         image = spaces.Box(0, 255, (*self.image_size, 3), np.uint8)
         proprioception = spaces.Box(-np.inf, np.inf, (8,), np.float32)
         low, high = (np.array(description[end], np.float32) for end in ("low", "high"))
-        return spaces.Dict(image=image, proprioception=proprioception), spaces.Box(low, high), self._setup
+        return spaces.Dict(image=image, proprioception=proprioception), spaces.Box(low, high), self.setup
 
 
 class SimplerEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):

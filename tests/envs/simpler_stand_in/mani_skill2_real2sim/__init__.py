@@ -78,6 +78,8 @@ class Environment:
         how = self.breaks[when]
         if how == "die":
             os.kill(os.getpid(), signal.SIGKILL)
+        if how == "segfault":
+            os.kill(os.getpid(), signal.SIGSEGV)
         if how == "hang":
             time.sleep(1000)
         if how == "foreign":
