@@ -14,18 +14,20 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import sapien
 import torch
-from mani_skill.utils.structs import Pose
+from mani_skill.utils.structs import Actor, Pose
 from torch import Tensor
 from transforms3d.euler import euler2quat
 
 from .records import PickCanSetup, Settling
 from .scenes import build_can, build_table
-from .starts import draw_can
+from .starts import draw_can, draw_distractors
 from .task import ManipulationTask, Start
 
 INSTRUCTION = "pick coke can"
 TOUCH = 1e-6  # N s: less is no contact
+ASIDE, DROP = -10.0, 0.5  # metres: where distractors wait, and how far above the table they are let go
 
 
 class PickCan(ManipulationTask):
@@ -37,8 +39,10 @@ class PickCan(ManipulationTask):
         return [INSTRUCTION] * self.num_envs
 
     def _load_scene(self, options: dict[str, Any]) -> None:
-        self.obstacles = build_table(self.setup.table, self.scene)
+        table = build_table(self.setup.table, self.scene)
         self.can = build_can(self.setup.can, self.scene, self.setup)
+        self.distractors = [build_can(one, self.scene, self.setup, one.folder) for one in self.setup.distractors]
+        self.obstacles = [*table, *self.distractors]
 
     def _after_reconfigure(self, options: dict[str, Any]) -> None:
         super()._after_reconfigure(options)
@@ -52,8 +56,12 @@ class PickCan(ManipulationTask):
         position = torch.tensor(np.array([p for p, _ in poses]), dtype=torch.float32, device=self.device)
         rotation = torch.tensor(np.array([q for _, q in poses]), dtype=torch.float32, device=self.device)
         self.can.set_pose(Pose.create_from_pq(position, rotation))
+        for number, thing in enumerate(self.distractors):
+            thing.set_pose(sapien.Pose([ASIDE, number, 0.0]))
+            thing.set_locked_motion_axes([True] * 6)
         if self.setup.settling:
             self._settle(self.setup.settling, len(starts))
+            self._scatter(self.setup.settling, starts, rotation)
 
     def _can_pose(self, start: Start) -> tuple[list[float], np.ndarray]:
         setup = self.setup
@@ -67,13 +75,36 @@ class PickCan(ManipulationTask):
         self.stand(np.array([[*settling.robot_xy, 0.0]] * count))
         self.can.set_locked_motion_axes([False, False, False, True, True, False])
         self._simulate(settling.upright_seconds)
-        self.can.set_locked_motion_axes([False] * 6)
-        self.can.set_linear_velocity(torch.zeros(3))
-        self.can.set_angular_velocity(torch.zeros(3))
-        self._simulate(settling.free_seconds)
+        self._release(self.can, [False] * 6, settling.free_seconds)
         speed, turning = self.can.linear_velocity.norm(dim=1), self.can.angular_velocity.norm(dim=1)
         if ((speed > settling.still[0]) | (turning > settling.still[1])).any():
             self._simulate(settling.extra_seconds)
+
+    def _scatter(self, settling: Settling, starts: list[Start], rotation: Tensor) -> None:
+        """Drops the distractors around the can, one after another, turned as it was."""
+        complete = [{**draw_can(self.setup, start["seed"]), **start} for start in starts]
+        places = torch.tensor(np.array([draw_distractors(self.setup, start) for start in complete]))
+        height = self.setup.table_top + DROP
+        for number, thing in enumerate(self.distractors):
+            position = torch.nn.functional.pad(places[:, number].float().to(self.device), (0, 1), value=height)
+            thing.set_pose(Pose.create_from_pq(position, rotation))
+            self._release(thing, [True, True, False, True, True, False], settling.upright_seconds)
+        for thing in self.distractors:
+            self._release(thing, [False] * 6, settling.free_seconds)
+        speeds = [
+            part.norm(dim=1).max()
+            for thing in self.distractors
+            for part in (thing.linear_velocity, thing.angular_velocity)
+        ]
+        if sum(speeds[::2]) > settling.still[0] or sum(speeds[1::2]) > settling.still[1]:
+            self._simulate(settling.extra_seconds)
+
+    def _release(self, thing: Actor, locked: list[bool], seconds: float) -> None:
+        """Lets a thing at rest move, but for the locked axes, for a while."""
+        thing.set_locked_motion_axes(locked)
+        thing.set_linear_velocity(torch.zeros(3))
+        thing.set_angular_velocity(torch.zeros(3))
+        self._simulate(seconds)
 
     def _place(self, env_idx: Tensor, starts: list[Start]) -> None:
         self.stand(np.array([[*self.setup.robot_xy, 0.0]] * len(starts)))

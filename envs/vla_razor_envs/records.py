@@ -168,7 +168,7 @@ class PickCanSetup(Setup):
     `significant_height`.
 
     `orientations` are roll, pitch and yaw; `start_heights` the can's origin above the table's top at the start, for
-    each of them.
+    each of them. `distractors` are dropped around the settled can, one after another.
     """
 
     robot_xy: tuple[float, float]
@@ -186,6 +186,7 @@ class PickCanSetup(Setup):
     lift_height: float
     significant_height: float
     sustained_steps: int
+    distractors: tuple[MeshCan, ...] = field(default=(), kw_only=True)
 
 
 # ---------------------------------------------------------------------- drawers

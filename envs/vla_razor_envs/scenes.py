@@ -147,13 +147,13 @@ def stage_file(stage: Stage) -> Path:
 
 
 @singledispatch
-def build_can(can: Any, scene: Any, setup: PickCanSetup) -> Actor:
-    """Builds the can of a record."""
+def build_can(can: Any, scene: Any, setup: PickCanSetup, name: str = "can") -> Actor:
+    """Builds the can, or another thing, of a record."""
     raise NotImplementedError(type(can))
 
 
 @build_can.register
-def _(can: CylinderCan, scene: Any, setup: PickCanSetup) -> Actor:
+def _(can: CylinderCan, scene: Any, setup: PickCanSetup, name: str = "can") -> Actor:
     half = can.length / 2
     builder = scene.create_actor_builder()
     surface = sapien.physx.PhysxMaterial(can.friction, can.friction, 0)
@@ -162,11 +162,11 @@ def _(can: CylinderCan, scene: Any, setup: PickCanSetup) -> Actor:
     # A unit cylinder with a label, made by scripts/make_can.py.
     builder.add_visual_from_file(str(PACKAGED / "can.glb"), scale=[half, can.radius, can.radius])
     builder.initial_pose = sapien.Pose([0.5, 0, setup.table_top + half])
-    return _damped(builder.build("can"), can.damping)
+    return _damped(builder.build(name), can.damping)
 
 
 @build_can.register
-def _(can: MeshCan, scene: Any, setup: PickCanSetup) -> Actor:
+def _(can: MeshCan, scene: Any, setup: PickCanSetup, name: str = "can") -> Actor:
     folder = asset_root(can.assets) / can.folder
     builder = scene.create_actor_builder()
     surface = sapien.physx.PhysxMaterial(can.friction, can.friction, 0)
@@ -175,7 +175,7 @@ def _(can: MeshCan, scene: Any, setup: PickCanSetup) -> Actor:
     )
     builder.add_visual_from_file(str(folder / "textured.dae"))
     builder.initial_pose = sapien.Pose([*map(np.mean, (setup.area_x, setup.area_y)), setup.table_top + 0.5])
-    return _damped(builder.build("can"), can.damping)
+    return _damped(builder.build(name), can.damping)
 
 
 def _damped(can: Actor, damping: tuple[float, float]) -> Actor:

@@ -18,6 +18,19 @@ def draw_can(setup: PickCanSetup, seed: int) -> dict[str, Any]:
     return {"object_xy": xy, "orientation": names[draw.integers(len(names))]}
 
 
+def draw_distractors(setup: PickCanSetup, start: Mapping[str, Any]) -> np.ndarray:
+    """x and y (metres, world) at which the distractors [K, 2] are dropped: as the original draws them, in a box around
+    the can, cut off at the table's edges, less what is near the can. `start` names the can's `object_xy` and the seed.
+    """
+    draw, can = np.random.default_rng([start["seed"], 2]), np.asarray(start["object_xy"])
+    places: list[np.ndarray] = []
+    while len(places) < len(setup.distractors):
+        place = np.clip(can + draw.uniform(-0.3, 0.3, 2), (-0.50, 0.05), (-0.10, 0.35))
+        if np.linalg.norm(place - can) > 0.25:
+            places.append(place)
+    return np.array(places)
+
+
 def draw_station(setup: DrawerSetup, seed: int) -> dict[str, Any]:
     """The reset option `station` that a seed stands for."""
     names = list(setup.stations)

@@ -1,7 +1,7 @@
 """What SimplerEnv changes in a scene to see whether a policy minds: options of the Google robot's tasks.
 
 Visual matching draws four colours of the robot before a photograph; variant aggregation renders everything, and changes
-light, camera, table, background or cabinet. Figures are the original's (github.com/simpler-env/SimplerEnv,
+light, camera, table, background, distractors or cabinet. Figures are the original's (github.com/simpler-env/SimplerEnv,
 commit 4ab7178). A variant of which files are missing raises when it is built.
 """
 
@@ -13,10 +13,11 @@ from math import sqrt
 from typing import Any
 
 from .google_setups import GOOGLE_PICK_CAN, START_QPOS
-from .records import Lighting, Setup, Stage, UrdfCabinet
+from .records import Lighting, MeshCan, Setup, Stage, UrdfCabinet
 
 ROBOT = "vla_razor_google_robot"
 STAGES = "data/hab2_bench_assets/stages"
+MODELS = "data/custom/models"
 TABLE_OFFSET = (1.6616, 3.0337, 0.0)  # of a stage, so that its table stands before the robot
 
 
@@ -66,6 +67,13 @@ def _head(tilt: float) -> Variant:
     return Variant({"start_qpos": {**START_QPOS, "joint_head_tilt": tilt}})
 
 
+def _distractors(**densities: float) -> Variant:
+    things = [
+        MeshCan(f"{MODELS}/{name}", density, 0.5, (0.0, 0.05), "distractors") for name, density in densities.items()
+    ]
+    return Variant({"distractors": tuple(things)})
+
+
 CAN_VARIANTS = {
     "darker": Variant({"lighting": _lights(((1, 1, -1), 0.8), ((0, 0, -1), 0.8))}),
     "brighter": Variant({"lighting": _lights(((0, 0, -1), 3.6), ((-1, -0.5, -1), 1.3), ((1, 1, -1), 1.3))}),
@@ -75,6 +83,15 @@ CAN_VARIANTS = {
     "table_2": _can_stage("Baked_sc1_staging_objaverse_cabinet2_h870"),
     "background_1": _can_stage("google_pick_coke_can_1_v4_alt_background"),
     "background_2": _can_stage("google_pick_coke_can_1_v4_alt_background_2"),
+    "distractors": _distractors(opened_pepsi_can=50, apple=800, sponge=150, orange=800),
+    "more_distractors": _distractors(
+        opened_7up_can=50,
+        opened_sprite_can=50,
+        sponge=150,
+        orange=800,
+        opened_fanta_can=50,
+        bridge_spoon_generated_modified=1200,
+    ),
 }
 
 # ---------------------------------------------------------------------- variant aggregation: drawers

@@ -13,9 +13,10 @@ import pytest
 from gymnasium import Env
 
 from vla_razor_envs.assets import AssetsUnusable, has
-from vla_razor_envs.records import Stage
+from vla_razor_envs.records import PickCanSetup, Stage
 from vla_razor_envs.setups import SETUPS
 from vla_razor_envs.single import find_setup
+from vla_razor_envs.starts import draw_distractors
 from vla_razor_envs.variants import VARIANTS
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "compare_pictures.py"
@@ -95,6 +96,19 @@ def test_missing_assets_name_the_command(tmp_path: Path, monkeypatch: pytest.Mon
         make(CAN)
 
 
+@pytest.mark.parametrize("can", [(-0.35, -0.02), (-0.12, 0.42)])
+def test_distractors_fall_on_the_table_and_clear_of_the_can(can: tuple[float, float]):
+    setup = find_setup("pick_can", "google_robot", variant="more_distractors")
+    assert isinstance(setup, PickCanSetup)
+    drawn = [draw_distractors(setup, {"object_xy": can, "seed": seed}) for seed in range(50)]
+    for places in drawn:
+        assert places.shape == (6, 2)
+        assert (np.linalg.norm(places - can, axis=1) > 0.25).all()
+        assert ((places >= (-0.5, 0.05)) & (places <= (-0.1, 0.35))).all()
+    assert np.array_equal(drawn[49], draw_distractors(setup, {"object_xy": can, "seed": 49}))
+    assert not np.array_equal(drawn[48], drawn[49])
+
+
 # ---------------------------------------------------------------------- pictures
 
 
@@ -152,6 +166,20 @@ def test_a_cabinet_of_another_colour(drawers: Env):
     with closing(make(DRAWER, variant="cabinet_3", station="b1")) as env:
         image = env.reset(seed=0)[0]["image"]
     assert np.ptp(image[30:60, 130:190].astype(int).mean(2)) > 20  # a stone slab; the others' are of one colour
+
+
+@pytest.mark.slow
+def test_distractors_come_to_rest_on_the_table(drawers: Env):
+    if not has("distractors"):
+        pytest.skip("the distractors have not been fetched")
+    with closing(make(CAN, variant="distractors", orientation="upright")) as env:
+        env.reset(seed=0, options={"object_xy": (-0.2, 0.22)})
+        task = env.unwrapped.task  # pyright: ignore[reportAttributeAccessIssue]
+        heights = [thing.pose.raw_pose[0, 2].item() for thing in task.distractors]
+        info = env.step(np.zeros(7, np.float32))[-1]
+    assert len(heights) == 4
+    assert all(0.87 < height < 0.97 for height in heights)
+    assert not info["success"]
 
 
 def test_the_stage_is_optional_and_those_of_the_variants_are_not():
