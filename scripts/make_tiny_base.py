@@ -31,7 +31,8 @@ from vla_razor.policies import Decisions
 from vla_razor.policies.openvla.model import OpenVLA
 from vla_razor.policies.openvla.policy import OpenVLAPolicy
 from vla_razor.policies.openvla.tiny import make_tiny
-from vla_razor.policies.scripted import ROTATION, TRANSLATION, ScriptedExpert
+from vla_razor.policies.scripted import ScriptedExpert
+from vla_razor.policies.scripted_panda import ROTATION, TRANSLATION
 from vla_razor.rollouts.rollout import make_vector_env, rollout
 from vla_razor.rollouts.starts import random_starts
 from vla_razor.statistics import Rate, wilson

@@ -174,6 +174,11 @@ def _launch(verb: str, arguments: list[str] | None, show: bool) -> None:
         if show:
             typer.echo(config.to_yaml(settings), nl=False)
             return
+        if settings.get("dry_run"):
+            from vla_razor.recipes.plan import show as show_plan
+
+            show_plan(settings)
+            return
         from vla_razor.runs import Run
 
         with Run.create(settings.out, settings, verb) as run:

@@ -69,12 +69,14 @@ _BETAS = Rule(
     list, lambda value: len(value) == 2 and all(0 <= v < 1 for v in value), "two numbers in [0, 1), as in [0.9,0.99]"
 )
 _DEVICE = Rule(
-    str, lambda value: re.fullmatch(r"auto|cpu|cuda(:\d+)?", value) is not None, "auto | cpu | cuda | cuda:N"
+    str,
+    lambda value: re.fullmatch(r"auto|cpu|cuda(:\d+)?|rtx4090|a100-40|l40s|a100-80|h100|h200", value) is not None,
+    "auto | cpu | cuda | cuda:N",
 )
 
 _KEYS = {
     _TEXT: "out policy against base demos unnorm_key data_dir embeddings",
-    _SWITCH: "greedy train_vision",
+    _SWITCH: "greedy train_vision dry_run",
     _COUNT: "num_envs num_workers micro_batch_size batch_size epochs iterations per_point max_attempts save_every "
     "episodes new_episodes prior_episodes probe_states checkpoints jobs rates",
     _WHOLE: "seed eval_episodes lora_rank warmup_steps augmentation probe_every videos",

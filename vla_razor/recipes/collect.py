@@ -114,7 +114,7 @@ def _rows(config: DictConfig) -> list[list[Start]]:
 
 def _policy(config: DictConfig) -> Policy:
     if config.policy == "scripted":
-        return ScriptedExpert(config.noise)
+        return ScriptedExpert(config.noise, robot=robot_of(config.env))
     from vla_razor.recipes.evaluate import open_policy  # not for the expert: it loads transformers
 
     return open_policy(config.policy, config)

@@ -79,7 +79,7 @@ def open_policy(spec: str, config: DictConfig) -> Policy:
     if asked for.
     """
     if spec == "scripted":
-        return ScriptedExpert()
+        return ScriptedExpert(robot=robot_of(config.env))
     if is_saved_model(spec):
         return _open_rt1(spec, config)
     return OpenVLAPolicy(open_model(spec, config), config.unnorm_key, config.get("greedy", False), robot_of(config.env))

@@ -75,7 +75,7 @@ class OpenVLA(nn.Module):
         device: str | torch.device = "cpu",
     ) -> "OpenVLA":
         """A model with random weights drawn from `generator`."""
-        model = _on_meta(cls, config, processor)
+        model = on_meta(cls, config, processor)
         model.to_empty(device="cpu")
         initialize(model, model.language_model.lm_head, generator)
         return model.cast(dtype).to(device).eval()
@@ -96,7 +96,7 @@ class OpenVLA(nn.Module):
         config = OpenVLAConfig.from_dict(checkpoint.read_json(folder / checkpoint.CONFIG_FILE), str(folder))
         if (folder / checkpoint.STATISTICS_FILE).is_file():
             config.norm_stats = checkpoint.read_json(folder / checkpoint.STATISTICS_FILE)
-        model = _on_meta(cls, config, Processor.from_folder(folder, config.text["bos_token_id"]))
+        model = on_meta(cls, config, Processor.from_folder(folder, config.text["bos_token_id"]))
         tensors = checkpoint.read_tensors(folder, str(device))
         checkpoint.assign(model, {module_key(key): tensor.to(dtype) for key, tensor in tensors}, folder)
         model.name_or_path = str(folder.resolve()) if Path(folder_or_hub_id).is_dir() else str(folder_or_hub_id)
@@ -326,7 +326,7 @@ def _llama_config(config: OpenVLAConfig) -> LlamaConfig:
         raise UserError(f"text_config describes no Llama decoder: {error}") from error
 
 
-def _on_meta(cls: type[OpenVLA], config: OpenVLAConfig, processor: Processor) -> OpenVLA:
+def on_meta(cls: type[OpenVLA], config: OpenVLAConfig, processor: Processor) -> OpenVLA:
     """The modules without memory for their parameters; the rotary frequencies, which no file holds, are real."""
     with torch.device("meta"):
         model = cls(config, processor)

@@ -1,0 +1,107 @@
+"""`dry_run=true`: the numbers against measured ones, by hand, and that nothing is started."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+from typer.testing import CliRunner
+
+from vla_razor import cli
+from vla_razor.config import compose
+from vla_razor.policies.openvla import OpenVLA
+from vla_razor.policies.openvla.tiny import make_tiny
+from vla_razor.recipes import plan, training
+from vla_razor.recipes.plan import Footprint
+
+SIZES: dict[str, Any] = {
+    "tiny": {"hidden": 128, "layers": 3, "heads": 4, "intermediate": 320},
+    "mid-size": {"hidden": 512, "layers": 8, "heads": 8, "intermediate": 1376},
+}
+
+
+def peak_of(call) -> int:
+    """The most bytes that torch's CPU allocator held at once during a call, beside what it held before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    results: Any = profiler.profiler
+    events = [event for event in results.kineto_results.events() if event.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
+
+
+def trained(model: OpenVLA, batch: int) -> None:
+    size = model.config.image_sizes[0]
+    prompts = model.processor.prompt_ids(["pick coke can"] * batch)
+    logits = model.action_logits(torch.zeros(batch, 6, size, size), prompts, torch.zeros(batch, 7, dtype=torch.long))
+    torch.log_softmax(logits, -1).sum().backward()
+
+
+@pytest.mark.parametrize("rank", [0, 8], ids=["all weights", "LoRA"])
+@pytest.mark.parametrize("size", SIZES)
+def test_the_memory_of_an_update_is_what_is_measured(tmp_path: Path, size: str, rank: int) -> None:
+    model = make_tiny(["pick coke can"], torch.Generator().manual_seed(0), **SIZES[size])
+    model.save_pretrained(tmp_path / "policy")
+    config = compose("rl", [f"policy={tmp_path / 'policy'}", f"lora_rank={rank}", "train_vision=true", "device=cpu"])
+    planned = plan.footprint(plan.model_of(config), config)
+    if rank:
+        model.add_lora(rank, generator=torch.Generator().manual_seed(0))
+    learning = [p for group in training.parameter_groups(model, config) for p in group["params"]]
+    for parameter in learning:
+        parameter.grad = torch.zeros_like(parameter)
+    assert planned.parameters == sum(p.numel() for p in model.parameters())
+    assert planned.trainable == sum(p.numel() for p in learning)
+    assert planned.weights == sum(p.numel() * p.element_size() for p in model.parameters())
+    trained(model, 1)
+    for batch in (2, 8):
+        assert planned.activations.at(batch) == pytest.approx(peak_of(lambda n=batch: trained(model, n)), rel=0.1)
+    optimizer = torch.optim.AdamW(learning)
+    optimizer.step()
+    moments = [v for state in optimizer.state.values() for v in state.values() if v.numel() > 1]
+    assert planned.optimizer == pytest.approx(sum(v.numel() * v.element_size() for v in moments), rel=0.01)
+
+
+@pytest.fixture(scope="module")
+def openvla() -> Footprint:
+    config = compose("rl", ["experiment=paper_robotics", "lora_rank=32", "device=a100-80"])
+    return plan.footprint(plan.model_of(config), config)
+
+
+@pytest.mark.slow
+def test_openvla_with_lora_in_bfloat16(openvla: Footprint) -> None:
+    """Against facts of the checkpoint: parameters, cache, and the operations of one action (4.21 TFLOP)."""
+    assert openvla.parameters - openvla.trainable == 7_541_237_184
+    assert openvla.trainable / openvla.parameters == pytest.approx(0.0143, rel=0.02)
+    assert openvla.weights == 2 * openvla.parameters
+    assert openvla.cache == pytest.approx(150e6, rel=0.02)
+    assert openvla.decision_flop == pytest.approx(4.21e12, rel=0.05)
+    assert openvla.rollout.each > openvla.cache
+    batches = [openvla.largest_micro_batch(gib * 2**30) for gib in (8, 24, 40, 80)]
+    assert batches[0] == 0
+    assert 0 < batches[1] < batches[2] < batches[3]
+    most = openvla.update_peak(batches[3])
+    assert most + plan.OVERHEAD <= 80 * 2**30 < most + plan.OVERHEAD + openvla.activations.each
+
+
+@pytest.mark.parametrize("verb", ["rl", "sft", "demo", "mnist"])
+def test_every_training_verb_prints_its_plan_and_starts_nothing(tmp_path: Path, verb: str) -> None:
+    out = tmp_path / "run"
+    result = CliRunner().invoke(cli.app, [verb, "dry_run=true", f"out={out}"])
+    assert result.exit_code == 0, result.output
+    assert "Nothing was started." in result.output
+    assert not out.exists()
+    if verb in ("rl", "demo"):
+        assert "at most 2,500 simulator steps, 2,500 states" in result.output, "25 points, 5 episodes of 20 steps"
+
+
+def test_a_plan_refuses_what_the_run_would(tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli.app, ["rl", "dry_run=true", f"policy={tmp_path}"])
+    assert result.exit_code == 2
+    assert "no config.json here" in result.stderr
+    refused = CliRunner().invoke(cli.app, ["rl", "device=h100", f"out={tmp_path / 'run'}"])
+    assert refused.exit_code == 2
+    assert "device=h100 is for dry_run=true" in refused.stderr
