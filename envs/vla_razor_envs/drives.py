@@ -31,13 +31,13 @@ class JointDrives:
             setter(target)
         moving = np.flatnonzero(changes.any(0))
         self._moving = [setters[column] for column in moving]
-        self._rows = rows[: 1 + np.flatnonzero(changes.any(1)).max(initial=-1) + 1, moving].tolist()
+        last = np.flatnonzero(changes.any(1)).max(initial=-1) + 1
+        self._rows = iter([[], *rows[1 : last + 1, moving].tolist()])
 
-    def command(self, step: int) -> None:
-        """Commands the targets of a physics step, counted from 0."""
-        if 0 < step < len(self._rows):
-            for setter, target in zip(self._moving, self._rows[step], strict=True):
-                setter(target)
+    def command(self) -> None:
+        """Commands the targets of the next physics step."""
+        for setter, target in zip(self._moving, next(self._rows, ()), strict=False):
+            setter(target)
 
 
 class TensorDrives:
@@ -49,13 +49,13 @@ class TensorDrives:
 
     def follow(self, positions: Tensor, velocities: Tensor | None) -> None:
         """Takes the targets [T, N, J] of the coming T physics steps, with velocities where they are commanded too."""
-        self._positions = positions.float()
-        self._velocities = None if velocities is None else velocities.float()
+        self._positions = iter(positions.float())
+        self._velocities = iter(() if velocities is None else velocities.float())
 
-    def command(self, step: int) -> None:
-        """Commands the targets of a physics step, counted from 0."""
-        self._px.cuda_articulation_target_qpos.torch()[self._where] = self._positions[step]
+    def command(self) -> None:
+        """Commands the targets of the next physics step."""
+        self._px.cuda_articulation_target_qpos.torch()[self._where] = next(self._positions)
         self._px.gpu_apply_articulation_target_position()
-        if self._velocities is not None:
-            self._px.cuda_articulation_target_qvel.torch()[self._where] = self._velocities[step]
+        if (velocities := next(self._velocities, None)) is not None:
+            self._px.cuda_articulation_target_qvel.torch()[self._where] = velocities
             self._px.gpu_apply_articulation_target_velocity()

@@ -99,15 +99,16 @@ class GoogleRobot(BaseAgent):
     def set_action(self, action: Tensor) -> None:
         """Hands the action [N, 7] to the controller; the faces have checked it."""
         self.controller.set_action(action)
+        self._drives = [part.drives for part in self.controller.controllers.values()]
 
     def before_simulation_step(self) -> None:
         """Commands the next waypoints, and cancels the Coriolis and centrifugal forces (nothing here has weight). On a
         GPU these forces stay: PhysX does not tell them there.
         """
-        for part in self.controller.controllers.values():
-            part.before_simulation_step()
-        if self.device.type != "cuda":
-            self._set_forces(self._passive_forces(gravity=False))
+        for drives in self._drives:
+            drives.command()
+        if self._forces_are_told:
+            self._set_forces(self._passive_forces(False))  # without gravity
 
     def _load_articulation(self, initial_pose: sapien.Pose | None = None) -> None:
         builder = load_robot(self, initial_pose)
@@ -117,6 +118,7 @@ class GoogleRobot(BaseAgent):
         for name in FIXED:
             self.robot.links_map[name].set_collision_group_bit(2, FIXED_BIT, 1)
         articulation = self.robot._objs[0]
+        self._forces_are_told = self.device.type != "cuda"
         self._set_forces, self._passive_forces = articulation.set_qf, articulation.compute_passive_force
 
 

@@ -37,19 +37,17 @@ class PathFollower(PDJointPosController):
         on_gpu = self.device.type == "cuda"
         self._plan = batched_planner.plan if on_gpu else planner.plan
         drives = TensorDrives if on_gpu else JointDrives
-        self._drives = drives(self.articulation, self.joints, self.active_joint_indices)
+        self.drives = drives(self.articulation, self.joints, self.active_joint_indices)
+        self._reach = self.articulation.qlimits[:1, self.active_joint_indices].double().unbind(2)
         self._times = torch.arange(self._sim_steps + 1, device=self.device).double() * self.scene.timestep
 
     def _follow(self, start: Tensor, velocity: Tensor, target: Tensor, with_velocities: bool = False) -> None:
         self._path = self._plan(start.double(), velocity.double(), target.double(), self.config.limits, self._times)
-        low, high = self.articulation.qlimits[:, self.active_joint_indices].double().unbind(2)
         positions, velocities = self._path
-        self._drives.follow(positions[1:].clamp(low, high), velocities[1:] if with_velocities else None)
-        self._step = 0
+        self.drives.follow(positions[1:].clamp(*self._reach), velocities[1:] if with_velocities else None)
 
     def before_simulation_step(self) -> None:
-        self._drives.command(self._step)
-        self._step += 1
+        self.drives.command()
 
 
 class PlannedEndEffectorDelta(PathFollower, EndEffectorDelta):

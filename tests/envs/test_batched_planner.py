@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from vla_razor_envs import planner
 from vla_razor_envs.batched_planner import Limits, plan
 
 ARM, GRIPPER = Limits(1.5, 2.0, 50.0), Limits(1.0, 7.0, 50.0)
@@ -60,6 +61,15 @@ def test_paths_are_ruckigs(limits: Limits) -> None:
     (positions, velocities), (expected, speeds) = (way(case, limits, TIMES) for way in (batched, by_ruckig))
     np.testing.assert_allclose(positions, expected, rtol=0, atol=1e-6)
     np.testing.assert_allclose(velocities, speeds, rtol=0, atol=2e-4)
+
+
+def test_one_environment_after_the_other_is_ruckig_itself() -> None:
+    case = draw(2, ARM, 40)
+    start, velocity, target = (torch.tensor(x) for x in case)
+    positions, velocities = planner.plan(start, velocity, target, ARM, torch.tensor(TIMES))
+    expected, speeds = by_ruckig(case, ARM, TIMES)
+    np.testing.assert_array_equal(positions, expected)
+    np.testing.assert_allclose(velocities, speeds, rtol=0, atol=1e-15)
 
 
 finite = st.floats(-1, 1, allow_subnormal=False).map(lambda x: 0.0 if abs(x) < 1e-9 else x)
