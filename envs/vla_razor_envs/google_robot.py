@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import numpy as np
 import sapien
 from mani_skill.agents.base_agent import BaseAgent
 from mani_skill.agents.controllers.base_controller import ControllerConfig
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from .assets import asset_root
 from .planned_controller import PlannedEndEffectorDeltaConfig, PlannedGripperDeltaConfig
-from .scenes import FIXED_BIT, leave_out_frames, load_robot
+from .scenes import FIXED_BIT, PACKAGED, leave_out_frames, load_robot
 
 DESCRIPTION = (
     "mani_skill2_real2sim/assets/descriptions/googlerobot_description/google_robot_meta_sim_fix_wheel_fix_fingertip"
@@ -33,7 +34,11 @@ ARM = {
     "joint_head_pan": (2000.0, 900.0, 100.0),
     "joint_head_tilt": (2000.0, 900.0, 100.0),
 }
+FINGERS = ("joint_finger_right", "joint_finger_left")
 GRIPPER = dict(stiffness=200.0, damping=8.0, force_limit=60.0)
+# kg m^2, as a motor behind the joint would add. The fingers alone are so light beside the force of their drives that
+# PhysX 5 does not get a grasp's forces to balance: they drift aside, and what they hold slips.
+FINGER_ARMATURE = 0.003
 # Link: material, and the least radius over which a contact of it resists turning, metres. URDF has no word for either.
 MATERIALS = {
     name: dict(static_friction=static, dynamic_friction=dynamic, restitution=0.0)
@@ -90,10 +95,10 @@ class GoogleRobot(BaseAgent):
             translation=1.0,
             rotation=1.5707963267948966,
             ee_link="link_gripper_tcp",
-            urdf_path=self.urdf_path,
+            urdf_path=str(PACKAGED / "google_robot_chain.urdf"),
             ik_step=0.1,
         )
-        gripper = PlannedGripperDeltaConfig(["joint_finger_right", "joint_finger_left"], **GRIPPER)
+        gripper = PlannedGripperDeltaConfig(list(FINGERS), **GRIPPER)
         return {"ee_delta_planned": {"arm": arm, "gripper": gripper}}
 
     def set_action(self, action: Tensor) -> None:
@@ -119,6 +124,9 @@ class GoogleRobot(BaseAgent):
             self.robot.links_map[name].set_collision_group_bit(2, FIXED_BIT, 1)
         articulation = self.robot._objs[0]
         self._forces_are_told = self.device.type != "cuda"
+        for name in FINGERS:
+            for joint in self.robot.active_joints_map[name]._objs:
+                joint.set_armature(np.float32([FINGER_ARMATURE]))
         self._set_forces, self._passive_forces = articulation.set_qf, articulation.compute_passive_force
 
 

@@ -72,6 +72,8 @@ class PickCan(ManipulationTask):
 
     def _settle(self, settling: Settling, count: int) -> None:
         """Lets the can fall onto the table while the robot stands aside."""
+        if not self.gpu_sim_enabled:
+            self._renew_physics(settling.temporal)
         self.stand(np.array([[*settling.robot_xy, 0.0]] * count))
         self.can.set_locked_motion_axes([False, False, False, True, True, False])
         self._simulate(settling.upright_seconds)
@@ -79,6 +81,8 @@ class PickCan(ManipulationTask):
         speed, turning = self.can.linear_velocity.norm(dim=1), self.can.angular_velocity.norm(dim=1)
         if ((speed > settling.still[0]) | (turning > settling.still[1])).any():
             self._simulate(settling.extra_seconds)
+        if not self.gpu_sim_enabled:
+            self._renew_physics(self.setup.physics.temporal)
 
     def _scatter(self, settling: Settling, starts: list[Start], rotation: Tensor) -> None:
         """Drops the distractors around the can, one after another, turned as it was."""

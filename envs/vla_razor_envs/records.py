@@ -44,9 +44,13 @@ class Lighting:
 
 @dataclass(frozen=True)
 class Physics:
-    """PhysX's settings; `friction` is that of whatever names none."""
+    """PhysX's settings: solver iterations, of the robot and what it touches and of all else; whether the solver is the
+    temporal Gauss-Seidel one; `friction` is that of whatever names none.
+    """
 
+    robot_iterations: int
     position_iterations: int
+    temporal: bool
     persistent_contacts: bool
     sleep_threshold: float
     friction: float
@@ -138,9 +142,11 @@ class Stage:
 @dataclass(frozen=True)
 class Settling:
     """The can is dropped while the robot stands aside at `robot_xy`: `upright_seconds` in which it cannot tip over,
-    `free_seconds`, and `extra_seconds` where it still moves faster than `still` (m/s, rad/s).
+    `free_seconds`, and `extra_seconds` where it still moves faster than `still` (m/s, rad/s). `temporal` as in
+    `Physics`, for a CPU; on a GPU the solver cannot be exchanged.
     """
 
+    temporal: bool
     robot_xy: tuple[float, float]
     upright_seconds: float
     free_seconds: float

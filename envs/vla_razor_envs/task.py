@@ -80,6 +80,7 @@ class ManipulationTask(BaseEnv):
             sleep_threshold=physics.sleep_threshold,
             solver_position_iterations=physics.position_iterations,
             enable_pcm=physics.persistent_contacts,
+            enable_tgs=physics.temporal,
         )
         return SimConfig(
             sim_freq=self.setup.sim_hz,
@@ -122,6 +123,8 @@ class ManipulationTask(BaseEnv):
             polish(self.agent.robot, *self.setup.robot_material)
 
     def _after_reconfigure(self, options: dict[str, Any]) -> None:
+        for robot in self.agent.robot._objs:
+            robot.set_solver_position_iterations(self.setup.physics.robot_iterations)
         links = self.agent.robot.links_map
         self.tcp: Link = links[self.setup.tcp_link]
         sides = self.setup.gripper.sides
@@ -147,7 +150,7 @@ class ManipulationTask(BaseEnv):
             {"seed": int(seed)} for seed in np.broadcast_to(self._episode_seed, len(env_idx))
         ]
         if not self.gpu_sim_enabled:
-            self._renew_physics()
+            self._renew_physics(self.setup.physics.temporal)
         self._prepare(starts)
         self.agent.reset(self._rest_qpos(starts))
         self._place(env_idx, starts)
@@ -155,10 +158,12 @@ class ManipulationTask(BaseEnv):
             self._hang_photos(self.setup.photo, env_idx, starts)
         self._base = Frame.at(self.agent.robot.pose.raw_pose)  # stands still during an episode
 
-    def _renew_physics(self) -> None:
-        """Moves everything into a new PhysX scene (about a millisecond): the old one solves contacts in an order that
-        depends on earlier ones, so that an episode's bits would depend on the episodes before it.
+    def _renew_physics(self, temporal: bool) -> None:
+        """Moves everything into a new PhysX scene with the temporal solver or the older one (about a millisecond): the
+        old scene solves contacts in an order that depends on earlier ones, so that an episode's bits would depend on
+        the episodes before it.
         """
+        self.sim_config.scene_config.enable_tgs = temporal
         self._set_scene_config()  # it is global: another environment of this process may have set its own
         old = self.scene.sub_scenes[0]
         physics = sapien.physx.PhysxCpuSystem()

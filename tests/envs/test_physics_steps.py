@@ -8,7 +8,7 @@ import torch
 from vla_razor_envs.single import SingleEnv
 
 # Physics steps a control step, their rate in Hz, and the solver's iterations for positions.
-PINNED = {"google_robot": (171, 513, 25), "panda": (20, 100, 8)}
+PINNED = {"google_robot": (171, 513, 60), "panda": (20, 100, 8)}
 
 
 @pytest.mark.slow

@@ -1,0 +1,124 @@
+"""The Google robot's tasks: where they start, what an action does, and what is refused."""
+
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+
+import vla_razor_envs  # noqa: F401
+from vla_razor_envs.assets import AssetsUnusable
+from vla_razor_envs.records import lift_until_released, lift_while_high
+from vla_razor_envs.setups import GOOGLE_DRAWER, GOOGLE_PICK_CAN
+from vla_razor_envs.starts import draw_can, draw_station
+
+
+@pytest.fixture(scope="module")
+def can(shared: Path) -> Iterator[gymnasium.Env]:
+    env = gymnasium.make("vla_razor/PickCan-v1", robot="google_robot", image_size=(8, 10), overlay=False)
+    yield env
+    env.close()
+
+
+@pytest.fixture(scope="module")
+def drawer(shared: Path) -> Iterator[gymnasium.Env]:
+    env = gymnasium.make(
+        "vla_razor/Drawer-v1", robot="google_robot", task="open_top_drawer", image_size=(8, 10), overlay=False
+    )
+    yield env
+    env.close()
+
+
+def act(**parts: float) -> np.ndarray:
+    action = np.zeros(7, np.float32)
+    for name, value in parts.items():
+        action[("x", "y", "z", "rx", "ry", "rz", "gripper").index(name)] = value
+    return action
+
+
+@pytest.mark.parametrize(("lifted", "held", "free", "risen"), list(product([False, True], repeat=4)))
+def test_the_two_lift_rules_differ_in_height_and_grasp_alone(lifted: bool, held: bool, free: bool, risen: bool) -> None:
+    remembered, now = lift_until_released(lifted, held, free, risen)
+    assert remembered == now == ((lifted and held) or (free and risen))
+    remembered, now = lift_while_high(lifted, held, free, risen)
+    assert remembered == (held and (lifted or free)) and now == (remembered and risen)
+
+
+def test_seeds_draw_inside_the_area_and_among_the_stations() -> None:
+    drawn = [draw_can(GOOGLE_PICK_CAN, seed) for seed in range(60)]
+    places = np.array([start["object_xy"] for start in drawn])
+    assert ((places >= [-0.35, -0.02]) & (places <= [-0.12, 0.42])).all()
+    assert {start["orientation"] for start in drawn} == {"upright", "lr_switch", "laid_vertically"}
+    assert {draw_station(GOOGLE_DRAWER, seed)["station"] for seed in range(90)} == set(GOOGLE_DRAWER.stations)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("orientation", "z"), [("upright", 0.939), ("lr_switch", 0.902), ("laid_vertically", 0.902)])
+def test_the_can_settles_where_it_is_asked_to(can: gymnasium.Env, orientation: str, z: float) -> None:
+    info = can.reset(seed=0, options={"object_xy": (-0.2, 0.2), "orientation": orientation})[1]
+    np.testing.assert_allclose(info["object_pose"][:3], [-0.2, 0.2, z], atol=2e-3)
+    assert info["instruction"] == "pick coke can" and not info["success"] and not info["is_grasped"]
+
+
+@pytest.mark.slow
+def test_an_action_moves_the_tcp_as_far_as_the_gains_let_it(can: gymnasium.Env) -> None:
+    assert can.action_space.shape == (7,)
+    np.testing.assert_allclose(can.action_space.high, [1, 1, 1, *[np.pi / 2] * 3, 1], rtol=1e-6)  # type: ignore[attr-defined]
+    for axis in range(3):
+        before = can.reset(seed=1, options={"orientation": "upright"})[1]["tcp_pose"]
+        action = np.zeros(7, np.float32)
+        action[axis] = 0.05
+        after = can.step(action)[-1]["tcp_pose"]
+        moved = after[:3] - before[:3]
+        assert moved.argmax() == axis and 0.002 < moved[axis] < 0.05
+    closed = [can.step(act(gripper=1.0))[-1]["gripper_position"] for _ in range(3)]
+    assert 0.1 < closed[0] < closed[1] < closed[2]
+    held = can.step(act())[-1]["gripper_position"]
+    assert held > closed[2]  # nothing new asked for: the last target is still approached
+
+
+@pytest.mark.slow
+def test_drawers_start_and_count_as_the_original_does(drawer: gymnasium.Env) -> None:
+    places = {}
+    for station in ("a0", "b1", "c2"):
+        info = drawer.reset(seed=0, options={"station": station})[1]
+        places[station] = info["target_pose"]
+        np.testing.assert_allclose(info["object_pose"], [0.0475, 0, 0.705, 1, 0, 0, 0], atol=1e-5)
+        np.testing.assert_allclose(info["drawer_qpos"], 0, atol=1e-6)
+    assert np.ptp([place[0] for place in places.values()]) > 0.2
+    info = drawer.reset(seed=0, options={"task": "close_middle_drawer", "station": "b1"})[1]
+    np.testing.assert_allclose(info["drawer_qpos"], [0, 0.2, 0], atol=1e-6)
+    assert info["instruction"] == "close middle drawer" and not info["success"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "action", [np.zeros(6), np.full(7, np.nan), act(x=1.5), act(rz=-2.0), act(gripper=1.1)], ids=str
+)
+def test_actions_that_make_no_sense_are_refused_and_harm_nothing(can: gymnasium.Env, action: np.ndarray) -> None:
+    before = can.reset(seed=2, options={"orientation": "upright"})[1]["tcp_pose"]
+    with pytest.raises(ValueError, match=r"action is .*expected"):
+        can.step(action)
+    np.testing.assert_allclose(can.step(act())[-1]["tcp_pose"], before, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_unknown_starts_name_the_known_ones(can: gymnasium.Env, drawer: gymnasium.Env) -> None:
+    with pytest.raises(ValueError, match="upright, lr_switch, laid_vertically"):
+        can.reset(options={"orientation": "sideways"})
+    with pytest.raises(ValueError, match="a0, a1, a2"):
+        drawer.reset(options={"station": "d4"})
+    with pytest.raises(ValueError, match="open_top_drawer"):
+        drawer.reset(options={"task": "open_fridge"})
+
+
+def test_unknown_robots_and_missing_assets_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="google_robot"):
+        gymnasium.make("vla_razor/PickCan-v1", robot="pr2")
+    monkeypatch.setenv("VLA_RAZOR_ASSETS", str(tmp_path))
+    arguments: dict[str, Any] = dict(robot="google_robot", image_size=(8, 10))
+    with pytest.raises(AssetsUnusable, match="vla-razor assets fetch"):
+        gymnasium.make("vla_razor/PickCan-v1", **arguments)
