@@ -191,6 +191,6 @@ def test_slots_and_workers_do_not_change_what_the_expert_does_on_real_physics() 
 
 @pytest.mark.slow
 def test_what_the_environment_refuses_is_a_user_error() -> None:
-    config = compose("rl", ["env=pick_can", "env.make.robot=atlas"]).env
-    with pytest.raises(UserError, match="no robot 'atlas'; expected one of panda"):
+    config = compose("rl", ["env=pick_can", "env.make.orientation=sideways"]).env
+    with pytest.raises(UserError, match="orientation is 'sideways'; expected one of upright"):
         make_vector_env(config, 1, 1, "cpu")
