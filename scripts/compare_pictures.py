@@ -71,10 +71,10 @@ def compared(traces: Path) -> Iterator[tuple[str, dict[str, np.ndarray], dict[st
             with closing(gymnasium.make(task, robot="google_robot", image_size=SIZE, overlay=True)) as env:
                 for name in chosen:
                     trace = np.load(traces / f"{name}.npz")
-                    yield name, ours_at(env, start_of(name, trace)), theirs_at(traces, name, trace)
+                    yield name, ours_at(env, start_of(trace)), theirs_at(traces, name, trace)
 
 
-def start_of(name: str, trace: Any) -> dict[str, Any]:
+def start_of(trace: Any) -> dict[str, Any]:
     """The reset options of a recorded episode."""
     facts = json.loads(str(trace["meta_json"]))
     if "orientation" in facts:

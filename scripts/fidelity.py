@@ -9,17 +9,16 @@ where a can was dropped, its end is not compared: it rolls.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import gymnasium
 import numpy as np
 
 import vla_razor_envs  # noqa: F401
+from scripts.compare_pictures import start_of
 
 CAN_FLAGS = ("is_grasped", "consecutive_grasp", "lifted_object", "lifted_object_significantly", "success")
 
@@ -47,15 +46,8 @@ def replay(env: gymnasium.Env, path: Path) -> Comparison:
     """Replays one recorded episode in an environment of its family."""
     with np.load(path) as file:
         trace = dict(file)
-    about = json.loads(str(trace["meta_json"]))
     can = "obj_pose_world" in trace
-    if can:
-        options: dict[str, Any] = dict(
-            object_xy=tuple(trace["init_obj_xy_requested"].tolist()), orientation=about["orientation"]
-        )
-    else:
-        options = dict(task=str(trace["init_instruction"]).replace(" ", "_"), station=path.stem[-2:])
-    infos, solved = [env.reset(seed=0, options=options)[1]], []
+    infos, solved = [env.reset(seed=0, options=start_of(trace))[1]], []
     arm = env.unwrapped.task.agent.controller.controllers["arm"]  # type: ignore[attr-defined]
     for action in trace["action"]:
         infos.append(env.step(action)[-1])

@@ -7,7 +7,7 @@ as paths would need quoting.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -173,8 +173,13 @@ def scenes(env: DictConfig) -> list[DictConfig]:
 
 
 def robot_of(env: DictConfig) -> str:
-    """Who acts in the scenes of an `env` configuration; those that run SimplerEnv itself know its robot alone."""
-    return scenes(env)[0].make.get("robot", "google_robot")
+    """Who acts in the scenes of an `env` configuration."""
+    return robot_in(scenes(env)[0].make)
+
+
+def robot_in(make: Mapping[str, Any]) -> str:
+    """Who acts in a scene that is made with these arguments; those that run SimplerEnv itself know its robot alone."""
+    return make.get("robot", "google_robot")
 
 
 def is_switch(key: str) -> bool:

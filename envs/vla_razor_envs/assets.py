@@ -14,6 +14,8 @@ import os
 from functools import cache
 from pathlib import Path
 
+from .cache import cache_root
+
 REMEDY = "Run: vla-razor assets fetch (or name a folder that has them: VLA_RAZOR_ASSETS=DIR)."
 _LIST = json.loads(Path(__file__).with_name("assets").joinpath("real2sim.json").read_text())
 REPOSITORY, COMMIT = _LIST["repository"], _LIST["commit"]
@@ -27,7 +29,7 @@ class AssetsUnusable(ValueError):
 
 def cache_folder() -> Path:
     """Where `vla-razor assets fetch` puts them: below `$VLA_RAZOR_CACHE`, by default `~/.cache/vla_razor`."""
-    return Path(os.environ.get("VLA_RAZOR_CACHE") or Path.home() / ".cache" / "vla_razor") / f"real2sim-{COMMIT[:7]}"
+    return cache_root() / f"real2sim-{COMMIT[:7]}"
 
 
 def asset_folder() -> Path:

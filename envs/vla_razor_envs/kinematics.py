@@ -17,11 +17,6 @@ from torch import Tensor
 from .batched_kinematics import Iteration
 
 
-def mended(urdf: Path) -> str:
-    """The text of a URDF file whose joints have finite limits: Pinocchio refuses infinite ones."""
-    return urdf.read_text().replace('"inf"', '"1000"').replace('"-inf"', '"-1000"')
-
-
 class ClosedLoopSolver:
     """Solves for the moving joints of one articulation so that its link `link` takes its target pose; the arguments are
     those of `batched_kinematics.BatchedSolver`.
@@ -30,7 +25,7 @@ class ClosedLoopSolver:
     def __init__(
         self, urdf: str | Path, joints: Sequence[str], moving: Sequence[int], link: str, iteration: Iteration
     ) -> None:
-        self.model = PinocchioModel(mended(Path(urdf)), [0, 0, -9.81])
+        self.model = PinocchioModel(Path(urdf).read_text(), [0, 0, -9.81])
         self.model.set_joint_order(list(joints))
         self.model.set_link_order([link])
         self.moving = np.asarray(moving)

@@ -13,13 +13,15 @@ import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
+from .cache import cache_root
+
 DRIVER_VARIABLES = ("VK_DRIVER_FILES", "VK_ICD_FILENAMES", "VK_ADD_DRIVER_FILES")
 _DRIVER_FOLDERS = ("/etc/vulkan/icd.d", "/usr/local/share/vulkan/icd.d", "/usr/share/vulkan/icd.d")
 
 
 def software_folder() -> Path:
     """Where the private driver lives: `$VLA_RAZOR_CACHE/vulkan`, by default under `~/.cache/vla_razor`."""
-    return Path(os.environ.get("VLA_RAZOR_CACHE") or Path.home() / ".cache" / "vla_razor") / "vulkan"
+    return cache_root() / "vulkan"
 
 
 def use_software_vulkan() -> None:

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +33,9 @@ NOTHING = np.zeros((4, 7), np.float32)
 
 
 @pytest.fixture(autouse=True)
-def nothing_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    names = []
-
-    def recorded(*args: Any, **kwargs: Any) -> SharedMemory:
-        memory = SharedMemory(*args, **kwargs)
-        names.append(memory.name)
-        return memory
-
-    monkeypatch.setattr("vla_razor_envs.serving.SharedMemory", recorded)
+def nothing_left_behind(shared_memory_freed: None) -> Iterator[None]:
     yield
     gc.collect()
-    assert not any(Path("/dev/shm", name).exists() for name in names)
     children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
     assert not [pid for pid in children if b"simpler_worker" in Path("/proc", pid, "cmdline").read_bytes()]
 

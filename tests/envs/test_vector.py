@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +31,9 @@ def fragile_is_importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    names = []
-
-    def recorded(*args, **kwargs) -> SharedMemory:
-        memory = SharedMemory(*args, **kwargs)
-        names.append(memory.name)
-        return memory
-
-    monkeypatch.setattr("vla_razor_envs.serving.SharedMemory", recorded)
+def nothing_left_behind(shared_memory_freed: None) -> Iterator[None]:
     yield
     gc.collect()
-    assert not any(map(in_memory, names))
     assert not multiprocessing.active_children()
 
 

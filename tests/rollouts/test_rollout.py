@@ -117,17 +117,10 @@ def test_one_group_is_decided_about_while_the_other_is_simulated(counting: PoolV
     flying, during, threads = [], [], torch.get_num_threads()
 
     class Watchful(Counter):
-        def act(
-            self,
-            images: np.ndarray,
-            instructions: list[str],
-            infos: list[dict[str, Any]],
-            generator: torch.Generator,
-            memories: Any = None,
-        ) -> Decisions:
+        def act(self, *seen: Any, **named: Any) -> Decisions:
             flying.append(len(counting._sent))
             during.append(torch.get_num_threads())
-            return super().act(images, instructions, infos, generator)
+            return super().act(*seen, **named)
 
     policy = Watchful()
     rollout(counting, policy, starts_from(10, 20, 30), stop_at_success=False, generator=generator())

@@ -402,11 +402,11 @@ def _cards(config: DictConfig, takes: Footprint) -> Table:
 
 
 def _show_mnist(console: Console, config: DictConfig) -> None:
-    from vla_razor.parity_mnist.model import WIDTH
+    from vla_razor.parity_mnist import model
     from vla_razor.recipes import mnist
 
     runs = mnist._runs(config)
-    count = 784 * WIDTH + WIDTH + WIDTH * WIDTH + WIDTH  # the first two layers; the heads add little
+    count = sum(value.numel() for value in model.initialize(1, torch.Generator()).values())
     console.print(f"mnist: {len(runs)} models of about {count:,} parameters, all trainable", highlight=False)
     console.print("Nothing was started.", highlight=False)
 

@@ -20,6 +20,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from vla_razor.config import robot_in
 from vla_razor.errors import UserError
 from vla_razor.files import atomic_write
 from vla_razor.rollouts.rollout import Episode
@@ -185,7 +186,7 @@ def load(
 
 def _expect_made_in(folder: Path, env_config: Mapping[str, Any], shard: Shard) -> None:
     wanted = {
-        "robot": [env_config["make"].get("robot", "google_robot")],
+        "robot": [robot_in(env_config["make"])],
         "task": list(env_config["tasks"]),
         "camera": [env_config["camera"]],
         "image size": [tuple(env_config["make"]["image_size"])],

@@ -26,6 +26,7 @@ from jaxtyping import Float, Float32, Int64, UInt8
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from vla_razor.config import robot_in
 from vla_razor.core import divergence
 from vla_razor.errors import RunFailed, UserError
 from vla_razor.files import atomic_folder, full_disk_reported, write_json
@@ -139,7 +140,7 @@ def collect(
 
     Raises RunFailed where the simulation died in every episode.
     """
-    policy = OpenVLAPolicy(base, unnorm_key, robot=env_config["make"].get("robot", "google_robot"))
+    policy = OpenVLAPolicy(base, unnorm_key, robot=robot_in(env_config["make"]))
     generator = torch.Generator().manual_seed(episode_seed(origin.seed))
     starts = grid_starts(env_config, GRID, 1, origin.seed)
     with progress("probe set", len(starts)) if progress else nullcontext(_silent) as advance:
