@@ -8,8 +8,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 
 import vla_razor_envs  # noqa: F401
+from vla_razor.policies.scripted import ScriptedExpert
 from vla_razor_envs.assets import AssetsUnusable
 from vla_razor_envs.records import lift_until_released, lift_while_high
 from vla_razor_envs.setups import GOOGLE_DRAWER, GOOGLE_PICK_CAN
@@ -92,6 +94,18 @@ def test_drawers_start_and_count_as_the_original_does(drawer: gymnasium.Env) -> 
     info = drawer.reset(seed=0, options={"task": "close_middle_drawer", "station": "b1"})[1]
     np.testing.assert_allclose(info["drawer_qpos"], [0, 0.2, 0], atol=1e-6)
     assert info["instruction"] == "close middle drawer" and not info["success"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "station"), [("open_bottom_drawer", "b1"), ("close_top_drawer", "b2")])
+def test_the_expert_opens_and_closes_drawers(drawer: gymnasium.Env, task: str, station: str) -> None:
+    expert, generator = ScriptedExpert(robot="google_robot"), torch.Generator()
+    _, info = drawer.reset(seed=0, options={"task": task, "station": station})
+    steps = 0
+    while not info["success"]:
+        assert steps < 60
+        info = drawer.step(expert.act(np.zeros(0), [info["instruction"]], [info], generator).actions[0])[-1]
+        steps += 1
 
 
 @pytest.mark.slow
