@@ -29,7 +29,7 @@ def point(method: str, run: str, kl: float, new: float = 0.9, width: int = WIDTH
     noise = np.random.default_rng(int(1e6 * kl) + len(run)).uniform(size=len(PREDICTORS))
     measures = dict(zip(PREDICTORS, noise.tolist(), strict=True)) | {"forward_kl": kl}
     forgotten = law(kl) if lost is None else lost
-    return Point(method, f"{method}-{run}", 0, width, 10, new, 0.8 - forgotten, forgotten, measures)
+    return Point(method, f"{method}-{run}", 0, width, "constant", 2, 10, new, 0.8 - forgotten, forgotten, measures)
 
 
 def family(method: str, kls: list[float], top: float) -> list[Point]:
@@ -44,7 +44,13 @@ POINTS = [
 
 
 def test_points_are_checkpoints_beside_their_own_base() -> None:
-    facts = dict.fromkeys(PREDICTORS, 0.5) | {"step": 3, "new": 0.9, "status": "done"}
+    facts = dict.fromkeys(PREDICTORS, 0.5) | {
+        "step": 3,
+        "new": 0.9,
+        "status": "done",
+        "schedule": "cosine",
+        "epochs": 1,
+    }
     rows = [
         facts | {"method": method, "run": f"{method}{seed}{width}", "seed": seed, "width": width, "prior": prior}
         for method, seed, width, prior in (

@@ -82,6 +82,8 @@ def test_the_summary_holds_what_the_contract_names(finished: Path) -> None:
         assert all(pair in own for pair in entry["frontier"])
         assert entry["best_new"] == max(new for new, _ in own)
     assert set(summary["predictors"]) == set(PREDICTORS)
+    everything = summary["protocols"]["all models"]
+    assert everything == pytest.approx({name: entry["r2"] for name, entry in summary["predictors"].items()})
     assert summary["diverged"] == {}
     assert all(entry.keys() == {"r2", "low", "high"} for entry in summary["predictors"].values())
     assert [row["step"] for row in rows] == [0] + [1, 2] * 6

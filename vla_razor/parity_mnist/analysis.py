@@ -45,6 +45,8 @@ class Point(NamedTuple):
     run: str
     seed: int
     width: int
+    schedule: str
+    epochs: int
     step: int
     new: float
     prior: float
@@ -56,7 +58,7 @@ def points_of(table: pa.Table) -> list[Point]:
     """The checkpoints of a sweep's table, the bases left out."""
     rows = table.to_pylist()
     bases = {(row["seed"], row["width"]): row["prior"] for row in rows if row["method"] == "base"}
-    facts = ("method", "run", "seed", "width", "step", "new", "prior")
+    facts = ("method", "run", "seed", "width", "schedule", "epochs", "step", "new", "prior")
     return [
         Point(
             **{name: row[name] for name in facts},
@@ -217,7 +219,7 @@ def predictors(points: Sequence[Point]) -> dict[str, dict[str, float]]:
     return found
 
 
-def fittable(points: Sequence[Point], measure: str) -> bool:
-    """Whether forgetting varies, and there are runs and values of the measure enough for a second-degree polynomial."""
+def fittable(points: Sequence[Point], measure: str, degree: int = 2) -> bool:
+    """Whether forgetting varies, and there are runs and values of the measure enough for a polynomial."""
     varied = len({point.forgotten for point in points}) > 1
-    return varied and len({p.run for p in points}) >= 3 and len({p.measures[measure] for p in points}) >= 3
+    return varied and min(len({p.run for p in points}), len({p.measures[measure] for p in points})) > degree

@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment
 
 from vla_razor.files import atomic_write
-from vla_razor.parity_mnist import analysis
+from vla_razor.parity_mnist import analysis, protocols
 
 FIGURES = {
     "trade_off": "What each method learned and kept. Lines: exponentials through the models near each frontier.",
@@ -42,6 +42,13 @@ figure { margin: 2rem 0; } svg { max-width: 100%; height: auto; } .no { color: #
 <td>{{ "%.1f" | format(100 * m.best_new) }}%</td><td>{{ "%.1f" | format(100 * m.forgotten_at_match) }}%</td>
 <td>{{ "%.2f" | format(m.forward_kl_at_match) }}</td></tr>
 {% endfor %}</table>
+<h2>Other protocols</h2>
+<p>R2 of the same fits where the sweep or the polynomial is another.</p>
+<table><tr><th>protocol</th>{% for name in shown %}<th>{{ name }}</th>{% endfor %}<th>best</th></tr>
+{% for protocol, r2 in protocols.items() %}<tr><td>{{ protocol }}</td>
+{% for name in shown %}<td>{{ "%.2f" | format(r2[name]) if name in r2 }}</td>{% endfor %}
+<td>{{ best(r2) }}, {{ "%.2f" | format(r2[best(r2)]) }}</td></tr>
+{% endfor %}</table>
 {% if diverged %}<p>Diverged, and in no fit: {% for name, count in diverged.items() -%}
 {{ "" if loop.first else ", " }}{{ count }} checkpoints of {{ name }}{% endfor %}.</p>{% endif %}
 <h2>Figures</h2>
@@ -64,6 +71,9 @@ def write(path: Path, plots: Path, summary: Mapping[str, Any], settings: Mapping
         "methods": summary["methods"],
         "matched": summary["matched_accuracy"],
         "diverged": summary["diverged"],
+        "protocols": summary["protocols"],
+        "shown": protocols.SHOWN,
+        "best": protocols.best,
     }
     atomic_write(path, page.render(**parts, figures=pictures, settings=settings).encode())
 

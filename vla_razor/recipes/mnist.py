@@ -21,7 +21,7 @@ from rich.table import Table
 from vla_razor.devices import device_named
 from vla_razor.errors import RunFailed, UserError, nearest
 from vla_razor.files import atomic_write, full_disk_reported
-from vla_razor.parity_mnist import analysis, data, figures, report, sweep, theory
+from vla_razor.parity_mnist import analysis, data, figures, protocols, report, sweep, theory
 from vla_razor.parity_mnist.methods import METHODS
 from vla_razor.parity_mnist.model import WIDTH
 from vla_razor.parity_mnist.training import Settings
@@ -55,6 +55,7 @@ def run(config: DictConfig, run: Run) -> None:
     seen = {one.method: pq.read_table(sweep.dynamics_path(job.out, one)) for one in followed}
     summary = analysis.summarize(points) | {"cknna": analysis.matched_similarity(*seen.values())}
     summary["diverged"] = analysis.diverged_of(table)
+    summary["protocols"] = protocols.compare([point for point in points if point.width == WIDTH])
     figures.draw(run.path / "plots", points, summary)
     figures.draw_dynamics(run.path / "plots", {method: columns.to_pydict() for method, columns in seen.items()})
     report.write(run.path / "report.html", run.path / "plots", summary, {str(key): config[key] for key in config})
@@ -87,8 +88,8 @@ def show_theory(seed: int = 0, steps: int = 1000) -> None:
 
 
 def present(console: Console, out: Path, summary: dict[str, Any]) -> None:
-    """Prints both tables, and keeps them in table.txt."""
-    tables = [methods_table(summary), predictors_table(summary)]
+    """Prints the tables, and keeps them in table.txt."""
+    tables = [methods_table(summary), predictors_table(summary), protocols_table(summary)]
     for table in tables:
         console.print(table)
     atomic_write(out / "table.txt", "\n".join(map(as_text, tables)).encode())
@@ -119,6 +120,15 @@ def predictors_table(summary: dict[str, Any]) -> Table:
         found = [r.get(name) for r in ranges.values()]
         cells = [f"{r2['r2']:.2f} [{r2['low']:.2f}, {r2['high']:.2f}]" if r2 else "" for r2 in found]
         shown.add_row(name, f"{analysis.PAPER[name]:.2f}" if name in analysis.PAPER else "", *cells)
+    return shown
+
+
+def protocols_table(summary: dict[str, Any]) -> Table:
+    """R2 of the divergences, and who predicts best, under other choices of sweep and fit."""
+    shown = Table("protocol", *protocols.SHOWN, "best", title="R2 where the sweep or the fit is another")
+    for name, by_measure in summary["protocols"].items():
+        cells = [f"{by_measure[measure]:.2f}" if measure in by_measure else "" for measure in protocols.SHOWN]
+        shown.add_row(name, *cells, protocols.best(by_measure))
     return shown
 
 
