@@ -151,8 +151,10 @@ class ManipulationTask(BaseEnv):
         ]
         if not self.gpu_sim_enabled:
             self._renew_physics(self.setup.physics.temporal)
+        rest = self._rest_qpos(starts)
+        self._hold(rest)
         self._prepare(starts)
-        self.agent.reset(self._rest_qpos(starts))
+        self.agent.reset(rest)
         self._place(env_idx, starts)
         if self.setup.photo:
             self._hang_photos(self.setup.photo, env_idx, starts)
@@ -175,6 +177,15 @@ class ManipulationTask(BaseEnv):
         for entity in entities:
             new.add_entity(entity)
         self.scene.sub_scenes[0], self.scene.px = new, physics
+
+    def _hold(self, qpos: Tensor) -> None:
+        """Puts the robots that are being reset at `qpos` [M, J], to stay there: what the last episode's drives strove
+        for would move them while the scene is prepared.
+        """
+        robot, joints = self.agent.robot, self.agent.robot.active_joints
+        self.agent.reset(qpos)
+        robot.set_joint_drive_targets(qpos, joints)
+        robot.set_joint_drive_velocity_targets(torch.zeros_like(qpos), joints)
 
     def stand(self, places: np.ndarray) -> None:
         """Puts the robots that are being reset at x, y (metres) and yaw (radians), [M, 3]."""
