@@ -12,12 +12,10 @@ from hypothesis.extra import numpy as hnp
 from scipy.special import log_softmax, rel_entr, softmax
 from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from vla_razor.core import divergence
 from vla_razor.core.divergence import (
     forward_kl,
-    forward_kl_from_hidden,
     k1,
     k3,
     l2_distance,
@@ -236,100 +234,3 @@ class TestSharpening:
         assert divergence.sharpening(base, torch.tensor([[0.0, -INF, -INF]])) == (0, INF, 1)
         split = divergence.sharpening(base, torch.tensor([[0.0, 2.0, -INF]]))
         assert split.temperature == pytest.approx(0.5, rel=1e-4)
-
-
-class TestFromHidden:
-    def inputs(self, n: int = 9, v: int = 37, h: int = 5, dtype: torch.dtype = torch.float64) -> list[Tensor]:
-        return [randn(*shape, seed=i, dtype=dtype) for i, shape in enumerate([(n, h), (v, h), (n, h), (v, h)])]
-
-    @pytest.mark.parametrize("chunk", [1, 4, 36, 37, 1000])
-    def test_agrees_with_the_whole_logits(self, chunk: int) -> None:
-        base_hidden, base_head, tuned_hidden, tuned_head = self.inputs()
-        expected = forward_kl(base_hidden @ base_head.T, tuned_hidden @ tuned_head.T)
-        result = forward_kl_from_hidden(base_hidden, base_head, tuned_hidden, tuned_head, chunk=chunk)
-        torch.testing.assert_close(result, expected, rtol=1e-10, atol=0)
-
-    def test_policies_of_different_width(self) -> None:
-        base_hidden, base_head, _, _ = self.inputs()
-        tuned_hidden, tuned_head = randn(9, 8, seed=7), randn(37, 8, seed=8)
-        expected = forward_kl(base_hidden @ base_head.T, tuned_hidden @ tuned_head.T)
-        result = forward_kl_from_hidden(base_hidden, base_head, tuned_hidden, tuned_head, chunk=10)
-        torch.testing.assert_close(result, expected, rtol=1e-10, atol=0)
-
-    @quick
-    @given(scale=st.floats(0, 1), chunk=st.integers(1, 40), seed=st.integers(0, 1000))
-    def test_chunkings_agree_and_are_never_negative(self, scale: float, chunk: int, seed: int) -> None:
-        base_hidden, base_head, _, _ = self.inputs()
-        tuned_hidden = base_hidden + scale * randn(9, 5, seed=seed)
-        once = forward_kl_from_hidden(base_hidden, base_head, tuned_hidden, base_head, chunk=37)
-        pieces = forward_kl_from_hidden(base_hidden, base_head, tuned_hidden, base_head, chunk=chunk)
-        torch.testing.assert_close(pieces, once, rtol=1e-9, atol=1e-14)
-        assert (pieces >= 0).all()
-
-    def test_equal_policies_are_at_zero(self) -> None:
-        hidden, head, _, _ = self.inputs(dtype=torch.float32)
-        assert (forward_kl_from_hidden(hidden, head, hidden, head, chunk=10) == 0).all()
-
-    def test_gradients(self) -> None:
-        base_hidden, base_head, tuned_hidden, tuned_head = self.inputs(n=3, v=11)
-
-        def divergence_of(hidden: Tensor, head: Tensor) -> Tensor:
-            return forward_kl_from_hidden(base_hidden, base_head, hidden, head, chunk=4)
-
-        inputs = tuned_hidden.requires_grad_(), tuned_head.requires_grad_()
-        assert torch.autograd.gradcheck(divergence_of, inputs)
-
-    def test_gradients_for_one_input_alone(self) -> None:
-        base_hidden, base_head, tuned_hidden, tuned_head = self.inputs(dtype=torch.float32)
-        tuned_hidden.requires_grad_()
-        forward_kl_from_hidden(base_hidden, base_head, tuned_hidden, tuned_head, chunk=4).sum().backward()
-        reference = tuned_hidden.detach().clone().requires_grad_()
-        forward_kl(base_hidden @ base_head.T, reference @ tuned_head.T).sum().backward()
-        torch.testing.assert_close(tuned_hidden.grad, reference.grad)
-        assert tuned_head.grad is None
-
-    @pytest.mark.parametrize("move_head", [False, True])
-    def test_nearly_equal_policies_keep_their_digits_in_float32(self, move_head: bool) -> None:
-        hidden, head = randn(64, 32, dtype=torch.float32), randn(5000, 32, seed=1, dtype=torch.float32)
-        tuned_hidden = hidden + 1e-5 * randn(64, 32, seed=2, dtype=torch.float32)
-        tuned_head = head + (1e-5 * randn(5000, 32, seed=3, dtype=torch.float32) if move_head else 0)
-        exact = forward_kl(hidden.double() @ head.double().T, tuned_hidden.double() @ tuned_head.double().T)
-        assert exact.median() < 1e-8
-        result = forward_kl_from_hidden(hidden, head, tuned_hidden, tuned_head, chunk=512)
-        np.testing.assert_allclose(result, exact, rtol=2e-3)
-
-    def test_never_holds_the_logits(self) -> None:
-        """The largest tensor made, forward or backward, is far below [N, V]."""
-        n, v, h, chunk = 64, 5_000, 8, 200
-        base_hidden, base_head, tuned_hidden, tuned_head = self.inputs(n, v, h, torch.float32)
-        tuned_hidden.requires_grad_()
-        tuned_head.requires_grad_()
-        with LargestTensor() as largest:
-            forward_kl_from_hidden(base_hidden, base_head, tuned_hidden, tuned_head, chunk=chunk).sum().backward()
-        assert largest.elements <= max(n * chunk, v * h)
-
-    def test_shapes_are_checked(self) -> None:
-        a, b, c, d = self.inputs()
-        with pytest.raises(ValueError, match="matrices"):
-            forward_kl_from_hidden(a[0], b, c, d, chunk=4)
-        with pytest.raises(ValueError, match="same N and V"):
-            forward_kl_from_hidden(a, b, c[:4], d, chunk=4)
-        with pytest.raises(ValueError, match="same N and V"):
-            forward_kl_from_hidden(a, b, c, d[:4], chunk=4)
-        with pytest.raises(ValueError, match="same N and V"):
-            forward_kl_from_hidden(a, b[:, :3], c, d, chunk=4)
-        with pytest.raises(ValueError, match="chunk"):
-            forward_kl_from_hidden(a, b, c, d, chunk=0)
-
-
-class LargestTensor(TorchDispatchMode):
-    """Records the most elements of any tensor that an operation returns."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(tensor, Tensor):
-                self.elements = max(self.elements, tensor.numel())
-        return result

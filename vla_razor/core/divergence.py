@@ -18,13 +18,12 @@ from jaxtyping import Float
 from scipy.optimize import minimize_scalar  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 from torch import Tensor
 
-from vla_razor.core.precision import at_least_float32, narrow, wide, wide_dtype
+from vla_razor.core.from_hidden import check_heads, logit_pieces, slices
+from vla_razor.core.from_hidden import forward_kl_from_hidden as forward_kl_from_hidden
+from vla_razor.core.precision import expm1_minus, narrow, wide
 
 Logits = Float[Tensor, "*batch V"]
 PerRow = Float[Tensor, "*batch"]
-
-_SERIES_BELOW = 1e-3
-"""Below this |d| the five-term series of exp(d) - 1 - d is exact to double precision."""
 
 _LOG_TEMPERATURES = [math.log(2) * k for k in range(-4, 5)]
 """Where the best temperature is looked for before it is refined."""
@@ -80,7 +79,41 @@ def k3(base_log_probs: PerRow, tuned_log_probs: PerRow) -> PerRow:
     """
     _same_shape(base_log_probs, tuned_log_probs)
     ratio = wide(tuned_log_probs) - wide(base_log_probs)
-    return narrow(_expm1_minus(ratio), base_log_probs, tuned_log_probs)
+    return narrow(expm1_minus(ratio), base_log_probs, tuned_log_probs)
+
+
+class Divergences(NamedTuple):
+    """What the functions of these names return, [N] each."""
+
+    forward_kl: Tensor
+    reverse_kl: Tensor
+    total_variation: Tensor
+    l2_distance: Tensor
+
+
+@torch.no_grad()
+def divergences_from_hidden(
+    base_hidden: Float[Tensor, "N H"],
+    base_head: Float[Tensor, "V H"],
+    tuned_hidden: Float[Tensor, "N H2"],
+    tuned_head: Float[Tensor, "V H2"],
+    *,
+    chunk: int = 4096,
+) -> Divergences:
+    """All divergences of the distributions softmax(hidden @ head.T), of so many tokens at a time that their logits
+    number N * `chunk`. Without gradients; `forward_kl_from_hidden` has them, and is faster.
+
+    Raises ValueError where shapes disagree or `chunk` is below 1.
+    """
+    check_heads(base_hidden, base_head, tuned_hidden, tuned_head, chunk)
+    tokens, words = base_hidden.shape[0], base_head.shape[0]
+    found: list[Divergences] = []
+    for rows in slices(tokens, max(1, tokens * chunk // words)):
+        ((b, d),) = logit_pieces(base_hidden[rows], base_head, tuned_hidden[rows], tuned_head, words)
+        pair = b, wide(b) + wide(d)
+        measures = (forward_kl, reverse_kl, total_variation, l2_distance)
+        found.append(Divergences(*(narrow(measure(*pair), base_hidden, tuned_hidden) for measure in measures)))
+    return Divergences(*map(torch.cat, zip(*found, strict=True)))
 
 
 class Sharpening(NamedTuple):
@@ -110,87 +143,6 @@ def sharpening(base_logits: Logits, tuned_logits: Logits) -> Sharpening:
     return Sharpening(part, total - part, temperature)
 
 
-def forward_kl_from_hidden(
-    base_hidden: Float[Tensor, "N H"],
-    base_head: Float[Tensor, "V H"],
-    tuned_hidden: Float[Tensor, "N H2"],
-    tuned_head: Float[Tensor, "V H2"],
-    *,
-    chunk: int = 4096,
-) -> Float[Tensor, " N"]:
-    """KL(base || tuned) in nats of the distributions softmax(hidden @ head.T), without ever holding [N, V] logits.
-
-    The vocabulary is read in pieces of `chunk` rows of the heads, once forward and once more for the gradient, so
-    that memory grows with N * chunk. Differentiable in `tuned_hidden` and `tuned_head`; the base counts as a
-    constant.
-
-    Raises ValueError where shapes disagree or `chunk` is below 1.
-    """
-    _check_heads(base_hidden, base_head, tuned_hidden, tuned_head, chunk)
-    return _ForwardKLFromHidden.apply(base_hidden, base_head, tuned_hidden, tuned_head, chunk)
-
-
-class _ForwardKLFromHidden(torch.autograd.Function):
-    """Forward: one pass of online log-sum-exp. Backward: d KL / d tuned logits = q - p, recomputed piece by piece."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, base_hidden: Tensor, base_head: Tensor, tuned_hidden: Tensor, tuned_head: Tensor, chunk: int
-    ) -> Tensor:
-        base, tuned = _OnlineSum(base_hidden), _OnlineSum(tuned_hidden)
-        cross = torch.zeros_like(base.total)
-        for start in range(0, base_head.shape[0], chunk):
-            rows = slice(start, start + chunk)
-            b, t = _logit_pair(base_hidden, base_head[rows], tuned_hidden, tuned_head[rows])
-            weights, shrink = base.add(b)
-            cross = cross * shrink + (weights * (b - t)).sum(-1)
-            tuned.add(t)
-        log_base, log_tuned = base.log_sum_exp(), tuned.log_sum_exp()
-        ctx.save_for_backward(base_hidden, base_head, tuned_hidden, tuned_head, log_base, log_tuned)
-        ctx.chunk = chunk
-        divergence = (cross / base.total - (log_base - log_tuned)).clamp_min(0)
-        return narrow(divergence, base_hidden, tuned_hidden)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, *grad_outputs: Tensor
-    ) -> tuple[None, None, Tensor | None, Tensor | None, None]:
-        (grad,) = grad_outputs
-        base_hidden, base_head, tuned_hidden, tuned_head, log_base, log_tuned = ctx.saved_tensors
-        hidden = at_least_float32(tuned_hidden)
-        grad_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[2] else None
-        grad_head = torch.empty_like(tuned_head) if ctx.needs_input_grad[3] else None
-        for start in range(0, base_head.shape[0], ctx.chunk):
-            rows = slice(start, start + ctx.chunk)
-            b, t = _logit_pair(base_hidden, base_head[rows], tuned_hidden, tuned_head[rows])
-            q_minus_p = (t - log_tuned[:, None]).exp() - (b - log_base[:, None]).exp()
-            error = (q_minus_p * grad[:, None]).to(hidden.dtype)
-            if grad_hidden is not None:
-                grad_hidden += error @ tuned_head[rows].to(hidden.dtype)
-            if grad_head is not None:
-                grad_head[rows] = (error.T @ hidden).to(grad_head.dtype)
-        return None, None, None if grad_hidden is None else grad_hidden.to(tuned_hidden.dtype), grad_head, None
-
-
-class _OnlineSum:
-    """Per row, a running sum of exp(logit - running maximum) (Milakov and Gimelshein, arXiv:1805.02867)."""
-
-    def __init__(self, hidden: Tensor) -> None:
-        self.total = torch.zeros(hidden.shape[0], dtype=wide_dtype(hidden), device=hidden.device)
-        self.maximum = torch.full_like(self.total, -math.inf)
-
-    def add(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Take in logits [N, C]; returns exp(logits - maximum), and the factor [N] by which older sums shrink."""
-        maximum = torch.maximum(self.maximum, logits.amax(-1))
-        weights, shrink = (logits - maximum[:, None]).exp(), (self.maximum - maximum).exp()
-        self.maximum, self.total = maximum, self.total * shrink + weights.sum(-1)
-        return weights, shrink
-
-    def log_sum_exp(self) -> Tensor:
-        return self.maximum + self.total.log()
-
-
 def _finite_part(base: Tensor, tuned: Tensor) -> tuple[Tensor, Tensor]:
     """The sum over the common support, and which rows miss support of the base; log-probabilities [..., V] in.
 
@@ -201,18 +153,10 @@ def _finite_part(base: Tensor, tuned: Tensor) -> tuple[Tensor, Tensor]:
     p, q = base.exp(), tuned.exp()
     d = torch.where(both, tuned, 0) - torch.where(both, base, 0)
     close = both & (d.abs() < 1)
-    near = p * _expm1_minus(torch.where(close, d, 0))
+    near = p * expm1_minus(torch.where(close, d, 0))
     far = q - p - p * torch.where(close, 0, d)
     terms = torch.where(close, near, torch.where(both, far, q - p))
     return terms.sum(-1), (out_of_tuned & ~out_of_base).any(-1)
-
-
-def _expm1_minus(d: Tensor) -> Tensor:
-    """exp(d) - 1 - d, never negative and to full relative precision at small d."""
-    small = d.abs() < _SERIES_BELOW
-    s, large = torch.where(small, d, 0), torch.where(small, 1, d)
-    series = s * s / 2 * (1 + s / 3 * (1 + s / 4 * (1 + s / 5 * (1 + s / 6))))
-    return torch.where(small, series, torch.expm1(large) - large)
 
 
 def _closest_temperature(base: Tensor, tuned: Tensor) -> float:
@@ -240,39 +184,6 @@ def _log_softmax(base_logits: Tensor, tuned_logits: Tensor) -> tuple[Tensor, Ten
     return torch.log_softmax(wide(base_logits), -1), torch.log_softmax(wide(tuned_logits), -1)
 
 
-def _logit_pair(
-    base_hidden: Tensor, base_head: Tensor, tuned_hidden: Tensor, tuned_head: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Both policies' logits [N, C], multiplied in float32 or wider and returned in the accumulator's type.
-
-    Two float32 products of nearly equal inputs differ by their rounding. Where the sizes allow it, the tuned logits are
-    therefore the base's plus the product of the *changes*, which keeps the digits of a small divergence.
-    """
-    x, head = at_least_float32(base_hidden), at_least_float32(base_head)
-    y, tuned = at_least_float32(tuned_hidden), at_least_float32(tuned_head)
-    kind = wide_dtype(base_hidden)
-    b = (x @ head.T).to(kind)
-    if x.shape != y.shape or x.dtype != y.dtype:
-        return b, (y @ tuned.T).to(kind)
-    change = (y - x) @ tuned.T
-    if not torch.equal(tuned, head):
-        change += x @ (tuned - head).T
-    return b, b + change
-
-
 def _same_shape(base: Tensor, tuned: Tensor) -> None:
     if base.shape != tuned.shape:
         raise ValueError(f"base and tuned must have the same shape, got {tuple(base.shape)} and {tuple(tuned.shape)}")
-
-
-def _check_heads(base_hidden: Tensor, base_head: Tensor, tuned_hidden: Tensor, tuned_head: Tensor, chunk: int) -> None:
-    shapes = [tuple(tensor.shape) for tensor in (base_hidden, base_head, tuned_hidden, tuned_head)]
-    if any(len(shape) != 2 for shape in shapes):
-        raise ValueError(f"hidden states [N, H] and heads [V, H] must be matrices, got {shapes}")
-    (n, h), (v, head_h), (tuned_n, tuned_h), (tuned_v, tuned_head_h) = shapes
-    if h != head_h or tuned_h != tuned_head_h or n != tuned_n or v != tuned_v:
-        raise ValueError(
-            f"expected hidden [N, H] with head [V, H] and the same N and V for both policies, got {shapes}"
-        )
-    if chunk < 1:
-        raise ValueError(f"chunk must be at least 1, got {chunk}")

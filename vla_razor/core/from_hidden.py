@@ -1,0 +1,206 @@
+"""Divergences at the size of a language model's vocabulary, from hidden states and output heads.
+
+Logits of 1,024 tokens over 150,000 words fill 0.6 GB a policy, and the plain computation needs several such matrices.
+Here a few tokens at a time meet the whole vocabulary, in pieces that stay in the cache.
+
+Digits: with d = tuned logit - base logit and any c near the mean of d under the base,
+KL(base || tuned) = log(1 + E[expm1(d - c)]) - E[d - c]. Where the two policies are close both terms are small, and
+E[expm1 e - e], whose terms are never negative, is summed on its own; sums over the vocabulary are kept in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vla_razor.core.precision import at_least_float32, narrow, wide
+
+Hidden = Float[Tensor, "N H"]
+Head = Float[Tensor, "V H"]
+
+WORDS = 4096
+"""Of the vocabulary, in a piece."""
+SMALL = 0.1
+"""Below this the series is exact to float32."""
+FAR = 60.0
+"""Where a word gained more than this factor's logarithm, float32 does not hold exp(d - c): float64 takes its place."""
+
+
+def forward_kl_from_hidden(
+    base_hidden: Hidden,
+    base_head: Head,
+    tuned_hidden: Float[Tensor, "N H2"],
+    tuned_head: Float[Tensor, "V H2"],
+    *,
+    chunk: int = 16384,
+) -> Float[Tensor, " N"]:
+    """KL(base || tuned) in nats of the distributions softmax(hidden @ head.T), without ever holding [N, V] logits.
+
+    So many tokens are taken at a time that their logits number N * `chunk`. The gradient for `tuned_hidden` is found on
+    the way; only that for `tuned_head` reads the vocabulary once more. Differentiable in these two; the base counts as
+    a constant. Products are in float32, or float64 where an argument is.
+
+    Raises ValueError where shapes disagree or `chunk` is below 1.
+    """
+    check_heads(base_hidden, base_head, tuned_hidden, tuned_head, chunk)
+    return _ForwardKL.apply(base_hidden, base_head, tuned_hidden, tuned_head, chunk)
+
+
+class _ForwardKL(torch.autograd.Function):
+    """A few tokens' logits are kept until their normalizers are known; then the gradient, sum_v (q - p) head_v, is one
+    product more.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, base_hidden: Tensor, base_head: Tensor, tuned_hidden: Tensor, tuned_head: Tensor, chunk: int
+    ) -> Tensor:
+        tokens, words = base_hidden.shape[0], base_head.shape[0]
+        sums: list[_Sums] = []
+        gradients: list[Tensor] = []
+        for rows in slices(tokens, max(1, tokens * chunk // words)):
+            pieces = logit_pieces(base_hidden[rows], base_head, tuned_hidden[rows], tuned_head, WORDS)
+            if ctx.needs_input_grad[2]:
+                pieces = list(pieces)
+            sums.append(_Sums.over(pieces))
+            if ctx.needs_input_grad[2]:
+                gradients.append(_product(pieces, sums[-1], tuned_head))
+            del pieces  # before the next ones are made
+        together = _Sums(*map(torch.cat, zip(*sums, strict=True)))
+        gradient = torch.cat(gradients) if gradients else None
+        ctx.save_for_backward(base_hidden, base_head, tuned_hidden, tuned_head, gradient, *together)
+        ctx.width = min(chunk, WORDS)
+        return narrow(together.divergence(), base_hidden, tuned_hidden)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[None, None, Tensor | None, Tensor | None, None]:
+        (grad,) = grad_outputs
+        base_hidden, base_head, tuned_hidden, tuned_head, gradient, *sums = ctx.saved_tensors
+        grad_hidden = (gradient * grad[:, None]).to(tuned_hidden.dtype) if ctx.needs_input_grad[2] else None
+        if not ctx.needs_input_grad[3]:
+            return None, None, grad_hidden, None, None
+        hidden = at_least_float32(tuned_hidden) * grad[:, None]
+        pieces = logit_pieces(base_hidden, base_head, tuned_hidden, tuned_head, ctx.width)
+        rows = [_Sums(*sums).moved(*piece).to(hidden).T @ hidden for piece in pieces]
+        return None, None, grad_hidden, torch.cat(rows).to(tuned_head.dtype), None
+
+
+class _Sums(NamedTuple):
+    """Of each token [N], over the vocabulary, with w = exp(b - m)."""
+
+    maximum: Tensor
+    """m, the largest of the base's logits b."""
+    shift: Tensor
+    """c."""
+    total: Tensor
+    """The sum of w."""
+    slope: Tensor
+    """The sum of w (d - c)."""
+    excess: Tensor
+    """The sum of w (expm1(d - c) - (d - c)), whose terms are never negative."""
+
+    @classmethod
+    def over(cls, pieces: Iterable[tuple[Tensor, Tensor]]) -> _Sums:
+        """Of the base's logits and the tuned ones' differences from them, in pieces [N, C]."""
+        sums: _Sums | None = None
+        for b, d in pieces:
+            if sums is None:
+                shift = wide((b.softmax(-1) * d).sum(-1))
+                zero = torch.zeros_like(shift)
+                sums = cls(zero - math.inf, shift, zero, zero, zero)
+            sums = sums.with_piece(b, d)
+        assert sums is not None
+        return sums
+
+    def with_piece(self, b: Tensor, d: Tensor) -> _Sums:
+        """The sums that take in a piece [N, C] more."""
+        e, b = _wide_if_far(d - self.shift[:, None].to(d), b)
+        maximum = torch.maximum(self.maximum, b.amax(-1).to(self.maximum))
+        shrink = (self.maximum - maximum).exp()
+        w = (b - maximum[:, None].to(b)).exp_()
+        parts = w.sum(-1), (w * e).sum(-1), _expm1_minus(e).mul_(w).sum(-1)
+        return _Sums(maximum, self.shift, *(old * shrink + wide(new) for old, new in zip(self[2:], parts, strict=True)))
+
+    def divergence(self) -> Tensor:
+        """[N], in nats."""
+        mean, excess = self.slope / self.total, self.excess / self.total
+        return (torch.log1p(excess + mean) - mean).clamp_min(0)
+
+    def moved(self, b: Tensor, d: Tensor) -> Tensor:
+        """The tuned policy's probabilities minus the base's, of a piece [N, C]."""
+        log_base = self.maximum + self.total.log()
+        log_gain = self.shift + torch.log1p((self.slope + self.excess) / self.total)
+        e, b = _wide_if_far(d - log_gain[:, None].to(d), b)
+        return (b - log_base[:, None].to(b)).exp_().mul_(e.expm1_())
+
+
+def logit_pieces(
+    base_hidden: Hidden, base_head: Head, tuned_hidden: Tensor, tuned_head: Tensor, width: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The base's logits and the tuned ones' differences from them, [N, width], piece after piece of the vocabulary.
+
+    Two products of nearly equal inputs differ by their rounding. Where the sizes allow it, the differences are
+    therefore products of the *changes*, which keeps the digits of a small divergence, and costs one product more where
+    the heads differ.
+    """
+    x, y = at_least_float32(base_hidden), at_least_float32(tuned_hidden)
+    comparable = x.shape == y.shape and x.dtype == y.dtype
+    same_head = comparable and torch.equal(base_head, tuned_head)
+    both = torch.cat([x, y - x]) if comparable else x  # one larger product is faster than two
+    for words in slices(len(base_head), width):
+        base, tuned = at_least_float32(base_head[words]), at_least_float32(tuned_head[words])
+        if not comparable:
+            b = x @ base.T
+            yield b, y @ tuned.T - b
+            continue
+        b, d = (both @ tuned.T).chunk(2)
+        if not same_head:
+            turned = x @ (tuned - base).T
+            b, d = b.sub_(turned), d.add_(turned)
+        yield b, d
+
+
+def _product(pieces: Iterable[tuple[Tensor, Tensor]], sums: _Sums, tuned_head: Tensor) -> Tensor:
+    """The sum over the vocabulary of (q - p) times the head's rows [N, H2]: the gradient for the hidden states."""
+    result = at_least_float32(tuned_head.new_zeros(len(sums.total), tuned_head.shape[1]))
+    for (b, d), words in zip(pieces, slices(len(tuned_head), WORDS), strict=True):
+        result.addmm_(sums.moved(b, d).to(result), tuned_head[words].to(result))
+    return result
+
+
+def slices(count: int, width: int) -> Iterator[slice]:
+    """`count` things, `width` at a time."""
+    return (slice(start, start + width) for start in range(0, count, width))
+
+
+def _expm1_minus(e: Tensor) -> Tensor:
+    """exp(e) - 1 - e: by its series where float32 would lose digits."""
+    if e.dtype == torch.float32 and max(map(abs, map(float, e.aminmax()))) < SMALL:
+        return (e / 720).add_(1 / 120).mul_(e).add_(1 / 24).mul_(e).add_(1 / 6).mul_(e).add_(1 / 2).mul_(e).mul_(e)
+    return torch.expm1(e).sub_(e)
+
+
+def _wide_if_far(e: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    return (wide(e), wide(b)) if float(e.max()) > FAR else (e, b)
+
+
+def check_heads(base_hidden: Tensor, base_head: Tensor, tuned_hidden: Tensor, tuned_head: Tensor, chunk: int) -> None:
+    """Raises ValueError where shapes disagree or `chunk` is below 1."""
+    shapes = [tuple(tensor.shape) for tensor in (base_hidden, base_head, tuned_hidden, tuned_head)]
+    if any(len(shape) != 2 for shape in shapes):
+        raise ValueError(f"hidden states [N, H] and heads [V, H] must be matrices, got {shapes}")
+    (n, h), (v, head_h), (tuned_n, tuned_h), (tuned_v, tuned_head_h) = shapes
+    if h != head_h or tuned_h != tuned_head_h or n != tuned_n or v != tuned_v:
+        raise ValueError(
+            f"expected hidden [N, H] with head [V, H] and the same N and V for both policies, got {shapes}"
+        )
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1, got {chunk}")
