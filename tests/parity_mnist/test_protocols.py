@@ -62,3 +62,11 @@ def test_only_the_end_of_each_run_counts_as_finished() -> None:
     found = protocols.compare(spoiled)
     assert found["finished runs, no checkpoints on the way"]["forward_kl"] == pytest.approx(1)
     assert found["all models"]["forward_kl"] < 0.9
+
+
+def test_methods_that_seek_a_small_divergence_are_left_out_of_a_row_of_their_own() -> None:
+    """They lose more a nat than the others do."""
+    found = protocols.compare(sweep({"grpo": 0.2, "sft_1": 0.2, "grpo_kl": 0.6}))
+    assert found["all models"]["forward_kl"] < 0.9
+    assert found["without grpo_kl and sft_oracle"]["forward_kl"] == pytest.approx(1)
+    assert found["... up to 2 nats"]["forward_kl"] == pytest.approx(1)

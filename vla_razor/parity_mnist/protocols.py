@@ -6,9 +6,11 @@ from operator import attrgetter
 import numpy as np
 
 from vla_razor.core import forgetting_law
-from vla_razor.parity_mnist.analysis import PREDICTORS, Point, fittable
+from vla_razor.parity_mnist.analysis import KL_RANGES, PREDICTORS, Point, fittable
 from vla_razor.parity_mnist.methods import METHODS
 
+SEEKING = ("grpo_kl", "sft_oracle")
+"""The methods that aim at a small divergence from the base."""
 DEGREE = 2
 """Of the polynomial that the paper fits."""
 OTHER_DEGREES = (1, 3)
@@ -41,6 +43,11 @@ def _parts(points: Sequence[Point]) -> Iterator[tuple[str, list[Point]]]:
     yield "finished runs, no checkpoints on the way", [p for p in points if p.step == last[p.run]]
     for name, offline in (("on-policy methods", False), ("offline methods", True)):
         yield name, [p for p in points if bool(METHODS[p.method].annotate) is offline]
+    free = [p for p in points if p.method not in SEEKING]
+    if len(free) < len(points):
+        yield f"without {' and '.join(SEEKING)}", free
+        for bound in KL_RANGES[:-1]:
+            yield f"... up to {bound:g} nats", [p for p in free if p.measures["forward_kl"] <= bound]
 
 
 def _r2(points: Sequence[Point], degree: int) -> dict[str, float]:
