@@ -24,7 +24,7 @@ def compare(points: Sequence[Point]) -> dict[str, dict[str, float]]:
     """
     found = {"all models": _r2(points, DEGREE)}
     found |= {name: _r2(own, DEGREE) for name, own in _parts(points)}
-    found |= {f"polynomial of degree {degree}": _r2(points, degree) for degree in OTHER_DEGREES}
+    found |= {f"degree {degree}": _r2(points, degree) for degree in OTHER_DEGREES}
     return {name: by_measure for name, by_measure in found.items() if by_measure}
 
 
@@ -35,12 +35,12 @@ def best(by_measure: Mapping[str, float]) -> str:
 
 def _parts(points: Sequence[Point]) -> Iterator[tuple[str, list[Point]]]:
     """The points that a smaller sweep would have had, wherever it would differ."""
-    for wording, fact in (("seed {} alone", "seed"), ("{} learning rate", "schedule"), ("{}-epoch runs", "epochs")):
+    for wording, fact in (("seed {} alone", "seed"), ("{} schedule", "schedule"), ("{}-epoch runs", "epochs")):
         values = sorted({getattr(point, fact) for point in points})
         if len(values) > 1:
             yield from ((wording.format(v), [p for p in points if getattr(p, fact) == v]) for v in values)
     last = {point.run: point.step for point in sorted(points, key=attrgetter("step"))}
-    yield "finished runs, no checkpoints on the way", [p for p in points if p.step == last[p.run]]
+    yield "finished runs alone", [p for p in points if p.step == last[p.run]]
     for name, offline in (("on-policy methods", False), ("offline methods", True)):
         yield name, [p for p in points if bool(METHODS[p.method].annotate) is offline]
     free = [p for p in points if p.method not in SEEKING]

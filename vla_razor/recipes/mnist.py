@@ -125,7 +125,10 @@ def predictors_table(summary: dict[str, Any]) -> Table:
 
 def protocols_table(summary: dict[str, Any]) -> Table:
     """R2 of the divergences, and who predicts best, under other choices of sweep and fit."""
-    shown = Table("protocol", *protocols.SHOWN, "best", title="R2 where the sweep or the fit is another")
+    shown = Table(title="R2 where the sweep or the fit is another")
+    shown.add_column("protocol", no_wrap=True)
+    for name in (*protocols.SHOWN, "best"):
+        shown.add_column(name.replace("_", " "))
     for name, by_measure in summary["protocols"].items():
         cells = [f"{by_measure[measure]:.2f}" if measure in by_measure else "" for measure in protocols.SHOWN]
         shown.add_row(name, *cells, protocols.best(by_measure))
