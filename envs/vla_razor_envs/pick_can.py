@@ -60,7 +60,7 @@ class PickCan(ManipulationTask):
             thing.set_pose(sapien.Pose([ASIDE, number, 0.0]))
             thing.set_locked_motion_axes([True] * 6)
         if self.setup.settling:
-            self._settle(self.setup.settling, len(starts))
+            self._settle(self.setup.settling, starts)
             self._scatter(self.setup.settling, starts, rotation)
 
     def _can_pose(self, start: Start) -> tuple[list[float], np.ndarray]:
@@ -70,11 +70,12 @@ class PickCan(ManipulationTask):
         height = setup.start_heights[orientation]
         return [x, y, setup.table_top + height], euler2quat(*setup.orientations[orientation])
 
-    def _settle(self, settling: Settling, count: int) -> None:
+    def _settle(self, settling: Settling, starts: list[Start]) -> None:
         """Lets the can fall onto the table while the robot stands aside."""
         if not self.gpu_sim_enabled:
             self._renew_physics(settling.temporal)
-        self.stand(np.array([[*settling.robot_xy, 0.0]] * count))
+        self._hold(self._rest_qpos(starts))
+        self.stand(np.array([[*settling.robot_xy, 0.0]] * len(starts)))
         self.can.set_locked_motion_axes([False, False, False, True, True, False])
         self._simulate(settling.upright_seconds)
         self._release(self.can, [False] * 6, settling.free_seconds)

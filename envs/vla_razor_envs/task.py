@@ -151,10 +151,8 @@ class ManipulationTask(BaseEnv):
         ]
         if not self.gpu_sim_enabled:
             self._renew_physics(self.setup.physics.temporal)
-        rest = self._rest_qpos(starts)
-        self._hold(rest)
         self._prepare(starts)
-        self.agent.reset(rest)
+        self.agent.reset(self._rest_qpos(starts))
         self._place(env_idx, starts)
         if self.setup.photo:
             self._hang_photos(self.setup.photo, env_idx, starts)

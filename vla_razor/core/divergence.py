@@ -20,10 +20,13 @@ from torch import Tensor
 
 from vla_razor.core.from_hidden import check_heads, logit_pieces, slices
 from vla_razor.core.from_hidden import forward_kl_from_hidden as forward_kl_from_hidden
-from vla_razor.core.precision import expm1_minus, narrow, wide
+from vla_razor.core.precision import narrow, wide
 
 Logits = Float[Tensor, "*batch V"]
 PerRow = Float[Tensor, "*batch"]
+
+_SERIES_BELOW = 1e-3
+"""Below this |d| the five-term series of exp(d) - 1 - d is exact to double precision."""
 
 _LOG_TEMPERATURES = [math.log(2) * k for k in range(-4, 5)]
 """Where the best temperature is looked for before it is refined."""
@@ -79,7 +82,7 @@ def k3(base_log_probs: PerRow, tuned_log_probs: PerRow) -> PerRow:
     """
     _same_shape(base_log_probs, tuned_log_probs)
     ratio = wide(tuned_log_probs) - wide(base_log_probs)
-    return narrow(expm1_minus(ratio), base_log_probs, tuned_log_probs)
+    return narrow(_expm1_minus(ratio), base_log_probs, tuned_log_probs)
 
 
 class Divergences(NamedTuple):
@@ -153,10 +156,18 @@ def _finite_part(base: Tensor, tuned: Tensor) -> tuple[Tensor, Tensor]:
     p, q = base.exp(), tuned.exp()
     d = torch.where(both, tuned, 0) - torch.where(both, base, 0)
     close = both & (d.abs() < 1)
-    near = p * expm1_minus(torch.where(close, d, 0))
+    near = p * _expm1_minus(torch.where(close, d, 0))
     far = q - p - p * torch.where(close, 0, d)
     terms = torch.where(close, near, torch.where(both, far, q - p))
     return terms.sum(-1), (out_of_tuned & ~out_of_base).any(-1)
+
+
+def _expm1_minus(d: Tensor) -> Tensor:
+    """exp(d) - 1 - d, never negative and to full relative precision at small d."""
+    small = d.abs() < _SERIES_BELOW
+    s, large = torch.where(small, d, 0), torch.where(small, 1, d)
+    series = s * s / 2 * (1 + s / 3 * (1 + s / 4 * (1 + s / 5 * (1 + s / 6))))
+    return torch.where(small, series, torch.expm1(large) - large)
 
 
 def _closest_temperature(base: Tensor, tuned: Tensor) -> float:

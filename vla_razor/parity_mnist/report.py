@@ -42,6 +42,8 @@ figure { margin: 2rem 0; } svg { max-width: 100%; height: auto; } .no { color: #
 <td>{{ "%.1f" | format(100 * m.best_new) }}%</td><td>{{ "%.1f" | format(100 * m.forgotten_at_match) }}%</td>
 <td>{{ "%.2f" | format(m.forward_kl_at_match) }}</td></tr>
 {% endfor %}</table>
+{% if diverged %}<p>Diverged, and in no fit: {% for name, count in diverged.items() -%}
+{{ "" if loop.first else ", " }}{{ count }} checkpoints of {{ name }}{% endfor %}.</p>{% endif %}
 <h2>Other protocols</h2>
 <p>R2 of the same fits where the sweep or the polynomial is another.</p>
 <table><tr><th>protocol</th>{% for name in shown %}<th>{{ name }}</th>{% endfor %}<th>best</th></tr>
@@ -49,8 +51,6 @@ figure { margin: 2rem 0; } svg { max-width: 100%; height: auto; } .no { color: #
 {% for name in shown %}<td>{{ "%.2f" | format(r2[name]) if name in r2 }}</td>{% endfor %}
 <td>{{ best(r2) }}, {{ "%.2f" | format(r2[best(r2)]) }}</td></tr>
 {% endfor %}</table>
-{% if diverged %}<p>Diverged, and in no fit: {% for name, count in diverged.items() -%}
-{{ "" if loop.first else ", " }}{{ count }} checkpoints of {{ name }}{% endfor %}.</p>{% endif %}
 <h2>Figures</h2>
 {% for picture, caption in figures %}<figure>{{ picture | safe }}<figcaption>{{ caption }}</figcaption></figure>
 {% endfor %}
