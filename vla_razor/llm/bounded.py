@@ -1,0 +1,50 @@
+"""Calls that may never return, in processes that are stopped after some seconds."""
+
+from __future__ import annotations
+
+import atexit
+import resource
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, TimeoutError  # noqa: A004
+from functools import cache
+from multiprocessing import get_context
+from typing import Any, TypeVar
+
+from pebble import ProcessExpired, ProcessPool
+
+T = TypeVar("T")
+WORKERS = 2
+MEMORY = 4 << 30
+"""Bytes of address space a process may take."""
+
+
+def bounded_map(function: Callable[..., T], arguments: Iterable[tuple[Any, ...]], seconds: float) -> list[T | None]:
+    """`function` of each tuple of arguments, in order; None for a call that took longer than `seconds`, ran out of
+    memory, or ended its process. `function` and what it takes and returns must be picklable.
+    """
+    futures = [_pool().schedule(function, args=one, timeout=seconds) for one in arguments]
+    return [_result(future) for future in futures]
+
+
+def _result(future: Future[Any]) -> Any:
+    try:
+        return future.result()
+    except (TimeoutError, ProcessExpired, MemoryError, RecursionError):
+        return None
+
+
+@cache
+def _pool() -> ProcessPool:
+    """Started at the first call, stopped with this process. Spawned, because torch may have threads by then."""
+    pool = ProcessPool(WORKERS, initializer=_limit_memory, context=get_context("spawn"))
+    atexit.register(_close, pool)
+    return pool
+
+
+def _close(pool: ProcessPool) -> None:
+    pool.stop()
+    pool.join()
+
+
+def _limit_memory() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))

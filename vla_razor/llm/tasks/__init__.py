@@ -1,0 +1,79 @@
+"""The new tasks: prompts, gold answers and a binary reward. A task is a module that has what `Task` says.
+
+Splits are fixed by rules, not by seeds, so that they are the same everywhere; each task's docstring holds its rule.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, cast
+
+from vla_razor.errors import UserError, nearest
+
+NAMES = ("math", "science", "tool")
+LONGEST = 100_000
+"""Characters of a completion that a reward looks at; what is longer earns nothing."""
+
+
+class Example(NamedTuple):
+    """One question.
+
+    `prompt` is the user's message, `gold` what `rewards` compares an answer with, `answer` a completion that gives the
+    gold answer and nothing else. Questions of the same `group` are on one side of the split.
+    """
+
+    prompt: str
+    gold: str
+    answer: str
+    group: str
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The conversation so far."""
+        return [{"role": "user", "content": self.prompt}]
+
+
+class Splits(NamedTuple):
+    """Disjoint by group. `left_out` counts, by reason, the rows that are in neither."""
+
+    train: list[Example]
+    test: list[Example]
+    left_out: dict[str, int]
+
+
+class Task(Protocol):
+    """What a task's module has."""
+
+    def load(self, data_dir: Path | None, *, direct: bool) -> Splits:
+        """From the Hugging Face Hub, or a folder of local files. `direct` asks for the answer without reasoning."""
+        ...
+
+    def rewards(self, completions: Sequence[str], golds: Sequence[str]) -> list[float]:
+        """1 for a completion whose final answer is the gold one, else 0, in bounded time, whatever the completion."""
+        ...
+
+
+def open_task(name: str) -> Task:
+    """The task of this name. Raises UserError for an unknown one."""
+    if name not in NAMES:
+        raise UserError(f"unknown task {name!r}. {nearest(name, NAMES)}")
+    module: Any = import_module(f"vla_razor.llm.tasks.{name}")
+    return cast(Task, module)
+
+
+def is_held_out(group: str, share: float) -> bool:
+    """Whether a group belongs to the test split: `share` of all groups do, by their SHA-256, the same ones everywhere.
+
+    >>> [is_held_out(group, 0.5) for group in ("sodium", "lithium")]
+    [True, False]
+    """
+    digest = hashlib.sha256(group.encode()).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
+
+
+def same_text(text: str) -> str:
+    """Texts that differ in spaces or capitals only have the same."""
+    return "".join(text.split()).casefold()
