@@ -32,10 +32,15 @@ def test_both_forms_become_one(arguments: list[str], expected: list[str]) -> Non
 
 @pytest.mark.parametrize("verb", config.verbs())
 def test_both_forms_compose_the_same(verb: str) -> None:
-    own = {"jobs": 4} if verb == "mnist" else {"env": "drawer", "num_envs": 4}
+    own = {"env": "drawer", "num_envs": 4}
+    if verb == "mnist" or verb.startswith("llm_"):
+        own = {"jobs": 4} if verb == "mnist" else {"task": "math", "data_dir": "x"}
+    name = verb.split("_", 1) if verb.startswith("llm_") else [verb]
     words = [word for key, value in own.items() for word in (f"--{key.replace('_', '-')}", str(value))]
-    flags = runner.invoke(cli.app, [verb, "--show", "--seed=3", "--out", "x", *words])
-    pairs = runner.invoke(cli.app, [verb, "out=x", "seed=9", *(f"{k}={v}" for k, v in own.items()), "seed=3", "--show"])
+    flags = runner.invoke(cli.app, [*name, "--show", "--seed=3", "--out", "x", *words])
+    pairs = runner.invoke(
+        cli.app, [*name, "out=x", "seed=9", *(f"{k}={v}" for k, v in own.items()), "seed=3", "--show"]
+    )
     assert flags.exit_code == pairs.exit_code == 0, flags.output
     assert flags.stdout == pairs.stdout
 

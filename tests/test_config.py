@@ -137,7 +137,7 @@ def test_sections_hold_a_verbs_own_keys() -> None:
 @pytest.mark.parametrize("path", sorted((config.CONFIG_DIR / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
 def test_an_experiment_gives_each_verb_its_own_keys(path) -> None:
     for verb in config.verbs():
-        if (verb, path.stem) != ("mnist", "paper_robotics"):
+        if path.stem != "paper_robotics" or not (verb == "mnist" or verb.startswith("llm_")):
             plain, changed = config.compose(verb), config.compose(verb, [f"experiment={path.stem}"])
             assert changed.keys() == plain.keys()
 

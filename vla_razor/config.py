@@ -22,7 +22,7 @@ from vla_razor.errors import UserError, nearest
 _PACKAGE = Path(__file__).resolve().parent
 CONFIG_DIR = next(path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir())
 GROUPS = {"env": "env", "prior": "env@prior", "experiment": "experiment"}  # as Hydra names them
-FRAGMENTS = ("common", "training")  # files that verbs are composed of
+FRAGMENTS = ("common", "training", "llm_common", "llm_training")  # files that verbs are composed of
 
 
 class Rule(NamedTuple):
@@ -75,13 +75,17 @@ _DEVICE = Rule(
 )
 
 _KEYS = {
-    _TEXT: "out policy against base demos unnorm_key data_dir embeddings",
-    _SWITCH: "greedy train_vision dry_run",
+    _TEXT: "out policy against base demos unnorm_key data_dir embeddings model teacher endpoint "
+    "api_key_variable annotations",
+    _SWITCH: "greedy train_vision dry_run direct rejected gradient_checkpointing",
     _COUNT: "num_envs num_workers micro_batch_size batch_size epochs iterations per_point max_attempts save_every "
-    "episodes new_episodes prior_episodes probe_states checkpoints jobs rates",
-    _WHOLE: "seed eval_episodes lora_rank warmup_steps augmentation probe_every videos",
-    _POSITIVE: "learning_rate gain_learning_rate eps max_grad_norm lora_alpha temperature lowest_rate highest_rate",
-    _NUMBER: "weight_decay kl_coefficient",
+    "episodes new_episodes prior_episodes probe_states checkpoints jobs rates group_size prompts_per_step "
+    "num_iterations max_new_tokens probe_prompts samples concurrency requests_per_minute",
+    _WHOLE: "seed eval_episodes lora_rank warmup_steps augmentation probe_every videos max_steps "
+    "max_examples eval_prompts",
+    _POSITIVE: "learning_rate gain_learning_rate eps max_grad_norm lora_alpha temperature lowest_rate highest_rate "
+    "timeout",
+    _NUMBER: "weight_decay kl_coefficient margin",
     _CHANGES: "sft_runs rl_runs",
 }
 RULES: dict[str, Rule] = {
@@ -104,10 +108,13 @@ RULES: dict[str, Rule] = {
     "loss": _one_of("cross_entropy", "openvla"),
     "normalizer": _one_of("length", "tokens", "episodes"),
     "baseline": _one_of("grid_point", "batch", "one_zero"),
+    "task": _one_of("math", "science", "tool"),
+    "log_probs": _one_of("sum", "mean"),
+    "use_vllm": _one_of("auto", "true", "false"),
 }
 
 NULLABLE = {"out", "data_dir", "prior", "unnorm_key", "temperature", "demos", "against", "base", "gain_learning_rate"}
-NULLABLE |= {"prompt", "image_size", "embeddings"}
+NULLABLE |= {"prompt", "image_size", "embeddings", "teacher", "endpoint", "annotations"}
 
 
 def verbs() -> list[str]:

@@ -19,6 +19,11 @@ ASIDE = ".aside-"
 """How the name of a file or folder begins that is not complete yet."""
 
 
+def cache_root() -> Path:
+    """The folder for what is made or fetched once: `$VLA_RAZOR_CACHE`, by default `~/.cache/vla_razor`."""
+    return Path(os.environ.get("VLA_RAZOR_CACHE") or Path.home() / ".cache" / "vla_razor")
+
+
 def atomic_write(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
     """Write a file aside, flush it to the disk and rename it. Folders are made as needed."""
     path.parent.mkdir(parents=True, exist_ok=True)

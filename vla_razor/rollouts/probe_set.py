@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -29,7 +28,7 @@ from torch import Tensor
 from vla_razor.config import robot_in
 from vla_razor.core import divergence
 from vla_razor.errors import RunFailed, UserError
-from vla_razor.files import atomic_folder, full_disk_reported, write_json
+from vla_razor.files import atomic_folder, cache_root, full_disk_reported, write_json
 from vla_razor.policies.openvla import OpenVLA
 from vla_razor.policies.openvla.policy import OpenVLAPolicy
 from vla_razor.rollouts.rollout import Episode, VectorEnv, make_vector_env, rollout
@@ -230,8 +229,8 @@ def measure(
 
 
 def cache_folder() -> Path:
-    """Where probe sets are kept: `VLA_RAZOR_CACHE`, or `~/.cache/vla_razor`."""
-    return Path(os.environ.get("VLA_RAZOR_CACHE") or Path.home() / ".cache" / "vla_razor") / "probe_sets"
+    """Where probe sets are kept."""
+    return cache_root() / "probe_sets"
 
 
 def save_to(folder: Path, probe: ProbeSet) -> None:

@@ -1,0 +1,114 @@
+"""From what a user types (`smollm`, a run folder, a checkpoint, a Hub id) to a language model and its tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from vla_razor.devices import device_named
+from vla_razor.errors import UserError
+from vla_razor.llm.smollm import SMOLLM, smollm_folder
+from vla_razor.policies.load import checkpoint_folder
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+class LanguageModel(NamedTuple):
+    """A model with its tokenizer; `name` is what was asked for."""
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether the base is the same model with the adapter disabled."""
+        return hasattr(self.model, "disable_adapter")
+
+    def base(self) -> AbstractContextManager[Any]:
+        """As long as the block lasts, an adapted model is its base."""
+        return self.model.disable_adapter() if self.has_adapter else nullcontext()
+
+
+def open_model(spec: str | Path, *, device: str = "cpu", dtype: str = "float32") -> LanguageModel:
+    """Load a language model for inference, or to be trained.
+
+    Args:
+        spec: "smollm" (the embedded default, made by `vla-razor assets smollm`), a run folder (its newest checkpoint),
+            a checkpoint folder (a whole model, or an adapter, whose base is then loaded first), or a Hub id.
+        device: "auto" takes a GPU where there is one.
+        dtype: of the parameters.
+
+    Raises UserError for everything that is not such a thing, and for a tokenizer without a chat template.
+    """
+    folder = smollm_folder() if str(spec) == SMOLLM else checkpoint_folder(Path(spec))
+    source = str(folder or spec)
+    base = _adapted(folder) if folder and (folder / ADAPTER_CONFIG).is_file() else None
+    tokenizer = _tokenizer(source)
+    model = _load(base or source, dtype)
+    if base:
+        model = _with_adapter(model, source)
+    words = model.get_output_embeddings().weight.shape[0]
+    if len(tokenizer) > words:
+        raise UserError(
+            f"{spec}: the tokenizer has {len(tokenizer)} tokens, the model only {words}: not made together."
+        )
+    return LanguageModel(model.to(device_named(device)), tokenizer, str(spec))
+
+
+def model_key(model: Any) -> str:
+    """A hash of the base's weights and shape, so that what was measured of one model is not taken for another's."""
+    digest = hashlib.sha256(json.dumps(model.config.to_diff_dict(), sort_keys=True, default=str).encode())
+    weights = {name: tensor for name, tensor in model.state_dict().items() if "lora_" not in name}
+    for name, tensor in sorted((name.replace("base_layer.", ""), tensor) for name, tensor in weights.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _tokenizer(source: str) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{source}: no tokenizer could be loaded ({_first_line(error)}).") from error
+    if not tokenizer.chat_template:
+        raise UserError(f"{source}: its tokenizer has no chat template; take an instruct model.")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _load(source: str, dtype: str) -> PreTrainedModel:
+    try:
+        return AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype))
+    except (OSError, ValueError) as error:
+        expected = "expected a folder with config.json and safetensors, or a model on the Hugging Face Hub"
+        raise UserError(f"{source}: no model could be loaded ({_first_line(error)}); {expected}.") from error
+
+
+def _adapted(folder: Path) -> str:
+    content = json.loads((folder / ADAPTER_CONFIG).read_text())
+    base = content.get("base_model_name_or_path")
+    if not base:
+        raise UserError(f"{folder}: the adapter does not say what it adapts (base_model_name_or_path).")
+    return base
+
+
+def _with_adapter(model: PreTrainedModel, folder: str) -> Any:
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(model, folder, is_trainable=True)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{folder}: the adapter is for another base ({_first_line(error)}).") from error
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
