@@ -184,6 +184,18 @@ class Run:
         return full_disk_reported(self.path / name, advice)
 
 
+def checkpoint_folder(path: Path) -> Path | None:
+    """The folder that holds the weights: `path`, or the newest checkpoint of the run at `path`; None if no folder."""
+    if not path.is_dir():
+        return None
+    if not (path / "checkpoints").is_dir():
+        return path
+    checkpoints = _numbered(path / "checkpoints")
+    if not checkpoints:
+        raise UserError(f"{path}: this run has no checkpoint yet. Go on with: vla-razor resume {path}")
+    return checkpoints[-1][1]
+
+
 def read_config(path: Path) -> DictConfig:
     """The settings of a run, from its config.yaml. Raises UserError where the file cannot be read or holds no verb."""
     try:

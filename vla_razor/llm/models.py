@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from vla_razor.devices import device_named
 from vla_razor.errors import UserError
 from vla_razor.llm.smollm import SMOLLM, smollm_folder
-from vla_razor.policies.load import checkpoint_folder
+from vla_razor.runs import checkpoint_folder
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -47,6 +48,7 @@ def open_model(spec: str | Path, *, device: str = "cpu", dtype: str = "float32")
 
     Raises UserError for everything that is not such a thing, and for a tokenizer without a chat template.
     """
+    _quieten()
     folder = smollm_folder() if str(spec) == SMOLLM else checkpoint_folder(Path(spec))
     source = str(folder or spec)
     base = _adapted(folder) if folder and (folder / ADAPTER_CONFIG).is_file() else None
@@ -66,7 +68,8 @@ def model_key(model: Any) -> str:
     """A hash of the base's weights and shape, so that what was measured of one model is not taken for another's."""
     digest = hashlib.sha256(json.dumps(model.config.to_diff_dict(), sort_keys=True, default=str).encode())
     weights = {name: tensor for name, tensor in model.state_dict().items() if "lora_" not in name}
-    for name, tensor in sorted((name.replace("base_layer.", ""), tensor) for name, tensor in weights.items()):
+    plain = {name.removeprefix("base_model.model.").replace("base_layer.", ""): weights[name] for name in weights}
+    for name, tensor in sorted(plain.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
@@ -84,7 +87,7 @@ def _tokenizer(source: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _load(source: str, dtype: str) -> PreTrainedModel:
+def _load(source: str, dtype: str) -> Any:
     try:
         return AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype))
     except (OSError, ValueError) as error:
@@ -100,13 +103,22 @@ def _adapted(folder: Path) -> str:
     return base
 
 
-def _with_adapter(model: PreTrainedModel, folder: str) -> Any:
+def _with_adapter(model: Any, folder: str) -> Any:
     from peft import PeftModel
 
     try:
         return PeftModel.from_pretrained(model, folder, is_trainable=True)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"{folder}: the adapter is for another base ({_first_line(error)}).") from error
+
+
+def _quieten() -> None:
+    """The libraries' own bars and hints; a run has its own."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
 
 
 def _first_line(error: BaseException) -> str:

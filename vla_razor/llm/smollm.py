@@ -6,6 +6,7 @@ import importlib.util
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from vla_razor.errors import RunFailed, UserError
 from vla_razor.files import atomic_folder, cache_root, full_disk_reported
@@ -46,7 +47,7 @@ def _convert(folder: Path) -> None:
 
     source = _installed()
     quantized = GgufConfig(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=FILE, quantization_config=quantized)
+    model: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=FILE, quantization_config=quantized)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.save_pretrained(folder)

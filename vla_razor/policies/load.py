@@ -7,6 +7,7 @@ import torch
 from vla_razor.devices import device_named
 from vla_razor.errors import UserError
 from vla_razor.policies.openvla import OpenVLA, lora
+from vla_razor.runs import checkpoint_folder
 
 TINY = Path(__file__).resolve().parent.parent / "assets" / "tiny"
 _EMBEDDED = ("tiny", "vla")
@@ -39,19 +40,6 @@ def load_model(
     if not base:
         raise UserError(f"{folder}: the adapter does not say what it adapts (base_model_name_or_path).")
     return load_model(base, device=device, dtype=dtype).load_lora(folder)
-
-
-def checkpoint_folder(path: Path) -> Path | None:
-    """The folder that holds the weights: `path`, or the newest checkpoint of the run at `path`; None if no folder."""
-    if not path.is_dir():
-        return None
-    if not (path / "checkpoints").is_dir():
-        return path
-    steps = {p: p.name.removeprefix("step_") for p in (path / "checkpoints").iterdir() if p.is_dir()}
-    numbered = {p: int(n) for p, n in steps.items() if p.name.startswith("step_") and n.isdigit()}
-    if not numbered:
-        raise UserError(f"{path}: this run has no checkpoint yet. Go on with: vla-razor resume {path}")
-    return max(numbered, key=lambda p: numbered[p])
 
 
 def _dtype(dtype: torch.dtype | str) -> torch.dtype:

@@ -31,13 +31,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from vla_razor.config import common_keys, robot_of, scenes
 from vla_razor.devices import CARDS, Card, device_named
 from vla_razor.errors import UserError
-from vla_razor.policies.load import TINY, checkpoint_folder
+from vla_razor.policies.load import TINY
 from vla_razor.policies.openvla import OpenVLA, OpenVLAConfig, Processor, checkpoint, decoder, lora
 from vla_razor.policies.openvla.model import on_meta
 from vla_razor.policies.openvla.tiny import preprocessor_settings
 from vla_razor.recipes.training import parameter_groups
 from vla_razor.rollouts.demonstrations import FOLDER
 from vla_razor.rollouts.starts import parse_grid
+from vla_razor.runs import checkpoint_folder
 
 PROMPT_TOKENS = 20
 """Of a prompt such as "pick coke can" in Llama's tokenizer, where the checkpoint's is not at hand."""

@@ -74,6 +74,12 @@ def is_held_out(group: str, share: float) -> bool:
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
+def subset(examples: Sequence[Example], count: int) -> list[Example]:
+    """`count` of the examples, all of them where it is 0: the same ones everywhere, from all over the task."""
+    ordered = sorted(examples, key=lambda example: hashlib.sha256(example.prompt.encode()).digest())
+    return ordered[: count or None]
+
+
 def same_text(text: str) -> str:
     """Texts that differ in spaces or capitals only have the same."""
     return "".join(text.split()).casefold()

@@ -1,0 +1,82 @@
+"""What a run adds to TRL's trainers: its metrics, forward KL on the probe set, its checkpoints, its bar."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from vla_razor.errors import RunFailed
+from vla_razor.progress import progress
+from vla_razor.runs import Run
+
+TRAINER_FILES = ("optimizer.pt", "scheduler.pt", "trainer_state.json", "training_args.bin", "rng_state*.pth")
+SHOWN = ("loss", "reward")
+
+
+class RunCallback(TrainerCallback):
+    """Writes what TRL logs to the run, with `measure`'s numbers every `probe_every` steps (0 never). `close` it.
+
+    Raises RunFailed where the loss is not finite; the last checkpoint is then as it was.
+    """
+
+    def __init__(self, run: Run, probe_every: int, measure: Callable[[], dict[str, Any]]) -> None:
+        self.run, self.probe_every, self.measure = run, probe_every, measure
+        self._bar = ExitStack()
+
+    def close(self) -> None:
+        """Ends the bar."""
+        self._bar.close()
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        name = self.run.config.verb.removeprefix("llm_")
+        self.advance = self._bar.enter_context(progress(name, state.max_steps, state.global_step))
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        scalars = {name: value for name, value in (logs or {}).items() if isinstance(value, int | float)}
+        if "train_runtime" in scalars:  # the trainer's closing row repeats what the run knows
+            return
+        if not all(math.isfinite(scalars.get(name, 0.0)) for name in ("loss", "grad_norm")):
+            raise RunFailed(
+                f"Step {state.global_step}: the loss is {scalars.get('loss')}, its gradient's norm "
+                f"{scalars.get('grad_norm')}. {self.run.path}/checkpoints has the last finite model."
+            )
+        last = state.global_step >= state.max_steps
+        if self.probe_every and (state.global_step % self.probe_every == 0 or last):
+            scalars |= self.measure()
+        self.run.log(state.global_step, **scalars)
+        self.advance(**{name: scalars[name] for name in (*SHOWN, "forward_kl") if name in scalars})
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        saved = trainer_folder(self.run, state.global_step)
+        self.run.save(state.global_step, lambda folder: _link_model(saved, folder), {})
+
+
+def trainer_folder(run: Run, step: int | None = None) -> Path:
+    """Where transformers' Trainer keeps what it needs to go on: of a step, or of all."""
+    folder = run.path / "trainer_state" / "trainer"
+    return folder if step is None else folder / f"checkpoint-{step}"
+
+
+def _link_model(saved: Path, folder: Path) -> None:
+    """The model's and tokenizer's files, without a second copy on the disk where the file system allows it."""
+    own = {path for pattern in TRAINER_FILES for path in saved.glob(pattern)}
+    for path in saved.iterdir():
+        if path not in own and path.is_file():
+            try:
+                os.link(path, folder / path.name)
+            except OSError:
+                shutil.copy2(path, folder / path.name)

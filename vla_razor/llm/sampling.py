@@ -1,0 +1,104 @@
+"""Completions of a language model, in batches, the same ones for the same seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+
+from vla_razor.errors import UserError
+from vla_razor.llm.models import LanguageModel
+from vla_razor.llm.tasks import Example
+
+Done = Callable[[], object]
+
+
+class Completion(NamedTuple):
+    """Token ids of a prompt and of what follows it, the end-of-text token included where it was reached; the text
+    without special tokens.
+    """
+
+    prompt: list[int]
+    tokens: list[int]
+    text: str
+
+
+def sample(
+    language: LanguageModel,
+    examples: Sequence[Example],
+    *,
+    temperature: float,
+    max_new_tokens: int,
+    seed: int,
+    batch_size: int,
+    done: Done = lambda: None,
+) -> list[Completion]:
+    """One completion of every example, at `temperature` over the whole vocabulary, or the likeliest tokens at 0.
+
+    `done` is called after every batch. Torch's global generator is seeded for each batch and left as it was.
+
+    Raises UserError where the prompt and its completion are longer than the model's context.
+    """
+    prompts = [prompt_ids(language, example) for example in examples]
+    _check_length(language, prompts, max_new_tokens)
+    completions: list[Completion] = []
+    for start in range(0, len(prompts), batch_size):
+        batch = prompts[start : start + batch_size]
+        with torch.random.fork_rng(), torch.inference_mode():
+            torch.manual_seed(seed * 1_000_003 + start)
+            completions += _batch(language, batch, temperature, max_new_tokens)
+        done()
+    return completions
+
+
+def prompt_ids(language: LanguageModel, example: Example) -> list[int]:
+    """The conversation in the model's own chat format, up to where its answer begins."""
+    ids = language.tokenizer.apply_chat_template(example.messages, add_generation_prompt=True, return_dict=False)
+    return list(ids)
+
+
+def _batch(
+    language: LanguageModel, prompts: Sequence[list[int]], temperature: float, max_new_tokens: int
+) -> Iterator[Completion]:
+    model, tokenizer = language.model, language.tokenizer
+    width = max(map(len, prompts))
+    pad = int(tokenizer.pad_token_id)
+    ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
+    how = (
+        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        if temperature
+        else {"do_sample": False}
+    )
+    if not temperature:
+        how |= {"temperature": None, "top_k": None, "top_p": None}  # an instruct model's own, which would be warned of
+    found = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=max_new_tokens,
+        pad_token_id=pad,
+        repetition_penalty=1.0,
+        **how,
+    )
+    ends = _ends(model, tokenizer.eos_token_id)
+    for prompt, row in zip(prompts, found[:, width:].tolist(), strict=True):
+        stop = next((place for place, token in enumerate(row) if token in ends), len(row) - 1)
+        tokens = row[: stop + 1]
+        yield Completion(prompt, tokens, str(tokenizer.decode(tokens, skip_special_tokens=True)))
+
+
+def _ends(model: object, own: int | None) -> set[int]:
+    listed = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids = listed if isinstance(listed, list) else [listed]
+    return {token for token in (*ids, own) if token is not None}
+
+
+def _check_length(language: LanguageModel, prompts: Sequence[list[int]], max_new_tokens: int) -> None:
+    longest = max(map(len, prompts), default=0)
+    context = getattr(language.model.config, "max_position_embeddings", None)
+    if context is not None and longest + max_new_tokens > context:
+        raise UserError(
+            f"{language.name}: its context holds {context} tokens; the longest prompt has {longest}, and "
+            f"max_new_tokens={max_new_tokens}. Take at most max_new_tokens={context - longest}."
+        )

@@ -1,0 +1,221 @@
+"""The four trainers, which are TRL's, with the paper's settings (RL's Razor, Table 2 and Section 5.1).
+
+- SFT: cross-entropy on the answer's tokens.
+- GRPO: the loss of Dr. GRPO, rewards less their group's mean, no KL penalty unless asked for.
+- 1-0 REINFORCE: the same with the reward itself, 1 or 0, for advantage.
+- SimPO: -log sigmoid(log pi(chosen) - log pi(rejected) - margin). The paper prints sums of log-probabilities over an
+  answer's tokens; TRL's, as the SimPO paper has it, averages them over the length. `log_probs` says which.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # SimPO lives there
+
+import torch
+from datasets import Dataset
+from omegaconf import DictConfig
+from torch import Tensor
+from transformers import TrainerCallback
+from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+from trl.experimental.cpo import CPOConfig, CPOTrainer
+
+from vla_razor.errors import UserError
+from vla_razor.llm.models import LanguageModel
+from vla_razor.llm.tasks import Example, Task
+
+SCHEDULES = {"constant": "constant_with_warmup", "cosine": "cosine"}
+Reward = Callable[..., list[float]]
+
+
+class OneZero(GRPOTrainer):
+    """GRPO without a baseline: a completion's advantage is its reward, 1 or 0."""
+
+    def _calculate_rewards(self, *arguments: Any) -> Tensor:
+        self._rewards: Tensor = super()._calculate_rewards(*arguments)
+        return self._rewards
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        output = super()._generate_and_score_completions(inputs)
+        begin = self.accelerator.process_index * len(output["advantages"])
+        output["advantages"] = self._rewards[begin : begin + len(output["advantages"]), 0].nan_to_num()
+        return output
+
+
+class SummedSimPO(CPOTrainer):
+    """SimPO on summed log-probabilities, as the paper prints it."""
+
+    @staticmethod
+    def get_batch_logps(
+        logits: Any, labels: Any, average_log_prob: bool = False, is_encoder_decoder: bool = False
+    ) -> Any:
+        return CPOTrainer.get_batch_logps(logits, labels, False, is_encoder_decoder)
+
+
+def sft(
+    language: LanguageModel,
+    config: DictConfig,
+    answers: Sequence[tuple[Example, str]],
+    folder: Path,
+    callbacks: list[TrainerCallback],
+) -> SFTTrainer:
+    """Ready to train on these answers."""
+    rows = [
+        {"prompt": example.messages, "completion": [{"role": "assistant", "content": answer}]}
+        for example, answer in answers
+    ]
+    settings = SFTConfig(
+        **_settings(config, folder, config.batch_size), max_length=None, completion_only_loss=True, packing=False
+    )
+    return SFTTrainer(
+        model=language.model,
+        args=settings,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=language.tokenizer,
+        callbacks=callbacks,
+        peft_config=_peft(language, config),
+    )
+
+
+def simpo(
+    language: LanguageModel,
+    config: DictConfig,
+    pairs: Sequence[tuple[Example, str, str]],
+    folder: Path,
+    callbacks: list[TrainerCallback],
+) -> CPOTrainer:
+    """Ready to train on pairs of a right and a wrong answer."""
+    rows = [
+        {
+            "prompt": example.messages,
+            "chosen": [{"role": "assistant", "content": right}],
+            "rejected": [{"role": "assistant", "content": wrong}],
+        }
+        for example, right, wrong in pairs
+    ]
+    settings = CPOConfig(
+        **_settings(config, folder, config.batch_size),
+        loss_type="simpo",
+        cpo_alpha=0.0,
+        beta=1.0,
+        simpo_gamma=config.margin,
+        max_length=None,
+    )
+    trainer = SummedSimPO if config.log_probs == "sum" else CPOTrainer
+    return trainer(
+        model=language.model,
+        args=settings,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=language.tokenizer,
+        callbacks=callbacks,
+        peft_config=_peft(language, config),
+    )
+
+
+def on_policy(
+    language: LanguageModel,
+    config: DictConfig,
+    task: Task,
+    examples: Sequence[Example],
+    folder: Path,
+    callbacks: list[TrainerCallback],
+) -> GRPOTrainer:
+    """Ready to train by GRPO, or by 1-0 REINFORCE where `config.verb` says so."""
+    together = config.group_size * config.prompts_per_step
+    if len(examples) < config.prompts_per_step:
+        raise UserError(f"prompts_per_step={config.prompts_per_step}: there are only {len(examples)} training prompts.")
+    settings = GRPOConfig(
+        **_settings(config, folder, together),
+        num_generations=config.group_size,
+        steps_per_generation=_accumulation(config, together),
+        max_completion_length=config.max_new_tokens,
+        temperature=config.temperature,
+        num_iterations=config.num_iterations,
+        beta=config.get("kl_coefficient", 0.0),
+        loss_type="dr_grpo",
+        scale_rewards="none",
+        use_vllm=_use_vllm(config.use_vllm),
+        vllm_mode="colocate",
+    )
+    trainer = OneZero if config.verb == "llm_reinforce" else GRPOTrainer
+    return trainer(
+        model=language.model,
+        reward_funcs=reward_of(task),
+        args=settings,
+        train_dataset=Dataset.from_list([{"prompt": e.messages, "gold": e.gold} for e in examples]),
+        processing_class=language.tokenizer,
+        callbacks=callbacks,
+        peft_config=_peft(language, config),
+    )
+
+
+def reward_of(task: Task) -> Reward:
+    """The task's reward in the form that TRL calls."""
+
+    def reward(completions: list[list[dict[str, str]]], gold: list[str], **_: Any) -> list[float]:
+        return task.rewards([completion[-1]["content"] for completion in completions], gold)
+
+    return reward
+
+
+def _settings(config: DictConfig, folder: Path, batch_size: int) -> dict[str, Any]:
+    """What transformers' Trainer takes, for all methods. Our own callbacks save, log and draw the bar."""
+    on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
+    return {
+        "output_dir": str(folder),
+        "seed": config.seed,
+        "data_seed": config.seed,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": SCHEDULES[config.schedule],
+        "warmup_steps": config.warmup_steps,
+        "num_train_epochs": config.epochs,
+        "max_steps": config.max_steps or -1,
+        "max_grad_norm": config.max_grad_norm,
+        "weight_decay": config.weight_decay,
+        "per_device_train_batch_size": min(config.micro_batch_size, batch_size),
+        "gradient_accumulation_steps": _accumulation(config, batch_size),
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "bf16": config.dtype == "bfloat16",
+        "use_cpu": on_cpu,
+        "save_strategy": "steps",
+        "save_steps": config.save_every,
+        "save_total_limit": 2,
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": not on_cpu,
+    }
+
+
+def _accumulation(config: DictConfig, batch_size: int) -> int:
+    """Micro-batches a step and process. Raises UserError where they do not divide the batch."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    share = min(config.micro_batch_size, batch_size) * processes
+    if batch_size % share:
+        raise UserError(
+            f"micro_batch_size={config.micro_batch_size} on each of {processes} devices does not divide a batch of "
+            f"{batch_size}."
+        )
+    return batch_size // share
+
+
+def _peft(language: LanguageModel, config: DictConfig) -> Any:
+    if not config.lora_rank or language.has_adapter:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+
+
+def _use_vllm(choice: str) -> bool:
+    installed = find_spec("vllm") is not None
+    if choice == "true" and not installed:
+        raise UserError("use_vllm=true: vLLM is not installed; pip install vllm, or use_vllm=false.")
+    return choice == "true" or (choice == "auto" and installed and torch.cuda.is_available())

@@ -1,0 +1,67 @@
+"""`vla-razor llm kl`: how far a language model has moved from its base on the new task (RL's Razor, Section 4).
+
+Forward KL is summed exactly over the whole vocabulary, at the base's own completions of test prompts
+(`llm/probe_set.py`); the alternatives of the paper's Section 6 stand beside it.
+"""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from vla_razor.errors import UserError
+from vla_razor.llm import probe_set, tasks
+from vla_razor.llm.models import LanguageModel, open_model
+from vla_razor.llm.probe_set import ProbeSet
+from vla_razor.progress import progress
+from vla_razor.runs import Run, read_config
+
+
+def run(config: DictConfig, run: Run) -> None:
+    """Measure `config.model` against `config.base` on the probe set of `config.task`."""
+    run.restore()
+    language = open_model(config.model, device=config.device, dtype=config.dtype)
+    if config.base is None and language.has_adapter:
+        probe = _probe(config, language)
+    else:
+        base = config.base or _origin(config.model)
+        probe = _probe(config, open_model(base, device=config.device, dtype=config.dtype))
+    measured = probe_set.measure(language, probe, config.micro_batch_size)
+    run.log(0, **measured)
+    run.finish({"forward_kl": measured, "probe_set": {"key": probe.origin.key, **vars(probe.origin)}})
+    report(Console(), config, measured)
+
+
+def report(console: Console, config: DictConfig, measured: dict[str, float | int]) -> None:
+    """Forward KL a token and a completion, and the alternatives a token."""
+    title = f"{config.model} against its base on {config.task}, {measured['completions']} completions, in nats"
+    table = Table("", "a completion", "a token", title=title)
+    error = f"{measured['per_completion']:.4g} ± {measured['per_completion_standard_error']:.2g}"
+    table.add_row("forward KL", error, f"{measured['forward_kl']:.4g}")
+    for name in ("reverse_kl", "total_variation", "l2_distance"):
+        table.add_row(name.replace("_", " ").replace(" kl", " KL"), "", f"{measured[name]:.4g}")
+    console.print(table)
+
+
+def _probe(config: DictConfig, language: LanguageModel) -> ProbeSet:
+    splits = tasks.open_task(config.task).load(Path(config.data_dir) if config.data_dir else None, direct=config.direct)
+    examples = tasks.subset(splits.test, config.probe_prompts)
+    with progress("probe set", -(-len(examples) // config.micro_batch_size)) as advance:
+        return probe_set.obtain(
+            language,
+            config.task,
+            examples,
+            max_new_tokens=config.max_new_tokens,
+            seed=config.seed,
+            batch_size=config.micro_batch_size,
+            done=advance,
+        )
+
+
+def _origin(model: str) -> str:
+    """What the run that trained a model, given by its folder or a checkpoint in it, started from."""
+    for folder in (Path(model), Path(model).parent.parent):
+        if (folder / "config.yaml").is_file():
+            return read_config(folder / "config.yaml").model
+    raise UserError(f"model={model} does not say what it was fine-tuned from: give base=.")

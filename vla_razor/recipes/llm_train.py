@@ -1,0 +1,164 @@
+"""`vla-razor llm sft|grpo|reinforce|simpo`: fine-tune a language model on math, science or tool use (RL's Razor,
+Sections 3.1 and 5.1, Appendix B.1).
+
+TRL trains; forward KL from the base is measured on the probe set along the way, over the whole vocabulary, at the
+base's own completions of test prompts. Base and tuned model answer the same test prompts, by their likeliest tokens.
+
+Where it departs from the paper: SFT without annotations learns the gold answers alone, without reasoning.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from vla_razor.errors import UserError
+from vla_razor.files import write_json
+from vla_razor.llm import probe_set, tasks, training
+from vla_razor.llm.callbacks import RunCallback, trainer_folder
+from vla_razor.llm.evaluation import right_answers
+from vla_razor.llm.models import LanguageModel, open_model
+from vla_razor.llm.probe_set import ProbeSet
+from vla_razor.llm.tasks import Example, Splits, Task
+from vla_razor.progress import progress
+from vla_razor.runs import Run
+from vla_razor.statistics import paired_difference, wilson
+
+
+def run(config: DictConfig, run: Run) -> None:
+    """Fine-tune `config.model` on `config.task`; goes on where a resumed run stopped."""
+    run.restore()
+    task = tasks.open_task(config.task)
+    splits = task.load(Path(config.data_dir) if config.data_dir else None, direct=config.direct)
+    data = _data(config, splits)
+    language = open_model(config.model, device=config.device, dtype=config.dtype)
+    probe = _probe(config, language, splits.test)
+    asked = tasks.subset(splits.test, config.eval_prompts) if config.eval_prompts else []
+    base = _base_answers(config, run, language, task, asked)
+    callback = RunCallback(run, config.probe_every, lambda: _moved(config, language, probe))
+    trainer = _trainer(config, run, language, task, data, callback)
+    language = language._replace(model=trainer.model)
+    resumed = str(trainer_folder(run, run.step)) if run.step else None
+    try:
+        trainer.train(resume_from_checkpoint=resumed)
+    finally:
+        callback.close()
+    tuned = _answers(config, language, task, asked, "tuned")
+    moved = _moved(config, language, probe)
+    run.finish(present(Console(), config, base, tuned, moved, splits))
+
+
+def present(
+    console: Console,
+    config: DictConfig,
+    base: list[bool],
+    tuned: list[bool],
+    moved: dict[str, Any],
+    splits: Splits,
+) -> dict[str, Any]:
+    """Prints what the model learned and how far it moved, and returns it for summary.json."""
+    table = Table("", "base", "tuned", "change", title=f"{config.verb.removeprefix('llm_')} on {config.task}")
+    entry: dict[str, Any] = {"task": config.task, "split": splits.left_out, "forward_kl": moved or None}
+    if base:
+        rates = wilson(sum(base), len(base)), wilson(sum(tuned), len(tuned))
+        change = paired_difference(tuned, base)
+        table.add_row(
+            f"right answers of {len(base)}",
+            *(f"{rate['rate']:.0%} [{rate['low']:.0%}, {rate['high']:.0%}]" for rate in rates),
+            f"{change.difference:+.0%} [{change.low:+.0%}, {change.high:+.0%}]",
+        )
+        entry |= {"base": rates[0], "tuned": rates[1], "change": change._asdict()}
+    if moved:
+        table.add_row("forward KL, nats a token", "0", f"{moved['forward_kl']:.4g}")
+        table.add_row("forward KL, nats a completion", "0", f"{moved['per_completion']:.4g}")
+    console.print(table)
+    return entry
+
+
+def _data(config: DictConfig, splits: Splits) -> Any:
+    """What the method trains on: answers, pairs of answers, or prompts."""
+    examples = tasks.subset(splits.train, config.max_examples)
+    method = config.verb.removeprefix("llm_")
+    if method in ("grpo", "reinforce"):
+        return examples
+    if config.annotations is None:
+        if method == "simpo":
+            made = f"vla-razor llm annotate --task {config.task} --rejected --out DIR"
+            raise UserError(f"simpo needs right and wrong answers: annotations=DIR. Make them with: {made}")
+        return [(example, example.answer) for example in examples]
+    from vla_razor.llm import annotations
+
+    found = annotations.read(Path(config.annotations))
+    by_prompt = {one.prompt: one for one in found}
+    known = [(example, by_prompt[example.prompt]) for example in examples if example.prompt in by_prompt]
+    if method == "simpo":
+        rows = [(example, one.chosen, one.rejected) for example, one in known if one.chosen and one.rejected]
+    else:
+        rows = [(example, one.chosen) for example, one in known if one.chosen]
+    if not rows:
+        raise UserError(f"annotations={config.annotations}: none is of a training prompt of task={config.task}.")
+    return rows
+
+
+def _trainer(
+    config: DictConfig, run: Run, language: LanguageModel, task: Task, data: Any, callback: RunCallback
+) -> Any:
+    folder, callbacks = trainer_folder(run), [callback]
+    if config.verb == "llm_sft":
+        return training.sft(language, config, data, folder, callbacks)
+    if config.verb == "llm_simpo":
+        return training.simpo(language, config, data, folder, callbacks)
+    return training.on_policy(language, config, task, data, folder, callbacks)
+
+
+def _probe(config: DictConfig, language: LanguageModel, test: list[Example]) -> ProbeSet | None:
+    if not config.probe_every:
+        return None
+    examples = tasks.subset(test, config.probe_prompts)
+    with progress("probe set", _batches(config, examples)) as advance:
+        return probe_set.obtain(
+            language,
+            config.task,
+            examples,
+            max_new_tokens=config.max_new_tokens,
+            seed=config.seed,
+            batch_size=config.micro_batch_size,
+            done=advance,
+        )
+
+
+def _moved(config: DictConfig, language: LanguageModel, probe: ProbeSet | None) -> dict[str, Any]:
+    return probe_set.measure(language, probe, config.micro_batch_size) if probe else {}
+
+
+def _base_answers(
+    config: DictConfig, run: Run, language: LanguageModel, task: Task, asked: list[Example]
+) -> list[bool]:
+    """Asked before training, while the model is the base; kept for a resumed run."""
+    kept = run.path / "base_answers.json"
+    if kept.is_file():
+        return json.loads(kept.read_text())
+    answers = _answers(config, language, task, asked, "base")
+    write_json(kept, answers)
+    return answers
+
+
+def _answers(config: DictConfig, language: LanguageModel, task: Task, asked: list[Example], who: str) -> list[bool]:
+    if not asked:
+        return []
+    with progress(f"{who} answers", _batches(config, asked)) as advance:
+        return right_answers(
+            language,
+            task,
+            asked,
+            max_new_tokens=config.max_new_tokens,
+            batch_size=config.micro_batch_size,
+            done=advance,
+        )
+
+
+def _batches(config: DictConfig, examples: list[Example]) -> int:
+    return -(-len(examples) // config.micro_batch_size)
