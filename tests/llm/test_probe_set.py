@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, Qwen2ForCausalLM
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from tests.llm.support import small_data, small_model
 from vla_razor.core import divergence
@@ -175,7 +175,7 @@ def test_an_adapter_for_another_base_is_refused(tmp_path: Path, base: LanguageMo
     wide = small_model(tmp_path / "wide")
     config = (wide / "config.json").read_text().replace('"intermediate_size": 64', '"intermediate_size": 96')
     (wide / "config.json").write_text(config)
-    Qwen2ForCausalLM(AutoConfig.from_pretrained(wide)).save_pretrained(wide)
+    Qwen2ForCausalLM(Qwen2Config.from_pretrained(wide)).save_pretrained(wide)
     file = folder / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": str(wide)}))
     with pytest.raises(UserError, match="the adapter is for another base"):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from vla_razor.devices import device_named
@@ -24,8 +24,13 @@ class LanguageModel(NamedTuple):
     """A model with its tokenizer; `name` is what was asked for."""
 
     model: Any
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Any
     name: str
+
+    @property
+    def pad(self) -> int:
+        """The token that fills batches up."""
+        return self.tokenizer.pad_token_id
 
     @property
     def has_adapter(self) -> bool:
@@ -75,7 +80,7 @@ def model_key(model: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def _tokenizer(source: str) -> PreTrainedTokenizerBase:
+def _tokenizer(source: str) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:

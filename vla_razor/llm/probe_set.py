@@ -104,7 +104,7 @@ def obtain(
         tokens = torch.tensor([token for one in completions for token in (*one.prompt, *one.tokens)])
         lengths = torch.tensor([(len(one.prompt), len(one.tokens)) for one in completions])
         head = output_head(language)
-        probe = ProbeSet(origin, tokens, lengths, head.new_empty(0, head.shape[1]), head.detach().cpu())
+        probe = ProbeSet(origin, tokens, lengths, head.new_empty(0, head.shape[1]), head.detach().clone().cpu())
         probe.hidden = _hidden_states(language, probe, batch_size)
         language.model.train(was_training)
     with full_disk_reported(folder, "free some space, or set VLA_RAZOR_CACHE to a folder on another disk."):
@@ -194,7 +194,7 @@ def load(folder: Path) -> ProbeSet:
 @torch.no_grad()
 def _hidden_states(language: LanguageModel, probe: ProbeSet, batch_size: int) -> Float[Tensor, "M H"]:
     """Of the model as it is, where each token of a completion is predicted."""
-    model, pad = language.model, int(language.tokenizer.pad_token_id)
+    model, pad = language.model, language.pad
     sequences, found = probe.sequences(), []
     for start in range(0, len(sequences), batch_size):
         batch = sequences[start : start + batch_size]

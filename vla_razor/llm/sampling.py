@@ -63,7 +63,7 @@ def _batch(
 ) -> Iterator[Completion]:
     model, tokenizer = language.model, language.tokenizer
     width = max(map(len, prompts))
-    pad = int(tokenizer.pad_token_id)
+    pad = language.pad
     ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
     how = (
@@ -85,7 +85,7 @@ def _batch(
     for prompt, row in zip(prompts, found[:, width:].tolist(), strict=True):
         stop = next((place for place, token in enumerate(row) if token in ends), len(row) - 1)
         tokens = row[: stop + 1]
-        yield Completion(prompt, tokens, str(tokenizer.decode(tokens, skip_special_tokens=True)))
+        yield Completion(prompt, tokens, tokenizer.decode(tokens, skip_special_tokens=True))
 
 
 def _ends(model: object, own: int | None) -> set[int]:

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,17 @@ from datasets import Dataset
 from omegaconf import DictConfig
 from torch import Tensor
 from transformers import TrainerCallback
-from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from vla_razor.errors import UserError
 from vla_razor.llm.models import LanguageModel
 from vla_razor.llm.tasks import Example, Task
 
 SCHEDULES = {"constant": "constant_with_warmup", "cosine": "cosine"}
-Reward = Callable[..., list[float]]
 
 
 class OneZero(GRPOTrainer):
@@ -62,22 +64,20 @@ def sft(
     config: DictConfig,
     answers: Sequence[tuple[Example, str]],
     folder: Path,
-    callbacks: list[TrainerCallback],
+    callbacks: Sequence[TrainerCallback],
 ) -> SFTTrainer:
     """Ready to train on these answers."""
     rows = [
         {"prompt": example.messages, "completion": [{"role": "assistant", "content": answer}]}
         for example, answer in answers
     ]
-    settings = SFTConfig(
-        **_settings(config, folder, config.batch_size), max_length=None, completion_only_loss=True, packing=False
-    )
+    settings = SFTConfig(**_settings(config, folder), max_length=None, completion_only_loss=True, packing=False)
     return SFTTrainer(
         model=language.model,
         args=settings,
         train_dataset=Dataset.from_list(rows),
         processing_class=language.tokenizer,
-        callbacks=callbacks,
+        callbacks=list(callbacks),
         peft_config=_peft(language, config),
     )
 
@@ -87,7 +87,7 @@ def simpo(
     config: DictConfig,
     pairs: Sequence[tuple[Example, str, str]],
     folder: Path,
-    callbacks: list[TrainerCallback],
+    callbacks: Sequence[TrainerCallback],
 ) -> CPOTrainer:
     """Ready to train on pairs of a right and a wrong answer."""
     rows = [
@@ -99,7 +99,7 @@ def simpo(
         for example, right, wrong in pairs
     ]
     settings = CPOConfig(
-        **_settings(config, folder, config.batch_size),
+        **_settings(config, folder),
         loss_type="simpo",
         cpo_alpha=0.0,
         beta=1.0,
@@ -112,7 +112,7 @@ def simpo(
         args=settings,
         train_dataset=Dataset.from_list(rows),
         processing_class=language.tokenizer,
-        callbacks=callbacks,
+        callbacks=list(callbacks),
         peft_config=_peft(language, config),
     )
 
@@ -123,16 +123,13 @@ def on_policy(
     task: Task,
     examples: Sequence[Example],
     folder: Path,
-    callbacks: list[TrainerCallback],
+    callbacks: Sequence[TrainerCallback],
 ) -> GRPOTrainer:
     """Ready to train by GRPO, or by 1-0 REINFORCE where `config.verb` says so."""
-    together = config.group_size * config.prompts_per_step
-    if len(examples) < config.prompts_per_step:
-        raise UserError(f"prompts_per_step={config.prompts_per_step}: there are only {len(examples)} training prompts.")
     settings = GRPOConfig(
-        **_settings(config, folder, together),
+        **_settings(config, folder),
         num_generations=config.group_size,
-        steps_per_generation=_accumulation(config, together),
+        steps_per_generation=_accumulation(config),
         max_completion_length=config.max_new_tokens,
         temperature=config.temperature,
         num_iterations=config.num_iterations,
@@ -149,12 +146,21 @@ def on_policy(
         args=settings,
         train_dataset=Dataset.from_list([{"prompt": e.messages, "gold": e.gold} for e in examples]),
         processing_class=language.tokenizer,
-        callbacks=callbacks,
+        callbacks=list(callbacks),
         peft_config=_peft(language, config),
     )
 
 
-def reward_of(task: Task) -> Reward:
+def check(config: DictConfig, count: int) -> None:
+    """Raises UserError for settings that `count` examples or this machine cannot be trained with."""
+    _accumulation(config)
+    if "group_size" in config:
+        _use_vllm(config.use_vllm)
+        if count < config.prompts_per_step:
+            raise UserError(f"prompts_per_step={config.prompts_per_step}: there are only {count} training prompts.")
+
+
+def reward_of(task: Task) -> Any:
     """The task's reward in the form that TRL calls."""
 
     def reward(completions: list[list[dict[str, str]]], gold: list[str], **_: Any) -> list[float]:
@@ -163,7 +169,7 @@ def reward_of(task: Task) -> Reward:
     return reward
 
 
-def _settings(config: DictConfig, folder: Path, batch_size: int) -> dict[str, Any]:
+def _settings(config: DictConfig, folder: Path) -> dict[str, Any]:
     """What transformers' Trainer takes, for all methods. Our own callbacks save, log and draw the bar."""
     on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
     return {
@@ -177,9 +183,9 @@ def _settings(config: DictConfig, folder: Path, batch_size: int) -> dict[str, An
         "max_steps": config.max_steps or -1,
         "max_grad_norm": config.max_grad_norm,
         "weight_decay": config.weight_decay,
-        "per_device_train_batch_size": min(config.micro_batch_size, batch_size),
-        "gradient_accumulation_steps": _accumulation(config, batch_size),
-        "gradient_checkpointing": config.gradient_checkpointing,
+        "per_device_train_batch_size": min(config.micro_batch_size, _batch_size(config)),
+        "gradient_accumulation_steps": _accumulation(config),
+        "activation_checkpointing": config.gradient_checkpointing,
         "bf16": config.dtype == "bfloat16",
         "use_cpu": on_cpu,
         "save_strategy": "steps",
@@ -192,8 +198,14 @@ def _settings(config: DictConfig, folder: Path, batch_size: int) -> dict[str, An
     }
 
 
-def _accumulation(config: DictConfig, batch_size: int) -> int:
+def _batch_size(config: DictConfig) -> int:
+    """Completions (SimPO: pairs) that an optimizer step sees, over all processes."""
+    return config.batch_size if "batch_size" in config else config.group_size * config.prompts_per_step
+
+
+def _accumulation(config: DictConfig) -> int:
     """Micro-batches a step and process. Raises UserError where they do not divide the batch."""
+    batch_size = _batch_size(config)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     share = min(config.micro_batch_size, batch_size) * processes
     if batch_size % share:

@@ -34,6 +34,7 @@ def run(config: DictConfig, run: Run) -> None:
     task = tasks.open_task(config.task)
     splits = task.load(Path(config.data_dir) if config.data_dir else None, direct=config.direct)
     data = _data(config, splits)
+    training.check(config, len(data))
     language = open_model(config.model, device=config.device, dtype=config.dtype)
     probe = _probe(config, language, splits.test)
     asked = tasks.subset(splits.test, config.eval_prompts) if config.eval_prompts else []

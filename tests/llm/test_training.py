@@ -1,0 +1,227 @@
+"""The four trainers: what differs from TRL's own, whole runs of each method and task, kill and resume, bad input."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+from typer.testing import CliRunner
+
+from tests.llm.support import QWEN_WORDS, small_data, small_model
+from vla_razor import cli
+from vla_razor.config import compose
+from vla_razor.core import losses
+from vla_razor.llm import tasks, training
+from vla_razor.llm.models import open_model
+from vla_razor.llm.tasks import Splits
+
+SMALL = [
+    "dtype=float32",
+    "device=cpu",
+    "direct=true",
+    "max_new_tokens=4",
+    "micro_batch_size=4",
+    "warmup_steps=0",
+    "learning_rate=1e-3",
+    "probe_prompts=2",
+    "eval_prompts=2",
+    "probe_every=1",
+    "save_every=1",
+    "gradient_checkpointing=false",
+    "logger=none",
+]
+ON_POLICY = ["group_size=4", "prompts_per_step=2"]
+OFFLINE = ["batch_size=4"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_data(tmp_path_factory.mktemp("data") / "rows")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLA_RAZOR_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+class HasLetter:
+    """A stand-in task: right is what contains an "e"."""
+
+    def load(self, data_dir: Path | None, *, direct: bool) -> Splits:
+        raise NotImplementedError
+
+    def rewards(self, completions: Sequence[str], golds: Sequence[str]) -> list[float]:
+        return [float("e" in completion) for completion in completions]
+
+
+@pytest.mark.parametrize("verb", ["llm_reinforce", "llm_grpo"])
+def test_advantages(verb: str, model: Path, data: Path, tmp_path: Path) -> None:
+    """1-0 REINFORCE: the reward itself. GRPO: the reward less its group's mean, not divided by anything."""
+    words = [*SMALL, "group_size=16", "prompts_per_step=2", "max_new_tokens=8", f"data_dir={data}", f"model={model}"]
+    config = compose(verb, words)
+    language = open_model(model)
+    examples = tasks.open_task("science").load(data, direct=True).train[:2]
+    trainer: Any = training.on_policy(language, config, HasLetter(), examples, tmp_path, [])
+    rows = [{"prompt": example.messages, "gold": example.gold} for example in examples for _ in range(16)]
+    torch.manual_seed(0)
+    output = trainer._generate_and_score_completions(rows)
+    texts = language.tokenizer.batch_decode(output["completion_ids"], skip_special_tokens=True)
+    rewards = torch.tensor(HasLetter().rewards(texts, []))
+    assert 0 < rewards.sum() < len(rewards)
+    grouped = rewards.view(2, 16)
+    expected = rewards if verb == "llm_reinforce" else (grouped - grouped.mean(1, keepdim=True)).flatten()
+    assert torch.allclose(output["advantages"], expected)
+
+
+@pytest.mark.parametrize("log_probs", ["sum", "mean"])
+def test_simpo_is_the_papers_loss(log_probs: str, model: Path, data: Path, tmp_path: Path) -> None:
+    config = compose("llm_simpo", [*SMALL, *OFFLINE, f"model={model}", f"log_probs={log_probs}", "margin=0.7"])
+    language = open_model(model)
+    examples = tasks.open_task("science").load(data, direct=True).train[:4]
+    pairs = [(example, "Answer: A", "It is B, I think") for example in examples]
+    trainer: Any = training.simpo(language, config, pairs, tmp_path, [])
+    language.model.eval()
+    batch = next(iter(trainer.get_train_dataloader()))
+    with torch.no_grad():
+        found, _ = trainer.get_batch_loss_metrics(trainer.model, batch)
+
+        def log_prob(name: str) -> torch.Tensor:
+            ids, labels = batch[f"{name}_input_ids"], batch[f"{name}_labels"]
+            logits = language.model(ids, attention_mask=batch[f"{name}_attention_mask"]).logits
+            each = -F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="none")
+            each, kept = each.view(labels.shape[0], -1), labels[:, 1:] != -100
+            return each.sum(1) if log_probs == "sum" else each.sum(1) / kept.sum(1)
+
+        expected = losses.simpo(log_prob("chosen"), log_prob("rejected"), margin=0.7)
+    assert float(found) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_sft_learns_the_answer_alone(model: Path, data: Path, tmp_path: Path) -> None:
+    """Every label is a token of the answer, and the answer's end is learned too."""
+    config = compose("llm_sft", [*SMALL, *OFFLINE, f"model={model}"])
+    language = open_model(model)
+    examples = tasks.open_task("science").load(data, direct=True).train[:4]
+    trainer: Any = training.sft(language, config, [(e, e.answer) for e in examples], tmp_path, [])
+    batch = next(iter(trainer.get_train_dataloader()))
+    for labels in batch["labels"]:
+        text: str = language.tokenizer.decode(labels[labels != -100])
+        assert text.startswith("Answer: ") and text.rstrip("\n").endswith("<|im_end|>") and "user" not in text
+
+
+@pytest.mark.parametrize("method", ["sft", "grpo", "reinforce"])
+@pytest.mark.parametrize("task", ["math", "science", "tool"])
+def test_each_method_and_task_starts_at_qwens_vocabulary(
+    method: str, task: str, data: Path, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    model = tmp_path_factory.getbasetemp() / "qwen"
+    if not model.is_dir():
+        small_model(model, words=QWEN_WORDS)
+    words = [*SMALL, *(OFFLINE if method == "sft" else ON_POLICY), f"data_dir={data}", f"model={model}"]
+    summary = run(["llm", method, f"task={task}", "max_steps=1", f"out={tmp_path / 'run'}", *words], tmp_path / "run")
+    assert summary["forward_kl"]["forward_kl"] >= 0
+    assert summary["base"]["episodes"] == summary["tuned"]["episodes"] == 2
+
+
+def test_a_run_learns_moves_and_can_be_measured_again(model: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    words = [*SMALL, *OFFLINE, "epochs=6", "max_examples=16", f"data_dir={data}", f"model={model}", "probe_every=6"]
+    summary = run(["llm", "sft", f"out={out}", *words, "save_every=6"], out)
+    rows = rows_of(out)
+    assert [row["step"] for row in rows] == list(range(1, 25))
+    assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
+    measured = [row["forward_kl"] for row in rows if "forward_kl" in row]
+    assert len(measured) == 4 and 0 < measured[0] < measured[-1]
+    assert summary["forward_kl"]["forward_kl"] == pytest.approx(measured[-1], rel=1e-6)
+    again = [f"model={out}", f"out={tmp_path / 'kl'}", f"data_dir={data}", "probe_prompts=2", "max_new_tokens=4"]
+    kl = run(["llm", "kl", *again, "dtype=float32", "device=cpu", "direct=true", "logger=none"], tmp_path / "kl")
+    assert kl["forward_kl"]["forward_kl"] == pytest.approx(measured[-1], rel=1e-4)
+    assert {path.name for path in (out / "checkpoints").iterdir()} == {f"step_{n}" for n in (6, 12, 18, 24)}
+    assert not list((out / "checkpoints").rglob("optimizer.pt"))
+
+
+def test_an_adapter_trains_and_its_base_stays(model: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    words = [*SMALL, *ON_POLICY, "lora_rank=4", "max_steps=2", f"data_dir={data}", f"model={model}", "task=science"]
+    run(["llm", "grpo", f"out={out}", *words], out)
+    folder = out / "checkpoints" / "step_2"
+    assert (folder / "adapter_model.safetensors").is_file() and not (folder / "model.safetensors").is_file()
+    again = [f"model={out}", f"out={tmp_path / 'kl'}", f"data_dir={data}", "probe_prompts=2", "max_new_tokens=4"]
+    kl = run(["llm", "kl", *again, "dtype=float32", "device=cpu", "direct=true", "logger=none"], tmp_path / "kl")
+    assert kl["forward_kl"]["tokens"] >= 2
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_same_end(model: Path, data: Path, tmp_path: Path) -> None:
+    def command(out: Path) -> list[str]:
+        words = [*SMALL, *OFFLINE, "epochs=10", "max_examples=16", "lora_rank=0", f"data_dir={data}", f"model={model}"]
+        return ["llm", "sft", f"out={out}", *words, "save_every=5", "probe_every=0"]
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run(command(whole), whole)
+    process = subprocess.Popen([sys.executable, "-m", "vla_razor.cli", *command(killed)], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (killed / "checkpoints" / "step_10").is_dir() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "summary.json").exists()
+    run(["resume", str(killed)], killed)
+    assert losses_of(whole) == losses_of(killed)
+    one, other = (load_file(out / "checkpoints" / "step_40" / "model.safetensors") for out in (whole, killed))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["sft", "task=maths"], "bad value task=maths"),
+        (["sft", "data_dir=/nowhere"], "/nowhere"),
+        (["sft", "model=/nowhere"], "/nowhere: no tokenizer could be loaded"),
+        (["sft", "batch_size=6"], "micro_batch_size=4 on each of 1 devices does not divide a batch of 6"),
+        (["grpo", "prompts_per_step=64", "group_size=2"], "there are only"),
+        (["grpo", "use_vllm=true"], "vLLM is not installed"),
+        (["simpo"], "simpo needs right and wrong answers"),
+        (["sft", "annotations=/nowhere"], "/nowhere"),
+        (["kl", "model={model}"], "does not say what it was fine-tuned from"),
+    ],
+)
+def test_bad_input_is_one_message(words: list[str], says: str, model: Path, data: Path, tmp_path: Path) -> None:
+    own = {word.partition("=")[0] for word in words}
+    common = [word for word in SMALL if words[0] != "kl" or word.startswith(("dtype", "device", "direct"))]
+    given = [f"model={model}", f"data_dir={data}", f"out={tmp_path / 'run'}", *common]
+    filled = [words[0], *(word.replace("{model}", str(model)) for word in words[1:])]
+    arguments = ["llm", *filled, *(word for word in given if word.partition("=")[0] not in own)]
+    result = CliRunner().invoke(cli.app, arguments)
+    assert result.exit_code == 2, result.output
+    assert says in result.stderr and "Traceback" not in result.output
+    assert not (tmp_path / "run").exists()
+
+
+def rows_of(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses_of(out: Path) -> list[float]:
+    return [row["loss"] for row in rows_of(out)]
+
+
+def run(arguments: list[str], out: Path) -> dict[str, Any]:
+    result = CliRunner().invoke(cli.app, arguments)
+    assert result.exit_code == 0, result.output + str(result.exception)
+    return json.loads((out / "summary.json").read_text())
