@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from tests.llm.support import RIGHT, WRONG, Handler, Server, right, serving
+from tests.llm.teaching import RIGHT, WRONG, Handler, Server, right, serving
 from tests.recipes.support import CommandLine, until
 from vla_razor import cli, config
 from vla_razor.errors import RunFailed

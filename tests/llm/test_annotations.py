@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.llm.support import RIGHT, WRONG
+from tests.llm.teaching import RIGHT, WRONG
 from vla_razor.errors import UserError
 from vla_razor.llm import annotations
 from vla_razor.llm.annotations import FILE, Annotation

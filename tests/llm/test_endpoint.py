@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.llm.support import RIGHT, Behaviour, Handler, Server, completion, right, serving, some_examples
+from tests.llm.teaching import RIGHT, Behaviour, Handler, Server, completion, right, serving, some_examples
 from vla_razor.errors import RunFailed, UserError
-from vla_razor.llm import endpoint, sampling
+from vla_razor.llm import annotating, endpoint
 from vla_razor.llm.endpoint import Endpoint, Pace
 from vla_razor.llm.tasks import science
 from vla_razor.llm.teacher import Answer, Request, Response
@@ -265,13 +265,13 @@ def test_the_rate_is_kept_at_the_server() -> None:
     with serving(slow) as server:
         teacher = open_endpoint(server, requests_per_minute=1200, concurrency=3)
         examples = list(enumerate(some_examples(24)))
-        made = list(sampling.annotate(examples, teacher, science.rewards, samples=1, rejected=False))
+        made = list(annotating.annotate(examples, teacher, science.rewards, samples=1, rejected=False))
     assert len(made) == 24 and server.most <= 3
     assert times_between(server) >= 0.05 * 0.9  # three at a time, 0.25 seconds each: 12 a second at most
 
     with serving(right) as server:
         teacher = open_endpoint(server, requests_per_minute=1200, concurrency=8)
-        list(sampling.annotate(examples, teacher, science.rewards, samples=1, rejected=False))
+        list(annotating.annotate(examples, teacher, science.rewards, samples=1, rejected=False))
     assert 0.05 * 0.9 <= times_between(server) < 0.2
 
 

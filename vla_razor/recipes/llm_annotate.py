@@ -22,8 +22,8 @@ from rich.table import Table
 from vla_razor.errors import RunFailed, UserError
 from vla_razor.llm import annotations
 from vla_razor.llm.annotations import Annotation
-from vla_razor.llm.sampling import annotate
-from vla_razor.llm.tasks import Example, Task, open_task
+from vla_razor.llm.annotating import annotate
+from vla_razor.llm.tasks import Example, Task, open_task, subset
 from vla_razor.llm.teacher import Teacher
 from vla_razor.progress import progress
 from vla_razor.runs import Run
@@ -63,7 +63,7 @@ def _examples(task: Task, config: DictConfig) -> list[Example]:
         distinct.setdefault(example.prompt, example)
     if not distinct:
         raise UserError(f"task={config.task}: there is no training prompt in {data_dir or 'its data set'}.")
-    return list(distinct.values())[: config.max_examples or None]
+    return subset(list(distinct.values()), config.max_examples)
 
 
 def _teacher(config: DictConfig) -> Teacher:

@@ -5,8 +5,8 @@ from concurrent.futures import Future
 
 import pytest
 
-from tests.llm.support import RIGHT, WRONG, some_examples
-from vla_razor.llm import sampling
+from tests.llm.teaching import RIGHT, WRONG, some_examples
+from vla_razor.llm import annotating
 from vla_razor.llm.tasks import science
 from vla_razor.llm.teacher import Answer, Request, Response
 
@@ -48,7 +48,7 @@ def test_sampling_stops_when_a_prompt_has_what_it_needs(
     texts: list[str], at_once: int, rejected: bool, expected: tuple[str | None, str | None, int]
 ) -> None:
     teacher = Script(*texts, *[""] * 10, at_once=at_once)
-    (made,) = sampling.annotate(enumerate(some_examples(1)), teacher, science.rewards, samples=4, rejected=rejected)
+    (made,) = annotating.annotate(enumerate(some_examples(1)), teacher, science.rewards, samples=4, rejected=rejected)
     assert (made.chosen, made.rejected, made.samples) == expected
     assert sum(request.wanted for request in teacher.requests) == made.samples
     assert made.failures["timed_out"] == len(teacher.requests)
@@ -57,7 +57,7 @@ def test_sampling_stops_when_a_prompt_has_what_it_needs(
 
 def test_an_empty_response_is_never_right() -> None:
     made = list(
-        sampling.annotate(
+        annotating.annotate(
             enumerate(some_examples(1)), Script(" ", " "), lambda texts, _: [1.0] * len(texts), samples=2, rejected=True
         )
     )
@@ -66,5 +66,5 @@ def test_an_empty_response_is_never_right() -> None:
 
 def test_a_response_that_was_cut_off_is_judged_like_any_other() -> None:
     teacher = Script(RIGHT, cut_off=True)
-    (made,) = sampling.annotate(enumerate(some_examples(1)), teacher, science.rewards, samples=1, rejected=False)
+    (made,) = annotating.annotate(enumerate(some_examples(1)), teacher, science.rewards, samples=1, rejected=False)
     assert made.chosen == RIGHT and made.failures["cut_off"] == 1
