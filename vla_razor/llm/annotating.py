@@ -1,0 +1,87 @@
+"""Sampling a teacher until every prompt has what it needs, several prompts at a time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, field
+from itertools import islice
+
+from vla_razor.llm.annotations import Annotation
+from vla_razor.llm.tasks import Example
+from vla_razor.llm.teacher import Answer, Request, Response, Teacher
+
+Rewards = Callable[[Sequence[str], Sequence[str]], list[float]]
+
+
+def annotate(
+    examples: Iterable[tuple[int, Example]], teacher: Teacher, rewards: Rewards, *, samples: int, rejected: bool
+) -> Iterator[Annotation]:
+    """The examples, each with its place among the training prompts, annotated in the order they are finished in.
+
+    A prompt is asked until it has a right response, and with `rejected` a wrong one too, `samples` times at most.
+    Raises what the teacher raises; the prompts asked at that moment are then lost.
+    """
+    drafts = (_Draft(index, example, rejected) for index, example in examples)
+    asked: dict[Future[Answer], _Draft] = {}
+    while True:
+        for draft in islice(drafts, teacher.prompts_at_once - len(asked)):
+            asked[_ask(teacher, draft, samples)] = draft
+        if not asked:
+            return
+        done, _ = wait(asked, return_when=FIRST_COMPLETED)
+        answered = [(asked.pop(future), future.result()) for future in done]
+        _judge(answered, rewards)
+        for draft, _ in answered:
+            if draft.wants_more and draft.drawn < samples:
+                asked[_ask(teacher, draft, samples)] = draft
+            else:
+                yield draft.annotation(teacher.name)
+
+
+@dataclass(eq=False)
+class _Draft:
+    """A prompt that is being asked."""
+
+    index: int
+    example: Example
+    wants_rejected: bool
+    chosen: str | None = None
+    rejected: str | None = None
+    drawn: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def wants_more(self) -> bool:
+        return self.chosen is None or (self.wants_rejected and self.rejected is None)
+
+    def add(self, response: Response, reward: float) -> None:
+        """An empty response, whatever its reward, teaches nothing and is never kept."""
+        self.drawn += 1
+        self.failures.update(["cut_off"] * response.cut_off)
+        if not response.text.strip():
+            self.failures["empty"] += 1
+        elif reward > 0:
+            self.chosen = self.chosen or response.text
+        elif self.wants_rejected:
+            self.rejected = self.rejected or response.text
+
+    def annotation(self, teacher: str) -> Annotation:
+        prompt, gold, _, group = self.example
+        return Annotation(prompt, gold, group, self.chosen, self.rejected, self.drawn, teacher, dict(self.failures))
+
+
+def _ask(teacher: Teacher, draft: _Draft, samples: int) -> Future[Answer]:
+    wanted = min(teacher.responses_at_once, samples - draft.drawn)
+    return teacher.ask(Request(draft.example.messages, draft.index, draft.drawn, wanted))
+
+
+def _judge(answered: Sequence[tuple[_Draft, Answer]], rewards: Rewards) -> None:
+    """All the responses in one call: a reward may have processes to start, or to wait for."""
+    responses = [(draft, response) for draft, answer in answered for response in answer.responses]
+    earned = rewards([response.text for _, response in responses], [draft.example.gold for draft, _ in responses])
+    for (draft, response), reward in zip(responses, earned, strict=True):
+        draft.add(response, reward)
+    for draft, answer in answered:
+        draft.failures.update(answer.failures)

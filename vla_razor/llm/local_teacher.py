@@ -1,0 +1,73 @@
+"""A teacher on this machine: a language model that samples several responses to one prompt together."""
+
+from __future__ import annotations
+
+from collections import Counter
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+import torch
+
+from vla_razor.llm.models import LanguageModel
+from vla_razor.llm.teacher import Answer, Request, Response
+
+
+class LocalTeacher:
+    """Samples by the model's own generation settings but for temperature and length.
+
+    Each request has a seed of its own, made of `seed`, the prompt and the number of the response: a resumed run gets
+    the same responses as one that was never interrupted.
+    """
+
+    prompts_at_once = 1
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        *,
+        responses_at_once: int,
+        temperature: float | None,
+        max_new_tokens: int,
+        seed: int,
+    ) -> None:
+        """Without a temperature the model's own holds."""
+        self.name, self.responses_at_once, self._model, self._seed = model.name, responses_at_once, model, seed
+        self._settings: dict[str, Any] = {"do_sample": True, "max_new_tokens": max_new_tokens}
+        if temperature is not None:
+            self._settings["temperature"] = temperature
+
+    def ask(self, request: Request) -> Future[Answer]:
+        """Answered when this returns."""
+        answer: Future[Answer] = Future()
+        answer.set_result(Answer(self._responses(request), Counter()))
+        return answer
+
+    @torch.inference_mode()
+    def _responses(self, request: Request) -> list[Response]:
+        model, tokenizer = self._model.model, self._model.tokenizer
+        prompt: Any = tokenizer.apply_chat_template(
+            request.messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        )
+        words = (self._seed, request.prompt, request.first)
+        devices = [model.device] if model.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):  # transformers samples with the global generators alone
+            torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1))
+            sequences = model.generate(
+                **prompt.to(model.device),
+                **self._settings,
+                num_return_sequences=request.wanted,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        completions = sequences[:, prompt["input_ids"].shape[1] :]
+        ends = torch.isin(completions, torch.tensor(_ends(model, tokenizer), device=model.device)).any(1)
+        texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
+        return [Response(text, cut_off=not end) for text, end in zip(texts, ends.tolist(), strict=True)]
+
+
+def _ends(model: Any, tokenizer: Any) -> list[int]:
+    """The tokens that end a response."""
+    ends = model.generation_config.eos_token_id
+    if ends is None:
+        return [tokenizer.eos_token_id]
+    return ends if isinstance(ends, list) else [ends]
