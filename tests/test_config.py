@@ -137,7 +137,7 @@ def test_sections_hold_a_verbs_own_keys() -> None:
 @pytest.mark.parametrize("path", sorted((config.CONFIG_DIR / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
 def test_an_experiment_gives_each_verb_its_own_keys(path) -> None:
     for verb in config.verbs():
-        if path.stem != "paper_robotics" or not (verb == "mnist" or verb.startswith("llm_")):
+        if path.stem != "paper_robotics" or "env" in config.compose(verb):
             plain, changed = config.compose(verb), config.compose(verb, [f"experiment={path.stem}"])
             assert changed.keys() == plain.keys()
 
@@ -153,3 +153,23 @@ def test_describe_lists_every_own_key_once() -> None:
     own = [str(key) for key in config.compose("sft") if key not in ("env", "verb")]
     assert sorted(names) == sorted(own)
     assert "learning_rate=3e-4" in [line.split()[0] for line in lines]
+
+
+def test_every_setting_of_the_papers_table_2_composes() -> None:
+    plain = ["experiment=paper_llm"]
+    offline = {verb: config.compose(verb, plain) for verb in ("llm_sft", "llm_simpo")}
+    for settings in offline.values():
+        assert (settings.warmup_steps, settings.max_grad_norm, settings.weight_decay) == (50, 1, 0)
+        assert (settings.dtype, settings.model) == ("bfloat16", "Qwen/Qwen2.5-3B-Instruct")
+    for rate, schedule, epochs, batch in (
+        ("1e-5", "constant", 1, 16),
+        ("7e-5", "cosine", 2, 64),
+        ("9e-5", "cosine", 1, 128),
+    ):
+        words = [f"learning_rate={rate}", f"schedule={schedule}", f"epochs={epochs}", f"batch_size={batch}"]
+        settings = config.compose("llm_sft", [*plain, *words])
+        assert (settings.learning_rate, settings.batch_size) == (float(rate), batch)
+    for verb in ("llm_grpo", "llm_reinforce"):
+        settings = config.compose(verb, [*plain, "learning_rate=5e-5", "num_iterations=2"])
+        assert (settings.group_size, settings.prompts_per_step, settings.num_iterations) == (64, 8, 2)
+        assert settings.get("kl_coefficient", 0) == 0

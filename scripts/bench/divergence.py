@@ -123,14 +123,8 @@ def _memory(name: str) -> int:
     return int(found[1]) * 1024
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vocabulary", type=int, default=151_665)
-    parser.add_argument("--hidden", type=int, default=2048)
-    parser.add_argument("--tokens", type=int, default=1024)
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
-    arguments = parser.parse_args()
-    sizes, console = Sizes(arguments.vocabulary, arguments.hidden, arguments.tokens), Console()
+def timed(sizes: Sizes, console: Console) -> dict[str, float]:
+    """Prints seconds and memory of both ways; returns their ratios."""
     result: dict[str, float] = {}
     table = Table("", "seconds", "peak memory", title=f"Forward and backward, {sizes.tokens} tokens, float32")
     for moved_head, heads in ((False, "one head"), (True, "a head each")):
@@ -146,7 +140,11 @@ def main() -> None:
         suffix = "_moved_head" if moved_head else ""
         result |= {f"memory_ratio{suffix}": memory / plain_memory, f"time_ratio{suffix}": seconds / plain_seconds}
     console.print(table)
+    return result
 
+
+def compared(sizes: Sizes, console: Console) -> dict[str, float]:
+    """Prints the errors at every divergence; returns the worst."""
     cases = [f"{name}, {heads}" for name in ("float32", "bfloat16") for heads in ("one head", "a head each")]
     means: dict[float, float] = {}
     table = Table("nats a token", *cases, title="Relative error against float64, worst token")
@@ -162,10 +160,21 @@ def main() -> None:
         columns = [errors[kind, moved_head][row] for kind in KINDS for moved_head in (False, True)]
         table.add_row(f"{means[divergence]:.1e}", *(f"{error:.1e}" for error in columns))
     console.print(table)
-    result |= {
+    return {
         "max_relative_error": max(errors[torch.float32, False] + errors[torch.float32, True]),
         "max_relative_error_bfloat16": max(errors[torch.bfloat16, False] + errors[torch.bfloat16, True]),
     }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vocabulary", type=int, default=151_665)
+    parser.add_argument("--hidden", type=int, default=2048)
+    parser.add_argument("--tokens", type=int, default=1024)
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    arguments = parser.parse_args()
+    sizes, console = Sizes(arguments.vocabulary, arguments.hidden, arguments.tokens), Console()
+    result = timed(sizes, console) | compared(sizes, console)
     for name, target in TARGETS.items():
         console.print(f"{name}: {result[name]:.3g}, target at most {target:.3g}", highlight=False)
     if arguments.json:

@@ -19,7 +19,8 @@ from tests.llm.support import QWEN_WORDS, small_data, small_model
 from vla_razor import cli
 from vla_razor.config import compose
 from vla_razor.core import losses
-from vla_razor.llm import tasks, training
+from vla_razor.llm import annotations, tasks, training
+from vla_razor.llm.annotations import Annotation
 from vla_razor.llm.models import open_model
 from vla_razor.llm.tasks import Splits
 
@@ -163,6 +164,23 @@ def test_an_adapter_trains_and_its_base_stays(model: Path, data: Path, tmp_path:
     again = [f"model={out}", f"out={tmp_path / 'kl'}", f"data_dir={data}", "probe_prompts=2", "max_new_tokens=4"]
     kl = run(["llm", "kl", *again, "dtype=float32", "device=cpu", "direct=true", "logger=none"], tmp_path / "kl")
     assert kl["forward_kl"]["tokens"] >= 2
+
+
+@pytest.mark.parametrize("method", ["sft", "simpo"])
+def test_annotations_are_trained_on(method: str, model: Path, data: Path, tmp_path: Path) -> None:
+    notes, out = tmp_path / "notes", tmp_path / "run"
+    notes.mkdir()
+    train = tasks.open_task("science").load(data, direct=True).train
+    made = [
+        Annotation(e.prompt, e.gold, e.group, f"I see. {e.answer}" if n else None, "Answer: C", 2, "teacher", {})
+        for n, e in enumerate(train[:9])
+    ]
+    for one in made:
+        annotations.append(notes / annotations.FILE, one)
+    words = [*SMALL, *OFFLINE, "task=science", "epochs=2", f"data_dir={data}", f"model={model}"]
+    summary = run(["llm", method, f"annotations={notes}", f"out={out}", *words], out)
+    assert len(rows_of(out)) == 4  # eight of the nine have a right response
+    assert summary["forward_kl"]["forward_kl"] > 0
 
 
 @pytest.mark.slow

@@ -21,8 +21,8 @@ from rich.table import Table
 
 from vla_razor.errors import RunFailed, UserError
 from vla_razor.llm import annotations
-from vla_razor.llm.annotations import Annotation
 from vla_razor.llm.annotating import annotate
+from vla_razor.llm.annotations import Annotation
 from vla_razor.llm.tasks import Example, Task, open_task, subset
 from vla_razor.llm.teacher import Teacher
 from vla_razor.progress import progress

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from vla_razor.errors import UserError
 from vla_razor.files import write_json
-from vla_razor.llm import probe_set, tasks, training
+from vla_razor.llm import annotations, probe_set, tasks, training
 from vla_razor.llm.callbacks import RunCallback, trainer_folder
 from vla_razor.llm.evaluation import right_answers
 from vla_razor.llm.models import LanguageModel, open_model
@@ -90,7 +90,6 @@ def _data(config: DictConfig, splits: Splits) -> Any:
             made = f"vla-razor llm annotate --task {config.task} --rejected --out DIR"
             raise UserError(f"simpo needs right and wrong answers: annotations=DIR. Make them with: {made}")
         return [(example, example.answer) for example in examples]
-    from vla_razor.llm import annotations
 
     found = annotations.read(Path(config.annotations))
     by_prompt = {one.prompt: one for one in found}
