@@ -23,7 +23,7 @@ RECIPES = {verb: f"vla_razor.recipes.{verb}" for verb in ("collect", "sft", "rl"
 RECIPES["eval"] = "vla_razor.recipes.evaluate"
 LLM_TRAINING = ("sft", "grpo", "reinforce", "simpo")
 RECIPES |= {f"llm_{method}": "vla_razor.recipes.llm_train" for method in LLM_TRAINING}
-RECIPES |= {f"llm_{verb}": f"vla_razor.recipes.llm_{verb}" for verb in ("annotate", "kl")}
+RECIPES |= {f"llm_{verb}": f"vla_razor.recipes.llm_{verb}" for verb in ("annotate", "kl", "probe")}
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 assets = typer.Typer(
@@ -147,6 +147,12 @@ def llm_annotate(arguments: Arguments = None, show: Show = False) -> None:
 def llm_kl(arguments: Arguments = None, show: Show = False) -> None:
     """Forward KL from the base to a language model on the new task's probe set, over the whole vocabulary."""
     _launch("llm_kl", arguments, show)
+
+
+@_verb("llm_probe")
+def llm_probe(arguments: Arguments = None, show: Show = False) -> None:
+    """CKA and CKNNA to the base on Wikipedia paragraphs; sparsity and rank of the weights' update."""
+    _launch("llm_probe", arguments, show)
 
 
 @app.command()

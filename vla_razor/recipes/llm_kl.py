@@ -10,12 +10,11 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from vla_razor.errors import UserError
 from vla_razor.llm import probe_set, tasks
-from vla_razor.llm.models import LanguageModel, open_model
+from vla_razor.llm.models import LanguageModel, open_model, origin_of
 from vla_razor.llm.probe_set import ProbeSet
 from vla_razor.progress import progress
-from vla_razor.runs import Run, read_config
+from vla_razor.runs import Run
 
 
 def run(config: DictConfig, run: Run) -> None:
@@ -25,7 +24,7 @@ def run(config: DictConfig, run: Run) -> None:
     if config.base is None and language.has_adapter:
         probe = _probe(config, language)
     else:
-        base = config.base or _origin(config.model)
+        base = config.base or origin_of(config.model)
         probe = _probe(config, open_model(base, device=config.device, dtype=config.dtype))
     measured = probe_set.measure(language, probe, config.micro_batch_size)
     run.log(0, **measured)
@@ -57,11 +56,3 @@ def _probe(config: DictConfig, language: LanguageModel) -> ProbeSet:
             batch_size=config.micro_batch_size,
             done=advance,
         )
-
-
-def _origin(model: str) -> str:
-    """What the run that trained a model, given by its folder or a checkpoint in it, started from."""
-    for folder in (Path(model), Path(model).parent.parent):
-        if (folder / "config.yaml").is_file():
-            return read_config(folder / "config.yaml").model
-    raise UserError(f"model={model} does not say what it was fine-tuned from: give base=.")

@@ -1,0 +1,121 @@
+"""What fine-tuning did to a model's inside, away from the new task: representations of Wikipedia paragraphs, and the
+weights (RL's Razor, Section 6 and Appendix C.1).
+
+A representation is the mean of the last hidden states over a paragraph's tokens. A local folder holds paragraphs as
+`boolq/passages.jsonl`: BoolQ's, which are Wikipedia's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vla_razor.core import similarity, weight_change
+from vla_razor.errors import UserError
+from vla_razor.llm.models import LanguageModel
+from vla_razor.llm.rows import from_hub, from_lines
+
+HUB = "wikimedia/wikipedia"
+HUB_FILE = "20231101.en/train-00000-of-00041.parquet"
+SHORTEST = 200
+"""Characters of a paragraph that is worth a place."""
+NEIGHBOURS = 10
+
+
+def paragraphs(data_dir: Path | None, count: int) -> list[str]:
+    """The first `count` distinct ones of some length.
+
+    Raises UserError where a local file is missing, malformed or too short, RunFailed where the Hub cannot be reached.
+    """
+    if data_dir is None:
+        texts = (text for row in from_hub(HUB, "train", HUB_FILE) for text in row.text("text").split("\n\n"))
+    else:
+        rows = from_lines(data_dir / "boolq" / "passages.jsonl")
+        texts = (row.text("query").partition("Question:")[0].removeprefix("Passage:").strip() for row in rows)
+    found = list(islice(dict.fromkeys(text for text in texts if len(text) >= SHORTEST), count))
+    if len(found) <= NEIGHBOURS or len(found) < count:
+        raise UserError(f"paragraphs={count}: only {len(found)} were found, and more than {NEIGHBOURS} are needed.")
+    return found
+
+
+@torch.no_grad()
+def represent(
+    language: LanguageModel,
+    texts: Sequence[str],
+    *,
+    max_length: int,
+    batch_size: int,
+    done: Callable[[], object] = lambda: None,
+) -> Float[Tensor, "N H"]:
+    """Of every text, in their order."""
+    found: list[Tensor] = []
+    language.model.eval()
+    for start in range(0, len(texts), batch_size):
+        encoded = language.tokenizer(
+            list(texts[start : start + batch_size]),
+            return_tensors="pt",
+            padding=True,
+            padding_side="right",
+            truncation=True,
+            max_length=max_length,
+        ).to(language.model.device)
+        ids, mask = encoded["input_ids"], encoded["attention_mask"]
+        states = language.model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        weights = mask[..., None].float()
+        found.append(((states.float() * weights).sum(1) / weights.sum(1)).cpu())
+        done()
+    return torch.cat(found)
+
+
+def compare(base: Float[Tensor, "N H"], tuned: Float[Tensor, "N H2"]) -> dict[str, float]:
+    """CKA, its unbiased estimate, and CKNNA with ten neighbours."""
+    return {
+        "cka": float(similarity.cka(base, tuned)),
+        "cka_unbiased": float(similarity.cka(base, tuned, unbiased=True)),
+        "cknna": float(similarity.cknna(base, tuned, k=NEIGHBOURS)),
+    }
+
+
+def weights_of(language: LanguageModel) -> dict[str, Tensor]:
+    """By name, an adapter merged into what it adapts (for good)."""
+    model = language.model.merge_and_unload() if language.has_adapter else language.model
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def changes(
+    base: dict[str, Tensor], tuned: dict[str, Tensor], done: Callable[[], object] = lambda: None
+) -> dict[str, float]:
+    """Norms of the update, and its sparsity and rank as shares, with the weights as they are and rounded to bfloat16.
+
+    `done` is called for every matrix. Raises UserError where the two models are not of one shape.
+    """
+    try:
+        found = {
+            "weight_l1": float(weight_change.l1(base, tuned)),
+            "weight_l2": float(weight_change.l2(base, tuned)),
+            "weight_sparsity": float(weight_change.sparsity(base, tuned)),
+            "weight_sparsity_bfloat16": float(weight_change.sparsity(base, tuned, dtype=torch.bfloat16)),
+        }
+    except ValueError as error:
+        raise UserError(f"the two models cannot be compared weight by weight: {error}") from error
+    norms, shares = [], {"weight_rank": [], "weight_rank_bfloat16": []}
+    for name in matrices(base):
+        before, after = base[name], tuned[name]
+        whole = weight_change.spectrum({name: before}, {name: after})
+        rounded = weight_change.spectrum({name: before.bfloat16()}, {name: after.bfloat16()})
+        norms.append(float(whole.norm))
+        shares["weight_rank"].append(float(whole.rank))
+        shares["weight_rank_bfloat16"].append(float(rounded.rank))
+        done()
+    means = {name: sum(values) / len(values) for name, values in shares.items()}
+    return {**found, "weight_spectral": max(norms), **means}
+
+
+def matrices(weights: dict[str, Tensor]) -> list[str]:
+    """The names of those that have a spectrum."""
+    return [name for name, weight in weights.items() if weight.ndim == 2]
