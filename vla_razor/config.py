@@ -77,12 +77,12 @@ _DEVICE = Rule(
 _KEYS = {
     _TEXT: "out policy against base demos unnorm_key data_dir embeddings model teacher endpoint "
     "api_key_variable annotations",
-    _SWITCH: "greedy train_vision dry_run direct rejected gradient_checkpointing",
+    _SWITCH: "greedy train_vision dry_run direct rejected gradient_checkpointing run_code",
     _COUNT: "num_envs num_workers micro_batch_size batch_size epochs iterations per_point max_attempts save_every "
     "episodes new_episodes prior_episodes probe_states checkpoints jobs rates group_size prompts_per_step "
     "num_iterations max_new_tokens max_length paragraphs probe_prompts samples concurrency requests_per_minute",
     _WHOLE: "seed eval_episodes lora_rank warmup_steps augmentation probe_every videos max_steps "
-    "max_examples eval_prompts",
+    "max_examples eval_prompts examples",
     _POSITIVE: "learning_rate gain_learning_rate eps max_grad_norm lora_alpha temperature lowest_rate highest_rate "
     "timeout",
     _NUMBER: "weight_decay kl_coefficient margin",
@@ -95,6 +95,7 @@ RULES: dict[str, Rule] = {
     "widths": _WIDTHS,
     "schedules": _SCHEDULES,
     "methods": _NAMES,
+    "prior_tasks": _NAMES,
     "betas": _BETAS,
     "grid": _GRID,
     "noise": _SHARE,

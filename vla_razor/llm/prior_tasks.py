@@ -1,0 +1,240 @@
+"""The prior tasks: benchmarks of lm-eval, as it has them, from the Hub or from local files (RL's Razor, Section 3.1).
+
+Local files are turned into the rows that the Hub's data sets have, and lm-eval's own task is told to read those, so
+that prompts, metrics and few-shot examples are its own. HumanEval runs what the model wrote (`code.py`), and only where
+asked for.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from datasets import Dataset
+
+from vla_razor.errors import RunFailed, UserError
+from vla_razor.llm import punkt
+from vla_razor.llm.code import passes
+from vla_razor.llm.models import LanguageModel
+from vla_razor.llm.rows import Row, from_lines
+
+Splits = dict[str, list[dict[str, Any]]]
+
+
+class Benchmark(NamedTuple):
+    """`name` in lm-eval, the metric that counts, the file of its task below lm-eval's folder, and its local rows."""
+
+    name: str
+    metric: str
+    file: str
+    rows: Callable[[Path], Mapping[str, Splits]]
+    """By part (MMLU has one for each subject, the others one), then by split."""
+
+
+class Score(NamedTuple):
+    """A share of right answers with its standard error, over `examples`."""
+
+    score: float
+    standard_error: float
+    examples: int
+
+
+def _hellaswag(data_dir: Path) -> Mapping[str, Splits]:
+    rows = from_lines(data_dir / "hellaswag" / "hellaswag.jsonl")
+    fields = ("activity_label", "ctx_a", "ctx_b", "endings", "label")
+    return {"": {"validation": [_picked(row, fields) for row in rows]}}
+
+
+def _winogrande(data_dir: Path) -> Mapping[str, Splits]:
+    """The two beginnings stand for the options; the sentence goes on after them."""
+    found = []
+    for row in from_lines(data_dir / "winogrande" / "winogrande.jsonl"):
+        first, second = row.get("context_options")
+        sentence = f"_ {row.text('continuation')}"
+        found.append({"sentence": sentence, "option1": first, "option2": second, "answer": str(row.get("gold") + 1)})
+    return {"": {"validation": found}}
+
+
+def _truthfulqa(data_dir: Path) -> Mapping[str, Splits]:
+    rows = from_lines(data_dir / "truthfulqa" / "truthfulqa_mc.jsonl")
+    return {"": {"validation": [_picked(row, ("question", "mc1_targets", "mc2_targets")) for row in rows]}}
+
+
+def _mmlu(data_dir: Path) -> Mapping[str, Splits]:
+    files = sorted((data_dir / "mmlu" / "test").glob("*_test.csv"))
+    if not files:
+        raise UserError(f"{data_dir / 'mmlu' / 'test'}: expected MMLU's subjects there, as *_test.csv.")
+    subjects = [file.name.removesuffix("_test.csv") for file in files]
+    return {
+        subject: {split: _subject(data_dir / "mmlu" / split / f"{subject}_{split}.csv") for split in ("test", "dev")}
+        for subject in subjects
+    }
+
+
+def _subject(path: Path) -> list[dict[str, Any]]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [Row(f"{path}, row {number}", row) for number, row in enumerate(csv.DictReader(file), 2)]
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+    return [
+        {
+            "question": row.get("question"),
+            "choices": [row.get(f"choice{number}") for number in range(4)],
+            "answer": int(row.text("answer")),
+        }
+        for row in rows
+    ]
+
+
+def _ifeval(data_dir: Path) -> Mapping[str, Splits]:
+    rows = from_lines(data_dir / "ifeval" / "input_data.jsonl")
+    return {"": {"train": [_picked(row, ("key", "prompt", "instruction_id_list", "kwargs")) for row in rows]}}
+
+
+def _humaneval(data_dir: Path | None) -> dict[str, Any]:
+    """lm-eval's task with a checker of our own: its own fetches one from the Hub that runs programs without limits."""
+    local = {"custom_dataset": lambda **_: {"test": Dataset.from_list(_problems(data_dir))}} if data_dir else {}
+    return {
+        "task": "local_humaneval",
+        "dataset_path": "openai/openai_humaneval",
+        **local,
+        "output_type": "generate_until",
+        "test_split": "test",
+        "doc_to_text": "{{prompt}}",
+        "doc_to_target": "{{canonical_solution}}",
+        "process_results": _passed,
+        "metric_list": [{"metric": "pass_at_1", "aggregation": "mean", "higher_is_better": True}],
+        "generation_kwargs": {
+            "until": ["\nclass", "\ndef", "\n#", "\nif", "\nprint"],
+            "max_gen_toks": 1024,
+            "do_sample": False,
+        },
+        "num_fewshot": 0,
+    }
+
+
+def _passed(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
+    program = f"{doc['prompt']}{results[0]}\n{doc['test']}\ncheck({doc['entry_point']})\n"
+    return {"pass_at_1": float(passes(program))}
+
+
+def _problems(data_dir: Path) -> list[dict[str, Any]]:
+    path = data_dir / "humaneval" / "HumanEval.jsonl.gz"
+    try:
+        lines = gzip.decompress(path.read_bytes()).decode().splitlines()
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}. Expected HumanEval as its authors publish it.") from None
+    rows = [Row(f"{path}, line {number}", json.loads(line)) for number, line in enumerate(lines, 1)]
+    return [_picked(row, ("prompt", "test", "entry_point", "canonical_solution")) for row in rows]
+
+
+BENCHMARKS = {
+    "hellaswag": Benchmark("hellaswag", "acc_norm", "hellaswag/hellaswag.yaml", _hellaswag),
+    "truthfulqa": Benchmark("truthfulqa_mc2", "acc", "truthfulqa/truthfulqa_mc2.yaml", _truthfulqa),
+    "mmlu": Benchmark("mmlu", "acc", "mmlu/default/mmlu_{}.yaml", _mmlu),
+    "ifeval": Benchmark("ifeval", "prompt_level_strict_acc", "ifeval/ifeval.yaml", _ifeval),
+    "winogrande": Benchmark("winogrande", "acc", "winogrande/default.yaml", _winogrande),
+    "humaneval": Benchmark("humaneval", "pass_at_1", "", lambda _: {}),
+}
+
+
+def unavailable(name: str) -> str | None:
+    """Why a benchmark cannot be run here, or None."""
+    if name == "ifeval" and not punkt.is_available():
+        return "NLTK's punkt_tab is absent: vla-razor assets punkt"
+    return None
+
+
+def evaluate(
+    language: LanguageModel, name: str, data_dir: Path | None, *, examples: int, batch_size: int, folder: Path
+) -> Score:
+    """A model's score. `examples` at most (0 for all), over all of a benchmark's parts together; local rows are written
+    below `folder`.
+
+    Raises UserError where local files are missing or malformed, RunFailed where the Hub cannot be reached.
+    """
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    benchmark = BENCHMARKS[name]
+    if name == "humaneval":
+        parts: list[Any] = [_humaneval(data_dir)]
+    else:
+        parts = list(_write(benchmark, data_dir, folder)) if data_dir else [benchmark.name]
+    limit = math.ceil(examples / (57 if name == "mmlu" else 1)) or None
+    try:
+        model: Any = HFLM
+        found: Any = simple_evaluate(
+            model=model(pretrained=language.model, tokenizer=language.tokenizer, batch_size=batch_size),
+            tasks=parts,
+            task_manager=_manager(folder) if data_dir else TaskManager(),
+            limit=limit,
+            bootstrap_iters=0,
+            log_samples=True,
+        )
+    except ConnectionError as error:
+        raise RunFailed(f"{benchmark.name} could not be loaded from the Hub: {error}. Give data_dir=DIR.") from error
+    return _pooled(benchmark, found)
+
+
+def mean(scores: Sequence[Score]) -> tuple[float, float]:
+    """Of several benchmarks, each weighing the same, with the standard error."""
+    count = len(scores)
+    return sum(s.score for s in scores) / count, math.sqrt(sum(s.standard_error**2 for s in scores)) / count
+
+
+def _pooled(benchmark: Benchmark, found: Any) -> Score:
+    """Over all questions of all parts."""
+    values = [float(sample[benchmark.metric]) for samples in found["samples"].values() for sample in samples]
+    if not values:
+        raise RunFailed(f"{benchmark.name}: no example was evaluated.")
+    average = sum(values) / len(values)
+    variance = sum((value - average) ** 2 for value in values) / max(len(values) - 1, 1)
+    return Score(average, math.sqrt(variance / len(values)), len(values))
+
+
+def _write(benchmark: Benchmark, data_dir: Path, folder: Path) -> Iterator[str]:
+    """Rows, and lm-eval's task told to read them; the names of the tasks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, splits in benchmark.rows(data_dir).items():
+        task = f"local_{benchmark.name}" + (f"_{part}" if part else "")
+        files = {}
+        for split, rows in splits.items():
+            files[split] = str(folder / f"{task}-{split}.jsonl")
+            Path(files[split]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        content = {
+            "include": str(_package() / "tasks" / benchmark.file.format(part)),
+            "task": task,
+            "dataset_path": "json",
+            "dataset_name": None,
+            "dataset_kwargs": {"data_files": files},
+            "training_split": None,  # which some name as the source of few-shot examples, though they take none
+        }
+        (folder / f"{task}.yaml").write_text(json.dumps(content))  # JSON is YAML
+        yield task
+
+
+def _manager(folder: Path) -> Any:
+    """That knows the tasks in this folder and no other: to read all of lm-eval's own takes seconds."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=str(folder), include_defaults=False)
+
+
+def _package() -> Path:
+    spec = find_spec("lm_eval")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("lm-eval is not installed: pip install 'vla-razor[llm]'.")
+    return Path(spec.submodule_search_locations[0])
+
+
+def _picked(row: Row, fields: Sequence[str]) -> dict[str, Any]:
+    return {name: row.get(name) for name in fields}

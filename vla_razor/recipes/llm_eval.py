@@ -1,0 +1,100 @@
+"""`vla-razor llm eval`: what a language model can do (RL's Razor, Section 3.1 and Appendix B.1): the new task's test
+prompts by its likeliest tokens, and the prior tasks by lm-eval.
+
+Scores of prior tasks are cached by the model's hash, so that a base is evaluated once.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from vla_razor.errors import UserError, nearest
+from vla_razor.files import cache_root, write_json
+from vla_razor.llm import prior_tasks, tasks
+from vla_razor.llm.evaluation import right_answers
+from vla_razor.llm.models import LanguageModel, model_key, open_model
+from vla_razor.llm.prior_tasks import Score
+from vla_razor.progress import progress
+from vla_razor.runs import Run
+
+
+def run(config: DictConfig, run: Run) -> None:
+    """Evaluate `config.model`; goes on where a resumed run stopped, task by task."""
+    run.restore()
+    names, skipped = _available(config)
+    data_dir = Path(config.data_dir) if config.data_dir else None
+    task = tasks.open_task(config.task)
+    asked = tasks.subset(task.load(data_dir, direct=config.direct).test, config.eval_prompts)
+    language = open_model(config.model, device=config.device, dtype=config.dtype)
+    with progress(config.task, -(-len(asked) // config.micro_batch_size)) as advance:
+        answers = right_answers(
+            language,
+            task,
+            asked,
+            max_new_tokens=config.max_new_tokens,
+            batch_size=config.micro_batch_size,
+            done=advance,
+        )
+    share = sum(answers) / len(answers)
+    new = Score(share, math.sqrt(share * (1 - share) / max(len(answers) - 1, 1)), len(answers))
+    prior: dict[str, Score] = {}
+    with progress("prior tasks", len(names)) as advance:
+        for name in names:
+            prior[name] = _cached(config, language, name, data_dir, run.path / "prior_tasks" / name)
+            advance()
+    run.finish(present(Console(), config, new, prior, skipped))
+
+
+def present(
+    console: Console, config: DictConfig, new: Score, prior: Mapping[str, Score], skipped: Mapping[str, str]
+) -> dict[str, Any]:
+    """Prints the scores with their standard errors, and returns them for summary.json."""
+    table = Table("", "right", "standard error", "examples", title=config.model)
+    for name, score in {f"{config.task} (new task)": new, **prior}.items():
+        table.add_row(name, f"{score.score:.1%}", f"{score.standard_error:.1%}", str(score.examples))
+    entry: dict[str, Any] = {
+        "new_task": new._asdict(),
+        "prior_tasks": {name: score._asdict() for name, score in prior.items()},
+        "skipped": dict(skipped),
+    }
+    if prior:
+        average, error = prior_tasks.mean(list(prior.values()))
+        table.add_row("mean of the prior tasks", f"{average:.1%}", f"{error:.1%}", "")
+        entry["prior_mean"] = {"score": average, "standard_error": error}
+    console.print(table)
+    for name, reason in skipped.items():
+        console.print(f"{name} was skipped: {reason}", highlight=False)
+    return entry
+
+
+def _available(config: DictConfig) -> tuple[list[str], dict[str, str]]:
+    """The prior tasks that can be run here, and why the others cannot."""
+    for name in config.prior_tasks:
+        if name not in prior_tasks.BENCHMARKS:
+            raise UserError(f"prior_tasks: unknown {name!r}. {nearest(name, prior_tasks.BENCHMARKS)}")
+        if name == "humaneval" and not config.run_code:
+            raise UserError(
+                "prior_tasks: humaneval runs programs that the model writes: say run_code=true to allow it."
+            )
+    reasons = {name: prior_tasks.unavailable(name) for name in config.prior_tasks}
+    skipped = {name: reason for name, reason in reasons.items() if reason}
+    return [name for name in config.prior_tasks if name not in skipped], skipped
+
+
+def _cached(config: DictConfig, language: LanguageModel, name: str, data_dir: Path | None, folder: Path) -> Score:
+    source = "local" if data_dir else "hub"
+    key = model_key(language.model, adapter=True)
+    kept = cache_root() / "llm_eval" / f"{key}-{name}-{config.examples}-{source}.json"
+    if kept.is_file():
+        return Score(**json.loads(kept.read_text()))
+    score = prior_tasks.evaluate(
+        language, name, data_dir, examples=config.examples, batch_size=config.micro_batch_size, folder=folder
+    )
+    write_json(kept, score._asdict())
+    return score
