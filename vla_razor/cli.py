@@ -165,9 +165,10 @@ def llm_probe(arguments: Arguments = None, show: Show = False) -> None:
 def resume(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.", show_default=False)]) -> None:
     """Go on with an interrupted run."""
     with _clean_errors():
-        from vla_razor.runs import Run
+        from vla_razor.runs import FollowedRun, Run, read_config
 
-        with Run.resume(folder) as run:
+        follows = int(os.environ.get("RANK", "0")) > 0
+        with FollowedRun(folder, read_config(folder / "config.yaml")) if follows else Run.resume(folder) as run:
             _execute(run)
 
 
@@ -253,9 +254,11 @@ def _launch(verb: str, arguments: list[str] | None, show: bool) -> None:
 
             show_plan(settings)
             return
-        from vla_razor.runs import Run
+        from vla_razor.runs import FollowedRun, Run
 
-        with Run.create(settings.out, settings, verb) as run:
+        follows = _follows(verb, overrides(arguments or []))
+        opened = FollowedRun(Path(settings.out), settings) if follows else Run.create(settings.out, settings, verb)
+        with opened as run:
             try:
                 _execute(run)
             except UserError:
@@ -263,9 +266,23 @@ def _launch(verb: str, arguments: list[str] | None, show: bool) -> None:
                 raise
 
 
+def _follows(verb: str, given: Sequence[str]) -> bool:
+    """Whether this is one of a distributed run's processes, and not the first (torchrun and accelerate set RANK).
+
+    Raises UserError where they could not agree on the run's folder, or the verb knows one process only.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return False
+    if verb not in {f"llm_{method}" for method in LLM_TRAINING}:
+        raise UserError(f"{verb} runs in one process; several train language models: vla-razor llm sft, grpo, ...")
+    if not any(word.startswith("out=") for word in given):
+        raise UserError("a run of several processes needs out=DIR, the same for all of them.")
+    return os.environ.get("RANK", "0") != "0"
+
+
 def _remove_unused(folder: Path) -> None:
     """A run that was refused before it did anything leaves no folder behind."""
-    if {entry.name for entry in folder.iterdir()} <= {"config.yaml", ".lock"}:
+    if folder.is_dir() and {entry.name for entry in folder.iterdir()} <= {"config.yaml", ".lock"}:
         shutil.rmtree(folder)
 
 

@@ -1,5 +1,6 @@
 """How far a run is, and how much longer it will take."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -17,7 +18,8 @@ COLUMNS = (
 @contextmanager
 def progress(title: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
     """A bar with the time remaining; the callable it gives advances it by one and shows numbers beside it."""
-    with Progress(*COLUMNS, TextColumn("{task.fields[numbers]}")) as bar:
+    first = os.environ.get("RANK", "0") == "0"  # of a distributed run's processes, one draws
+    with Progress(*COLUMNS, TextColumn("{task.fields[numbers]}"), disable=not first) as bar:
         task = bar.add_task(title, total=total, completed=done, numbers="")
 
         def advance(**numbers: float) -> None:

@@ -184,6 +184,29 @@ class Run:
         return full_disk_reported(self.path / name, advice)
 
 
+class FollowedRun(Run):
+    """A run as the other processes of a distributed one have it: the first one writes, these do not."""
+
+    def __init__(self, path: Path, config: DictConfig) -> None:
+        super().__init__(path, _settings(config), FileLock(path / ".lock"))  # which is never taken
+
+    def log(self, step: int, **scalars: Any) -> None:
+        """Nothing: the first process does it."""
+
+    def save(self, step: int, model_saver: Callable[[Path], object], state: Mapping[str, Any]) -> None:
+        """Nothing: the first process does it."""
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Nothing: the first process does it."""
+
+    def restore(self) -> dict[str, Any] | None:
+        """As `Run.restore`, but what came after the state is left to the first process."""
+        states = _numbered(self.path / "trainer_state", ".pt")
+        content = _read_state(states[-1][1]) if states else None
+        self.step = content["step"] if content else 0
+        return content["state"] if content else None
+
+
 def checkpoint_folder(path: Path) -> Path | None:
     """The folder that holds the weights: `path`, or the newest checkpoint of the run at `path`; None if no folder."""
     if not path.is_dir():

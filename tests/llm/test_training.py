@@ -205,6 +205,39 @@ def test_a_killed_run_resumes_to_the_same_end(model: Path, data: Path, tmp_path:
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
+def test_two_processes_train_to_the_losses_of_one(model: Path, data: Path, tmp_path: Path) -> None:
+    words = [
+        *SMALL,
+        *OFFLINE,
+        "micro_batch_size=2",
+        "max_steps=4",
+        f"data_dir={data}",
+        f"model={model}",
+        "save_every=2",
+    ]
+    one, two = tmp_path / "one", tmp_path / "two"
+    run(["llm", "sft", f"out={one}", *words], one)
+    several = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m"]
+    done = subprocess.run(
+        [*several, "vla_razor.cli", "llm", "sft", f"out={two}", *words], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert [row["step"] for row in rows_of(two)] == [1, 2, 3, 4]
+    assert losses_of(two) == pytest.approx(losses_of(one), rel=1e-4)
+    moved = [[row["forward_kl"] for row in rows_of(out)] for out in (one, two)]
+    assert moved[1] == pytest.approx(moved[0], rel=1e-2)
+    assert (two / "checkpoints" / "step_4" / "model.safetensors").is_file()
+
+
+def test_several_processes_need_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = CliRunner().invoke(cli.app, ["llm", "sft"])
+    assert result.exit_code == 2 and "needs out=DIR" in result.stderr
+    result = CliRunner().invoke(cli.app, ["llm", "kl"])
+    assert result.exit_code == 2 and "llm_kl runs in one process" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -160,6 +160,11 @@ def check(config: DictConfig, count: int) -> None:
             raise UserError(f"prompts_per_step={config.prompts_per_step}: there are only {count} training prompts.")
 
 
+def is_on_cpu(config: DictConfig) -> bool:
+    """Whether `config.device` means the CPU on this machine."""
+    return config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
+
+
 def reward_of(task: Task) -> Any:
     """The task's reward in the form that TRL calls."""
 
@@ -171,7 +176,7 @@ def reward_of(task: Task) -> Any:
 
 def _settings(config: DictConfig, folder: Path) -> dict[str, Any]:
     """What transformers' Trainer takes, for all methods. Our own callbacks save, log and draw the bar."""
-    on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
+    on_cpu = is_on_cpu(config)
     return {
         "output_dir": str(folder),
         "seed": config.seed,

@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
@@ -30,15 +31,17 @@ from vla_razor.statistics import paired_difference, wilson
 
 def run(config: DictConfig, run: Run) -> None:
     """Fine-tune `config.model` on `config.task`; goes on where a resumed run stopped."""
+    processes = PartialState(cpu=training.is_on_cpu(config))
     run.restore()
     task = tasks.open_task(config.task)
     splits = task.load(Path(config.data_dir) if config.data_dir else None, direct=config.direct)
     data = _data(config, splits)
     training.check(config, len(data))
     language = open_model(config.model, device=config.device, dtype=config.dtype)
-    probe = _probe(config, language, splits.test)
     asked = tasks.subset(splits.test, config.eval_prompts) if config.eval_prompts else []
-    base = _base_answers(config, run, language, task, asked)
+    with processes.main_process_first():  # the others then find what it made
+        probe = _probe(config, language, splits.test)
+        base = _base_answers(config, run, language, task, asked)
     callback = RunCallback(run, config.probe_every, lambda: _moved(config, language, probe))
     trainer = _trainer(config, run, language, task, data, callback)
     language = language._replace(model=trainer.model)
@@ -49,7 +52,8 @@ def run(config: DictConfig, run: Run) -> None:
         callback.close()
     tuned = _answers(config, language, task, asked, "tuned")
     moved = _moved(config, language, probe)
-    run.finish(present(Console(), config, base, tuned, moved, splits))
+    console = Console(quiet=not processes.is_main_process)
+    run.finish(present(console, config, base, tuned, moved, splits))
 
 
 def present(
@@ -139,11 +143,9 @@ def _base_answers(
 ) -> list[bool]:
     """Asked before training, while the model is the base; kept for a resumed run."""
     kept = run.path / "base_answers.json"
-    if kept.is_file():
-        return json.loads(kept.read_text())
-    answers = _answers(config, language, task, asked, "base")
-    write_json(kept, answers)
-    return answers
+    if not kept.is_file():
+        write_json(kept, _answers(config, language, task, asked, "base"))
+    return json.loads(kept.read_text())
 
 
 def _answers(config: DictConfig, language: LanguageModel, task: Task, asked: list[Example], who: str) -> list[bool]:
