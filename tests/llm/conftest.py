@@ -1,8 +1,10 @@
 """What the tests of the language models share."""
 
+from collections.abc import Iterator
+
 import pytest
 
-from vla_razor.llm import endpoint
+from vla_razor.llm import bounded, endpoint
 
 
 @pytest.fixture(autouse=True)
@@ -11,3 +13,10 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.005)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_left_running() -> Iterator[None]:
+    """Other tests count this process's children."""
+    yield
+    bounded.close()

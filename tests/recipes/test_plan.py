@@ -95,7 +95,8 @@ def test_every_training_verb_prints_its_plan_and_starts_nothing(tmp_path: Path, 
     assert "Nothing was started." in result.output
     assert not out.exists()
     if verb in ("rl", "demo"):
-        assert "at most 2,500 simulator steps, 2,500 states" in result.output, "25 points, 5 episodes of 20 steps"
+        steps = {"rl": "2,500", "demo": "1,920"}[verb]  # 25 points and 5 episodes of 20 steps; 16 and 6
+        assert f"at most {steps} simulator steps, {steps} states" in result.output
 
 
 def test_a_plan_refuses_what_the_run_would(tmp_path: Path) -> None:

@@ -33,17 +33,19 @@ def _result(future: Future[Any]) -> Any:
         return None
 
 
+def close() -> None:
+    """Stops the processes, if there are any; the next call starts new ones."""
+    if _pool.cache_info().currsize:
+        _pool().stop()
+        _pool().join()
+        _pool.cache_clear()
+
+
 @cache
 def _pool() -> ProcessPool:
     """Started at the first call, stopped with this process. Spawned, because torch may have threads by then."""
-    pool = ProcessPool(WORKERS, initializer=_limit_memory, context=get_context("spawn"))
-    atexit.register(_close, pool)
-    return pool
-
-
-def _close(pool: ProcessPool) -> None:
-    pool.stop()
-    pool.join()
+    atexit.register(close)
+    return ProcessPool(WORKERS, initializer=_limit_memory, context=get_context("spawn"))
 
 
 def _limit_memory() -> None:
