@@ -35,7 +35,7 @@ from vla_razor.trackers import Tracker, make_tracker
 from vla_razor_envs import assets
 
 SCHEMA = 1
-PACKAGES = ("torch", "transformers", "timm", "peft", "mani_skill", "sapien", "gymnasium", "numpy")
+PACKAGES = ("torch", "transformers", "timm", "peft", "trl", "lm_eval", "mani_skill", "sapien", "gymnasium", "numpy")
 
 
 class Run:

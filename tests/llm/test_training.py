@@ -124,7 +124,7 @@ def test_sft_learns_the_answer_alone(model: Path, data: Path, tmp_path: Path) ->
         assert text.startswith("Answer: ") and text.rstrip("\n").endswith("<|im_end|>") and "user" not in text
 
 
-@pytest.mark.parametrize("method", ["sft", "grpo", "reinforce"])
+@pytest.mark.parametrize("method", ["sft", "simpo", "grpo", "reinforce"])
 @pytest.mark.parametrize("task", ["math", "science", "tool"])
 def test_each_method_and_task_starts_at_qwens_vocabulary(
     method: str, task: str, data: Path, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
@@ -132,7 +132,12 @@ def test_each_method_and_task_starts_at_qwens_vocabulary(
     model = tmp_path_factory.getbasetemp() / "qwen"
     if not model.is_dir():
         small_model(model, words=QWEN_WORDS)
-    words = [*SMALL, *(OFFLINE if method == "sft" else ON_POLICY), f"data_dir={data}", f"model={model}"]
+    words = [*SMALL, f"data_dir={data}", f"model={model}", "micro_batch_size=2"]
+    words += ["group_size=2", "prompts_per_step=1"] if method in ("grpo", "reinforce") else ["batch_size=2"]
+    if method == "simpo":
+        train = tasks.open_task(task).load(data, direct=True).train
+        made = [Annotation(e.prompt, e.gold, e.group, e.answer, "I do not know.", 2, "teacher", {}) for e in train[:2]]
+        words.append(f"annotations={noted(made, tmp_path / 'notes')}")
     summary = run(["llm", method, f"task={task}", "max_steps=1", f"out={tmp_path / 'run'}", *words], tmp_path / "run")
     assert summary["forward_kl"]["forward_kl"] >= 0
     assert summary["base"]["episodes"] == summary["tuned"]["episodes"] == 2
@@ -168,15 +173,13 @@ def test_an_adapter_trains_and_its_base_stays(model: Path, data: Path, tmp_path:
 
 @pytest.mark.parametrize("method", ["sft", "simpo"])
 def test_annotations_are_trained_on(method: str, model: Path, data: Path, tmp_path: Path) -> None:
-    notes, out = tmp_path / "notes", tmp_path / "run"
-    notes.mkdir()
+    out = tmp_path / "run"
     train = tasks.open_task("science").load(data, direct=True).train
     made = [
         Annotation(e.prompt, e.gold, e.group, f"I see. {e.answer}" if n else None, "Answer: C", 2, "teacher", {})
         for n, e in enumerate(train[:9])
     ]
-    for one in made:
-        annotations.append(notes / annotations.FILE, one)
+    notes = noted(made, tmp_path / "notes")
     words = [*SMALL, *OFFLINE, "task=science", "epochs=2", f"data_dir={data}", f"model={model}"]
     summary = run(["llm", method, f"annotations={notes}", f"out={out}", *words], out)
     assert len(rows_of(out)) == 4  # eight of the nine have a right response
@@ -262,6 +265,13 @@ def test_bad_input_is_one_message(words: list[str], says: str, model: Path, data
     assert result.exit_code == 2, result.output
     assert says in result.stderr and "Traceback" not in result.output
     assert not (tmp_path / "run").exists()
+
+
+def noted(made: Sequence[Annotation], folder: Path) -> Path:
+    folder.mkdir()
+    for one in made:
+        annotations.append(folder / annotations.FILE, one)
+    return folder
 
 
 def rows_of(out: Path) -> list[dict[str, Any]]:

@@ -21,13 +21,15 @@ SHOWN = ("loss", "reward")
 
 
 class RunCallback(TrainerCallback):
-    """Writes what TRL logs to the run, with `measure`'s numbers every `probe_every` steps (0 never). `close` it.
+    """Writes what TRL logs to the run, with `measure`'s numbers every `probe_every` steps (0 never) and at the end;
+    `measured` holds the latest. `close` it.
 
     Raises RunFailed where the loss is not finite; the last checkpoint is then as it was.
     """
 
     def __init__(self, run: Run, probe_every: int, measure: Callable[[], dict[str, Any]]) -> None:
         self.run, self.probe_every, self.measure = run, probe_every, measure
+        self.measured: dict[str, Any] = {}
         self._bar = ExitStack()
 
     def close(self) -> None:
@@ -56,7 +58,8 @@ class RunCallback(TrainerCallback):
             )
         last = state.global_step >= state.max_steps
         if self.probe_every and (state.global_step % self.probe_every == 0 or last):
-            scalars |= self.measure()
+            self.measured = self.measure()
+            scalars |= self.measured
         self.run.log(state.global_step, **scalars)
         self.advance(**{name: scalars[name] for name in (*SHOWN, "forward_kl") if name in scalars})
 

@@ -51,7 +51,7 @@ def run(config: DictConfig, run: Run) -> None:
     finally:
         callback.close()
     tuned = _answers(config, language, task, asked, "tuned")
-    moved = _moved(config, language, probe)
+    moved = callback.measured or _moved(config, language, probe)
     console = Console(quiet=not processes.is_main_process)
     run.finish(present(console, config, base, tuned, moved, splits))
 
