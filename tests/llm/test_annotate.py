@@ -21,7 +21,10 @@ from vla_razor import cli, config
 from vla_razor.errors import RunFailed
 from vla_razor.llm import annotations
 from vla_razor.llm.annotations import FILE, Annotation
+from vla_razor.llm.local_teacher import LocalTeacher
+from vla_razor.llm.models import open_model
 from vla_razor.llm.tasks import science
+from vla_razor.llm.teacher import Request
 from vla_razor.recipes import llm_annotate
 from vla_razor.runs import Run
 
@@ -275,3 +278,14 @@ def test_without_a_teacher_the_model_answers(local: Path, data: Path, tmp_path: 
         "dtype=float32",
     )
     assert len(made) == 2 and {annotation.teacher for annotation in made} == {str(local)}
+
+
+@pytest.mark.parametrize(("temperature", "distinct"), [(1.0, True), (None, False)])
+def test_a_local_teacher_samples_its_whole_distribution(local: Path, temperature: float | None, distinct: bool) -> None:
+    """Whatever the model's own settings would leave out, which an instruct model's do."""
+    model = open_model(local)
+    model.model.generation_config.top_k = 1
+    model.model.generation_config.do_sample = True
+    teacher = LocalTeacher(model, responses_at_once=40, temperature=temperature, max_new_tokens=1, seed=0)
+    answer = teacher.ask(Request([{"role": "user", "content": "A B"}], 0, 0, 40)).result()
+    assert (len({response.text for response in answer.responses}) > 3) == distinct

@@ -14,7 +14,10 @@ from vla_razor.llm.teacher import Answer, Request, Response
 
 
 class LocalTeacher:
-    """Samples by the model's own generation settings but for temperature and length.
+    """Samples from the model's whole distribution at a temperature, or by its own generation settings without one.
+
+    Right answers of a model sampled at temperature 1 are samples of its I-projection onto the policies that are always
+    right: SFT on them is what the paper's theory predicts to forget least (RL's Razor, Section 5.2).
 
     Each request has a seed of its own, made of `seed`, the prompt and the number of the response: a resumed run gets
     the same responses as one that was never interrupted.
@@ -35,7 +38,7 @@ class LocalTeacher:
         self.name, self.responses_at_once, self._model, self._seed = model.name, responses_at_once, model, seed
         self._settings: dict[str, Any] = {"do_sample": True, "max_new_tokens": max_new_tokens}
         if temperature is not None:
-            self._settings["temperature"] = temperature
+            self._settings |= {"temperature": temperature, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
 
     def ask(self, request: Request) -> Future[Answer]:
         """Answered when this returns."""

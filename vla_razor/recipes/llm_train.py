@@ -8,6 +8,7 @@ Where it departs from the paper: SFT without annotations learns the gold answers
 """
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vla_razor.errors import UserError
-from vla_razor.files import write_json
+from vla_razor.files import full_disk_reported, write_json
 from vla_razor.llm import annotations, probe_set, tasks, training
 from vla_razor.llm.callbacks import RunCallback, trainer_folder
 from vla_razor.llm.evaluation import right_answers
@@ -46,10 +47,9 @@ def run(config: DictConfig, run: Run) -> None:
     trainer = _trainer(config, run, language, task, data, callback)
     language = language._replace(model=trainer.model)
     resumed = str(trainer_folder(run, run.step)) if run.step else None
-    try:
+    advice = f"free some space, then go on with: vla-razor resume {run.path}"
+    with closing(callback), full_disk_reported(trainer_folder(run), advice):
         trainer.train(resume_from_checkpoint=resumed)
-    finally:
-        callback.close()
     tuned = _answers(config, language, task, asked, "tuned")
     moved = callback.measured or _moved(config, language, probe)
     console = Console(quiet=not processes.is_main_process)
