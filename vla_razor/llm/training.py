@@ -28,6 +28,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from vla_razor.devices import device_named
 from vla_razor.errors import UserError
 from vla_razor.llm.models import LanguageModel
 from vla_razor.llm.tasks import Example, Task
@@ -160,11 +161,6 @@ def check(config: DictConfig, count: int) -> None:
             raise UserError(f"prompts_per_step={config.prompts_per_step}: there are only {count} training prompts.")
 
 
-def is_on_cpu(config: DictConfig) -> bool:
-    """Whether `config.device` means the CPU on this machine."""
-    return config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
-
-
 def reward_of(task: Task) -> Any:
     """The task's reward in the form that TRL calls."""
 
@@ -176,7 +172,7 @@ def reward_of(task: Task) -> Any:
 
 def _settings(config: DictConfig, folder: Path) -> dict[str, Any]:
     """What transformers' Trainer takes, for all methods. Our own callbacks save, log and draw the bar."""
-    on_cpu = is_on_cpu(config)
+    on_cpu = device_named(config.device).type == "cpu"
     return {
         "output_dir": str(folder),
         "seed": config.seed,

@@ -17,10 +17,10 @@ from rich.table import Table
 from vla_razor.errors import UserError, nearest
 from vla_razor.files import cache_root, write_json
 from vla_razor.llm import prior_tasks, tasks
-from vla_razor.llm.evaluation import right_answers
 from vla_razor.llm.models import LanguageModel, model_key, open_model
 from vla_razor.llm.prior_tasks import Score
 from vla_razor.progress import progress
+from vla_razor.recipes.llm_steps import answers_of, splits_of
 from vla_razor.runs import Run
 
 
@@ -30,17 +30,9 @@ def run(config: DictConfig, run: Run) -> None:
     names, skipped = _available(config)
     data_dir = Path(config.data_dir) if config.data_dir else None
     task = tasks.open_task(config.task)
-    asked = tasks.subset(task.load(data_dir, direct=config.direct).test, config.eval_prompts)
+    asked = tasks.subset(splits_of(config, task).test, config.eval_prompts)
     language = open_model(config.model, device=config.device, dtype=config.dtype)
-    with progress(config.task, -(-len(asked) // config.micro_batch_size)) as advance:
-        answers = right_answers(
-            language,
-            task,
-            asked,
-            max_new_tokens=config.max_new_tokens,
-            batch_size=config.micro_batch_size,
-            done=advance,
-        )
+    answers = answers_of(config, language, task, asked, config.task)
     share = sum(answers) / len(answers)
     new = Score(share, math.sqrt(share * (1 - share) / max(len(answers) - 1, 1)), len(answers))
     prior: dict[str, Score] = {}

@@ -4,8 +4,6 @@ Forward KL is summed exactly over the whole vocabulary, at the base's own comple
 (`llm/probe_set.py`); the alternatives of the paper's Section 6 stand beside it.
 """
 
-from pathlib import Path
-
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
@@ -13,7 +11,7 @@ from rich.table import Table
 from vla_razor.llm import probe_set, tasks
 from vla_razor.llm.models import LanguageModel, open_model, origin_of
 from vla_razor.llm.probe_set import ProbeSet
-from vla_razor.progress import progress
+from vla_razor.recipes.llm_steps import probe_of, splits_of
 from vla_razor.runs import Run
 
 
@@ -44,15 +42,4 @@ def report(console: Console, config: DictConfig, measured: dict[str, float | int
 
 
 def _probe(config: DictConfig, language: LanguageModel) -> ProbeSet:
-    splits = tasks.open_task(config.task).load(Path(config.data_dir) if config.data_dir else None, direct=config.direct)
-    examples = tasks.subset(splits.test, config.probe_prompts)
-    with progress("probe set", -(-len(examples) // config.micro_batch_size)) as advance:
-        return probe_set.obtain(
-            language,
-            config.task,
-            examples,
-            max_new_tokens=config.max_new_tokens,
-            seed=config.seed,
-            batch_size=config.micro_batch_size,
-            done=advance,
-        )
+    return probe_of(config, language, splits_of(config, tasks.open_task(config.task)).test)

@@ -17,31 +17,31 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from vla_razor.devices import device_named
 from vla_razor.errors import UserError
 from vla_razor.files import full_disk_reported, write_json
 from vla_razor.llm import annotations, probe_set, tasks, training
 from vla_razor.llm.callbacks import RunCallback, trainer_folder
-from vla_razor.llm.evaluation import right_answers
 from vla_razor.llm.models import LanguageModel, open_model
 from vla_razor.llm.probe_set import ProbeSet
 from vla_razor.llm.tasks import Example, Splits, Task
-from vla_razor.progress import progress
+from vla_razor.recipes.llm_steps import answers_of, probe_of, splits_of
 from vla_razor.runs import Run
 from vla_razor.statistics import paired_difference, wilson
 
 
 def run(config: DictConfig, run: Run) -> None:
     """Fine-tune `config.model` on `config.task`; goes on where a resumed run stopped."""
-    processes = PartialState(cpu=training.is_on_cpu(config))
+    processes = PartialState(cpu=device_named(config.device).type == "cpu")
     run.restore()
     task = tasks.open_task(config.task)
-    splits = task.load(Path(config.data_dir) if config.data_dir else None, direct=config.direct)
+    splits = splits_of(config, task)
     data = _data(config, splits)
     training.check(config, len(data))
     language = open_model(config.model, device=config.device, dtype=config.dtype)
     asked = tasks.subset(splits.test, config.eval_prompts) if config.eval_prompts else []
     with processes.main_process_first():  # the others then find what it made
-        probe = _probe(config, language, splits.test)
+        probe = probe_of(config, language, splits.test) if config.probe_every else None
         base = _base_answers(config, run, language, task, asked)
     callback = RunCallback(run, config.probe_every, lambda: _moved(config, language, probe))
     trainer = _trainer(config, run, language, task, data, callback)
@@ -50,7 +50,7 @@ def run(config: DictConfig, run: Run) -> None:
     advice = f"free some space, then go on with: vla-razor resume {run.path}"
     with closing(callback), full_disk_reported(trainer_folder(run), advice):
         trainer.train(resume_from_checkpoint=resumed)
-    tuned = _answers(config, language, task, asked, "tuned")
+    tuned = answers_of(config, language, task, asked, "tuned answers") if asked else []
     moved = callback.measured or _moved(config, language, probe)
     console = Console(quiet=not processes.is_main_process)
     run.finish(present(console, config, base, tuned, moved, splits))
@@ -94,7 +94,6 @@ def _data(config: DictConfig, splits: Splits) -> Any:
             made = f"vla-razor llm annotate --task {config.task} --rejected --out DIR"
             raise UserError(f"simpo needs right and wrong answers: annotations=DIR. Make them with: {made}")
         return [(example, example.answer) for example in examples]
-
     found = annotations.read(Path(config.annotations))
     by_prompt = {one.prompt: one for one in found}
     known = [(example, by_prompt[example.prompt]) for example in examples if example.prompt in by_prompt]
@@ -118,22 +117,6 @@ def _trainer(
     return training.on_policy(language, config, task, data, folder, callbacks)
 
 
-def _probe(config: DictConfig, language: LanguageModel, test: list[Example]) -> ProbeSet | None:
-    if not config.probe_every:
-        return None
-    examples = tasks.subset(test, config.probe_prompts)
-    with progress("probe set", _batches(config, examples)) as advance:
-        return probe_set.obtain(
-            language,
-            config.task,
-            examples,
-            max_new_tokens=config.max_new_tokens,
-            seed=config.seed,
-            batch_size=config.micro_batch_size,
-            done=advance,
-        )
-
-
 def _moved(config: DictConfig, language: LanguageModel, probe: ProbeSet | None) -> dict[str, Any]:
     return probe_set.measure(language, probe, config.micro_batch_size) if probe else {}
 
@@ -144,23 +127,5 @@ def _base_answers(
     """Asked before training, while the model is the base; kept for a resumed run."""
     kept = run.path / "base_answers.json"
     if not kept.is_file():
-        write_json(kept, _answers(config, language, task, asked, "base"))
+        write_json(kept, answers_of(config, language, task, asked, "base answers") if asked else [])
     return json.loads(kept.read_text())
-
-
-def _answers(config: DictConfig, language: LanguageModel, task: Task, asked: list[Example], who: str) -> list[bool]:
-    if not asked:
-        return []
-    with progress(f"{who} answers", _batches(config, asked)) as advance:
-        return right_answers(
-            language,
-            task,
-            asked,
-            max_new_tokens=config.max_new_tokens,
-            batch_size=config.micro_batch_size,
-            done=advance,
-        )
-
-
-def _batches(config: DictConfig, examples: list[Example]) -> int:
-    return -(-len(examples) // config.micro_batch_size)

@@ -1,0 +1,49 @@
+"""What the language models' verbs share: the task's splits, the probe set and a model's answers, each with its bar."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from vla_razor.llm import probe_set, tasks
+from vla_razor.llm.evaluation import right_answers
+from vla_razor.llm.models import LanguageModel
+from vla_razor.llm.probe_set import ProbeSet
+from vla_razor.llm.tasks import Example, Splits, Task
+from vla_razor.progress import progress
+
+
+def splits_of(config: DictConfig, task: Task) -> Splits:
+    """From `config.data_dir`, or from the Hub where it is null."""
+    return task.load(Path(config.data_dir) if config.data_dir else None, direct=config.direct)
+
+
+def probe_of(config: DictConfig, language: LanguageModel, test: list[Example]) -> ProbeSet:
+    """The base's, on `config.probe_prompts` of the test prompts: from the cache, or made now."""
+    examples = tasks.subset(test, config.probe_prompts)
+    with progress("probe set", _batches(config, examples)) as advance:
+        return probe_set.obtain(
+            language,
+            config.task,
+            examples,
+            max_new_tokens=config.max_new_tokens,
+            seed=config.seed,
+            batch_size=config.micro_batch_size,
+            done=advance,
+        )
+
+
+def answers_of(config: DictConfig, language: LanguageModel, task: Task, asked: list[Example], title: str) -> list[bool]:
+    """Which of the prompts the model answers right, by its likeliest tokens."""
+    with progress(title, _batches(config, asked)) as advance:
+        return right_answers(
+            language,
+            task,
+            asked,
+            max_new_tokens=config.max_new_tokens,
+            batch_size=config.micro_batch_size,
+            done=advance,
+        )
+
+
+def _batches(config: DictConfig, examples: list[Example]) -> int:
+    return -(-len(examples) // config.micro_batch_size)
