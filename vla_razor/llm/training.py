@@ -74,12 +74,9 @@ def sft(
     ]
     settings = SFTConfig(**_settings(config, folder), max_length=None, completion_only_loss=True, packing=False)
     return SFTTrainer(
-        model=language.model,
         args=settings,
         train_dataset=Dataset.from_list(rows),
-        processing_class=language.tokenizer,
-        callbacks=list(callbacks),
-        peft_config=_peft(language, config),
+        **_common(language, config, callbacks),
     )
 
 
@@ -109,12 +106,9 @@ def simpo(
     )
     trainer = SummedSimPO if config.log_probs == "sum" else CPOTrainer
     return trainer(
-        model=language.model,
         args=settings,
         train_dataset=Dataset.from_list(rows),
-        processing_class=language.tokenizer,
-        callbacks=list(callbacks),
-        peft_config=_peft(language, config),
+        **_common(language, config, callbacks),
     )
 
 
@@ -142,13 +136,10 @@ def on_policy(
     )
     trainer = OneZero if config.verb == "llm_reinforce" else GRPOTrainer
     return trainer(
-        model=language.model,
         reward_funcs=reward_of(task),
         args=settings,
         train_dataset=Dataset.from_list([{"prompt": e.messages, "gold": e.gold} for e in examples]),
-        processing_class=language.tokenizer,
-        callbacks=list(callbacks),
-        peft_config=_peft(language, config),
+        **_common(language, config, callbacks),
     )
 
 
@@ -168,6 +159,16 @@ def reward_of(task: Task) -> Any:
         return task.rewards([completion[-1]["content"] for completion in completions], gold)
 
     return reward
+
+
+def _common(language: LanguageModel, config: DictConfig, callbacks: Sequence[TrainerCallback]) -> dict[str, Any]:
+    """What every trainer is given beside its settings and data."""
+    return {
+        "model": language.model,
+        "processing_class": language.tokenizer,
+        "callbacks": list(callbacks),
+        "peft_config": _peft(language, config),
+    }
 
 
 def _settings(config: DictConfig, folder: Path) -> dict[str, Any]:
