@@ -15,15 +15,10 @@ import typer
 
 from vla_razor import config
 from vla_razor.errors import RunFailed, UserError
+from vla_razor.recipes import LLM_TRAINING, recipe_of
 
 if TYPE_CHECKING:
     from vla_razor.runs import Run
-
-RECIPES = {verb: f"vla_razor.recipes.{verb}" for verb in ("collect", "sft", "rl", "kl", "demo", "mnist")}
-RECIPES["eval"] = "vla_razor.recipes.evaluate"
-LLM_TRAINING = ("sft", "grpo", "reinforce", "simpo")
-RECIPES |= {f"llm_{method}": "vla_razor.recipes.llm_train" for method in LLM_TRAINING}
-RECIPES |= {f"llm_{verb}": f"vla_razor.recipes.llm_{verb}" for verb in ("annotate", "eval", "kl", "probe")}
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 assets = typer.Typer(
@@ -161,6 +156,12 @@ def llm_probe(arguments: Arguments = None, show: Show = False) -> None:
     _launch("llm_probe", arguments, show)
 
 
+@_verb("llm_demo")
+def llm_demo(arguments: Arguments = None, show: Show = False) -> None:
+    """A small model, SFT and GRPO side by side: the new task, prior tasks and forward KL."""
+    _launch("llm_demo", arguments, show)
+
+
 @app.command()
 def resume(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.", show_default=False)]) -> None:
     """Go on with an interrupted run."""
@@ -215,6 +216,15 @@ def fetch_punkt() -> None:
         fetch()
 
 
+@assets.command("humaneval")
+def fetch_humaneval() -> None:
+    """Take HumanEval's problems from the package that its authors publish, for machines that reach no hub."""
+    with _clean_errors():
+        from vla_razor.llm.humaneval import fetch
+
+        fetch()
+
+
 def overrides(arguments: Sequence[str]) -> list[str]:
     """Both forms to one: `--per-point 5`, `--per-point=5` and `per_point=5` become "per_point=5", in the order given.
 
@@ -250,9 +260,8 @@ def _launch(verb: str, arguments: list[str] | None, show: bool) -> None:
             typer.echo(config.to_yaml(settings), nl=False)
             return
         if settings.get("dry_run"):
-            from vla_razor.recipes.plan import show as show_plan
-
-            show_plan(settings)
+            plan = "llm_plan" if verb.startswith("llm_") else "plan"
+            importlib.import_module(f"vla_razor.recipes.{plan}").show(settings)
             return
         from vla_razor.runs import FollowedRun, Run
 
@@ -288,9 +297,8 @@ def _remove_unused(folder: Path) -> None:
 
 def _execute(run: "Run") -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch's idle threads must leave the cores to the simulation
-    recipe = importlib.import_module(RECIPES[run.config.verb])
     try:
-        recipe.run(run.config, run)
+        recipe_of(run.config.verb).run(run.config, run)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted; go on with: vla-razor resume {run.path}") from None
 

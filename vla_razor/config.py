@@ -77,7 +77,7 @@ _DEVICE = Rule(
 _KEYS = {
     _TEXT: "out policy against base demos unnorm_key data_dir embeddings model teacher endpoint "
     "api_key_variable annotations",
-    _SWITCH: "greedy train_vision dry_run direct rejected gradient_checkpointing run_code",
+    _SWITCH: "greedy train_vision dry_run direct easy mixed_precision rejected gradient_checkpointing run_code",
     _COUNT: "num_envs num_workers micro_batch_size batch_size epochs iterations per_point max_attempts save_every "
     "episodes new_episodes prior_episodes probe_states checkpoints jobs rates group_size prompts_per_step "
     "num_iterations max_new_tokens max_length paragraphs probe_prompts samples concurrency requests_per_minute",
@@ -115,7 +115,7 @@ RULES: dict[str, Rule] = {
 }
 
 NULLABLE = {"out", "data_dir", "prior", "unnorm_key", "temperature", "demos", "against", "base", "gain_learning_rate"}
-NULLABLE |= {"prompt", "image_size", "embeddings", "teacher", "endpoint", "annotations"}
+NULLABLE |= {"prompt", "image_size", "embeddings", "teacher", "endpoint", "annotations", "cold_start"}
 
 
 def verbs() -> list[str]:
@@ -153,9 +153,10 @@ def to_yaml(config: DictConfig) -> str:
     return OmegaConf.to_yaml(config)
 
 
-def common_keys() -> list[str]:
-    """The keys that every verb has."""
-    return [str(key) for key in OmegaConf.load(CONFIG_DIR / "common.yaml")]
+def common_keys(verb: str) -> list[str]:
+    """The keys that every verb of its kind has, be they about policies or language models."""
+    name = "llm_common" if verb.startswith("llm_") else "common"
+    return [str(key) for key in OmegaConf.load(CONFIG_DIR / f"{name}.yaml")]
 
 
 def describe(verb: str) -> str:
@@ -262,7 +263,7 @@ def _section(verb: str, settings: DictConfig, groups: dict[str, str]) -> DictCon
     """The verb's own keys under `settings`; what all verbs share stays with the verb that runs it."""
     own_groups = {"env": settings.env} if "env" in settings else {}
     section = _compose_files(verb, own_groups | {key: name for key, name in groups.items() if key == "experiment"})
-    shared = {"verb", *common_keys()} | ({"env"} - own_groups.keys())
+    shared = {"verb", *common_keys(verb)} | ({"env"} - own_groups.keys())
     own = OmegaConf.create({key: value for key, value in section.items() if key not in shared}, flags={"struct": True})
     own.merge_with({key: value for key, value in settings.items() if key not in (*shared, "env")})
     return own

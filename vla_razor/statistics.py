@@ -115,6 +115,25 @@ def paired_difference(a: Sequence[bool] | ArrayLike, b: Sequence[bool] | ArrayLi
     return Difference(difference, max(difference - below, -1.0), min(difference + above, 1.0))
 
 
+def mean_with_interval(groups: Sequence[ArrayLike]) -> Difference:
+    """The mean of the groups' means, each weighing the same, with its normal 95% interval; values within a group are
+    independent.
+    """
+    mean = float(np.mean([np.mean(group) for group in groups]))
+    reach = 1.96 * math.sqrt(sum(standard_error(group) ** 2 for group in groups)) / len(groups)
+    return Difference(mean, mean - reach, mean + reach)
+
+
+def standard_error(values: ArrayLike) -> float:
+    """Of the mean of independent values; 0 for a single one, which says nothing of it.
+
+    >>> standard_error([0.0, 1.0, 1.0, 0.0])
+    0.28867513459481287
+    """
+    array = np.asarray(values, dtype=float)
+    return float(array.std(ddof=1) / math.sqrt(array.size)) if array.size > 1 else 0.0
+
+
 def _correlation(x: np.ndarray, y: np.ndarray) -> float:
     """Newcombe's phi, pulled towards 0 by n/2 where it is positive; 0 where one of the policies always does the
     same.

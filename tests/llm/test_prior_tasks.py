@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from tests.llm.support import small_data, small_model
 from vla_razor import cli
 from vla_razor.errors import UserError
-from vla_razor.llm import code, prior_tasks, punkt
+from vla_razor.llm import code, humaneval, prior_tasks, punkt
 from vla_razor.llm.models import open_model
 from vla_razor.llm.prior_tasks import BENCHMARKS, Score
 
@@ -110,8 +110,10 @@ def test_a_program_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_the_mean_weighs_benchmarks_equally() -> None:
-    average, error = prior_tasks.mean([Score(0.2, 0.03, 10), Score(0.6, 0.04, 1000)])
-    assert (average, error) == (pytest.approx(0.4), pytest.approx(0.025))
+    few, many = Score([0.0, 1.0]), Score([1.0] * 75 + [0.0] * 25)
+    average, error = prior_tasks.mean([few, many])
+    assert average == pytest.approx(0.625)
+    assert error == pytest.approx((0.5**2 + 0.75 * 0.25 / 99) ** 0.5 / 2)  # standard errors 0.5 and 0.0435
 
 
 @pytest.mark.slow
@@ -157,5 +159,17 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_ifeval_is_skipped_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(punkt, "is_available", lambda: False)
-    assert "vla-razor assets punkt" in (prior_tasks.unavailable("ifeval") or "")
-    assert prior_tasks.unavailable("mmlu") is None
+    assert "vla-razor assets punkt" in (prior_tasks.unavailable("ifeval", None) or "")
+    assert prior_tasks.unavailable("mmlu", None) is None
+
+
+def test_humaneval_comes_from_its_package_where_the_folder_lacks_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLA_RAZOR_CACHE", str(tmp_path / "cache"))
+    assert "vla-razor assets humaneval" in (prior_tasks.unavailable("humaneval", tmp_path) or "")
+    result = CliRunner().invoke(cli.app, ["assets", "humaneval"])
+    assert result.exit_code == 0, result.output
+    assert prior_tasks.unavailable("humaneval", tmp_path) is None
+    file = humaneval.problems_file(tmp_path)
+    assert file and len(prior_tasks._problems(file)) == 164

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from vla_razor.policies.openvla import OpenVLA
 from vla_razor.policies.openvla.tiny import make_tiny
@@ -121,3 +122,16 @@ def assert_same_end(one: Path, other: Path) -> None:
     ]
     assert weights[0]
     assert weights[0] == weights[1]
+
+
+def peak_of(call: Callable[[], object]) -> int:
+    """The most bytes that torch's CPU allocator held at once during a call, beside what it held before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    results: Any = profiler.profiler
+    events = [event for event in results.kineto_results.events() if event.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak

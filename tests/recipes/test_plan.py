@@ -5,33 +5,21 @@ from typing import Any
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 from typer.testing import CliRunner
 
+from tests.recipes.support import peak_of
 from vla_razor import cli
 from vla_razor.config import compose
 from vla_razor.policies.openvla import OpenVLA
 from vla_razor.policies.openvla.tiny import make_tiny
 from vla_razor.recipes import plan, training
-from vla_razor.recipes.plan import Footprint
+from vla_razor.recipes.footprint import OVERHEAD
+from vla_razor.recipes.plan import PolicyFootprint
 
 SIZES: dict[str, Any] = {
     "tiny": {"hidden": 128, "layers": 3, "heads": 4, "intermediate": 320},
     "mid-size": {"hidden": 512, "layers": 8, "heads": 8, "intermediate": 1376},
 }
-
-
-def peak_of(call) -> int:
-    """The most bytes that torch's CPU allocator held at once during a call, beside what it held before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        call()
-    results: Any = profiler.profiler
-    events = [event for event in results.kineto_results.events() if event.name() == "[memory]"]
-    now = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        peak = max(peak, now)
-    return peak
 
 
 def trained(model: OpenVLA, batch: int) -> None:
@@ -66,13 +54,13 @@ def test_the_memory_of_an_update_is_what_is_measured(tmp_path: Path, size: str, 
 
 
 @pytest.fixture(scope="module")
-def openvla() -> Footprint:
+def openvla() -> PolicyFootprint:
     config = compose("rl", ["experiment=paper_robotics", "lora_rank=32", "device=a100-80"])
     return plan.footprint(plan.model_of(config), config)
 
 
 @pytest.mark.slow
-def test_openvla_with_lora_in_bfloat16(openvla: Footprint) -> None:
+def test_openvla_with_lora_in_bfloat16(openvla: PolicyFootprint) -> None:
     """Against facts of the checkpoint: parameters, cache, and the operations of one action (4.21 TFLOP)."""
     assert openvla.parameters - openvla.trainable == 7_541_237_184
     assert openvla.trainable / openvla.parameters == pytest.approx(0.0143, rel=0.02)
@@ -84,7 +72,7 @@ def test_openvla_with_lora_in_bfloat16(openvla: Footprint) -> None:
     assert batches[0] == 0
     assert 0 < batches[1] < batches[2] < batches[3]
     most = openvla.update_peak(batches[3])
-    assert most + plan.OVERHEAD <= 80 * 2**30 < most + plan.OVERHEAD + openvla.activations.each
+    assert most + OVERHEAD <= 80 * 2**30 < most + OVERHEAD + openvla.activations.each
 
 
 @pytest.mark.parametrize("verb", ["rl", "sft", "demo", "mnist"])

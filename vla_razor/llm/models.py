@@ -54,9 +54,8 @@ def open_model(spec: str | Path, *, device: str = "cpu", dtype: str = "float32")
     Raises UserError for everything that is not such a thing, and for a tokenizer without a chat template.
     """
     _quieten()
-    folder = smollm_folder() if str(spec) == SMOLLM else checkpoint_folder(Path(spec))
-    source = str(folder or spec)
-    base = _adapted(folder) if folder and (folder / ADAPTER_CONFIG).is_file() else None
+    source = source_of(spec)
+    base = _adapted(Path(source)) if (Path(source) / ADAPTER_CONFIG).is_file() else None
     tokenizer = _tokenizer(source)
     model = _load(base or source, dtype)
     if base:
@@ -67,6 +66,11 @@ def open_model(spec: str | Path, *, device: str = "cpu", dtype: str = "float32")
             f"{spec}: the tokenizer has {len(tokenizer)} tokens, the model only {words}: not made together."
         )
     return LanguageModel(model.to(device_named(device)), tokenizer, str(spec))
+
+
+def source_of(spec: str | Path) -> str:
+    """The folder of a model, or its Hub id. Raises UserError where smollm is not here yet."""
+    return str((smollm_folder() if str(spec) == SMOLLM else checkpoint_folder(Path(spec))) or spec)
 
 
 def origin_of(spec: str) -> str:

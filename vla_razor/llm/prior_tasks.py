@@ -12,6 +12,7 @@ import gzip
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,10 +20,11 @@ from typing import Any, NamedTuple
 from datasets import Dataset
 
 from vla_razor.errors import RunFailed, UserError
-from vla_razor.llm import punkt
+from vla_razor.llm import humaneval, punkt
 from vla_razor.llm.code import passes
 from vla_razor.llm.models import LanguageModel
 from vla_razor.llm.rows import Row, from_lines
+from vla_razor.statistics import standard_error
 
 Splits = dict[str, list[dict[str, Any]]]
 
@@ -37,12 +39,27 @@ class Benchmark(NamedTuple):
     """By part (MMLU has one for each subject, the others one), then by split."""
 
 
-class Score(NamedTuple):
-    """A share of right answers with its standard error, over `examples`."""
+@dataclass(frozen=True)
+class Score:
+    """What each example earned, in an order that all models share; a share of right answers with its standard error."""
 
-    score: float
-    standard_error: float
-    examples: int
+    values: Sequence[float]
+
+    @property
+    def examples(self) -> int:
+        return len(self.values)
+
+    @property
+    def score(self) -> float:
+        return sum(self.values) / len(self.values)
+
+    @property
+    def standard_error(self) -> float:
+        return standard_error(self.values)
+
+    def entry(self) -> dict[str, Any]:
+        """For summary.json."""
+        return {name: getattr(self, name) for name in ("score", "standard_error", "examples")}
 
 
 def _hellaswag(data_dir: Path) -> Mapping[str, Splits]:
@@ -100,7 +117,8 @@ def _ifeval(data_dir: Path) -> Mapping[str, Splits]:
 
 def _humaneval(data_dir: Path | None) -> dict[str, Any]:
     """lm-eval's task with a checker of our own: its own fetches one from the Hub that runs programs without limits."""
-    local = {"custom_dataset": lambda **_: {"test": Dataset.from_list(_problems(data_dir))}} if data_dir else {}
+    file = humaneval.problems_file(data_dir)
+    local = {"custom_dataset": lambda **_: {"test": Dataset.from_list(_problems(file))}} if file else {}
     return {
         "task": "local_humaneval",
         "dataset_path": "openai/openai_humaneval",
@@ -125,8 +143,7 @@ def _passed(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
     return {"pass_at_1": float(passes(program))}
 
 
-def _problems(data_dir: Path) -> list[dict[str, Any]]:
-    path = data_dir / "humaneval" / "HumanEval.jsonl.gz"
+def _problems(path: Path) -> list[dict[str, Any]]:
     try:
         lines = gzip.decompress(path.read_bytes()).decode().splitlines()
     except (OSError, EOFError, UnicodeDecodeError) as error:
@@ -145,10 +162,12 @@ BENCHMARKS = {
 }
 
 
-def unavailable(name: str) -> str | None:
+def unavailable(name: str, data_dir: Path | None) -> str | None:
     """Why a benchmark cannot be run here, or None."""
     if name == "ifeval" and not punkt.is_available():
         return "NLTK's punkt_tab is absent: vla-razor assets punkt"
+    if name == "humaneval" and data_dir and not humaneval.problems_file(data_dir):
+        return f"its problems are not in {data_dir / 'humaneval'}: vla-razor assets humaneval"
     return None
 
 
@@ -164,6 +183,8 @@ def evaluate(
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
+    if reason := unavailable(name, data_dir):
+        raise UserError(f"{name}: {reason}")
     benchmark = BENCHMARKS[name]
     if name == "humaneval":
         parts: list[Any] = [_humaneval(data_dir)]
@@ -193,12 +214,15 @@ def mean(scores: Sequence[Score]) -> tuple[float, float]:
 
 def _pooled(benchmark: Benchmark, found: Any) -> Score:
     """Over all questions of all parts."""
-    values = [float(sample[benchmark.metric]) for samples in found["samples"].values() for sample in samples]
+    samples = [sample for _, part in sorted(found["samples"].items()) for sample in sorted(part, key=_number)]
+    values = [float(sample[benchmark.metric]) for sample in samples]
     if not values:
         raise RunFailed(f"{benchmark.name}: no example was evaluated.")
-    average = sum(values) / len(values)
-    variance = sum((value - average) ** 2 for value in values) / max(len(values) - 1, 1)
-    return Score(average, math.sqrt(variance / len(values)), len(values))
+    return Score(values)
+
+
+def _number(sample: Mapping[str, Any]) -> int:
+    return sample["doc_id"]
 
 
 def _write(benchmark: Benchmark, data_dir: Path, folder: Path) -> Iterator[str]:

@@ -167,7 +167,7 @@ def _common(language: LanguageModel, config: DictConfig, callbacks: Sequence[Tra
         "model": language.model,
         "processing_class": language.tokenizer,
         "callbacks": list(callbacks),
-        "peft_config": _peft(language, config),
+        "peft_config": adapter(config) if config.lora_rank and not language.has_adapter else None,
     }
 
 
@@ -188,7 +188,7 @@ def _settings(config: DictConfig, folder: Path) -> dict[str, Any]:
         "per_device_train_batch_size": min(config.micro_batch_size, _batch_size(config)),
         "gradient_accumulation_steps": _accumulation(config),
         "activation_checkpointing": config.gradient_checkpointing,
-        "bf16": config.dtype == "bfloat16",
+        "bf16": config.mixed_precision or config.dtype == "bfloat16",
         "use_cpu": on_cpu,
         "save_strategy": "steps",
         "save_steps": config.save_every,
@@ -218,9 +218,8 @@ def _accumulation(config: DictConfig) -> int:
     return batch_size // share
 
 
-def _peft(language: LanguageModel, config: DictConfig) -> Any:
-    if not config.lora_rank or language.has_adapter:
-        return None
+def adapter(config: DictConfig) -> Any:
+    """Of rank `config.lora_rank`, on every linear layer but the output head."""
     from peft import LoraConfig
 
     return LoraConfig(

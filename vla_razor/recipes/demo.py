@@ -21,16 +21,15 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from vla_razor import plots
-from vla_razor.config import common_keys
 from vla_razor.errors import RunFailed, UserError, nearest
 from vla_razor.files import atomic_write
-from vla_razor.recipes import collect, comparison, evaluate, results, rl, sft
+from vla_razor.recipes import comparison, evaluate, results
 from vla_razor.recipes.comparison import Column, Outcome, Training
+from vla_razor.recipes.stages import stage
 from vla_razor.recipes.training import NotFinite
 from vla_razor.rollouts.starts import parse_grid
 from vla_razor.runs import Run
 
-RECIPES = {"collect": collect, "sft": sft, "rl": rl, "eval": evaluate}
 EVALUATION_SEED = 0
 
 
@@ -113,21 +112,6 @@ def _check(settings: DictConfig, method: str, changes: Mapping[str, Any]) -> Non
     save, probe = ({**settings, **changes}[key] for key in ("save_every", "probe_every"))
     if not probe or save % probe:
         raise UserError(f"{method}: probe_every={probe} must divide save_every={save}: every checkpoint is measured.")
-
-
-def stage(console: Console, config: DictConfig, folder: Path, verb: str, **changes: Any) -> None:
-    """Run `verb` into `folder`, go on with it, or leave it alone if it has finished."""
-    if (folder / "summary.json").is_file():
-        return
-    console.rule(folder.name)
-    if (folder / "config.yaml").is_file():
-        opened = Run.resume(folder)
-    else:
-        common = {key: config[key] for key in common_keys()}
-        settings = {**common, "env": config.env, **config[verb], **changes, "verb": verb, "out": str(folder)}
-        opened = Run.create(folder, OmegaConf.create(settings), verb)
-    with opened as own:
-        RECIPES[verb].run(own.config, own)
 
 
 def _films(config: DictConfig, out: Path, columns: Sequence[Column]) -> dict[str, list[Path]]:

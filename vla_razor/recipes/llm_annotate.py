@@ -12,7 +12,6 @@ Where it departs from the paper: its teachers were DeepSeek R1 (math, 96% covere
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -26,6 +25,7 @@ from vla_razor.llm.annotations import Annotation
 from vla_razor.llm.tasks import Example, Task, open_task, subset
 from vla_razor.llm.teacher import Teacher
 from vla_razor.progress import progress
+from vla_razor.recipes.llm_steps import splits_of
 from vla_razor.runs import Run
 from vla_razor.statistics import Rate
 
@@ -57,12 +57,11 @@ def run(config: DictConfig, run: Run) -> None:
 
 def _examples(task: Task, config: DictConfig) -> list[Example]:
     """The training split's, each prompt once."""
-    data_dir = Path(config.data_dir) if config.data_dir else None
     distinct: dict[str, Example] = {}
-    for example in task.load(data_dir, direct=config.direct).train:
+    for example in splits_of(config, task).train:
         distinct.setdefault(example.prompt, example)
     if not distinct:
-        raise UserError(f"task={config.task}: there is no training prompt in {data_dir or 'its data set'}.")
+        raise UserError(f"task={config.task}: there is no training prompt in {config.data_dir or 'its data set'}.")
     return subset(list(distinct.values()), config.max_examples)
 
 

@@ -5,7 +5,6 @@ Scores of prior tasks are cached by the model's hash, so that a base is evaluate
 """
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from vla_razor.llm import prior_tasks, tasks
 from vla_razor.llm.models import LanguageModel, model_key, open_model
 from vla_razor.llm.prior_tasks import Score
 from vla_razor.progress import progress
-from vla_razor.recipes.llm_steps import answers_of, splits_of
+from vla_razor.recipes.llm_steps import answers_of, precision_of, splits_of
 from vla_razor.runs import Run
 
 
@@ -33,13 +32,15 @@ def run(config: DictConfig, run: Run) -> None:
     asked = tasks.subset(splits_of(config, task).test, config.eval_prompts)
     language = open_model(config.model, device=config.device, dtype=config.dtype)
     answers = answers_of(config, language, task, asked, config.task)
-    share = sum(answers) / len(answers)
-    new = Score(share, math.sqrt(share * (1 - share) / max(len(answers) - 1, 1)), len(answers))
+    new = Score([float(answer) for answer in answers])
     prior: dict[str, Score] = {}
     with progress("prior tasks", len(names)) as advance:
         for name in names:
             prior[name] = _cached(config, language, name, data_dir, run.path / "prior_tasks" / name)
             advance()
+    write_json(
+        run.path / "answers.json", {name: list(score.values) for name, score in {config.task: new, **prior}.items()}
+    )
     run.finish(present(Console(), config, new, prior, skipped))
 
 
@@ -51,8 +52,8 @@ def present(
     for name, score in {f"{config.task} (new task)": new, **prior}.items():
         table.add_row(name, f"{score.score:.1%}", f"{score.standard_error:.1%}", str(score.examples))
     entry: dict[str, Any] = {
-        "new_task": new._asdict(),
-        "prior_tasks": {name: score._asdict() for name, score in prior.items()},
+        "new_task": new.entry(),
+        "prior_tasks": {name: score.entry() for name, score in prior.items()},
         "skipped": dict(skipped),
     }
     if prior:
@@ -67,6 +68,7 @@ def present(
 
 def _available(config: DictConfig) -> tuple[list[str], dict[str, str]]:
     """The prior tasks that can be run here, and why the others cannot."""
+    data_dir = Path(config.data_dir) if config.data_dir else None
     for name in config.prior_tasks:
         if name not in prior_tasks.BENCHMARKS:
             raise UserError(f"prior_tasks: unknown {name!r}. {nearest(name, prior_tasks.BENCHMARKS)}")
@@ -74,19 +76,21 @@ def _available(config: DictConfig) -> tuple[list[str], dict[str, str]]:
             raise UserError(
                 "prior_tasks: humaneval runs programs that the model writes: say run_code=true to allow it."
             )
-    reasons = {name: prior_tasks.unavailable(name) for name in config.prior_tasks}
+    reasons = {name: prior_tasks.unavailable(name, data_dir) for name in config.prior_tasks}
     skipped = {name: reason for name, reason in reasons.items() if reason}
     return [name for name in config.prior_tasks if name not in skipped], skipped
 
 
 def _cached(config: DictConfig, language: LanguageModel, name: str, data_dir: Path | None, folder: Path) -> Score:
     source = "local" if data_dir else "hub"
+    mixed = "-mixed" if config.mixed_precision else ""
     key = model_key(language.model, adapter=True)
-    kept = cache_root() / "llm_eval" / f"{key}-{name}-{config.examples}-{source}.json"
+    kept = cache_root() / "llm_eval" / f"{key}-{name}-{config.examples}-{source}{mixed}.json"
     if kept.is_file():
-        return Score(**json.loads(kept.read_text()))
-    score = prior_tasks.evaluate(
-        language, name, data_dir, examples=config.examples, batch_size=config.micro_batch_size, folder=folder
-    )
-    write_json(kept, score._asdict())
+        return Score(json.loads(kept.read_text()))
+    with precision_of(config):
+        score = prior_tasks.evaluate(
+            language, name, data_dir, examples=config.examples, batch_size=config.micro_batch_size, folder=folder
+        )
+    write_json(kept, list(score.values))
     return score

@@ -1,9 +1,14 @@
 """What the language models' verbs share: the task's splits, the probe set and a model's answers, each with its bar."""
 
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
+import torch
 from omegaconf import DictConfig
 
+from vla_razor.devices import device_named
+from vla_razor.errors import UserError
 from vla_razor.llm import probe_set, tasks
 from vla_razor.llm.evaluation import right_answers
 from vla_razor.llm.models import LanguageModel
@@ -13,8 +18,17 @@ from vla_razor.progress import progress
 
 
 def splits_of(config: DictConfig, task: Task) -> Splits:
-    """From `config.data_dir`, or from the Hub where it is null."""
-    return task.load(Path(config.data_dir) if config.data_dir else None, direct=config.direct)
+    """From `config.data_dir`, or from the Hub where it is null. Raises UserError where there is no easier slice."""
+    if config.easy and config.task != "tool":
+        raise UserError(f"easy=true: task={config.task} has no easier slice, tool has one.")
+    data_dir = Path(config.data_dir) if config.data_dir else None
+    return task.load(data_dir, direct=config.direct, **({"easy": True} if config.easy else {}))
+
+
+def precision_of(config: DictConfig) -> AbstractContextManager[Any]:
+    """Where products are computed in bfloat16 though the weights are float32, if `config.mixed_precision` says so."""
+    device = device_named(config.device).type
+    return torch.autocast(device, torch.bfloat16, enabled=config.mixed_precision and config.dtype == "float32")
 
 
 def probe_of(config: DictConfig, language: LanguageModel, test: list[Example]) -> ProbeSet:
@@ -34,7 +48,7 @@ def probe_of(config: DictConfig, language: LanguageModel, test: list[Example]) -
 
 def answers_of(config: DictConfig, language: LanguageModel, task: Task, asked: list[Example], title: str) -> list[bool]:
     """Which of the prompts the model answers right, by its likeliest tokens."""
-    with progress(title, _batches(config, asked)) as advance:
+    with precision_of(config), progress(title, _batches(config, asked)) as advance:
         return right_answers(
             language,
             task,

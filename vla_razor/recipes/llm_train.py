@@ -16,6 +16,7 @@ from accelerate import PartialState
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
+from transformers import PrinterCallback
 
 from vla_razor.devices import device_named
 from vla_razor.errors import UserError
@@ -45,6 +46,7 @@ def run(config: DictConfig, run: Run) -> None:
         base = _base_answers(config, run, language, task, asked)
     callback = RunCallback(run, config.probe_every, lambda: _moved(config, language, probe))
     trainer = _trainer(config, run, language, task, data, callback)
+    trainer.remove_callback(PrinterCallback)  # the run has its own bar
     language = language._replace(model=trainer.model)
     resumed = str(trainer_folder(run, run.step)) if run.step else None
     advice = f"free some space, then go on with: vla-razor resume {run.path}"
@@ -79,7 +81,8 @@ def present(
     if moved:
         table.add_row("forward KL, nats a token", "0", f"{moved['forward_kl']:.4g}")
         table.add_row("forward KL, nats a completion", "0", f"{moved['per_completion']:.4g}")
-    console.print(table)
+    if table.row_count:
+        console.print(table)
     return entry
 
 

@@ -1,15 +1,11 @@
 """`dry_run=true`: what a training run would take, worked out from the model's configuration; nothing is started.
 
 The model is built without memory (torch's meta device), adapters included, and one update of a micro-batch, one rollout
-step and the optimizer's state are run through it: every tensor that would exist is added up, every matrix product's
-operations are counted. Memory is linear in the micro-batch, so two sizes give all others. What is assumed instead of
-computed stands as a constant below, and is printed with the plan.
+step and the optimizer's state are run through it (`footprint.py`). What is assumed instead of computed stands as a
+constant there or below, and is printed with the plan.
 """
 
 import importlib
-import time
-import weakref
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,19 +18,26 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
-from torch.utils.flop_counter import FlopCounterMode
 
 from vla_razor.config import common_keys, robot_of, scenes
-from vla_razor.devices import CARDS, Card, device_named
+from vla_razor.devices import CARDS
 from vla_razor.errors import UserError
 from vla_razor.policies.load import TINY
 from vla_razor.policies.openvla import OpenVLA, OpenVLAConfig, Processor, checkpoint, decoder, lora
 from vla_razor.policies.openvla.model import on_meta
 from vla_razor.policies.openvla.tiny import preprocessor_settings
+from vla_razor.recipes.footprint import (
+    UTILIZATION,
+    Footprint,
+    Line,
+    bytes_of,
+    card_named,
+    flops_of,
+    give_gradients,
+    measured,
+    size_text,
+    time_text,
+)
 from vla_razor.recipes.training import parameter_groups
 from vla_razor.rollouts.demonstrations import FOLDER
 from vla_razor.rollouts.starts import parse_grid
@@ -42,10 +45,6 @@ from vla_razor.runs import checkpoint_folder
 
 PROMPT_TOKENS = 20
 """Of a prompt such as "pick coke can" in Llama's tokenizer, where the checkpoint's is not at hand."""
-UTILIZATION = 0.4
-"""Share of a device's peak that training reaches."""
-OVERHEAD = 2e9
-"""Bytes on a GPU for its context, its libraries and what the allocator cannot use."""
 SIMULATOR = {"panda": 130.0, "google_robot": 12.0}
 """Control steps a second of one process, rendering included, on one core: 64 x 64, and 512 x 640."""
 KNOWN: dict[str, dict[str, Any]] = {
@@ -58,100 +57,16 @@ KNOWN: dict[str, dict[str, Any]] = {
 """What `config.json` says of a public checkpoint's shape: nothing need be asked of the Hub."""
 
 
-class Ledger(TorchDispatchMode):
-    """Adds up the bytes of the meta tensors that exist at a time beside those of a model and its gradients: `now`, and
-    the most there were, `peak`.
+@dataclass(frozen=True)
+class PolicyFootprint(Footprint):
+    """Of a policy: `rollout` is what a decision holds at its height, its cache among it, by environments; `cache` that
+    of one alone. A state is one image, prompt and action.
     """
 
-    def __init__(self, model: OpenVLA) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        own = [tensor for p in model.parameters() for tensor in (p, p.grad) if tensor is not None]
-        self._known = {tensor.untyped_storage()._cdata for tensor in own}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        tree_map_only(Tensor, self._enter, result)
-        return result
-
-    def _enter(self, tensor: Tensor) -> Tensor:
-        if tensor.device.type == "meta":
-            storage = tensor.untyped_storage()
-            key, size = storage._cdata, storage.nbytes()
-            if key not in self._known:
-                self._known.add(key)
-                self.now += size
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self._leave, key, size)
-        return tensor
-
-    def _leave(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
-
-
-class _FusedAttention(TorchFunctionMode):
-    """Attention as devices run it, without holding the weights; on the meta device torch would spell it out."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is F.scaled_dot_product_attention:
-            names = ("attn_mask", "dropout_p", "is_causal")
-            given = dict(zip(names, args[3:], strict=False)) | kwargs
-            fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-            mask = given.get("attn_mask")
-            mask = None if mask is None else torch.zeros_like(mask, dtype=args[0].dtype)
-            return fused(*args[:3], 0.0, given.get("is_causal", False), attn_mask=mask, scale=given.get("scale"))[0]
-        return func(*args, **kwargs)
-
-
-@dataclass(frozen=True)
-class Line:
-    """Something that grows with the batch: `fixed + each * batch`."""
-
-    fixed: float
-    each: float
-
-    def at(self, batch: int) -> float:
-        return self.fixed + self.each * batch
-
-
-@dataclass(frozen=True)
-class Footprint:
-    """What a model takes: parameters by number, memory in bytes, operations in FLOP.
-
-    `activations` is what an update holds at its height beside weights, gradients and optimizer, by micro-batch;
-    `rollout` the same of a decision, its cache among it, by environments; `cache` that of one alone. `scratch` is what
-    the optimizer's step needs for a moment. A state is one image, prompt and action.
-    """
-
-    parameters: int
-    trainable: int
-    weights: float
-    base: float
-    gradients: float
-    optimizer: float
-    scratch: float
-    activations: Line
     rollout: Line
     cache: float
     decision_flop: float
-    update_flop: float
     tokens: int
-
-    @property
-    def held(self) -> float:
-        """Bytes that are there from the first update to the last."""
-        return self.weights + self.base + self.gradients + self.optimizer
-
-    def update_peak(self, micro_batch: int) -> float:
-        """The most bytes of an update."""
-        return self.held + max(self.activations.at(micro_batch), self.scratch)
-
-    def largest_micro_batch(self, memory: float) -> int:
-        """The largest micro-batch that fits into so many bytes of a GPU; 0 where none does."""
-        free = memory - OVERHEAD - self.held
-        return max(int((free - self.activations.fixed) // self.activations.each), 0) if free >= self.scratch else 0
 
 
 def show(config: DictConfig) -> None:
@@ -166,27 +81,27 @@ def show(config: DictConfig) -> None:
     console.print("Nothing was started.", highlight=False)
 
 
-def footprint(model: OpenVLA, config: DictConfig) -> Footprint:
+def footprint(model: OpenVLA, config: DictConfig) -> PolicyFootprint:
     """Of `model`, on the meta device and with its adapters, trained with `config`."""
     learning = [parameter for group in parameter_groups(model, config) for parameter in group["params"]]
-    gradients, weights = _bytes(learning), _bytes(model.parameters())
-    for parameter in learning:
-        parameter.grad = torch.zeros_like(parameter)  # as the trainer does, so that they are not counted again
+    gradients, weights = bytes_of(learning), bytes_of(model.parameters())
+    give_gradients(learning)
     (one, flop), (three, _) = (_update(model, batch) for batch in (1, 3))
     (few, decision), (many, _) = (_decision(model, batch) for batch in (1, 3))
-    return Footprint(
+    return PolicyFootprint(
         parameters=sum(p.numel() for p in model.parameters()),
         trainable=sum(p.numel() for p in learning),
         weights=weights,
         base=0.0 if config.lora_rank else weights,
         gradients=gradients,
         optimizer=2 * gradients,
-        scratch=0.0 if _card(config.device) is None else gradients,
-        activations=_line(one, three),
-        rollout=_line(few, many),
+        scratch=0.0 if card_named(config.device) is None else gradients,
+        gathered=0.0,
+        activations=Line.through(one, three),
+        update_flop=flop,
+        rollout=Line.through(few, many),
         cache=_cache_bytes(model),
         decision_flop=decision,
-        update_flop=flop,
         tokens=_tokens(model) + _action_tokens(model),
     )
 
@@ -221,27 +136,32 @@ def _described(policy: str) -> tuple[dict[str, Any], Processor | None]:
 
 def _update(model: OpenVLA, batch: int) -> tuple[float, float]:
     """Peak bytes beside weights and gradients, and FLOP a state, of one micro-batch forward and backward."""
-    ledger, counter = Ledger(model), FlopCounterMode(display=False)
-    with _FusedAttention(), ledger, counter:
+
+    def update() -> None:
         tokens = torch.zeros(batch, _action_tokens(model), dtype=torch.long)
         logits = model.action_logits(_pixels(model, batch), _prompts(model, batch), tokens)
         torch.log_softmax(logits, -1).sum().backward()
-    return ledger.peak, counter.get_total_flops() / batch
+
+    peak, flop = measured(model, update)
+    return peak, flop / batch
 
 
 @torch.no_grad()
 def _decision(model: OpenVLA, batch: int) -> tuple[float, float]:
     """Peak bytes beside the weights, cache included, and FLOP an environment, of one decision."""
-    llama, ledger, counter = model.language_model.model, Ledger(model), FlopCounterMode(display=False)
+    llama = model.language_model.model
     more = _action_tokens(model) - 1
-    with _FusedAttention(), ledger, counter:
+
+    def decide() -> None:
         embeddings, lengths = model._prompt(_pixels(model, batch), _prompts(model, batch))
         length = embeddings.shape[1]
         table = decoder.rotary_table(llama, embeddings, length + more)
         cache = decoder.Cache(length + more)
         model._action_head(decoder.prefill(llama, embeddings, table, lengths[:, None] - 1, cache=cache))
+
+    peak, flop = measured(model, decide)
     a_step = 2 * sum(p.numel() for p in model.language_model.parameters())
-    return ledger.peak, counter.get_total_flops() / batch + more * a_step
+    return peak, flop / batch + more * a_step
 
 
 def _pixels(model: OpenVLA, batch: int) -> Tensor:
@@ -269,15 +189,6 @@ def _cache_bytes(model: OpenVLA) -> float:
     llama = model.language_model.config
     heads: int = llama.num_key_value_heads * llama.hidden_size // llama.num_attention_heads  # pyright: ignore
     return 2.0 * llama.num_hidden_layers * heads * (_tokens(model) + _action_tokens(model) - 1) * model.dtype.itemsize
-
-
-def _bytes(parameters: Iterable[Tensor]) -> float:
-    return float(sum(p.numel() * p.element_size() for p in parameters))
-
-
-def _line(one: float, three: float) -> Line:
-    each = (three - one) / 2
-    return Line(one - each, each)
 
 
 @dataclass(frozen=True)
@@ -320,38 +231,16 @@ def _demonstrated(folder: str) -> int:
     return total
 
 
-def _card(device: str) -> Card | None:
-    """The GPU that is named, or found; None for a CPU."""
-    if device in CARDS:
-        return CARDS[device]
-    found = device_named(device)
-    if found.type != "cuda":
-        return None
-    facts = torch.cuda.get_device_properties(found)
-    return Card(facts.name, facts.total_memory, _measured(found))
-
-
-def _measured(device: torch.device, size: int = 1024) -> float:
-    """FLOP a second of a product of square matrices."""
-    matrix = torch.randn(size, size, device=device)
-    matrix @ matrix
-    begin, count = time.perf_counter(), 0
-    while time.perf_counter() - begin < 0.2:
-        float((matrix @ matrix)[0, 0])
-        count += 1
-    return count * 2.0 * size**3 / (time.perf_counter() - begin)
-
-
 def _section(config: DictConfig, verb: str) -> DictConfig:
-    common = {key: config[key] for key in (*common_keys(), "env", "prior")}
+    common = {key: config[key] for key in (*common_keys(config.verb), "env", "prior")}
     return OmegaConf.create({**common, **config[verb], "verb": verb})
 
 
 def _show(console: Console, config: DictConfig) -> None:
-    model, card, work = model_of(config), _card(config.device), work_of(config)
+    model, card, work = model_of(config), card_named(config.device), work_of(config)
     takes = footprint(model, config)
     console.print(_sizes(config, takes))
-    rate = UTILIZATION * (card.flops if card else _measured(torch.device("cpu")))
+    rate = UTILIZATION * flops_of(card)
     policy = (work.simulated * takes.decision_flop + work.learnt * takes.update_flop) / rate
     simulator = work.simulated / (SIMULATOR[robot_of(config.env)] * config.num_workers)
     unit = "iteration" if config.verb == "rl" else "step"
@@ -359,17 +248,17 @@ def _show(console: Console, config: DictConfig) -> None:
     tokens = (work.simulated + work.learnt) * takes.tokens
     lines = [
         f"{unit}: at most {work.simulated:,} simulator steps, {work.learnt:,} states learnt from, {tokens:,} tokens",
-        f"on {named}: {_time(policy)} of the model (at {UTILIZATION:.0%} of {rate / UTILIZATION / 1e12:.3g} TFLOP/s), "
-        f"{_time(simulator)} of the simulator ({config.num_workers} processes)",
+        f"on {named} at {UTILIZATION:.0%} of {rate / UTILIZATION / 1e12:.3g} TFLOP/s: {time_text(policy)} of the "
+        f"model, {time_text(simulator)} of the simulator ({config.num_workers} processes)",
     ]
     if work.steps:
-        lines.append(f"run: {work.steps:,} {unit}s, {_time(work.steps * (policy + simulator))} without evaluations")
+        lines.append(f"run: {work.steps:,} {unit}s, {time_text(work.steps * (policy + simulator))} without evaluations")
     for line in lines:
         console.print(line, highlight=False)
     console.print(_cards(config, takes))
 
 
-def _sizes(config: DictConfig, takes: Footprint) -> Table:
+def _sizes(config: DictConfig, takes: PolicyFootprint) -> Table:
     table = Table("", "", title=f"{config.verb} of {config.policy}, {config.dtype}, LoRA rank {config.lora_rank}")
     batch, envs = config.micro_batch_size, config.num_envs
     share = takes.trainable / takes.parameters
@@ -385,20 +274,20 @@ def _sizes(config: DictConfig, takes: Footprint) -> Table:
         (f"cache of a rollout, {envs} environments", takes.cache * envs),
         ("activations of a rollout, cache included", takes.rollout.at(envs)),
         ("most in an update", takes.update_peak(batch)),
-        ("most in a rollout", takes.held + takes.rollout.at(envs)),
+        ("most in a rollout", takes.held() + takes.rollout.at(envs)),
     ):
-        table.add_row(name, _size(value))
+        table.add_row(name, size_text(value))
     return table
 
 
-def _cards(config: DictConfig, takes: Footprint) -> Table:
+def _cards(config: DictConfig, takes: PolicyFootprint) -> Table:
     """Which micro-batch fits onto which GPU, in an update."""
     table = Table(
         "GPU", "memory", f"largest micro-batch\n(asked for: {config.micro_batch_size})", title="What fits where"
     )
     for card in CARDS.values():
         largest = takes.largest_micro_batch(card.memory)
-        table.add_row(card.name, _size(card.memory), str(largest) if largest else "does not fit")
+        table.add_row(card.name, size_text(card.memory), str(largest) if largest else "does not fit")
     return table
 
 
@@ -410,13 +299,3 @@ def _show_mnist(console: Console, config: DictConfig) -> None:
     count = sum(value.numel() for value in model.initialize(1, torch.Generator()).values())
     console.print(f"mnist: {len(runs)} models of about {count:,} parameters, all trainable", highlight=False)
     console.print("Nothing was started.", highlight=False)
-
-
-def _size(value: float) -> str:
-    return f"{value / 1e9:,.2f} GB" if value >= 1e8 else f"{value / 1e6:,.1f} MB"
-
-
-def _time(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"

@@ -32,13 +32,22 @@ FORMAT = """To call a tool, write two lines:
 Action: the name of the tool
 Action Input: its arguments, as one JSON object
 A request may take several calls, in order."""
+EASY_FORMAT = (
+    "Call the tool: a line with Action: and its name, and a line with Action Input: and its arguments as JSON."
+)
+LONGEST_SIGNATURE = 400
+"""Characters."""
+NOT_EASY = "of several calls, or of a tool with a long description"
 STYLE = {False: "Think first, then write the calls.", True: "Write the calls and nothing else."}
 
 Call = tuple[str, dict[str, Any]]
 
 
-def load(data_dir: Path | None, *, direct: bool) -> Splits:
-    """Raises UserError where a local file is missing or malformed, or where no folder is given."""
+def load(data_dir: Path | None, *, direct: bool, easy: bool = False) -> Splits:
+    """`easy` keeps the requests of one call, each with the documentation of the tool that it needs alone.
+
+    Raises UserError where a local file is missing or malformed, or where no folder is given.
+    """
     if data_dir is None:
         raise UserError(
             "task=tool: ToolAlpaca is not on the Hub. Copy the folder `data` of github.com/tangqiaoyu/ToolAlpaca to "
@@ -46,16 +55,17 @@ def load(data_dir: Path | None, *, direct: bool) -> Splits:
         )
     folder = data_dir / "toolalpaca"
     evaluation = [row for name in EVALUATION for row in from_array(folder / name)]
-    left_out: dict[str, int] = {"with calls that are no JSON": 0}
+    left_out = {"with calls that are no JSON": 0} | ({NOT_EASY: 0} if easy else {})
     if not (folder / TRAINING).is_file():
         sides: tuple[list[Example], list[Example]] = ([], [])
         for row in evaluation:
-            sides[row.text("Name") in TEST_APIS].extend(_examples(row, direct, left_out))
+            sides[row.text("Name") in TEST_APIS].extend(_examples(row, direct, easy, left_out))
         return Splits(*sides, left_out)
     known = {row.text("Name") for row in evaluation}
     rows = [row for row in from_array(folder / TRAINING) if row.text("Name") not in known]
-    train = [example for row in rows for example in _examples(row, direct, left_out)]
-    return Splits(train, [example for row in evaluation for example in _examples(row, direct, left_out)], left_out)
+    train = [example for row in rows for example in _examples(row, direct, easy, left_out)]
+    test = [example for row in evaluation for example in _examples(row, direct, easy, left_out)]
+    return Splits(train, test, left_out)
 
 
 def rewards(completions: Sequence[str], golds: Sequence[str]) -> list[float]:
@@ -120,14 +130,26 @@ def plain(value: Any) -> Any:
         return str(text).casefold() or None
 
 
-def _examples(row: Row, direct: bool, left_out: dict[str, int]) -> Iterator[Example]:
+def _examples(row: Row, direct: bool, easy: bool, left_out: dict[str, int]) -> Iterator[Example]:
     documentation, api = row.text("NLDocumentation"), row.text("Name")
     for request, wanted in _requests(row):
         if not wanted:
             left_out["with calls that are no JSON"] += 1
-            continue
-        prompt = f"You have these tools:\n\n{documentation}\n\n{FORMAT} {STYLE[direct]}\n\nRequest: {request}"
-        yield Example(prompt, json.dumps(wanted), as_text(wanted), same_text(api))
+        elif not easy:
+            prompt = f"You have these tools:\n\n{documentation}\n\n{FORMAT} {STYLE[direct]}\n\nRequest: {request}"
+            yield Example(prompt, json.dumps(wanted), as_text(wanted), same_text(api))
+        elif len(wanted) > 1 or len(short := _signature(documentation, wanted[0][0])) > LONGEST_SIGNATURE:
+            left_out[NOT_EASY] += 1
+        else:
+            prompt = f"{short}\n\nRequest: {request}\n\n{EASY_FORMAT}"
+            yield Example(prompt, json.dumps(wanted), as_text(wanted), same_text(api))
+
+
+def _signature(documentation: str, name: str) -> str:
+    """The lines that say what a tool does and takes, without what it gives back."""
+    lines = documentation.splitlines()
+    start = next((i for i, line in enumerate(lines) if line.startswith(f"{name}: ")), len(lines))
+    return "\n".join(lines[start : start + 2])
 
 
 def _requests(row: Row) -> Iterator[tuple[str, list[Call]]]:

@@ -1,0 +1,194 @@
+"""What a training takes, measured on torch's meta device: every tensor that would exist is added up, every matrix
+product's operations are counted, and nothing is held. Memory is linear in the micro-batch, so two sizes give all
+others. What is assumed instead of computed stands as a constant below.
+"""
+
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import FlopCounterMode
+
+from vla_razor.devices import CARDS, Card, device_named
+
+UTILIZATION = 0.4
+"""Share of a device's peak that training reaches."""
+OVERHEAD = 2e9
+"""Bytes on a GPU for its context, its libraries and what the allocator cannot use."""
+
+
+class Ledger(TorchDispatchMode):
+    """Adds up the bytes of the meta tensors that exist at a time beside those of a model and its gradients: `now`, and
+    the most there were, `peak`.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        own = [tensor for p in model.parameters() for tensor in (p, p.grad) if tensor is not None]
+        self._known = {tensor.untyped_storage()._cdata for tensor in own}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self._enter, result)
+        return result
+
+    def _enter(self, tensor: Tensor) -> Tensor:
+        if tensor.device.type == "meta":
+            storage = tensor.untyped_storage()
+            key, size = storage._cdata, storage.nbytes()
+            if key not in self._known:
+                self._known.add(key)
+                self.now += size
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._leave, key, size)
+        return tensor
+
+    def _leave(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+def _fused_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    **more: Any,
+) -> Tensor:
+    """Attention as devices run it, without holding the weights; on the meta device torch would spell it out."""
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    mask = None if attn_mask is None else torch.zeros_like(attn_mask, dtype=query.dtype)
+    if key.shape[1] != query.shape[1]:  # grouped queries
+        key, value = (part.repeat_interleave(query.shape[1] // key.shape[1], 1) for part in (key, value))
+    return fused(query, key, value, dropout_p, is_causal, attn_mask=mask, scale=more.get("scale"))[0]
+
+
+@dataclass(frozen=True)
+class Line:
+    """Something that grows with the batch: `fixed + each * batch`."""
+
+    fixed: float
+    each: float
+
+    @classmethod
+    def through(cls, one: float, three: float) -> "Line":
+        """From its values at batches of one and three."""
+        each = (three - one) / 2
+        return cls(one - each, each)
+
+    def at(self, batch: int) -> float:
+        return self.fixed + self.each * batch
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a model takes: parameters by number, memory in bytes, operations in FLOP.
+
+    `base` is what the base's weights take beside the policy's, `activations` what an update holds at its height beside
+    weights, gradients and optimizer, by micro-batch, `scratch` what the optimizer's step needs for a moment. Where
+    devices share weights, gradients and optimizer, each holds `gathered` of the weights whole for a while.
+    """
+
+    parameters: int
+    trainable: int
+    weights: float
+    base: float
+    gradients: float
+    optimizer: float
+    scratch: float
+    gathered: float
+    activations: Line
+    update_flop: float
+
+    def held(self, devices: int = 1) -> float:
+        """Bytes on each device that are there from the first update to the last."""
+        whole = self.weights + self.base + self.gradients + self.optimizer
+        return whole if devices == 1 else whole / devices + self.gathered
+
+    def update_peak(self, micro_batch: int, devices: int = 1) -> float:
+        """The most bytes of an update on each device."""
+        return self.held(devices) + max(self.activations.at(micro_batch), self.scratch / devices)
+
+    def largest_micro_batch(self, memory: float, devices: int = 1) -> int:
+        """The largest micro-batch that fits into so many bytes of each GPU; 0 where none does."""
+        free = memory - OVERHEAD - self.held(devices)
+        fits = free >= self.scratch / devices
+        return max(int((free - self.activations.fixed) // self.activations.each), 0) if fits else 0
+
+
+def measured(model: nn.Module, call: Callable[[], Any]) -> tuple[float, float]:
+    """Peak bytes beside the weights and gradients of a model on the meta device, and FLOP, of a call that uses it."""
+    ledger, counter = Ledger(model), FlopCounterMode(display=False)
+    # Replaced, not dispatched on: what checkpointing computes again in the backward pass sees no mode of the forward's.
+    with mock.patch.object(F, "scaled_dot_product_attention", _fused_attention), ledger, counter:
+        call()
+    return ledger.peak, counter.get_total_flops()
+
+
+def bytes_of(parameters: Iterable[Tensor]) -> float:
+    """That their numbers take."""
+    return float(sum(p.numel() * p.element_size() for p in parameters))
+
+
+def give_gradients(parameters: Iterable[Tensor]) -> None:
+    """As the trainer does, so that a ledger does not count them with the activations."""
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+
+
+def card_named(device: str) -> Card | None:
+    """The GPU that is named, or found; None for a CPU."""
+    if device in CARDS:
+        return CARDS[device]
+    found = device_named(device)
+    if found.type != "cuda":
+        return None
+    facts = torch.cuda.get_device_properties(found)
+    return Card(facts.name, facts.total_memory, _rate(found))
+
+
+def flops_of(card: Card | None) -> float:
+    """FLOP a second at the peak: the GPU's, or this CPU's, measured."""
+    return card.flops if card else _rate(torch.device("cpu"))
+
+
+def _rate(device: torch.device, size: int = 1024) -> float:
+    """FLOP a second of a product of square matrices."""
+    matrix = torch.randn(size, size, device=device)
+    matrix @ matrix
+    begin, count = time.perf_counter(), 0
+    while time.perf_counter() - begin < 0.2:
+        float((matrix @ matrix)[0, 0])
+        count += 1
+    return count * 2.0 * size**3 / (time.perf_counter() - begin)
+
+
+def size_text(value: float) -> str:
+    """Bytes for people.
+
+    >>> size_text(2.5e9), size_text(1e6)
+    ('2.50 GB', '1.0 MB')
+    """
+    return f"{value / 1e9:,.2f} GB" if value >= 1e8 else f"{value / 1e6:,.1f} MB"
+
+
+def time_text(seconds: float) -> str:
+    """Seconds for people.
+
+    >>> time_text(90.0), time_text(900.0)
+    ('90 s', '15 min')
+    """
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
