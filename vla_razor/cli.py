@@ -108,6 +108,15 @@ def mnist(arguments: Arguments = None, show: Show = False) -> None:
         _launch("mnist", arguments, show)
 
 
+@_verb("report")
+def report(arguments: Arguments = None, show: Show = False) -> None:
+    """What several runs say together: `vla-razor report DIR...` of folders that demo, sweep or mnist wrote."""
+    words = arguments or []
+    folders = [word for word in words if "=" not in word and Path(word).is_dir()]
+    rest = [word for word in words if word not in folders]
+    _launch("report", [*rest, f"runs=[{','.join(map(_quoted, folders))}]"] if folders else rest, show)
+
+
 @_verb("llm_sft")
 def llm_sft(arguments: Arguments = None, show: Show = False) -> None:
     """Fine-tune on annotated answers, or on the gold answers alone."""
@@ -301,6 +310,12 @@ def _execute(run: "Run") -> None:
         recipe_of(run.config.verb).run(run.config, run)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted; go on with: vla-razor resume {run.path}") from None
+
+
+def _quoted(text: str) -> str:
+    """For a list in Hydra's grammar."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def _show_demonstrations(arguments: list[str]) -> None:

@@ -52,6 +52,7 @@ _COUNT = Rule(int, lambda value: value >= 1, "a whole number, at least 1")
 _WHOLE = Rule(int, lambda value: value >= 0, "a whole number, at least 0")
 _POSITIVE = Rule(float, lambda value: 0 < value < float("inf"), "a number above 0")
 _NUMBER = Rule(float, lambda value: 0 <= value < float("inf"), "a number, at least 0")
+_BUDGET = Rule(float, lambda value: 0 < value < 1, "a number above 0 and below 1")
 _SHARE = Rule(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 _GRID = Rule(str, lambda value: re.fullmatch(r"[1-9]\d*x[1-9]\d*", value) is not None, "columns x rows, as in 5x5")
 _CHANGES = Rule(list, lambda value: all(isinstance(v, dict) for v in value), "a list, as in [{learning_rate: 1e-4}]")
@@ -76,7 +77,7 @@ _DEVICE = Rule(
 
 _KEYS = {
     _TEXT: "out policy against base demos unnorm_key data_dir embeddings model teacher endpoint "
-    "api_key_variable annotations",
+    "api_key_variable annotations law",
     _SWITCH: "greedy train_vision dry_run direct easy mixed_precision rejected gradient_checkpointing run_code",
     _COUNT: "num_envs num_workers micro_batch_size batch_size epochs iterations per_point max_attempts save_every "
     "episodes new_episodes prior_episodes probe_states checkpoints jobs rates group_size prompts_per_step "
@@ -96,9 +97,12 @@ RULES: dict[str, Rule] = {
     "schedules": _SCHEDULES,
     "methods": _NAMES,
     "prior_tasks": _NAMES,
+    "runs": _NAMES,
     "betas": _BETAS,
     "grid": _GRID,
     "noise": _SHARE,
+    "forgetting_budget": _BUDGET,
+    "on_budget": _one_of("stop", "lower"),
     "device": _DEVICE,
     "dtype": _one_of("float32", "bfloat16"),
     "robot": _one_of(*sorted(path.stem for path in (CONFIG_DIR / "robot").glob("*.yaml"))),
@@ -115,7 +119,17 @@ RULES: dict[str, Rule] = {
 }
 
 NULLABLE = {"out", "data_dir", "prior", "unnorm_key", "temperature", "demos", "against", "base", "gain_learning_rate"}
-NULLABLE |= {"prompt", "image_size", "embeddings", "teacher", "endpoint", "annotations", "cold_start"}
+NULLABLE |= {
+    "prompt",
+    "image_size",
+    "embeddings",
+    "teacher",
+    "endpoint",
+    "annotations",
+    "cold_start",
+    "forgetting_budget",
+    "law",
+}
 
 
 def verbs() -> list[str]:

@@ -1,5 +1,6 @@
 """Every figure: data in, a PNG out. Rates are drawn with their 95% Wilson intervals."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -158,6 +159,13 @@ def figure(path: Path, rows: int, columns: int, size: tuple[float, float]) -> It
                 atomic_write(target, lambda file, kind=kind: figure.savefig(file, format=kind, dpi=160))
         finally:
             plt.close(figure)
+
+
+def inline_svg(path: Path, name: str) -> str:
+    """The SVG element of a file; its ids are made the figure's own, because a page has one space of ids."""
+    text = path.read_text()
+    text = re.sub(r'\bid="', f'id="{name}-', text[text.index("<svg") :])
+    return re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", text)
 
 
 def _column(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:

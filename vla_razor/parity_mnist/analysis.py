@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from vla_razor.core import forgetting_law, pareto
+from vla_razor.core import pareto
 from vla_razor.parity_mnist.model import WIDTH
+from vla_razor.study import law
 
 PAPER = {
     "forward_kl": 0.96,
@@ -195,6 +196,11 @@ def matched_similarity(on_policy: pa.Table, offline: pa.Table) -> dict[str, floa
     return {name: table["cknna"][at[name]] for name, table in tables.items()}
 
 
+def predictors(points: Sequence[Point]) -> dict[str, dict[str, float]]:
+    """How well each measure predicts forgetting, over all methods together."""
+    return law.predictors(points, PREDICTORS)
+
+
 def _method(points: Sequence[Point], matched: float) -> dict[str, Any]:
     best = min((point for point in points if point.new >= matched - ROUNDING), key=lambda point: point.forgotten)
     return {
@@ -205,21 +211,3 @@ def _method(points: Sequence[Point], matched: float) -> dict[str, Any]:
         "updates": {name: float(np.median([point.measures[name] for point in points])) for name in UPDATES},
         "models": len(points),
     }
-
-
-def predictors(points: Sequence[Point]) -> dict[str, dict[str, float]]:
-    """How well each measure predicts forgetting: R2 of a second-degree polynomial, over all methods together. Measures
-    that hardly vary are left out.
-    """
-    lost, runs = [point.forgotten for point in points], [point.run for point in points]
-    found = {}
-    for name in [name for name in PREDICTORS if fittable(points, name)]:
-        law = forgetting_law.fit([p.measures[name] for p in points], lost, runs, generator=np.random.default_rng(0))
-        found[name] = {"r2": law.r2, "low": law.low, "high": law.high}
-    return found
-
-
-def fittable(points: Sequence[Point], measure: str, degree: int = 2) -> bool:
-    """Whether forgetting varies, and there are runs and values of the measure enough for a polynomial."""
-    varied = len({point.forgotten for point in points}) > 1
-    return varied and min(len({p.run for p in points}), len({p.measures[measure] for p in points})) > degree

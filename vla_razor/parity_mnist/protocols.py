@@ -6,8 +6,9 @@ from operator import attrgetter
 import numpy as np
 
 from vla_razor.core import forgetting_law
-from vla_razor.parity_mnist.analysis import KL_RANGES, PREDICTORS, Point, fittable
+from vla_razor.parity_mnist.analysis import KL_RANGES, PREDICTORS, Point
 from vla_razor.parity_mnist.methods import METHODS
+from vla_razor.study.law import fittable
 
 SEEKING = ("grpo_kl", "sft_oracle")
 """The methods that aim at a small divergence from the base."""

@@ -1,12 +1,12 @@
 """The written report of a sweep: one HTML file that holds its figures."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment
 
+from vla_razor import plots
 from vla_razor.files import atomic_write
 from vla_razor.parity_mnist import analysis, protocols
 
@@ -61,10 +61,10 @@ figure { margin: 2rem 0; } svg { max-width: 100%; height: auto; } .no { color: #
 """
 
 
-def write(path: Path, plots: Path, summary: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Write the report; the figures that there are come from the folder `plots`."""
-    drawn = {name: plots / f"{name}.svg" for name in FIGURES if (plots / f"{name}.svg").is_file()}
-    pictures = [(_inline(picture, name), FIGURES[name]) for name, picture in drawn.items()]
+def write(path: Path, folder: Path, summary: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Write the report; the figures that there are come from `folder`."""
+    drawn = {name: folder / f"{name}.svg" for name in FIGURES if (folder / f"{name}.svg").is_file()}
+    pictures = [(plots.inline_svg(picture, name), FIGURES[name]) for name, picture in drawn.items()]
     page = Environment(autoescape=True).from_string(PAGE)
     parts = {
         "claims": analysis.claims(summary),
@@ -76,10 +76,3 @@ def write(path: Path, plots: Path, summary: Mapping[str, Any], settings: Mapping
         "best": protocols.best,
     }
     atomic_write(path, page.render(**parts, figures=pictures, settings=settings).encode())
-
-
-def _inline(path: Path, name: str) -> str:
-    """The SVG element of a file; its ids are made the figure's own, because a page has one space of ids."""
-    text = path.read_text()
-    text = re.sub(r'\bid="', f'id="{name}-', text[text.index("<svg") :])
-    return re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", text)

@@ -32,11 +32,13 @@ from vla_razor.recipes.training import Base, Trainer
 from vla_razor.rollouts.rollout import Episode, Timing, VectorEnv, make_vector_env, rollout
 from vla_razor.rollouts.starts import episode_seed, grid_starts
 from vla_razor.runs import Run
+from vla_razor.study.forecast import Guard
 
 
 def run(config: DictConfig, run: Run) -> None:
     """Fine-tune `config.policy` on `config.env`; goes on where a resumed run stopped."""
     state = run.restore()
+    guard = Guard.of(config, "robot")
     model, base = training.open_models(config, run)
     trainer = Trainer(model, config, config.iterations, state)
     policy = OpenVLAPolicy(model, config.unnorm_key, robot=robot_of(config.env))
@@ -46,18 +48,18 @@ def run(config: DictConfig, run: Run) -> None:
         progress("REINFORCE", config.iterations, trainer.step) as advance,
     ):
         probe = training.open_probe(config, base, envs)
-        while trainer.step < config.iterations:
+        while not trainer.done:
             gathered = gather(envs, policy, config, trainer.step)
             with training.uninterrupted():
                 probing = training.is_due(trainer.step + 1, config.probe_every, config.iterations)
                 scalars = learn(policy, trainer, config, *gathered, base if probing or config.kl_coefficient else None)
                 if probe and probing:
-                    scalars |= training.probe_scalars(model, probe)
+                    scalars |= training.measure(model, probe, trainer, guard)
                 run.log(trainer.step, **scalars)
-                if training.is_due(trainer.step, config.save_every, config.iterations):
+                if trainer.spent or training.is_due(trainer.step, config.save_every, config.iterations):
                     save()
             advance(success=scalars["success"], entropy=scalars["entropy"])
-    training.finish(config, run, model, base, probe)
+    training.finish(config, run, model, base, probe, guard)
 
 
 def gather(envs: VectorEnv, policy: OpenVLAPolicy, config: DictConfig, step: int) -> tuple[list[Episode], Timing]:

@@ -29,6 +29,7 @@ from vla_razor.recipes.training import Trainer
 from vla_razor.rollouts import demonstrations
 from vla_razor.rollouts.demonstrations import Demonstrations
 from vla_razor.runs import Run
+from vla_razor.study.forecast import Guard
 
 
 def run(config: DictConfig, run: Run) -> None:
@@ -37,6 +38,7 @@ def run(config: DictConfig, run: Run) -> None:
         collect = f"vla-razor collect --env {config.env.name} --out DIR"
         raise UserError(f"sft needs demonstrations: demos=DIR. Make them with: {collect}")
     state = run.restore()
+    guard = Guard.of(config, "robot")
     model, base = training.open_models(config, run)
     policy = OpenVLAPolicy(model, config.unnorm_key, robot=robot_of(config.env))
     data = demonstrations.load(config.demos, config.env, policy.seen)
@@ -48,19 +50,19 @@ def run(config: DictConfig, run: Run) -> None:
         progress("SFT", trainer.total_steps, trainer.step) as advance,
     ):
         probe = training.open_probe(config, base)
-        while trainer.step < trainer.total_steps:
+        while not trainer.done:
             epoch, index = divmod(trainer.step, per_epoch)
             order = torch.randperm(len(tokens), generator=training.generator(config.seed, epoch))
             rows = order[index * config.batch_size : (index + 1) * config.batch_size]
             with training.uninterrupted():
                 scalars = learn(policy, trainer, config, data, tokens, rows)
                 if probe and training.is_due(trainer.step, config.probe_every, trainer.total_steps):
-                    scalars |= training.probe_scalars(model, probe)
+                    scalars |= training.measure(model, probe, trainer, guard)
                 run.log(trainer.step, **scalars)
-                if training.is_due(trainer.step, config.save_every, trainer.total_steps):
+                if trainer.spent or training.is_due(trainer.step, config.save_every, trainer.total_steps):
                     save()
             advance(loss=scalars["loss"])
-    training.finish(config, run, model, base, probe)
+    training.finish(config, run, model, base, probe, guard)
 
 
 def learn(

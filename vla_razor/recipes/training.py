@@ -31,6 +31,7 @@ from vla_razor.rollouts.probe_set import ProbeSet
 from vla_razor.rollouts.rollout import VectorEnv
 from vla_razor.rollouts.starts import episode_seed
 from vla_razor.runs import Run
+from vla_razor.study.forecast import Guard
 
 
 class NotFinite(RunFailed):
@@ -47,13 +48,17 @@ class Update(NamedTuple):
 
 
 class Trainer:
-    """A model's optimizer and schedule, `total_steps` long; with `state`, taken up where `state_dict` was called."""
+    """A model's optimizer and schedule, `total_steps` long; with `state`, taken up where `state_dict` was called.
+
+    `spent` says that the training has ended early, because its forgetting budget is.
+    """
 
     def __init__(
         self, model: nn.Module, config: DictConfig, total_steps: int, state: Mapping[str, Any] | None = None
     ) -> None:
         self.config, self.total_steps = config, total_steps
         self.step = self.clipped = 0
+        self.spent = False
         self.optimizer = torch.optim.AdamW(
             parameter_groups(model, config), betas=tuple(config.betas), eps=config.eps, weight_decay=config.weight_decay
         )
@@ -61,6 +66,7 @@ class Trainer:
         if state:
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.clipped = state["step"], state["clipped"]
+            self.peaks, self.spent = state.get("peaks", self.peaks), state.get("spent", False)
 
     def update(self, shares: Iterable[Tensor]) -> Update:
         """One step along the gradient of the sum of `shares`, one micro-batch's part of the loss each.
@@ -83,11 +89,17 @@ class Trainer:
         self.optimizer.step()
         self.step += 1
         self.clipped += grad_norm > self.config.max_grad_norm
-        return Update(loss, grad_norm, self.config.learning_rate * factor, self.clipped / self.step)
+        return Update(loss, grad_norm, self.peaks[0] * factor, self.clipped / self.step)
+
+    @property
+    def done(self) -> bool:
+        """Whether all steps have been taken, or the forgetting budget was spent before."""
+        return self.spent or self.step >= self.total_steps
 
     def state_dict(self) -> dict[str, Any]:
         """What, beside the weights, the next steps depend on."""
-        return {"optimizer": self.optimizer.state_dict(), "step": self.step, "clipped": self.clipped}
+        counters = {"step": self.step, "clipped": self.clipped, "peaks": self.peaks, "spent": self.spent}
+        return {"optimizer": self.optimizer.state_dict(), **counters}
 
 
 def parameter_groups(model: nn.Module, config: DictConfig) -> list[dict[str, Any]]:
@@ -172,15 +184,16 @@ def open_probe(config: DictConfig, base: Base, envs: VectorEnv | None = None) ->
         return probe_set.obtain(model, config.env, states=config.probe_states, envs=envs, **settings)
 
 
-def probe_scalars(model: OpenVLA, probe: ProbeSet) -> dict[str, float]:
-    """How far the model is from the base on the probe set, in nats, under the names it is logged by."""
-    measured = probe_set.measure(model, probe)
+def probe_scalars(measured: Mapping[str, Any]) -> dict[str, float]:
+    """What `probe_set.measure` found, in nats, under the names it is logged by."""
     names = {"per_token": "forward_kl", "per_action": "forward_kl_per_action", "reverse_kl": "probe_reverse_kl"}
     same = ("sharpening", "displacement", "total_variation", "l2_distance")
     return {names.get(name, name): measured[name] for name in (*names, *same)}
 
 
-def finish(config: DictConfig, run: Run, model: OpenVLA, base: Base, probe: ProbeSet | None) -> None:
+def finish(
+    config: DictConfig, run: Run, model: OpenVLA, base: Base, probe: ProbeSet | None, guard: Guard | None
+) -> None:
     """Writes and prints the entries `base` and `tuned` of summary.json.
 
     Success is measured from the same starts in every run, `config.eval_episodes` of each task, new and prior (0: not at
@@ -196,7 +209,12 @@ def finish(config: DictConfig, run: Run, model: OpenVLA, base: Base, probe: Prob
         divergences["tuned"] = probe_set.measure(model, probe)
     entries = {name: summarized(results[name], divergences[name], config.env.tasks) for name in policies}
     comparison = compared(results["tuned"], results["base"], config.env.tasks) if config.eval_episodes else None
-    run.finish({"policies": entries} | ({"comparison": comparison} if comparison else {}))
+    forecast = guard.forecast(probe_scalars(entries["tuned"]["forward_kl"])) if guard else None
+    run.finish(
+        {"policies": entries}
+        | ({"comparison": comparison} if comparison else {})
+        | ({"forecast": forecast._asdict()} if forecast else {})
+    )
     console = Console()
     if config.eval_episodes:
         report(console, run.path, entries, comparison)
@@ -204,6 +222,10 @@ def finish(config: DictConfig, run: Run, model: OpenVLA, base: Base, probe: Prob
         drift = entries["tuned"]["forward_kl"]
         parts = f"sharpening {drift['sharpening']:.3g}, displacement {drift['displacement']:.3g}"
         console.print(f"forward KL {drift['per_action']:.3g} nats an action ({parts})", highlight=False)
+    if forecast:
+        interval = f"[{100 * forecast.low:.1f}, {100 * forecast.high:.1f}]"
+        beyond = "" if forecast.known else ", beyond all runs that the law knows"
+        console.print(f"forecast: {forecast.forgotten:.1%} of prior success lost {interval}{beyond}", highlight=False)
 
 
 def _evaluated(config: DictConfig, policies: dict[str, Policy]) -> dict[str, Results]:
@@ -219,6 +241,21 @@ def log_distribution(
 ) -> Float[Tensor, "B A 256"]:
     """Log-probabilities over the action ids, in id order, teacher-forced on `tokens`, at the model's temperature."""
     return torch.log_softmax(model.action_logits(pixels, prompts, tokens) / model.config.temperature, -1)
+
+
+def measure(model: OpenVLA, probe: ProbeSet, trainer: Trainer, guard: Guard | None) -> dict[str, float]:
+    """What a measured step logs: how far the model has moved and, with a guard, what it has probably forgotten. At the
+    budget the training ends, or goes on at half its rates.
+    """
+    scalars = probe_scalars(probe_set.measure(model, probe))
+    if guard is None:
+        return scalars
+    if guard.is_spent(scalars):
+        if trainer.config.on_budget == "stop":
+            trainer.spent = True
+        else:
+            trainer.peaks = [peak / 2 for peak in trainer.peaks]
+    return scalars | guard.scalars(scalars)
 
 
 def is_due(step: int, every: int, last: int) -> bool:

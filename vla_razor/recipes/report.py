@@ -1,0 +1,160 @@
+"""`vla-razor report RUNS...`: what several runs say together, in one page (RL's Razor, Figures 1 to 3, Table 1).
+
+RUNS are folders that `demo`, `sweep` or `mnist` wrote, of any domain. The page shows, for each domain: the trade-off
+between the new task and the prior ones with its frontier; forgetting against forward KL with the law; what predicts
+forgetting; each method's residuals; how well forgetting would have been forecast for methods and seeds that the law had
+not seen; every policy. `law.json` is what `forgetting_budget` reads. Figures are kept as PNG and SVG.
+
+Where it departs from the paper: intervals are bootstrapped over runs, since a run's checkpoints are not independent.
+"""
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+import vla_razor
+from vla_razor import plots
+from vla_razor.errors import UserError
+from vla_razor.files import atomic_write
+from vla_razor.progress import progress
+from vla_razor.runs import Run
+from vla_razor.study import figures, forecast, law, table
+from vla_razor.study.forecast import FittedLaw
+from vla_razor.study.table import Result, Study
+
+FILM = Path("videos") / "side_by_side.mp4"
+LARGEST_FILM = 8 << 20
+"""Bytes; a longer film is not put into the page."""
+MEASURE = "forward_kl"
+PAGE = Path(vla_razor.__file__).parent / "assets" / "report.html"
+CAPTIONS = {
+    "1_trade_off": "What each policy learned and kept; the line is the exponential through those near the frontier.",
+    "2_law": "Prior success lost against forward KL on the new task, all methods together. The line is the law; 90% of "
+    "unseen runs lie within the band.",
+    "3_predictors": "Prior success lost against every measure.",
+    "4_prior_tasks": "Each prior task, at the end of each run.",
+}
+
+
+def run(config: DictConfig, run: Run) -> None:
+    """Read the tables of `config.runs`, then write the page, the figures and the laws."""
+    run.restore()
+    folders = [Path(folder) for folder in config.runs]
+    study = table.read(folders)
+    domains = list(dict.fromkeys(result.domain for result in study.results))
+    console, parts = Console(), {}
+    with progress("report", len(domains)) as advance:
+        for domain in domains:
+            parts[domain] = _part(study, domain, run.path / "plots" / domain)
+            advance()
+    laws = {domain: part["law"] for domain, part in parts.items() if part["law"]}
+    for domain, fitted in laws.items():
+        forecast.save(run.path / (forecast.FILE if len(laws) == 1 else f"law_{domain}.json"), fitted)
+    films = [_film(folder) for folder in folders if (folder / FILM).is_file()]
+    page = Environment(autoescape=True).from_string(PAGE.read_text())
+    text = page.render(
+        captions=CAPTIONS, parts=parts, left_out=study.left_out, films=[film for film in films if film], folders=folders
+    )
+    atomic_write(run.path / "report.html", text.encode())
+    for domain, part in parts.items():
+        _show(console, domain, part)
+    for line in study.left_out:
+        console.print(f"in no fit: {line}", highlight=False)
+    console.print(f"{run.path / 'report.html'}, figures in {run.path / 'plots'}", highlight=False)
+    run.finish({"left_out": study.left_out, "domains": {domain: _summary(part) for domain, part in parts.items()}})
+
+
+def _part(study: Study, domain: str, folder: Path) -> dict[str, Any]:
+    """What there is to say of a domain; what needs more runs than there are is None or empty."""
+    results = study.of(domain)
+    try:
+        fitted = forecast.fit(results, MEASURE)
+    except UserError as reason:
+        fitted, why = None, str(reason)
+    else:
+        why = ""
+    kept, curve = law.frontier(results)
+    _draw(folder, results, study.bases[domain], fitted)
+    return {
+        "results": results,
+        "base": study.bases[domain],
+        "law": fitted,
+        "why": why,
+        "frontier": kept,
+        "curve": curve,
+        "predictors": law.predictors(results),
+        "residuals": law.residuals(results) if fitted else {},
+        "validation": _validation(results) if fitted else {},
+        "figures": {
+            path.stem: plots.inline_svg(path, f"{domain}-{path.stem}") for path in sorted(folder.glob("*.svg"))
+        },
+    }
+
+
+def _validation(results: Sequence[Result]) -> dict[str, dict[str, dict[str, law.HeldOut]]]:
+    """By measure, then by what was held out."""
+    kinds = {"method": lambda result: result.method, "seed": lambda result: result.seed}
+    return {
+        measure: {kind: found for kind, held in kinds.items() if (found := law.validation(results, measure, held))}
+        for measure in table.measures_of(results)
+        if law.fittable(results, measure)
+    }
+
+
+def _draw(folder: Path, results: Sequence[Result], base: tuple[float, float], fitted: FittedLaw | None) -> None:
+    colours = figures.colours_of(results)
+    methods = {name: [result for result in results if result.method == name] for name in colours}
+    figures.trade_off(folder / "1_trade_off", methods, colours, base)
+    figures.forgetting(folder / "2_law", results, colours, fitted)
+    measures = [name for name in table.measures_of(results) if law.fittable(results, name)]
+    if measures:
+        figures.predictors(folder / "3_predictors", results, measures, colours)
+    if results[0].priors:
+        figures.prior_tasks(folder / "4_prior_tasks", results, colours)
+
+
+def _show(console: Console, domain: str, part: dict[str, Any]) -> None:
+    if part["why"]:
+        console.print(f"{domain}: {part['why']}", highlight=False)
+    if part["predictors"]:
+        shown = Table("measure", "R2 [95% over runs]", "Kendall's tau", title=f"{domain}: what predicts forgetting")
+        for name, found in sorted(part["predictors"].items(), key=lambda item: -item[1]["r2"]):
+            interval = f"{found['r2']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+            shown.add_row(name, interval, f"{found['kendall_tau']:.2f}")
+        console.print(shown)
+    if MEASURE in part["validation"]:
+        shown = Table("held out", "runs", "mean absolute error", "bias", "within the 90% interval")
+        shown.title = f"{domain}: forecasts of runs that the law of {MEASURE} had not seen"
+        for kind, by_part in part["validation"][MEASURE].items():
+            for name, held in by_part.items():
+                error, bias = f"{100 * held.mean_absolute_error:.1f} points", f"{100 * held.bias:+.1f}"
+                shown.add_row(f"{kind} {name}", str(held.runs), error, bias, f"{held.covered:.0%}")
+        console.print(shown)
+
+
+def _summary(part: dict[str, Any]) -> dict[str, Any]:
+    validation = {
+        measure: {kind: {name: held._asdict() for name, held in by.items()} for kind, by in kinds.items()}
+        for measure, kinds in part["validation"].items()
+    }
+    return {
+        "policies": len(part["results"]),
+        "base": {"new": part["base"][0], "prior": part["base"][1]},
+        "frontier": [[result.new, result.prior] for result in part["frontier"]],
+        "predictors": part["predictors"],
+        "residuals": {name: found._asdict() for name, found in part["residuals"].items()},
+        "law": part["law"]._asdict() if part["law"] else part["why"],
+        "validation": validation,
+    }
+
+
+def _film(folder: Path) -> str | None:
+    """As a data address, so that the page asks nobody for anything."""
+    content = (folder / FILM).read_bytes()
+    return None if len(content) > LARGEST_FILM else f"data:video/mp4;base64,{base64.b64encode(content).decode()}"

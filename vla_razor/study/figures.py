@@ -1,0 +1,139 @@
+"""The figures of a study, the same for every domain: trade-off, law, what predicts forgetting, prior tasks.
+
+A point is anything with a method, a run, `new`, `prior` and `forgotten` in [0, 1], and `measures` by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import PercentFormatter
+
+from vla_razor import plots
+from vla_razor.core import forgetting_law, pareto
+from vla_razor.study.forecast import FittedLaw
+from vla_razor.study.law import fittable
+from vla_razor.study.table import Result
+
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#333333")
+Colours = Mapping[str, str]
+
+
+def colours_of(points: Sequence[Any]) -> dict[str, str]:
+    """A colour for each method: the project's own, else the next of the palette."""
+    names = sorted({point.method for point in points})
+    free = [colour for colour in PALETTE if colour not in plots.COLOURS.values()]
+    return {name: plots.COLOURS.get(name, free[index % len(free)]) for index, name in enumerate(names)}
+
+
+def trade_off(
+    path: Path, groups: Mapping[str, Sequence[Any]], colours: Colours, base: tuple[float, float] | None = None
+) -> None:
+    """Prior against new success; the models near each group's frontier, with the exponential through them (paper,
+    Figures 3 and 6).
+    """
+    with plots.figure(path, 1, 1, (6, 4.2)) as (axis,):
+        for index, (name, own) in enumerate(groups.items()):
+            colour = colours.get(name, f"C{index}")
+            new, prior = np.array([p.new for p in own]), np.array([p.prior for p in own])
+            near = pareto.near_frontier(new, prior)
+            axis.scatter(new, prior, s=6, color=colour, alpha=0.2, linewidths=0)
+            axis.scatter(new[near], prior[near], s=12, color=colour, linewidths=0, label=name)
+            if len(np.unique(new[near])) >= 3:
+                at = np.linspace(new[near].min(), new[near].max(), 100)
+                axis.plot(at, pareto.fit_curve(new[near], prior[near])(at), color=colour)
+        if base:
+            axis.plot(*base, "*", color=plots.COLOURS["base"], markersize=10, label="base")
+        axis.set(title="Learned and kept", xlabel="new-task success", ylabel="prior-task success")
+        _percent(axis, "xy")
+        axis.legend(fontsize=8)
+
+
+def forgetting(path: Path, points: Sequence[Any], colours: Colours, fitted: FittedLaw | None = None) -> None:
+    """Prior success lost against forward KL, one curve for all methods (paper, Figure 3, middle); with `fitted`, its
+    forecast and the band that holds 90% of unseen runs.
+    """
+    with plots.figure(path, 1, 1, (6, 4.2)) as (axis,):
+        _scatter(axis, points, "forward_kl", "forgotten", colours)
+        if fitted:
+            at = np.linspace(0, fitted.reach, 200)
+            found = [fitted.forecast(x) for x in at]
+            axis.plot(at, [f.forgotten for f in found], color="black", linewidth=1, linestyle="--")
+            axis.fill_between(
+                at, [f.low for f in found], [f.high for f in found], color="black", alpha=0.08, linewidth=0
+            )
+        else:
+            _fitted(axis, points, "forward_kl")
+        axis.set(title="Forgetting against forward KL", xlabel="forward KL (nats)", ylabel="prior success lost")
+        _percent(axis, "y")
+        axis.legend(fontsize=8)
+
+
+def accuracy(path: Path, points: Sequence[Any], colours: Colours) -> None:
+    """New-task success against forward KL (paper, Figure 3, right)."""
+    with plots.figure(path, 1, 1, (6, 4.2)) as (axis,):
+        _scatter(axis, points, "forward_kl", "new", colours)
+        axis.set(
+            title="What the new task costs in KL", xlabel="forward KL (nats)", ylabel="new-task success", xscale="log"
+        )
+        _percent(axis, "y")
+        axis.legend(fontsize=8)
+
+
+def predictors(path: Path, points: Sequence[Any], names: Sequence[str], colours: Colours) -> None:
+    """Prior success lost against every measure, with the polynomial that R2 speaks of (paper, Table 1)."""
+    rows = -(-len(names) // 3)
+    with plots.figure(path, rows, 3, (10, 2.75 * rows)) as axes:
+        for axis in axes[len(names) :]:
+            axis.set_visible(False)
+        for axis, name in zip(axes, names, strict=False):
+            _scatter(axis, points, name, "forgotten", colours)
+            law = _fitted(axis, points, name)
+            axis.set(title=f"{name}: R2 {law.r2:.2f}" if law else name)
+        axes[0].legend(fontsize=7)
+
+
+def prior_tasks(path: Path, results: Sequence[Result], colours: Colours) -> None:
+    """What each run's last policy can still do, task by task."""
+    last = {result.run: result for result in sorted(results, key=lambda result: result.step)}.values()
+    tasks = list(results[0].priors)
+    with plots.figure(path, 1, 1, (1.3 * len(tasks) + 2, 3.6)) as (axis,):
+        methods = sorted({result.method for result in last})
+        for index, method in enumerate(methods):
+            own = [result for result in last if result.method == method]
+            offset = (index - (len(methods) - 1) / 2) * 0.8 / len(methods)
+            for place, task in enumerate(tasks):
+                values = [result.priors[task] for result in own]
+                axis.plot([place + offset] * len(values), values, "o", color=colours[method], alpha=0.5, markersize=4)
+                axis.plot([place + offset - 0.1, place + offset + 0.1], [np.mean(values)] * 2, color=colours[method])
+            axis.plot([], [], "o", color=colours[method], label=method)
+        axis.set_xticks(range(len(tasks)), [task.replace("_", " ") for task in tasks], rotation=20, ha="right")
+        axis.set(title="Prior tasks, run by run", ylabel="success")
+        _percent(axis, "y")
+        axis.legend(fontsize=8)
+
+
+def _scatter(axis: Axes, points: Sequence[Any], measure: str, what: str, colours: Colours) -> None:
+    for method in dict.fromkeys(point.method for point in points):
+        own = [point for point in points if point.method == method]
+        places = [p.measures[measure] for p in own]
+        axis.scatter(places, [getattr(p, what) for p in own], s=7, color=colours[method], linewidths=0, label=method)
+
+
+def _fitted(axis: Axes, points: Sequence[Any], measure: str) -> forgetting_law.Law | None:
+    if not fittable(points, measure):
+        return None
+    x, y = np.array([p.measures[measure] for p in points]), np.array([p.forgotten for p in points])
+    law = forgetting_law.fit(x, y, [p.run for p in points], resamples=1, generator=np.random.default_rng(0))
+    at = np.linspace(x.min(), x.max(), 200)
+    axis.plot(at, np.polynomial.Polynomial(law.coefficients)(at), color="black", linewidth=1, linestyle="--")
+    return law
+
+
+def _percent(axis: Axes, which: str) -> None:
+    for name in which:
+        getattr(axis, f"{name}axis").set_major_formatter(PercentFormatter(1, decimals=0))

@@ -1,0 +1,123 @@
+"""From a fitted law to the forgetting that a training has probably caused so far, without one prior task being run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vla_razor.core import forgetting_law
+from vla_razor.errors import UserError
+from vla_razor.files import write_json
+from vla_razor.study import law
+from vla_razor.study.table import Result
+
+SCHEMA = 1
+FILE = "law.json"
+
+
+class Forecast(NamedTuple):
+    """Prior success lost, in [0, 1], with the interval that holds 90% of unseen runs; `known` where the divergence is
+    within what the law was fitted on.
+    """
+
+    forgotten: float
+    low: float
+    high: float
+    known: bool
+
+
+class FittedLaw(NamedTuple):
+    """Prior success lost as a polynomial in a measure on the probe set, and how far runs lie from it.
+
+    `reach` is the largest divergence among the runs, `below` and `above` the quantiles of truth minus forecast.
+    """
+
+    domain: str
+    measure: str
+    coefficients: tuple[float, ...]
+    r2: float
+    reach: float
+    below: float
+    above: float
+    runs: int
+
+    def forecast(self, divergence: float) -> Forecast:
+        """At a divergence, in the measure's unit."""
+        expected = law.value(self.coefficients, divergence, self.reach)
+        return Forecast(expected, expected + self.below, expected + self.above, divergence <= self.reach)
+
+
+def fit(results: Sequence[Result], measure: str = "forward_kl") -> FittedLaw:
+    """The law of these policies, all of one domain. Raises UserError where they are too few, or do not vary."""
+    runs = {result.run for result in results}
+    if len(runs) < law.DEGREE + 2 or not law.fittable(results, measure):
+        raise UserError(
+            f"{len(runs)} runs are too few for a law of {measure}, or do not vary: at least {law.DEGREE + 2} runs with "
+            "different divergences are needed."
+        )
+    x, lost = [r.measures[measure] for r in results], [r.forgotten for r in results]
+    found = forgetting_law.fit(x, lost, [r.run for r in results], generator=np.random.default_rng(0))
+    below, above = law.spread(results, measure)
+    return FittedLaw(results[0].domain, measure, found.coefficients, found.r2, max(x), below, above, len(runs))
+
+
+def save(path: Path, fitted: FittedLaw) -> None:
+    """Write law.json."""
+    write_json(path, {"schema": SCHEMA, **fitted._asdict()})
+
+
+def load(path: Path, domain: str) -> FittedLaw:
+    """Read what `save` wrote, from the file or the folder of a report.
+
+    Raises UserError where it cannot be read, or is the law of another domain.
+    """
+    path = path / FILE if path.is_dir() else path
+    try:
+        content: Mapping[str, Any] = json.loads(path.read_text())
+        if content["schema"] != SCHEMA:
+            raise ValueError("another schema")
+        fitted = FittedLaw(**{name: content[name] for name in FittedLaw._fields})
+        fitted = fitted._replace(coefficients=tuple(map(float, fitted.coefficients)))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"law={path} cannot be read ({error}). vla-razor report RUNS writes one.") from error
+    if fitted.domain != domain:
+        raise UserError(f"law={path} is of {fitted.domain} runs, this one is of {domain}.")
+    return fitted
+
+
+class Guard:
+    """Watches a training's forecast against the share of prior success that it may lose."""
+
+    def __init__(self, fitted: FittedLaw, budget: float) -> None:
+        self.fitted, self.budget = fitted, budget
+
+    @classmethod
+    def of(cls, config: Any, domain: str) -> Guard | None:
+        """As `config.forgetting_budget` and `config.law` say; None without a budget.
+
+        Raises UserError where one is given without the other, or the run never measures forward KL.
+        """
+        if config.forgetting_budget is None:
+            return None
+        if config.law is None:
+            raise UserError("forgetting_budget needs law=FILE, which vla-razor report RUNS writes.")
+        if not config.probe_every:
+            raise UserError("forgetting_budget is watched on the probe set: probe_every=0 never measures it.")
+        return cls(load(Path(config.law), domain), config.forgetting_budget)
+
+    def forecast(self, measured: Mapping[str, float]) -> Forecast:
+        """What the training has probably forgotten, by what was measured on the probe set."""
+        return self.fitted.forecast(measured[self.fitted.measure])
+
+    def scalars(self, measured: Mapping[str, float]) -> dict[str, float]:
+        """The forecast, for a row of metrics.jsonl."""
+        found = self.forecast(measured)
+        return {"predicted_forgetting": found.forgotten, "predicted_low": found.low, "predicted_high": found.high}
+
+    def is_spent(self, measured: Mapping[str, float]) -> bool:
+        """Whether the forecast has reached the budget."""
+        return self.forecast(measured).forgotten >= self.budget

@@ -1,0 +1,138 @@
+"""The results table of any domain (robot, language, ParityMNIST): results.parquet, a row a policy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vla_razor.errors import UserError
+
+FILE = "results.parquet"
+FACTS = ("domain", "method", "seed", "run", "step", "learning_rate", "new", "prior", "status", "reason")
+MEASURES = ("forward_kl", "reverse_kl", "total_variation", "l2_distance", "sharpening", "displacement")
+"""Columns that say how far a policy moved; those that begin with weight_ or activation_ do too."""
+
+
+class Result(NamedTuple):
+    """A policy after fine-tuning: success on the new task and the prior ones, in [0, 1], prior success lost since its
+    base, and how far it moved, by measure.
+    """
+
+    domain: str
+    method: str
+    run: str
+    seed: int
+    step: int
+    learning_rate: float | None
+    new: float
+    prior: float
+    forgotten: float
+    priors: Mapping[str, float]
+    measures: Mapping[str, float]
+
+
+class Study(NamedTuple):
+    """What results folders hold: the tuned policies, by domain the bases [new, prior], and what is in no fit."""
+
+    results: list[Result]
+    bases: dict[str, tuple[float, float]]
+    left_out: list[str]
+
+    def of(self, domain: str) -> list[Result]:
+        """The policies of a domain."""
+        return [result for result in self.results if result.domain == domain]
+
+
+def read(folders: Sequence[Path]) -> Study:
+    """The rows of all folders; a run is called by its folder's name too where there are several.
+
+    A run that failed, or has a number that is not finite, is in `left_out` with its reason.
+
+    Raises UserError where a folder holds no table, one that lacks a column or a base, or no finished run, and where two
+    tables of a domain have different bases.
+    """
+    study = Study([], {}, [])
+    for folder in folders:
+        rows = _rows(folder)
+        prefix = f"{folder.name}/" if len(folders) > 1 else ""
+        bases = [row for row in rows if row["method"] == "base"]
+        if not bases:
+            raise UserError(f"{folder / FILE} has no row of a base: forgetting cannot be measured.")
+        _same_base(study, folder, bases)
+        for row in rows:
+            if row["method"] != "base":
+                _add(study, row, _base_of(row, bases), prefix)
+    if not study.results:
+        raise UserError(f"no run in {', '.join(map(str, folders))} has finished: there is nothing to report.")
+    return study
+
+
+def measures_of(results: Sequence[Result]) -> list[str]:
+    """The measures that every one of the policies has, in the table's order."""
+    return [name for name in results[0].measures if all(name in result.measures for result in results)]
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    path = folder / FILE if folder.is_dir() else folder
+    try:
+        rows = pq.read_table(path).to_pylist()
+    except FileNotFoundError:
+        made = "a folder that vla-razor demo, sweep or mnist wrote"
+        raise UserError(f"{path}: there is no results table; expected {made}.") from None
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"{path} cannot be read as a results table: {error}") from error
+    missing = [
+        name for name in ("domain", "method", "run", "new", "prior", "forward_kl") if rows and name not in rows[0]
+    ]
+    if missing or not rows:
+        raise UserError(
+            f"{path} is no results table: {'no column ' + ', '.join(missing) if missing else 'it is empty'}."
+        )
+    return rows
+
+
+def _same_base(study: Study, folder: Path, bases: Sequence[Mapping[str, Any]]) -> None:
+    """One domain's tables must speak of one base; ParityMNIST's has a base for every seed, which is one protocol."""
+    domain = bases[0]["domain"]
+    mean = tuple(sum(base[name] for base in bases) / len(bases) for name in ("new", "prior"))
+    known = study.bases.setdefault(domain, (mean[0], mean[1]))
+    if any(abs(one - other) > 1e-6 for one, other in zip(known, mean, strict=True)):
+        raise UserError(
+            f"{folder}: its base has {mean[0]:.1%} of the new task and {mean[1]:.1%} of the prior ones, that of the "
+            f"folders before it {known[0]:.1%} and {known[1]:.1%}. Runs of different bases, or evaluated from other "
+            "starts, make no common table."
+        )
+
+
+def _base_of(row: Mapping[str, Any], bases: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Of the same seed and width, where there are several."""
+    like = [b for b in bases if b.get("width") == row.get("width")]
+    return next((b for b in like if b["seed"] == row["seed"]), like[0] if like else bases[0])
+
+
+def _add(study: Study, row: Mapping[str, Any], base: Mapping[str, Any], prefix: str) -> None:
+    name = f"{prefix}{row['run']}"
+    measures = {key: row[key] for key in row if key in MEASURES or key.startswith(("weight_", "activation_"))}
+    if row.get("status", "done") != "done":
+        study.left_out.append(f"{name}: {row.get('reason') or row['status']}")
+        return
+    numbers = {"new": row["new"], "prior": row["prior"], "forward_kl": measures["forward_kl"]}
+    broken = [key for key, value in numbers.items() if value is None or not math.isfinite(value)]
+    if broken:
+        study.left_out.append(f"{name}, step {row['step']}: {', '.join(broken)} not finite")
+        return
+    study.results.append(
+        Result(
+            **{key: row[key] for key in ("domain", "method", "seed", "step", "new", "prior")},
+            run=name,
+            learning_rate=row.get("learning_rate"),
+            forgotten=base["prior"] - row["prior"],
+            priors={key.removeprefix("prior_"): row[key] for key in row if key.startswith("prior_")},
+            measures={key: value for key, value in measures.items() if value is not None and math.isfinite(value)},
+        )
+    )
