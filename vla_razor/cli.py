@@ -108,13 +108,19 @@ def mnist(arguments: Arguments = None, show: Show = False) -> None:
         _launch("mnist", arguments, show)
 
 
+@_verb("sweep")
+def sweep(arguments: Arguments = None, show: Show = False) -> None:
+    """Many fine-tunings of one base: method=sft,rl learning_rate=1e-4,3e-4 seed=0,1,2, here, on Ray or on Slurm."""
+    _launch("sweep", arguments, show)
+
+
 @_verb("report")
 def report(arguments: Arguments = None, show: Show = False) -> None:
     """What several runs say together: `vla-razor report DIR...` of folders that demo, sweep or mnist wrote."""
     words = arguments or []
-    folders = [word for word in words if "=" not in word and Path(word).is_dir()]
-    rest = [word for word in words if word not in folders]
-    _launch("report", [*rest, f"runs=[{','.join(map(_quoted, folders))}]"] if folders else rest, show)
+    begin = next((place for place, word in enumerate(words) if "=" in word or word.startswith("--")), len(words))
+    folders, rest = words[:begin], words[begin:]
+    _launch("report", [f"runs=[{','.join(map(_quoted, folders))}]", *rest] if folders else rest, show)
 
 
 @_verb("llm_sft")

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Transformer
 from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -97,7 +98,7 @@ RULES: dict[str, Rule] = {
     "schedules": _SCHEDULES,
     "methods": _NAMES,
     "prior_tasks": _NAMES,
-    "runs": _NAMES,
+    "runs": _distinct(lambda v: type(v) is str, "a list of folders", fewest=0),
     "betas": _BETAS,
     "grid": _GRID,
     "noise": _SHARE,
@@ -116,6 +117,7 @@ RULES: dict[str, Rule] = {
     "task": _one_of("math", "science", "tool"),
     "log_probs": _one_of("sum", "mean"),
     "use_vllm": _one_of("auto", "true", "false"),
+    "launcher": _one_of("local", "ray", "slurm"),
 }
 
 NULLABLE = {"out", "data_dir", "prior", "unnorm_key", "temperature", "demos", "against", "base", "gain_learning_rate"}
@@ -146,6 +148,7 @@ def compose(verb: str, overrides: Iterable[str] = ()) -> DictConfig:
     Raises `UserError` for an unknown key, environment or experiment, and for a value of the wrong type or out of range.
     """
     values = dict(_split(override) for override in overrides)
+    axes = _axes(values) if verb == "sweep" else {}
     groups = {group: values.pop(group) for group in GROUPS if group in values}
     config = _compose_files(verb, groups)
     for section in [key for key in config if key in verbs()]:
@@ -156,6 +159,8 @@ def compose(verb: str, overrides: Iterable[str] = ()) -> DictConfig:
     for key, text in values.items():
         _assign(config, verb, key, text)
     _check_robot(config)
+    with open_dict(config):
+        config.update({"axes": {**config.axes, **axes}} if axes else {})
     if config.get("out", "given") is None:
         subject = f"{verb}-{config.env.name}" if "env" in config else verb
         config.out = f"runs/{subject}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -208,6 +213,23 @@ def robot_in(make: Mapping[str, Any]) -> str:
 def is_switch(key: str) -> bool:
     """Whether `key` is true or false, so that the flag alone means true."""
     return _rule(key) is _SWITCH
+
+
+def _axes(values: dict[str, str]) -> dict[str, list[str]]:
+    """Takes out of the overrides what takes several values, in Hydra's grammar, and the methods."""
+    axes: dict[str, list[str]] = {}
+    for key, text in list(values.items()):
+        try:
+            override = OverridesParser.create().parse_override(f"{key}={text}")
+        except HydraException:  # a path, or the like
+            continue
+        if override.is_sweep_override():
+            axes[key] = [str(value) for value in override.sweep_iterator(Transformer.str)]
+        elif key == "method":
+            axes[key] = [text]
+        if key in axes:
+            del values[key]
+    return axes
 
 
 def _environments(config: DictConfig) -> list[DictConfig]:

@@ -47,7 +47,7 @@ def small_model(folder: Path, seed: int = 0, words: int = 320, template: str | N
 
 def small_data(folder: Path) -> Path:
     """A few rows of each task, in the published formats."""
-    for name in ("sciknoweval_chemistry_l3", "toolalpaca", "open_reasoner_zero", "gsm8k", "math"):
+    for name in ("sciknoweval_chemistry_l3", "toolalpaca", "open_reasoner_zero", "gsm8k", "math", "winogrande"):
         (folder / name).mkdir(parents=True)
     choices = {"label": ["A", "B"], "text": ["heavy", "light"]}
     rows = [
@@ -55,6 +55,8 @@ def small_data(folder: Path) -> Path:
         for n in range(60)
     ]
     _lines(folder / "sciknoweval_chemistry_l3" / "some.jsonl", rows)
+    sentences = [{"context_options": [f"A {n}", f"B {n}"], "continuation": "it is.", "gold": n % 2} for n in range(6)]
+    _lines(folder / "winogrande" / "winogrande.jsonl", sentences)
     _lines(folder / "gsm8k" / "train.jsonl", [{"question": f"{n} + 1?", "answer": f"#### {n + 1}"} for n in range(20)])
     _lines(folder / "math" / "math_foundry.jsonl", [{"context": f"{n} - 1?", "answer": f"{n - 1}"} for n in range(20)])
     tests = [{"prompt": [{"from": "user", "value": f"{n} * 2?"}], "final_answer": str(2 * n)} for n in range(8)]

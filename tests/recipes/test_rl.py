@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import DictConfig
+from typer.testing import CliRunner
 
 from tests.recipes.support import INSTRUCTION, CommandLine, assert_same_end, metrics, small_policy
-from vla_razor import config
+from vla_razor import cli, config
 from vla_razor.policies.load import TINY
 from vla_razor.policies.openvla import OpenVLA
 from vla_razor.policies.openvla.policy import OpenVLAPolicy
@@ -20,6 +21,8 @@ from vla_razor.recipes.rl import Batch
 from vla_razor.recipes.training import Base, Trainer
 from vla_razor.rollouts.rollout import Episode, Timing
 from vla_razor.rollouts.starts import Start
+from vla_razor.study import forecast
+from vla_razor.study.forecast import FittedLaw
 
 TOKENS = 7
 
@@ -196,3 +199,47 @@ def test_interrupted_killed_and_resumed_ends_the_same(
     assert killed.returncode == -signal.SIGKILL
     vla_razor.run("resume", out)
     assert_same_end(finished, out)
+
+
+def law(folder: Path, forgotten: float) -> Path:
+    """A law that forecasts the same whatever the divergence."""
+    fitted = FittedLaw("robot", "forward_kl", (forgotten, 0.0, 0.0), 0.9, 100.0, -0.1, 0.1, 6)
+    forecast.save(folder / "law.json", fitted)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_spent_budget_ends_the_run(tmp_path: Path, vla_razor: CommandLine, arguments: list[str]) -> None:
+    guarded = [*arguments, "forgetting_budget=0.05", f"law={law(tmp_path, 0.06)}", "save_every=3"]
+    done = vla_razor.run("rl", *guarded, f"out={tmp_path / 'run'}")
+    rows = metrics(tmp_path / "run")
+    assert [row["step"] for row in rows] == [1, 2], "measured at every second step"
+    assert rows[1]["predicted_forgetting"] == pytest.approx(0.06) and "predicted_forgetting" not in rows[0]
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_2"]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["forecast"]["forgotten"] == pytest.approx(0.06)
+    assert "forecast: 6.0% of prior success lost [-4.0, 16.0]" in done.stdout
+
+
+@pytest.mark.slow
+def test_beyond_the_budget_the_rates_are_halved(
+    finished: Path, tmp_path: Path, vla_razor: CommandLine, arguments: list[str]
+) -> None:
+    guarded = [*arguments, "forgetting_budget=0.05", f"law={law(tmp_path, 0.06)}", "on_budget=lower"]
+    stopped = vla_razor.stop_at(tmp_path / "run", 3, signal.SIGKILL, "rl", *guarded, f"out={tmp_path / 'run'}")
+    assert stopped.returncode == -signal.SIGKILL
+    vla_razor.run("resume", tmp_path / "run")
+    plain, halved = ([row["learning_rate"] for row in metrics(out)] for out in (finished, tmp_path / "run"))
+    assert halved == pytest.approx([*plain[:2], plain[2] / 2, plain[3] / 2])
+
+
+def test_a_budget_needs_a_law_that_can_be_watched(tmp_path: Path) -> None:
+    for words, says in (
+        (["forgetting_budget=0.05"], "forgetting_budget needs law=FILE"),
+        (["forgetting_budget=0.05", f"law={law(tmp_path, 0.1)}", "probe_every=0"], "probe_every=0 never measures it"),
+        (["forgetting_budget=0.05", f"law={tmp_path / 'nowhere.json'}"], "cannot be read"),
+        (["forgetting_budget=5"], "above 0 and below 1"),
+    ):
+        result = CliRunner().invoke(cli.app, ["rl", *words, f"out={tmp_path / 'run'}"])
+        assert result.exit_code == 2 and says in result.stderr
+        assert not (tmp_path / "run").exists()

@@ -108,13 +108,14 @@ class Column(NamedTuple):
         return policy_summary(self.tasks("new"), self.tasks("prior"), {**forward_kl, "states": states})
 
 
-def read(policy: str, new: Path, prior: Path, trainings: Sequence[Training], checkpoints: int) -> list[Outcome]:
+def read(
+    policy: str, new: Sequence[Path], prior: Sequence[Path], trainings: Sequence[Training], checkpoints: int
+) -> list[Outcome]:
     """The outcomes of one seed: the base `policy`, then the checkpoints of its finished runs, as evaluated in the run
     folders `new` and `prior`."""
     own = [training for training in trainings if training.finished]
-    successes = [json.loads((folder / "summary.json").read_text())["policies"] for folder in (new, prior)]
-    by_task = [{name: {**p["new_task"], **p["prior_tasks"]} for name, p in part.items()} for part in successes]
-    hits = _hits([row for folder in (new, prior) for row in read_lines(folder / "episodes.jsonl")])
+    by_task = [{name: p for folder in folders for name, p in _successes(folder).items()} for folders in (new, prior)]
+    hits = _hits([row for folder in (*new, *prior) for row in read_lines(folder / "episodes.jsonl")])
 
     def outcome(name: str, drift: Mapping[str, float], **facts: Any) -> Outcome:
         evaluated = {"new": by_task[0][name], "prior": by_task[1][name], "hits": hits[name]}
@@ -189,6 +190,12 @@ def step_of(checkpoint: Path) -> int:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a file with one JSON object a line."""
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _successes(folder: Path) -> dict[str, dict[str, Success]]:
+    """Policy -> task -> success, as an evaluation has it."""
+    policies = json.loads((folder / "summary.json").read_text())["policies"]
+    return {name: {**entry["new_task"], **entry["prior_tasks"]} for name, entry in policies.items()}
 
 
 def _hits(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, np.ndarray]]:

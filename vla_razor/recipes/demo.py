@@ -58,7 +58,7 @@ def run(config: DictConfig, run: Run) -> None:
         both = {"policy": config.policy, "against": ",".join(map(str, evaluated)), "seed": EVALUATION_SEED}
         stage(console, config, new, "eval", episodes=config.new_episodes, videos=config.videos, **both)
         stage(console, config, prior, "eval", env=config.prior, episodes=config.prior_episodes, **both)
-        outcomes += comparison.read(config.policy, new, prior, own, config.checkpoints)
+        outcomes += comparison.read(config.policy, [new], [prior], own, config.checkpoints)
     run.finish(present(console, config, out, outcomes, trainings, failures))
 
 
@@ -84,7 +84,7 @@ def present(
     return {
         "policies": {column.name: column.entry(_states(trainings)) for column in columns},
         "changes": {c.name: {kind: c.change(kind)._asdict() for kind in ("new", "prior")} for c in columns[1:]},
-        "predictors": results.predictors(outcomes),
+        "predictors": results.predictors(out),
     }
 
 

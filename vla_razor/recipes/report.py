@@ -45,6 +45,8 @@ CAPTIONS = {
 def run(config: DictConfig, run: Run) -> None:
     """Read the tables of `config.runs`, then write the page, the figures and the laws."""
     run.restore()
+    if not config.runs:
+        raise UserError("a report is of finished runs: vla-razor report DIR...")
     folders = [Path(folder) for folder in config.runs]
     study = table.read(folders)
     domains = list(dict.fromkeys(result.domain for result in study.results))

@@ -8,14 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
-from scipy.stats import kendalltau
 
 from vla_razor import plots
-from vla_razor.core import forgetting_law
 from vla_razor.files import atomic_write
 from vla_razor.plots import Bars, Curve, Point
 from vla_razor.recipes.comparison import READING, Column, Outcome, Training, change
 from vla_razor.statistics import Difference, Rate
+from vla_razor.study import law, table
 from vla_razor.videos import read_film, write_film
 
 MEASURES = {
@@ -27,8 +26,6 @@ MEASURES = {
     "displacement": "displacement",
 }
 """Columns of the results table, and what metrics.jsonl calls them."""
-FEWEST_RUNS = 4
-"""Below this many runs nothing is said about what predicts forgetting."""
 TITLE = 30
 """Height in pixels of the line above a film."""
 
@@ -57,26 +54,11 @@ def write_rows(out: Path, outcomes: Sequence[Outcome], failures: Mapping[Trainin
     _write_parquet(out / "wall_seconds.parquet", times)
 
 
-def predictors(outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
-    """How well each measure on the probe set predicts the loss of prior success, over all checkpoints of all runs.
-
-    R2 of a second-degree polynomial with its bootstrap interval over runs, and Kendall's tau, which asks for the order
-    alone. Empty for fewer than four runs.
+def predictors(out: Path) -> dict[str, dict[str, float]]:
+    """How well each measure on the probe set predicts the loss of prior success, over all checkpoints of all runs in
+    results.parquet; empty for fewer than three runs.
     """
-    tuned = [outcome for outcome in outcomes if outcome.method != "base"]
-    runs = [outcome.run for outcome in tuned]
-    lost = np.array([forgotten(outcome, outcomes).difference for outcome in tuned])
-    if len(set(runs)) < FEWEST_RUNS or np.ptp(lost) == 0:
-        return {}
-    found = {}
-    for name, logged in MEASURES.items():
-        values = np.array([outcome.drift[logged] for outcome in tuned])
-        if len(np.unique(values)) < 3:  # a polynomial of second degree would go through them
-            continue
-        law = forgetting_law.fit(values, lost, runs, generator=np.random.default_rng(0))
-        tau: Any = kendalltau(values, lost)[0]
-        found[name] = {"r2": law.r2, "low": law.low, "high": law.high, "kendall_tau": float(tau)}
-    return found
+    return law.predictors(table.read([out]).results)
 
 
 def draw(

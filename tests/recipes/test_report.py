@@ -1,0 +1,110 @@
+"""`vla-razor report`: one page about several runs, in a real browser where there is one; bad input."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from tests.study.support import row, rows, write
+from vla_razor import cli
+
+
+def report(*words: object) -> Result:
+    return CliRunner().invoke(cli.app, ["report", *map(str, words)])
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A table of the robot's with a film, and one of language models', and one run that failed."""
+    robot = write(tmp_path_factory.mktemp("robot, 'one'"), [*rows(noise=0.02), _failed()])
+    (robot / "videos").mkdir()
+    (robot / "videos" / "side_by_side.mp4").write_bytes(b"film")
+    spoken = [{**one, "domain": "language"} for one in rows(noise=0.02, shift=0.1)]
+    return robot, write(tmp_path_factory.mktemp("language"), spoken)
+
+
+def _failed() -> dict:
+    return row("sft", 9, 0, 1.0, 0.0, status="failed", reason="the loss is <nan>", new=None, prior=None)
+
+
+@pytest.fixture(scope="module")
+def finished(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("report") / "run"
+    result = report(*folders, f"out={out}")
+    assert result.exit_code == 0, result.output + str(result.exception)
+    assert "in no fit" in result.output and "forecasts of runs" in result.output
+    return out
+
+
+@pytest.mark.slow
+def test_what_a_report_leaves(finished: Path) -> None:
+    figures = {"1_trade_off", "2_law", "3_predictors", "4_prior_tasks"}
+    for domain in ("robot", "language"):
+        drawn = {path.name for path in (finished / "plots" / domain).iterdir()}
+        assert drawn == {f"{name}.{kind}" for name in figures for kind in ("png", "svg")}
+    domains = json.loads((finished / "summary.json").read_text())["domains"]
+    assert domains["robot"]["predictors"]["forward_kl"]["r2"] > 0.9
+    assert domains["language"]["residuals"]["sft"]["low"] > 0 > domains["language"]["residuals"]["rl"]["high"]
+    assert set(domains["robot"]["validation"]["forward_kl"]) == {"method", "seed"}
+    assert {path.name for path in finished.glob("law_*.json")} == {"law_robot.json", "law_language.json"}
+
+
+@pytest.mark.slow
+def test_the_page_asks_nobody_for_anything(finished: Path) -> None:
+    page = (finished / "report.html").read_text()
+    addresses = re.findall(r"""(?:src|href)=["']([^"'#]+)|url\((?!#)([^)]+)\)""", page)
+    assert addresses == [("data:video/mp4;base64,ZmlsbQ==", "")]
+    assert "<script src" not in page and "@import" not in page
+    assert "the loss is &lt;nan&gt;" in page
+
+
+@pytest.mark.slow
+def test_its_tables_sort_in_a_browser(finished: Path, tmp_path: Path) -> None:
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no Chromium on this machine")
+    click = """<script>const tables = document.querySelectorAll("table"), last = tables[tables.length - 1];
+    const button = last.querySelectorAll("th button")[7]; button.click();
+    const read = () => [...last.rows].slice(1).map((row) => parseFloat(row.cells[7].textContent)).join(" ");
+    const up = read(); button.click();
+    document.title = up + ";" + read() + ";" + document.documentElement.scrollWidth;</script>"""
+    copy = tmp_path / "page.html"
+    copy.write_text((finished / "report.html").read_text().replace("</body>", f"{click}</body>"))
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--window-size=500,900",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ]
+    done = subprocess.run([browser, *options, "--dump-dom", str(copy)], capture_output=True, text=True, timeout=120)
+    up, down, width = re.findall(r"<title>(.*)</title>", done.stdout)[0].split(";")
+    lost = [float(number) for number in up.split()]
+    assert len(lost) == 48 and lost == sorted(lost)
+    assert [float(number) for number in down.split()] == lost[::-1]
+    assert float(width) <= 500, "a phone need not scroll sideways"
+
+
+@pytest.mark.slow
+def test_few_runs_are_shown_without_a_law(tmp_path: Path) -> None:
+    few = write(tmp_path / "few", rows(seeds=1))
+    result = report(few, f"out={tmp_path / 'run'}")
+    assert result.exit_code == 0, result.output
+    assert "2 runs are too few for a law" in result.output and not list((tmp_path / "run").glob("law*"))
+    assert "too few for a law" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_bad_input_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for words, says in (
+        ([tmp_path / "empty"], "there is no results table"),
+        ([], "vla-razor report DIR"),
+        ([tmp_path / "nowhere"], "nowhere"),
+    ):
+        result = report(*words, f"out={tmp_path / 'run'}")
+        assert result.exit_code == 2 and says in result.stderr, result.output
+        assert result.stderr.count("\n") == 1 and not (tmp_path / "run").exists()

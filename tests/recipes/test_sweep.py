@@ -1,0 +1,109 @@
+"""`vla-razor sweep`: which runs it comes to, whole sweeps in the simulator, one on Ray, and bad input."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from tests.recipes.support import CommandLine
+from vla_razor import cli
+from vla_razor.config import compose
+from vla_razor.errors import UserError
+from vla_razor.policies.load import TINY
+from vla_razor.recipes import launchers, sweep
+
+SMALL = [
+    *("prior=open_top_drawer", "num_envs=4", "num_workers=1", "device=cpu", "logger=none"),
+    *("new_episodes=4", "prior_episodes=4", "checkpoints=1", "collect.grid=1x1", "collect.per_point=1"),
+    *("sft.epochs=1", "sft.probe_every=50", "sft.probe_states=16", "rl.probe_states=16", "rl.probe_every=1"),
+    *("rl.iterations=1", "rl.grid=1x1", "rl.per_point=4", "rl.save_every=1"),
+]
+
+
+def runs(*words: str) -> dict[str, dict[str, Any]]:
+    return {t.folder.name: dict(t.changes) for t in sweep.plan(compose("sweep", words), Path("out"))}
+
+
+def test_every_combination_of_what_a_method_knows() -> None:
+    found = runs("method=sft,rl", "learning_rate=1e-4,3e-4", "seed=range(0,2)", "rl.grid=2x2,4x4")
+    assert len(found) == 2 * 2 + 2 * 2 * 2
+    assert found["sft_2_seed1"] == {"learning_rate": 3e-4, "gain_learning_rate": pytest.approx(2e-3)}
+    assert found["rl_4_seed0"] == {"learning_rate": 3e-4, "grid": "4x4", "gain_learning_rate": pytest.approx(2e-3)}
+
+
+def test_one_method_alone_and_what_it_alone_knows() -> None:
+    assert runs("method=rl", "seed=3") == {"rl_seed3": {}}
+    assert set(runs("method=sft,rl", "epochs=1,2")) == {"sft_1_seed0", "sft_2_seed0", "rl_seed0"}
+    given = runs("method=rl", "learning_rate=1e-4,2e-4", "gain_learning_rate=1e-3,2e-3")
+    assert sorted(one["gain_learning_rate"] for one in given.values()) == [1e-3, 1e-3, 2e-3, 2e-3]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["learning_rat=1e-4,3e-4"], "Did you mean learning_rate"),
+        (["method=sftt"], "Did you mean sft"),
+        (["learning_rate=1e-4,-1"], "learning_rate=-1"),
+        (["seed=0,x"], "seed=x"),
+        (["prior=null"], "needs prior tasks"),
+        (["launcher=cloud"], "local | ray | slurm"),
+    ],
+)
+def test_bad_input_is_one_message(words: list[str], says: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli.app, ["sweep", *words, f"out={tmp_path / 'run'}"])
+    assert result.exit_code == 2 and says in result.stderr and result.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_slurm_is_asked_for_where_it_is_not(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="Is sbatch on this machine"):
+        list(launchers.launch(compose("sweep", ["launcher=slurm"]), tmp_path, [(0, "sft_seed0")]))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, vla_razor: CommandLine) -> Path:
+    """Two runs of SFT, one of which diverges, and one of REINFORCE, two at a time."""
+    if not TINY.is_dir():
+        pytest.skip("the embedded base policy has not been made")
+    out = tmp_path_factory.mktemp("sweep") / "run"
+    done = vla_razor.run("sweep", *SMALL, "sft.learning_rate=1e-4,1e30", "method=sft,rl", "jobs=2", f"out={out}")
+    assert "sft_2_seed0 failed: Step 2: the loss is nan" in done.stdout
+    return out
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    return pq.read_table(out / "results.parquet").to_pylist()
+
+
+@pytest.mark.slow
+def test_what_a_sweep_leaves(finished: Path) -> None:
+    found = {row["run"]: row for row in rows(finished)}
+    assert set(found) == {"base", "sft_1_seed0", "sft_2_seed0", "rl_seed0"}
+    assert {name: row["status"] for name, row in found.items() if name != "base"} == {
+        "sft_1_seed0": "done",
+        "sft_2_seed0": "failed",
+        "rl_seed0": "done",
+    }
+    assert found["sft_2_seed0"]["reason"].startswith("Step 2: the loss is nan")
+    assert found["sft_1_seed0"]["forward_kl"] > 0 == found["base"]["forward_kl"]
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["runs"] == 3 and set(summary["failed"]) == {"sft_2_seed0"}
+    assert {path.stem for path in (finished / "logs").iterdir()} == {"sft_1_seed0", "sft_2_seed0", "rl_seed0"}
+
+
+@pytest.mark.slow
+def test_an_interrupted_sweep_goes_on_with_what_has_not_ended_here_on_ray(
+    finished: Path, vla_razor: CommandLine
+) -> None:
+    before = rows(finished)
+    kept = (finished / "sft_1_seed0" / "summary.json").stat().st_mtime_ns
+    for path in (finished / "summary.json", finished / "rl_seed0_new" / "summary.json"):
+        path.unlink()
+    settings = finished / "config.yaml"
+    settings.write_text(settings.read_text().replace("launcher: local", "launcher: ray"))
+    vla_razor.run("resume", finished)
+    assert rows(finished) == before, "the same starts, the same seeds: the same table"
+    assert (finished / "sft_1_seed0" / "summary.json").stat().st_mtime_ns == kept

@@ -1,0 +1,59 @@
+"""Reading results tables: what belongs together, what is in no fit, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.study.support import row, rows, write
+from vla_razor.errors import UserError
+from vla_razor.study import table
+
+
+def test_what_a_row_says(tmp_path: Path) -> None:
+    study = table.read([write(tmp_path / "one", rows(seeds=1))])
+    assert study.bases == {"robot": (0.3, 0.8)} and len(study.results) == 8
+    result = study.results[0]
+    assert (result.method, result.run, result.step) == ("sft", "sft_seed0", 1)
+    assert result.forgotten == pytest.approx(0.05 * result.measures["forward_kl"] ** 2)
+    assert result.priors == {"open_top_drawer": result.prior}
+    assert table.measures_of(study.results) == ["forward_kl", "reverse_kl"]
+
+
+def test_runs_of_two_folders_are_told_apart(tmp_path: Path) -> None:
+    study = table.read([write(tmp_path / name, rows(seeds=1)) for name in ("one", "two")])
+    assert {result.run for result in study.results} == {f"{f}/{m}_seed0" for f in ("one", "two") for m in ("sft", "rl")}
+
+
+def test_each_seed_is_measured_against_its_own_base(tmp_path: Path) -> None:
+    """As in ParityMNIST, where every seed has a base."""
+    bases = [row("base", seed, 0, 0.0, 0.1 * seed) for seed in (0, 1)]
+    study = table.read([write(tmp_path, [*bases, row("sft", 1, 1, 1.0, 0.3)])])
+    assert study.results[0].forgotten == pytest.approx(0.2)
+
+
+def test_what_failed_or_is_not_finite_is_left_out_with_its_reason(tmp_path: Path) -> None:
+    failed = row("sft", 7, 0, 1.0, 0.1, status="failed", reason="the loss is nan", new=None, prior=None)
+    broken = row("sft", 8, 3, float("nan"), 0.1, new=0.5)
+    study = table.read([write(tmp_path, [*rows(seeds=1), failed, broken])])
+    assert len(study.results) == 8
+    assert study.left_out == ["sft_seed7: the loss is nan", "sft_seed8, step 3: forward_kl not finite"]
+
+
+def test_what_is_no_common_table_is_refused(tmp_path: Path) -> None:
+    one = write(tmp_path / "one", rows(seeds=1))
+    other = write(tmp_path / "other", [row("base", 0, 0, 0.0, 0.2), row("sft", 0, 1, 1.0, 0.1)])
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "results.parquet").write_text("not a table")
+    only_failed = row("sft", 0, 1, 1.0, 0.1, status="failed", reason="died")
+    for folders, says in (
+        ([one, other], "different bases"),
+        ([tmp_path / "empty"], "there is no results table"),
+        ([tmp_path / "text"], "cannot be read as a results table"),
+        ([write(tmp_path / "none", [])], "it is empty"),
+        ([write(tmp_path / "foreign", [{"a": 1}])], "no column domain"),
+        ([write(tmp_path / "baseless", rows(seeds=1)[1:])], "no row of a base"),
+        ([write(tmp_path / "failed", [rows()[0], only_failed])], "has finished"),
+    ):
+        with pytest.raises(UserError, match=says):
+            table.read(folders)

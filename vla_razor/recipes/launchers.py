@@ -1,0 +1,93 @@
+"""Where the runs of a sweep go: processes of this machine, Ray, or Slurm by submitit. Every run is a process of its
+own, so that one that dies takes no other with it.
+"""
+
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from vla_razor.errors import UserError
+
+Outcome = tuple[int, str | None]
+"""A run's number, and why it failed, if it did."""
+
+
+def work(out: str, number: int, name: str) -> str | None:
+    """Run number `number` of the sweep in `out`, its output going to logs/<name>.log; why it failed, or None."""
+    log = Path(out) / "logs" / f"{name}.log"
+    log.parent.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "vla_razor.recipes.sweep", out, str(number)]
+    with log.open("wb") as file:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
+    if done.returncode == 0:
+        return None
+    said = log.read_text(errors="replace").strip().splitlines()
+    return said[-1] if said and done.returncode > 0 else f"its process died with status {done.returncode}; see {log}"
+
+
+def launch(config: DictConfig, out: Path, names: Iterable[tuple[int, str]]) -> Iterator[Outcome]:
+    """Do the numbered runs where `config.launcher` says, `config.jobs` at a time on this machine; each as it ends.
+
+    Raises UserError where the launcher's package is missing.
+    """
+    jobs = [(str(out), number, name) for number, name in names]
+    if config.launcher == "ray":
+        yield from _ray(jobs)
+    elif config.launcher == "slurm":
+        yield from _slurm(config, out, jobs)
+    else:
+        with ThreadPoolExecutor(config.jobs) as pool:
+            futures = {pool.submit(work, *job): job[1] for job in jobs}
+            yield from ((futures[future], future.result()) for future in as_completed(futures))
+
+
+def _ray(jobs: list[tuple[str, int, str]]) -> Iterator[Outcome]:
+    """On the cluster that RAY_ADDRESS names, else on this machine; the folder must be one that all of them see."""
+    _needed("ray")
+    import ray
+
+    ray.init(ignore_reinit_error=True, log_to_driver=False, include_dashboard=False)
+    try:
+        gpus = 1 if ray.cluster_resources().get("GPU") else 0
+        remote = ray.remote(num_cpus=1 if gpus else 2, num_gpus=gpus, max_retries=0)(work)
+        waiting = {remote.remote(*job): job[1] for job in jobs}
+        while waiting:
+            (ready,), _ = ray.wait(list(waiting), num_returns=1)
+            number = waiting.pop(ready)
+            try:
+                yield number, ray.get(ready)
+            except ray.exceptions.RayError as error:  # its node died, or its worker did
+                yield number, str(error).strip().splitlines()[0]
+    finally:
+        ray.shutdown()
+
+
+def _slurm(config: DictConfig, out: Path, jobs: list[tuple[str, int, str]]) -> Iterator[Outcome]:
+    _needed("submitit")
+    import submitit
+    from submitit.core.utils import FailedJobError, UncompletedJobError
+
+    try:
+        executor = submitit.AutoExecutor(folder=out / "slurm", cluster="slurm")
+    except RuntimeError as error:
+        raise UserError(f"launcher=slurm: {error}. Is sbatch on this machine? launcher=local needs nothing.") from error
+    parameters: Any = OmegaConf.to_container(config.slurm)
+    executor.update_parameters(name=out.name, **parameters)
+    with executor.batch():
+        submitted = [(executor.submit(work, *job), job[1]) for job in jobs]
+    for job, number in submitted:
+        try:
+            yield number, job.result()
+        except (FailedJobError, UncompletedJobError) as error:
+            yield number, str(error).strip().splitlines()[0]
+
+
+def _needed(package: str) -> None:
+    if find_spec(package) is None:
+        raise UserError(f"launcher={package}: {package} is not installed; pip install 'vla-razor[cluster]'.")
