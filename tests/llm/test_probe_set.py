@@ -1,6 +1,9 @@
 """Forward KL of a language model from its base: against full logits in float64, through adapters, caches and damage."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -180,3 +183,53 @@ def test_an_adapter_for_another_base_is_refused(tmp_path: Path, base: LanguageMo
     file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": str(wide)}))
     with pytest.raises(UserError, match="the adapter is for another base"):
         open_model(folder)
+
+
+SHARDED = """
+import sys
+from pathlib import Path
+import torch
+from torch import distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from vla_razor.llm import probe_set
+from vla_razor.llm.models import open_model
+
+folder = Path(sys.argv[1])
+dist.init_process_group("gloo")
+probe, language = probe_set.load(folder / "probe"), open_model(folder / "tuned")
+whole = probe_set.measure(language, probe, 4)
+mesh = init_device_mesh("cpu", (2,))
+for layer in language.model.model.layers:
+    fully_shard(layer, mesh=mesh)
+fully_shard(language.model, mesh=mesh)
+assert all(isinstance(parameter, DTensor) for parameter in language.model.parameters())
+shared = probe_set.measure(language, probe, 4)
+assert whole["forward_kl"] > 0
+assert all(abs(shared[name] - value) <= 1e-6 * abs(value) for name, value in whole.items()), (whole, shared)
+print("same" if dist.get_rank() == 0 else "", flush=True)
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_a_model_shared_by_two_processes_is_measured_as_a_whole_one(tmp_path: Path) -> None:
+    """FSDP2 on a CPU: weights are gathered where they are needed."""
+    base, tuned = open_model(small_model(tmp_path / "base")), open_model(small_model(tmp_path / "other", seed=1))
+    examples = [Example(f"What is {n}?", "", "", str(n)) for n in range(3)]
+    made = probe_set.obtain(base, "science", examples, max_new_tokens=4, seed=0, batch_size=4)
+    probe_set.save(tmp_path / "probe", made)
+    tuned.model.save_pretrained(tmp_path / "tuned")
+    tuned.tokenizer.save_pretrained(tmp_path / "tuned")
+    (tmp_path / "sharded.py").write_text(SHARDED)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, str(tmp_path / "sharded.py"), str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0 and "same" in done.stdout, done.stderr

@@ -18,7 +18,14 @@ from vla_razor.recipes import launchers, sweep
 SMALL = [
     *("prior=open_top_drawer", "num_envs=4", "num_workers=1", "device=cpu", "logger=none"),
     *("new_episodes=4", "prior_episodes=4", "checkpoints=1", "collect.grid=1x1", "collect.per_point=1"),
-    *("sft.epochs=1", "sft.probe_every=50", "sft.probe_states=16", "rl.probe_states=16", "rl.probe_every=1"),
+    *(
+        "sft.epochs=2",
+        "sft.save_every=1",
+        "sft.probe_every=50",
+        "sft.probe_states=16",
+        "rl.probe_states=16",
+        "rl.probe_every=1",
+    ),
     *("rl.iterations=1", "rl.grid=1x1", "rl.per_point=4", "rl.save_every=1"),
 ]
 

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from vla_razor.core.divergence import Divergences, divergences_from_hidden
 from vla_razor.errors import RunFailed, UserError
@@ -159,7 +160,7 @@ def output_head(language: LanguageModel) -> Tensor:
         raise UserError(
             f"{language.name}: its logits are not hidden states times a matrix ({', '.join(scaled) or 'bias'})."
         )
-    return layer.weight
+    return layer.weight.full_tensor() if isinstance(layer.weight, DTensor) else layer.weight
 
 
 def cache_folder() -> Path:
@@ -201,9 +202,25 @@ def _hidden_states(language: LanguageModel, probe: ProbeSet, batch_size: int) ->
         width = max(len(tokens) for tokens, _ in batch)
         ids = torch.tensor([tokens + [pad] * (width - len(tokens)) for tokens, _ in batch], device=model.device)
         mask = torch.tensor([[1] * len(tokens) + [0] * (width - len(tokens)) for tokens, _ in batch]).to(ids)
-        states = model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        states = _states(model, input_ids=ids, attention_mask=mask, use_cache=False)
         found += [row[prompt - 1 : len(tokens) - 1].cpu() for row, (tokens, prompt) in zip(states, batch, strict=True)]
     return torch.cat(found)
+
+
+def _states(model: Any, **given: Any) -> Float[Tensor, "B T H"]:
+    """The decoder's last hidden states, in the precision of the weights, whatever the trainer multiplies in. A sharded
+    model gathers its weights only if the whole of it is asked.
+    """
+    decoder = model.get_decoder()
+    if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        return decoder(**given).last_hidden_state
+    kept: list[Tensor] = []
+    hook = decoder.register_forward_hook(lambda _, __, output: kept.append(output.last_hidden_state))
+    try:
+        model(**given, logits_to_keep=1)
+    finally:
+        hook.remove()
+    return kept[0]
 
 
 def _set(language: LanguageModel, name: str) -> bool:

@@ -82,7 +82,9 @@ class Trainer:
             loss += float(share.detach())
         grad_norm = float(nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm))
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise NotFinite(f"Step {self.step + 1}: the loss is {loss}, its gradient's norm {grad_norm}.")
+            raise NotFinite(
+                f"Step {self.step + 1}: the loss is {loss}, its gradient's norm {grad_norm}. Nothing was updated."
+            )
         factor = schedule.factor(self.step, self.total_steps, self.config.warmup_steps, self.config.schedule)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor
@@ -246,8 +248,12 @@ def log_distribution(
 def measure(model: OpenVLA, probe: ProbeSet, trainer: Trainer, guard: Guard | None) -> dict[str, float]:
     """What a measured step logs: how far the model has moved and, with a guard, what it has probably forgotten. At the
     budget the training ends, or goes on at half its rates.
+
+    Raises `NotFinite` where the policy's distributions are not finite.
     """
     scalars = probe_scalars(probe_set.measure(model, probe))
+    if not math.isfinite(scalars["forward_kl"]):
+        raise NotFinite(f"Step {trainer.step}: forward KL is {scalars['forward_kl']}, the policy has diverged.")
     if guard is None:
         return scalars
     if guard.is_spent(scalars):
@@ -291,7 +297,7 @@ def saving(run: Run, model: OpenVLA, trainer: Trainer) -> Iterator[Callable[[], 
     except NotFinite as failure:
         kept = run.newest_checkpoint()
         where = f"The last good checkpoint is {kept}." if kept else "No checkpoint had been saved yet."
-        raise NotFinite(f"{failure} Nothing was updated. {where} A lower learning_rate may help.") from None
+        raise NotFinite(f"{failure} {where} A lower learning_rate may help.") from None
 
 
 @contextmanager
