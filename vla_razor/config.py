@@ -53,6 +53,7 @@ _COUNT = Rule(int, lambda value: value >= 1, "a whole number, at least 1")
 _WHOLE = Rule(int, lambda value: value >= 0, "a whole number, at least 0")
 _POSITIVE = Rule(float, lambda value: 0 < value < float("inf"), "a number above 0")
 _NUMBER = Rule(float, lambda value: 0 <= value < float("inf"), "a number, at least 0")
+_MAPPING = Rule(dict, lambda _: True, "a mapping, as in {a: 1}")
 _BUDGET = Rule(float, lambda value: 0 < value < 1, "a number above 0 and below 1")
 _SHARE = Rule(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 _GRID = Rule(str, lambda value: re.fullmatch(r"[1-9]\d*x[1-9]\d*", value) is not None, "columns x rows, as in 5x5")
@@ -89,6 +90,7 @@ _KEYS = {
     "timeout",
     _NUMBER: "weight_decay kl_coefficient margin",
     _CHANGES: "sft_runs rl_runs",
+    _MAPPING: "cold_start slurm",
 }
 RULES: dict[str, Rule] = {
     **{key: rule for rule, keys in _KEYS.items() for key in keys.split()},
@@ -314,7 +316,7 @@ def _assign(config: DictConfig, verb: str, key: str, text: str) -> None:
     missing_allowed = value is None and key in NULLABLE
     if not missing_allowed and not (_is_a(value, rule.type) and rule.holds(value)):
         raise UserError(f"bad value {key}={text}: expected {rule.expected}{' | null' if key in NULLABLE else ''}.")
-    OmegaConf.update(config, key, value)
+    OmegaConf.update(config, key, value, merge=rule is not _MAPPING)  # a mapping with a rule is replaced as a whole
 
 
 def _paths(config: DictConfig, prefix: str = "") -> Iterator[str]:

@@ -74,7 +74,7 @@ def test_truthfulqa_is_scored_by_the_mass_on_true_answers(data: Path, tmp_path: 
 
 
 def test_the_canonical_programs_pass_and_others_do_not(data: Path) -> None:
-    problems = prior_tasks._problems(data)
+    problems = prior_tasks._problems(data / "humaneval" / humaneval.FILE)
     assert len(problems) == 164
     for doc in problems[:12]:
         assert prior_tasks._passed(doc, [doc["canonical_solution"]]) == {"pass_at_1": 1.0}

@@ -70,7 +70,8 @@ def stages(tmp_path: Path) -> tuple[list[Training], list[Outcome]]:
         prior |= {paths["sft"][0]: [1, 1, 0, 0], paths["sft"][1]: [1, 0, 0, 0]}
         make_evaluation(tmp_path / f"new_seed{seed}", ("pick_can",), new)
         make_evaluation(tmp_path / f"prior_seed{seed}", PRIOR, prior)
-        outcomes += comparison.read("tiny", tmp_path / f"new_seed{seed}", tmp_path / f"prior_seed{seed}", own, 2)
+        new, prior = ([tmp_path / f"{kind}_seed{seed}"] for kind in ("new", "prior"))
+        outcomes += comparison.read("tiny", new, prior, own, 2)
         trainings += own
     return trainings, outcomes
 
@@ -149,14 +150,16 @@ def test_results_are_rows_in_sorted_order_and_reproducible(
     assert pq.read_table(tmp_path / "a/wall_seconds.parquet").num_rows == 9
 
 
-def test_what_predicts_forgetting(stages: tuple[list[Training], list[Outcome]]) -> None:
+def test_what_predicts_forgetting(stages: tuple[list[Training], list[Outcome]], tmp_path: Path) -> None:
     _, outcomes = stages
-    found = results.predictors(outcomes)
+    results.write_rows(tmp_path / "all", outcomes, {})
+    found = results.predictors(tmp_path / "all")
     assert set(found) == set(results.MEASURES)
     law = found["forward_kl"]
     assert 0 < law["r2"] < 1, "SFT and REINFORCE drifted alike and forgot differently"
     assert 0 < law["kendall_tau"] < 1
-    assert results.predictors(outcomes[:5]) == {}, "two runs predict nothing"
+    results.write_rows(tmp_path / "few", outcomes[:5], {})
+    assert results.predictors(tmp_path / "few") == {}, "two runs predict nothing"
 
 
 def test_what_is_presented(stages: tuple[list[Training], list[Outcome]], tmp_path: Path) -> None:
