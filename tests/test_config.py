@@ -173,3 +173,12 @@ def test_every_setting_of_the_papers_table_2_composes() -> None:
         settings = config.compose(verb, [*plain, "learning_rate=5e-5", "num_iterations=2"])
         assert (settings.group_size, settings.prompts_per_step, settings.num_iterations) == (64, 8, 2)
         assert settings.get("kl_coefficient", 0) == 0
+
+
+@pytest.mark.parametrize("method", ["sft", "simpo", "grpo", "reinforce"])
+@pytest.mark.parametrize("size", ["7B", "14B"])
+def test_the_papers_larger_models_keep_its_table(method: str, size: str) -> None:
+    plain = config.compose(f"llm_{method}", ["experiment=paper_llm", "out=x"])
+    large = config.compose(f"llm_{method}", [f"experiment=paper_llm_{size.lower()}", "out=x"])
+    assert large.model == f"Qwen/Qwen2.5-{size}-Instruct"
+    assert {**large, "model": plain.model} == dict(plain)

@@ -221,18 +221,6 @@ def test_a_spent_budget_ends_the_run(tmp_path: Path, vla_razor: CommandLine, arg
     assert "forecast: 6.0% of prior success lost [-4.0, 16.0]" in done.stdout
 
 
-@pytest.mark.slow
-def test_beyond_the_budget_the_rates_are_halved(
-    finished: Path, tmp_path: Path, vla_razor: CommandLine, arguments: list[str]
-) -> None:
-    guarded = [*arguments, "forgetting_budget=0.05", f"law={law(tmp_path, 0.06)}", "on_budget=lower"]
-    stopped = vla_razor.stop_at(tmp_path / "run", 3, signal.SIGKILL, "rl", *guarded, f"out={tmp_path / 'run'}")
-    assert stopped.returncode == -signal.SIGKILL
-    vla_razor.run("resume", tmp_path / "run")
-    plain, halved = ([row["learning_rate"] for row in metrics(out)] for out in (finished, tmp_path / "run"))
-    assert halved == pytest.approx([*plain[:2], plain[2] / 2, plain[3] / 2])
-
-
 def test_a_budget_needs_a_law_that_can_be_watched(tmp_path: Path) -> None:
     for words, says in (
         (["forgetting_budget=0.05"], "forgetting_budget needs law=FILE"),

@@ -16,7 +16,10 @@ from vla_razor.errors import UserError
 from vla_razor.policies.openvla import OpenVLA
 from vla_razor.recipes import training
 from vla_razor.recipes.training import Base, BasePolicy, NotFinite, Trainer
+from vla_razor.rollouts import probe_set
+from vla_razor.rollouts.probe_set import ProbeSet
 from vla_razor.runs import Run
+from vla_razor.study.forecast import FittedLaw, Guard
 
 
 def settings(*overrides: str) -> DictConfig:
@@ -191,3 +194,49 @@ def test_an_interruption_is_saved_once(policy: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("step", "every", "last", "due"), [(4, 2, 9, 1), (5, 2, 9, 0), (9, 2, 9, 1), (4, 0, 4, 0)])
 def test_what_is_due(step: int, every: int, last: int, due: int) -> None:
     assert training.is_due(step, every, last) == bool(due)
+
+
+def probed(model: OpenVLA, states: int = 4) -> ProbeSet:
+    """A probe set of random pictures."""
+    images = np.random.default_rng(0).integers(0, 256, (states, 64, 64, 3), np.uint8)
+    _, prompts, tokens = inputs(model, states)
+    origin = probe_set.origin_of(model, settings().env, states=states, seed=0)
+    log_probs = probe_set.action_log_probs(model, images, prompts, tokens)
+    return ProbeSet(images, prompts, tokens, log_probs, torch.arange(states), origin)
+
+
+def guard(forgotten: float) -> Guard:
+    """Against a budget of 5%, by a law that forecasts the same whatever the divergence."""
+    return Guard(FittedLaw("robot", "forward_kl", (forgotten, 0.0, 0.0), 0.9, 100.0, -0.1, 0.1, 6), 0.05)
+
+
+def test_beyond_the_budget_the_rates_are_halved_at_every_measure_and_stay_so() -> None:
+    model = small_policy()
+    probe, chosen = probed(model), settings("on_budget=lower")
+    trainer = Trainer(model, chosen, 10)
+    first = trainer.update([loss_of(model)]).learning_rate
+    assert training.measure(model, probe, trainer, guard(0.04))["predicted_forgetting"] == pytest.approx(0.04)
+    assert trainer.update([loss_of(model)]).learning_rate == first, "within the budget"
+    for _ in range(2):
+        training.measure(model, probe, trainer, guard(0.06))
+    restored = Trainer(model, chosen, 10, trainer.state_dict())
+    for one in (trainer, restored):
+        assert one.update([loss_of(model)]).learning_rate == pytest.approx(first / 4)
+        assert not one.done
+
+
+def test_at_the_budget_the_training_has_ended_and_a_restored_one_too() -> None:
+    model = small_policy()
+    trainer = Trainer(model, settings(), 10)
+    training.measure(model, probed(model), trainer, None)
+    assert not trainer.done
+    training.measure(model, probed(model), trainer, guard(0.05))
+    assert trainer.done and Trainer(model, settings(), 10, trainer.state_dict()).done
+
+
+def test_a_policy_that_has_diverged_ends_the_run() -> None:
+    model = small_policy()
+    probe, trainer = probed(model), Trainer(model, settings(), 10)
+    next(model.language_model.parameters()).data.fill_(float("nan"))
+    with pytest.raises(NotFinite, match="forward KL is nan"):
+        training.measure(model, probe, trainer, None)

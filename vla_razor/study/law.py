@@ -19,6 +19,7 @@ DEGREE = 2
 COVERAGE = 0.9
 """Of the forecast's interval."""
 RESAMPLES = 1000
+FOLDS = 20
 
 
 class HeldOut(NamedTuple):
@@ -80,9 +81,11 @@ def frontier(results: Sequence[Result]) -> tuple[list[Result], pareto.Curve | No
 
 def spread(results: Sequence[Result], measure: str) -> tuple[float, float]:
     """How far truth lies from the forecast: the 5% and 95% quantiles of the residuals of every run against the law of
-    the others (the jackknife+'s, Barber et al. 2021, without its correction).
+    the others, or of those outside its fold where there are many runs (cross-conformal; Barber et al., "Predictive
+    inference with the jackknife+", 2021, without its correction).
     """
-    errors = np.concatenate([_errors(*parts, measure) for parts in _split(results, lambda result: result.run)])
+    fold = {run: number % FOLDS for number, run in enumerate(dict.fromkeys(result.run for result in results))}
+    errors = np.concatenate([_errors(*parts, measure) for parts in _split(results, lambda result: fold[result.run])])
     low, high = np.quantile(errors, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
     return float(low), float(high)
 
