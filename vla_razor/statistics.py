@@ -119,7 +119,7 @@ def mean_with_interval(groups: Sequence[ArrayLike]) -> Difference:
     """The mean of the groups' means, each weighing the same, with its normal 95% interval; values within a group are
     independent.
     """
-    mean = float(np.mean([np.mean(group) for group in groups]))
+    mean = float(np.mean([np.asarray(group, dtype=float).mean() for group in groups]))
     reach = 1.96 * math.sqrt(sum(standard_error(group) ** 2 for group in groups)) / len(groups)
     return Difference(mean, mean - reach, mean + reach)
 

@@ -166,7 +166,7 @@ def flops_of(card: Card | None) -> float:
 def _rate(device: torch.device, size: int = 1024) -> float:
     """FLOP a second of a product of square matrices."""
     matrix = torch.randn(size, size, device=device)
-    matrix @ matrix
+    _ = matrix @ matrix
     begin, count = time.perf_counter(), 0
     while time.perf_counter() - begin < 0.2:
         float((matrix @ matrix)[0, 0])

@@ -51,6 +51,7 @@ def _ray(jobs: list[tuple[str, int, str]]) -> Iterator[Outcome]:
     """On the cluster that RAY_ADDRESS names, else on this machine; the folder must be one that all of them see."""
     _needed("ray")
     import ray
+    from ray.exceptions import RayError
 
     ray.init(ignore_reinit_error=True, log_to_driver=False, include_dashboard=False)
     try:
@@ -62,7 +63,7 @@ def _ray(jobs: list[tuple[str, int, str]]) -> Iterator[Outcome]:
             number = waiting.pop(ready)
             try:
                 yield number, ray.get(ready)
-            except ray.exceptions.RayError as error:  # its node died, or its worker did
+            except RayError as error:  # its node died, or its worker did
                 yield number, str(error).strip().splitlines()[0]
     finally:
         ray.shutdown()
