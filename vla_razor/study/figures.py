@@ -21,6 +21,8 @@ from vla_razor.study.table import Result
 
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#333333")
 Colours = Mapping[str, str]
+MANY = 500
+"""Marks in a figure."""
 
 
 def colours_of(points: Sequence[Any]) -> dict[str, str]:
@@ -41,8 +43,8 @@ def trade_off(
             colour = colours.get(name, f"C{index}")
             new, prior = np.array([p.new for p in own]), np.array([p.prior for p in own])
             near = pareto.near_frontier(new, prior)
-            axis.scatter(new, prior, s=6, color=colour, alpha=0.2, linewidths=0)
-            axis.scatter(new[near], prior[near], s=12, color=colour, linewidths=0, label=name)
+            axis.scatter(new, prior, color=colour, alpha=0.2, **_marks(6, len(own)))
+            axis.scatter(new[near], prior[near], color=colour, label=name, **_marks(12, len(own)))
             if len(np.unique(new[near])) >= 3:
                 at = np.linspace(new[near].min(), new[near].max(), 100)
                 axis.plot(at, pareto.fit_curve(new[near], prior[near])(at), color=colour)
@@ -121,7 +123,13 @@ def _scatter(axis: Axes, points: Sequence[Any], measure: str, what: str, colours
     for method in dict.fromkeys(point.method for point in points):
         own = [point for point in points if point.method == method]
         places = [p.measures[measure] for p in own]
-        axis.scatter(places, [getattr(p, what) for p in own], s=7, color=colours[method], linewidths=0, label=method)
+        values = [getattr(p, what) for p in own]
+        axis.scatter(places, values, label=method, color=colours[method], **_marks(7, len(points)))
+
+
+def _marks(size: float, count: int) -> dict[str, Any]:
+    """Thousands of marks are a picture within the SVG: as paths they would make the page of a report too large."""
+    return {"s": size, "linewidths": 0, "rasterized": count > MANY}
 
 
 def _fitted(axis: Axes, points: Sequence[Any], measure: str) -> forgetting_law.Law | None:
