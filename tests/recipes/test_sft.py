@@ -13,7 +13,7 @@ from tests.recipes.support import CommandLine, assert_same_end, metrics, small_p
 from vla_razor import config
 from vla_razor.policies.openvla.policy import OpenVLAPolicy
 from vla_razor.recipes import sft
-from vla_razor.recipes.training import Trainer
+from vla_razor.recipes.training import Base, Trainer
 from vla_razor.rollouts import demonstrations
 
 QUICK = ("batch_size=16", "warmup_steps=2", "probe_every=0", "eval_episodes=0", "logger=none", "device=cpu")
@@ -43,6 +43,35 @@ def test_micro_batches_make_no_difference(demos: Path, loss: str) -> None:
     assert parts["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-4)
     for a, b in zip(one.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+
+
+def test_the_penalty_is_the_forward_kl(demos: Path, policy: Path) -> None:
+    """A base that is hotter than the policy: the loss grows by the coefficient times the divergence."""
+    settings = config.compose("sft", [*QUICK, "kl_coefficient=0.5", f"policy={policy}", "temperature=2"])
+    acting, data = OpenVLAPolicy(small_policy()), demonstrations.load(demos, settings.env)
+    tokens, rows = acting.model.tokenize(data.actions), torch.arange(24)
+    found = []
+    for base in (None, Base(acting.model, settings)):
+        model = OpenVLAPolicy(small_policy())
+        found.append(sft.learn(model, Trainer(model.model, settings, 5), settings, data, tokens, rows, base))
+    plain, penalised = found
+    assert penalised["forward_kl_of_batch"] > 0 and "forward_kl_of_batch" not in plain
+    assert penalised["loss"] == pytest.approx(plain["loss"] + 0.5 * penalised["forward_kl_of_batch"], rel=1e-4)
+
+
+def test_a_penalty_holds_the_policy_back(demos: Path, policy: Path) -> None:
+    settings = config.compose("sft", [*QUICK, f"policy={policy}", "learning_rate=3e-3", "kl_coefficient=10"])
+    data = demonstrations.load(demos, settings.env)
+    losses = []
+    for penalised in (False, True):
+        acting = OpenVLAPolicy(small_policy())
+        tokens, trainer = acting.model.tokenize(data.actions), Trainer(acting.model, settings, 8)
+        base = Base(acting.model, settings) if penalised else None
+        rows = torch.arange(len(tokens))
+        losses.append([sft.learn(acting, trainer, settings, data, tokens, rows, base) for _ in range(8)][-1])
+    free, held = losses
+    assert held["token_accuracy"] <= free["token_accuracy"]
+    assert held["forward_kl_of_batch"] < 0.5
 
 
 def test_images_are_shifted_by_whole_pixels() -> None:

@@ -6,7 +6,8 @@ after 10 steps of warm-up, one epoch: the paper's. `loss=openvla` is the referen
 vocabulary and with the end token.
 
 Where it departs from the paper: the normalisation gains have a learning rate of their own and the vision stacks stay as
-they are, so that SFT and REINFORCE train the same parameters in the same way.
+they are, so that SFT and REINFORCE train the same parameters in the same way. There is no penalty on KL(base || policy)
+at the demonstrated states unless `kl_coefficient` asks for one.
 """
 
 import time
@@ -20,12 +21,12 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from vla_razor.config import robot_of
-from vla_razor.core import losses
+from vla_razor.core import divergence, losses
 from vla_razor.errors import UserError
 from vla_razor.policies.openvla.policy import OpenVLAPolicy
 from vla_razor.progress import progress
 from vla_razor.recipes import training
-from vla_razor.recipes.training import Trainer
+from vla_razor.recipes.training import Base, Trainer
 from vla_razor.rollouts import demonstrations
 from vla_razor.rollouts.demonstrations import Demonstrations
 from vla_razor.runs import Run
@@ -55,7 +56,7 @@ def run(config: DictConfig, run: Run) -> None:
             order = torch.randperm(len(tokens), generator=training.generator(config.seed, epoch))
             rows = order[index * config.batch_size : (index + 1) * config.batch_size]
             with training.uninterrupted():
-                scalars = learn(policy, trainer, config, data, tokens, rows)
+                scalars = learn(policy, trainer, config, data, tokens, rows, base if config.kl_coefficient else None)
                 if probe and training.is_due(trainer.step, config.probe_every, trainer.total_steps):
                     scalars |= training.measure(model, probe, trainer, guard)
                 run.log(trainer.step, **scalars)
@@ -72,17 +73,21 @@ def learn(
     data: Demonstrations,
     tokens: Int[Tensor, "N A"],
     rows: Int[Tensor, " B"],
+    base: Base | None = None,
 ) -> dict[str, float]:
-    """One update on the control steps `rows`. Returns what is logged.
+    """One update on the control steps `rows`, with a penalty on KL(base || policy) there if `base` is given. Returns
+    what is logged, that KL in nats an action among it.
 
     Raises `RunFailed` where the loss is not finite.
     """
     begin = time.perf_counter()
     shifts = _shifts(len(rows), config.augmentation, training.generator(config.seed, trainer.step, 1))
     accuracy = Accuracy()
-    update = trainer.update(_shares(policy, config, data, tokens, rows, shifts, accuracy))
+    forward_kl: list[Tensor] = []
+    update = trainer.update(_shares(policy, config, data, tokens, rows, shifts, accuracy, base, forward_kl))
     seconds = time.perf_counter() - begin
-    return {**update._asdict(), **accuracy.means(), "states_per_second": len(rows) / seconds}
+    penalised = {"forward_kl_of_batch": float(torch.cat(forward_kl).mean())} if forward_kl else {}
+    return {**update._asdict(), **accuracy.means(), **penalised, "states_per_second": len(rows) / seconds}
 
 
 @dataclass
@@ -122,8 +127,14 @@ def _shares(
     rows: Int[Tensor, " B"],
     shifts: Int[Tensor, "B 2"],
     accuracy: Accuracy,
+    base: Base | None,
+    forward_kl: list[Tensor],
 ) -> Iterator[Tensor]:
-    """Each micro-batch's part of the loss; the parts add up to the mean over the batch."""
+    """Each micro-batch's part of the loss; the parts add up to the mean over the batch.
+
+    With `base`, KL(base || policy) of every state's action goes into `forward_kl` and, times its coefficient, into the
+    loss.
+    """
     model = policy.model
     for part, moves in zip(rows.split(config.micro_batch_size), shifts.split(config.micro_batch_size), strict=True):
         pixels = model.processor.pixel_values(shifted(data.images[part.numpy()], moves)).to(model.device)
@@ -136,6 +147,13 @@ def _shares(
             chosen = targets - model.config.first_action_id
             loss = losses.cross_entropy(logits, chosen)
             accuracy.add(logits.detach(), chosen)
+        if base is not None:
+            with base.model() as before, torch.no_grad():
+                log_base = training.log_distribution(before, pixels, prompts, targets)
+            log_policy = training.log_distribution(model, pixels, prompts, targets)
+            divergences = divergence.forward_kl(log_base, log_policy).sum(-1)
+            forward_kl.append(divergences.detach())
+            loss = loss + config.kl_coefficient * divergences.mean()
         yield loss * (len(part) / len(rows))
 
 
