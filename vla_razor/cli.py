@@ -108,6 +108,12 @@ def mnist(arguments: Arguments = None, show: Show = False) -> None:
         _launch("mnist", arguments, show)
 
 
+@_verb("interpolate")
+def interpolate(arguments: Arguments = None, show: Show = False) -> None:
+    """Policies on the line between the base's weights and the tuned ones (WiSE-FT)."""
+    _launch("interpolate", arguments, show)
+
+
 @_verb("sweep")
 def sweep(arguments: Arguments = None, show: Show = False) -> None:
     """Many fine-tunings of one base: method=sft,rl learning_rate=1e-4,3e-4 seed=0,1,2, here, on Ray or on Slurm."""

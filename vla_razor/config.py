@@ -119,6 +119,7 @@ RULES: dict[str, Rule] = {
     "task": _one_of("math", "science", "tool"),
     "log_probs": _one_of("sum", "mean"),
     "use_vllm": _one_of("auto", "true", "false"),
+    "shares": _distinct(lambda v: type(v) in (int, float) and 0 <= v <= 1, "a list of numbers from 0 to 1"),
     "launcher": _one_of("local", "ray", "slurm"),
 }
 

@@ -219,6 +219,16 @@ def checkpoint_folder(path: Path) -> Path | None:
     return checkpoints[-1][1]
 
 
+def origin_of(spec: str | Path, key: str) -> str:
+    """What the run that trained a policy (`key`: policy) or a model (model), given by its folder or a checkpoint in it,
+    started from. Raises UserError where there is no such run.
+    """
+    for folder in (Path(spec), Path(spec).parent.parent):
+        if (folder / "config.yaml").is_file():
+            return read_config(folder / "config.yaml")[key]
+    raise UserError(f"{key}={spec} does not say what it was fine-tuned from: give base=.")
+
+
 def read_config(path: Path) -> DictConfig:
     """The settings of a run, from its config.yaml. Raises UserError where the file cannot be read or holds no verb."""
     try:

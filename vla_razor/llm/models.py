@@ -15,7 +15,7 @@ from transformers.utils import logging
 from vla_razor.devices import device_named
 from vla_razor.errors import UserError
 from vla_razor.llm.smollm import SMOLLM, smollm_folder
-from vla_razor.runs import checkpoint_folder, read_config
+from vla_razor.runs import checkpoint_folder
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -71,17 +71,6 @@ def open_model(spec: str | Path, *, device: str = "cpu", dtype: str = "float32")
 def source_of(spec: str | Path) -> str:
     """The folder of a model, or its Hub id. Raises UserError where smollm is not here yet."""
     return str((smollm_folder() if str(spec) == SMOLLM else checkpoint_folder(Path(spec))) or spec)
-
-
-def origin_of(spec: str) -> str:
-    """What the run that trained a model, given by its folder or a checkpoint in it, started from.
-
-    Raises UserError where there is no such run.
-    """
-    for folder in (Path(spec), Path(spec).parent.parent):
-        if (folder / "config.yaml").is_file():
-            return read_config(folder / "config.yaml").model
-    raise UserError(f"model={spec} does not say what it was fine-tuned from: give base=.")
 
 
 def model_key(model: Any, *, adapter: bool = False) -> str:

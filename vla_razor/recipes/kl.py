@@ -8,7 +8,6 @@ and a cross-check by sampling. The probe set is made once for a base and kept in
 policy takes one forward pass and no simulator.
 """
 
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -22,7 +21,7 @@ from vla_razor.progress import progress
 from vla_razor.recipes.evaluate import open_model
 from vla_razor.rollouts import probe_set
 from vla_razor.rollouts.probe_set import ProbeSet
-from vla_razor.runs import Run, read_config
+from vla_razor.runs import Run, origin_of
 from vla_razor.statistics import policy_summary
 
 TOKENS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
@@ -79,12 +78,6 @@ def _probe(config: DictConfig, model: OpenVLA) -> ProbeSet:
     if config.base is None and model.has_adapter:
         with model.adapter_disabled():
             return probe_set.obtain(model, config.env, **settings)
-    return probe_set.obtain(open_model(config.base or _origin(config.policy), config), config.env, **settings)
-
-
-def _origin(policy: str) -> str:
-    """What the run that trained a policy, given by its folder or a checkpoint in it, started from."""
-    for folder in (Path(policy), Path(policy).parent.parent):
-        if (folder / "config.yaml").is_file():
-            return read_config(folder / "config.yaml").policy
-    raise UserError(f"policy={policy} does not say what it was fine-tuned from: give base=.")
+    return probe_set.obtain(
+        open_model(config.base or origin_of(config.policy, "policy"), config), config.env, **settings
+    )

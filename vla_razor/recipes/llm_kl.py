@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from vla_razor.llm import probe_set, tasks
-from vla_razor.llm.models import LanguageModel, open_model, origin_of
+from vla_razor.llm.models import LanguageModel, open_model
 from vla_razor.llm.probe_set import ProbeSet
 from vla_razor.recipes.llm_steps import probe_of, splits_of
-from vla_razor.runs import Run
+from vla_razor.runs import Run, origin_of
 
 
 def run(config: DictConfig, run: Run) -> None:
@@ -22,7 +22,7 @@ def run(config: DictConfig, run: Run) -> None:
     if config.base is None and language.has_adapter:
         probe = _probe(config, language)
     else:
-        base = config.base or origin_of(config.model)
+        base = config.base or origin_of(config.model, "model")
         probe = _probe(config, open_model(base, device=config.device, dtype=config.dtype))
     measured = probe_set.measure(language, probe, config.micro_batch_size)
     run.log(0, **measured)

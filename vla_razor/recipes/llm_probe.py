@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from vla_razor.llm import representations
-from vla_razor.llm.models import LanguageModel, open_model, origin_of
+from vla_razor.llm.models import LanguageModel, open_model
 from vla_razor.progress import progress
-from vla_razor.runs import Run
+from vla_razor.runs import Run, origin_of
 
 ROWS = {
     "cka": "CKA",
@@ -33,7 +33,7 @@ def run(config: DictConfig, run: Run) -> None:
     texts = representations.paragraphs(Path(config.data_dir) if config.data_dir else None, config.paragraphs)
     base, tuned = (
         open_model(spec, device=config.device, dtype=config.dtype)
-        for spec in (config.base or origin_of(config.model), config.model)
+        for spec in (config.base or origin_of(config.model, "model"), config.model)
     )
     found = representations.compare(_represent(config, base, texts), _represent(config, tuned, texts))
     before, after = representations.weights_of(base), representations.weights_of(tuned)

@@ -1,0 +1,65 @@
+"""`vla-razor interpolate`: the ends of the line are the two policies, and the middle lies between."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from tests.recipes.support import small_policy
+from vla_razor import cli
+from vla_razor.policies.load import load_model
+from vla_razor.policies.openvla.tiny import make_tiny
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A base and a policy that differs from it in every weight."""
+    folder = tmp_path_factory.mktemp("policies")
+    for seed, name in enumerate(("base", "tuned")):
+        small_policy(seed).save_pretrained(folder / name)
+    return folder / "base", folder / "tuned"
+
+
+def interpolate(out: Path, *words: object) -> Result:
+    return CliRunner().invoke(cli.app, ["interpolate", *map(str, words), "device=cpu", "logger=none", f"out={out}"])
+
+
+def test_the_ends_and_the_middle(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    base, tuned = folders
+    out = tmp_path / "run"
+    result = interpolate(out, f"policy={tuned}", f"base={base}", "shares=[0,0.5,1]")
+    assert result.exit_code == 0, result.output + str(result.exception)
+    first, middle, last = (load_model(out / "checkpoints" / f"share_{n}").state_dict() for n in (0, 50, 100))
+    before, after = load_model(base).state_dict(), load_model(tuned).state_dict()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    for name in before:
+        assert torch.equal(first[name], before[name]) and torch.equal(last[name], after[name])
+        torch.testing.assert_close(middle[name], (before[name] + after[name]) / 2)
+
+
+def test_an_adapter_is_merged_first(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    base, _ = folders
+    adapted = load_model(base).add_lora(2, generator=torch.Generator().manual_seed(0))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            parameter.data += 0.1
+    adapted.save_pretrained(tmp_path / "adapter")
+    result = interpolate(tmp_path / "run", f"policy={tmp_path / 'adapter'}", f"base={base}", "shares=[1]")
+    assert result.exit_code == 0, result.output + str(result.exception)
+    made, merged = load_model(tmp_path / "run" / "checkpoints" / "share_100"), adapted.merge_lora()
+    for name, weight in merged.state_dict().items():
+        torch.testing.assert_close(made.state_dict()[name], weight)
+
+
+def test_bad_input_is_one_message(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    base, tuned = folders
+    make_tiny(["pick can"], torch.Generator().manual_seed(0)).save_pretrained(tmp_path / "other")
+    for words, says in (
+        ([f"policy={tuned}"], "give base="),
+        ([f"policy={tmp_path / 'other'}", f"base={base}"], "are not those of its base"),
+        ([f"policy={tuned}", f"base={base}", "shares=[2]"], "numbers from 0 to 1"),
+    ):
+        result = interpolate(tmp_path / "run", *words)
+        assert result.exit_code == 2 and says in result.stderr, result.output
+        assert not (tmp_path / "run").exists()

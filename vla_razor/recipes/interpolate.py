@@ -1,0 +1,58 @@
+"""`vla-razor interpolate`: policies on the straight line between the base's weights and the tuned ones, which often
+keep most of both (WiSE-FT; Wortsman et al., "Robust fine-tuning of zero-shot models", 2022).
+
+A policy `share` of the way is in checkpoints/share_<percent>; `vla-razor eval --policy` and `kl --policy` take it.
+"""
+
+import copy
+
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+
+from vla_razor.errors import UserError
+from vla_razor.files import full_disk_reported
+from vla_razor.policies.openvla import OpenVLA
+from vla_razor.recipes.evaluate import open_model
+from vla_razor.runs import Run, origin_of
+
+
+def run(config: DictConfig, run: Run) -> None:
+    """Write a policy for each of `config.shares`; those that are there already are left alone."""
+    run.restore()
+    tuned = open_model(config.policy, config)
+    if tuned.has_adapter:
+        tuned.merge_lora()
+    base = open_model(config.base or origin_of(config.policy, "policy"), config)
+    check(base, tuned, config.policy)
+    made = {}
+    for share in config.shares:
+        folder = run.path / "checkpoints" / f"share_{100 * share:g}"
+        if not folder.is_dir():
+            with full_disk_reported(folder):
+                between(base, tuned, share).save_pretrained(folder)
+        made[str(share)] = str(folder)
+    run.finish({"checkpoints": made})
+    for folder in made.values():
+        Console().print(folder, highlight=False, soft_wrap=True)
+
+
+def check(base: OpenVLA, tuned: OpenVLA, name: str) -> None:
+    """Raises UserError where the two have not the same weights to lie between."""
+    one, other = ({key: tuple(value.shape) for key, value in m.state_dict().items()} for m in (base, tuned))
+    if one != other:
+        different = sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
+        raise UserError(
+            f"policy={name}: {len(different)} weights are not those of its base, {different[0]} among them."
+        )
+
+
+@torch.no_grad()
+def between(base: OpenVLA, tuned: OpenVLA, share: float) -> OpenVLA:
+    """A policy with the weights base + share * (tuned - base), in all else the tuned one."""
+    model = copy.deepcopy(tuned)
+    start = base.state_dict()
+    for name, weight in model.state_dict().items():
+        if weight.is_floating_point():
+            weight.copy_(torch.lerp(start[name], weight, share))
+    return model
