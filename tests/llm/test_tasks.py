@@ -235,3 +235,33 @@ def test_missing_files_are_named(tmp_path: Path, name: str) -> None:
 def test_an_unknown_task_names_the_near_one() -> None:
     with pytest.raises(UserError, match="Did you mean math"):
         tasks.open_task("maths")
+
+
+def test_the_easy_slice_is_one_call_with_the_words_of_its_tool(tmp_path: Path) -> None:
+    documentation = 'look: Looks.\nParameters: {"at": "string."}\nOutput: what is seen.\nlift: Lifts.\nParameters: {}'
+    look, lift = ({"Action": name, "Action_Input": text} for name, text in (("look", '{"at": "me"}'), ("lift", "{}")))
+    api = {
+        "Name": "Eyes",
+        "NLDocumentation": documentation,
+        "Instructions": ["Look at me.", "Look and lift.", "Lift what was found.", "Lift."],
+        "Golden_Answers": [[look], [look, lift], [{**lift, "Action_Input": "the result"}], [lift]],
+    }
+    (tmp_path / "toolalpaca").mkdir()
+    (tmp_path / "toolalpaca" / "eval_simulated.json").write_text(json.dumps([api]))
+    (tmp_path / "toolalpaca" / "eval_real.json").write_text("[]")
+    train, test, left_out = tool.load(tmp_path, direct=True, easy=True)
+    assert [example.prompt.split("\n\n")[:2] for example in train] == [
+        ['look: Looks.\nParameters: {"at": "string."}', "Request: Look at me."],
+        ["lift: Lifts.\nParameters: {}", "Request: Lift."],
+    ]
+    assert tool.rewards([example.answer for example in train], [example.gold for example in train]) == [1, 1]
+    assert not test and left_out == {"with calls that are no JSON": 1, tool.NOT_EASY: 1}
+
+
+def test_the_easy_slice_of_the_real_files(shared: Path) -> None:
+    train, test, _ = tool.load(shared / "data", direct=True, easy=True)
+    assert (len(train), len(test)) == (77, 29)
+    assert not {example.group for example in train} & {example.group for example in test}
+    for example in (*train, *test):
+        assert tool.rewards([example.answer], [example.gold]) == [1]
+        assert example.prompt.startswith(f"{json.loads(example.gold)[0][0]}: "), "its own tool's words"

@@ -286,3 +286,17 @@ def run(arguments: list[str], out: Path) -> dict[str, Any]:
     result = CliRunner().invoke(cli.app, arguments)
     assert result.exit_code == 0, result.output + str(result.exception)
     return json.loads((out / "summary.json").read_text())
+
+
+def test_mixed_precision_keeps_the_weights_and_rounds_the_products(model: Path, data: Path, tmp_path: Path) -> None:
+    found = {}
+    for mixed in ("true", "false"):
+        config = compose("llm_sft", [*SMALL, *OFFLINE, f"model={model}", f"mixed_precision={mixed}"])
+        language = open_model(model)
+        examples = tasks.open_task("science").load(data, direct=True).train[:4]
+        trainer: Any = training.sft(language, config, [(e, e.answer) for e in examples], tmp_path / mixed, [])
+        batch = next(iter(trainer.get_train_dataloader()))
+        prepared = trainer.accelerator.prepare(trainer.model)
+        found[mixed] = float(trainer.compute_loss(prepared, batch).detach())
+        assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
+    assert found["true"] != found["false"] and found["true"] == pytest.approx(found["false"], rel=1e-2)

@@ -37,7 +37,7 @@ EASY_FORMAT = (
 )
 LONGEST_SIGNATURE = 400
 """Characters."""
-NOT_EASY = "of several calls, or of a tool with a long description"
+NOT_EASY = "of several calls, or of a tool with a long description or none"
 STYLE = {False: "Think first, then write the calls.", True: "Write the calls and nothing else."}
 
 Call = tuple[str, dict[str, Any]]
@@ -138,7 +138,7 @@ def _examples(row: Row, direct: bool, easy: bool, left_out: dict[str, int]) -> I
         elif not easy:
             prompt = f"You have these tools:\n\n{documentation}\n\n{FORMAT} {STYLE[direct]}\n\nRequest: {request}"
             yield Example(prompt, json.dumps(wanted), as_text(wanted), same_text(api))
-        elif len(wanted) > 1 or len(short := _signature(documentation, wanted[0][0])) > LONGEST_SIGNATURE:
+        elif len(wanted) > 1 or not 0 < len(short := _signature(documentation, wanted[0][0])) <= LONGEST_SIGNATURE:
             left_out[NOT_EASY] += 1
         else:
             prompt = f"{short}\n\nRequest: {request}\n\n{EASY_FORMAT}"
@@ -146,7 +146,7 @@ def _examples(row: Row, direct: bool, easy: bool, left_out: dict[str, int]) -> I
 
 
 def _signature(documentation: str, name: str) -> str:
-    """The lines that say what a tool does and takes, without what it gives back."""
+    """The lines that say what a tool does and takes, without what it gives back; nothing where there are none."""
     lines = documentation.splitlines()
     start = next((i for i, line in enumerate(lines) if line.startswith(f"{name}: ")), len(lines))
     return "\n".join(lines[start : start + 2])
