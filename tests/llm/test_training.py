@@ -300,3 +300,15 @@ def test_mixed_precision_keeps_the_weights_and_rounds_the_products(model: Path, 
         found[mixed] = float(trainer.compute_loss(prepared, batch).detach())
         assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
     assert found["true"] != found["false"] and found["true"] == pytest.approx(found["false"], rel=1e-2)
+
+
+@pytest.mark.parametrize("rank", [0, 4], ids=["all weights", "LoRA"])
+def test_a_penalty_is_on_the_base(rank: int, model: Path, data: Path, tmp_path: Path) -> None:
+    """TRL keeps a copy of the base, or disables the adapter; without a penalty neither."""
+    for coefficient in (0.0, 0.1):
+        words = [*SMALL, *ON_POLICY, f"model={model}", f"kl_coefficient={coefficient}", f"lora_rank={rank}"]
+        config, language = compose("llm_grpo", words), open_model(model)
+        examples = tasks.open_task("science").load(data, direct=True).train[:4]
+        trainer: Any = training.on_policy(language, config, HasLetter(), examples, tmp_path / str(coefficient), [])
+        assert trainer.beta == coefficient
+        assert (trainer.ref_model is not None) == (coefficient > 0 and not rank)
