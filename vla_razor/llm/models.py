@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -128,6 +129,7 @@ def _quieten() -> None:
     import datasets
 
     datasets.disable_progress_bars()
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # which peft asks for
     logging.disable_progress_bar()
     logging.set_verbosity_error()
 
