@@ -197,8 +197,9 @@ def matched_similarity(on_policy: pa.Table, offline: pa.Table) -> dict[str, floa
 
 
 def predictors(points: Sequence[Point]) -> dict[str, dict[str, float]]:
-    """How well each measure predicts forgetting, over all methods together."""
-    return law.predictors(points, PREDICTORS)
+    """How well each measure predicts forgetting, over all methods together: R2 with its interval."""
+    found = law.predictors(points, PREDICTORS)
+    return {name: {key: entry[key] for key in ("r2", "low", "high")} for name, entry in found.items()}
 
 
 def _method(points: Sequence[Point], matched: float) -> dict[str, Any]:
