@@ -162,8 +162,8 @@ def compose(verb: str, overrides: Iterable[str] = ()) -> DictConfig:
     for key, text in values.items():
         _assign(config, verb, key, text)
     _check_robot(config)
-    with open_dict(config):
-        config.update({"axes": {**config.axes, **axes}} if axes else {})
+    if axes:
+        config.axes = {**config.axes, **axes}
     if config.get("out", "given") is None:
         subject = f"{verb}-{config.env.name}" if "env" in config else verb
         config.out = f"runs/{subject}-{datetime.now():%Y%m%d-%H%M%S}"

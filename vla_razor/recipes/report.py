@@ -81,40 +81,43 @@ def _part(study: Study, domain: str, folder: Path) -> dict[str, Any]:
         fitted, why = None, str(reason)
     else:
         why = ""
-    kept, curve = law.frontier(results)
-    _draw(folder, results, study.bases[domain], fitted)
+    predictors = law.predictors(results)
+    _draw(folder, results, study.bases[domain], fitted, list(predictors))
     return {
         "results": results,
         "base": study.bases[domain],
         "law": fitted,
         "why": why,
-        "frontier": kept,
-        "curve": curve,
-        "predictors": law.predictors(results),
+        "frontier": law.frontier(results)[0],
+        "predictors": predictors,
         "residuals": law.residuals(results) if fitted else {},
-        "validation": _validation(results) if fitted else {},
+        "validation": _validation(results, list(predictors)) if fitted else {},
         "figures": {
             path.stem: plots.inline_svg(path, f"{domain}-{path.stem}") for path in sorted(folder.glob("*.svg"))
         },
     }
 
 
-def _validation(results: Sequence[Result]) -> dict[str, dict[str, dict[str, law.HeldOut]]]:
+def _validation(results: Sequence[Result], measures: Sequence[str]) -> dict[str, dict[str, dict[str, law.HeldOut]]]:
     """By measure, then by what was held out."""
     kinds = {"method": lambda result: result.method, "seed": lambda result: result.seed}
     return {
         measure: {kind: found for kind, held in kinds.items() if (found := law.validation(results, measure, held))}
-        for measure in table.measures_of(results)
-        if law.fittable(results, measure)
+        for measure in measures
     }
 
 
-def _draw(folder: Path, results: Sequence[Result], base: tuple[float, float], fitted: FittedLaw | None) -> None:
+def _draw(
+    folder: Path,
+    results: Sequence[Result],
+    base: tuple[float, float],
+    fitted: FittedLaw | None,
+    measures: Sequence[str],
+) -> None:
     colours = figures.colours_of(results)
     methods = {name: [result for result in results if result.method == name] for name in colours}
     figures.trade_off(folder / "1_trade_off", methods, colours, base)
     figures.forgetting(folder / "2_law", results, colours, fitted)
-    measures = [name for name in table.measures_of(results) if law.fittable(results, name)]
     if measures:
         figures.predictors(folder / "3_predictors", results, measures, colours)
     if results[0].priors:
