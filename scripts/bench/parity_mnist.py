@@ -1,9 +1,10 @@
 """How near the sweep of ParityMNIST comes to what the machine can multiply, and how far it is ahead of a plain loop.
 
 In one run, in turns: the float32 matrix products of one training step, alone, in as many one-thread processes as the
-sweep uses (the peak); training alone; the whole sweep with evaluation and predictors; and the same runs by a plain
-PyTorch loop at its defaults (its own threads, one run at a time, an unfused optimizer). Only matrix products are
-counted: three forward passes' worth a training image, one an evaluated image.
+sweep uses (the peak); training alone, four runs side by side in a process as in a sweep; the whole sweep with
+evaluation and predictors; and the same runs by a plain PyTorch loop at its defaults (its own threads, one run at a
+time, an unfused optimizer). Only matrix products are counted: three forward passes' worth a training image, one an
+evaluated image.
 
     python scripts/bench/parity_mnist.py [--data-dir DIR] [--methods grpo sft_1] [--rates 4] [--jobs 2] [--json]
 """
@@ -26,7 +27,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from vla_razor.parity_mnist import data, measures, methods, model, sweep, training
-from vla_razor.parity_mnist.measures import Tests
 from vla_razor.parity_mnist.training import Settings
 
 PARAMETERS = model.INPUTS * 512 + 512 * 256 + 256 * data.CLASSES
@@ -37,8 +37,7 @@ EPOCHS = 2
 
 
 def multiply(seconds: float) -> float:
-    """FLOP/s of a training step's matrix products in this process, on one thread."""
-    torch.set_num_threads(1)
+    """FLOP/s of a training step's matrix products in this process."""
     sizes = [model.INPUTS, 512, 256, data.CLASSES]
     layers = [
         (torch.randn(training.BATCH, a), torch.randn(b, a), torch.randn(training.BATCH, b)) for a, b in _pairs(sizes)
@@ -53,24 +52,19 @@ def multiply(seconds: float) -> float:
     return count * 3 * FORWARD * training.BATCH / (time.perf_counter() - begin)
 
 
-def train_alone(run: Settings, job: sweep.Job) -> float:
-    """Seconds in the training of a run, without any measure."""
-    torch.set_num_threads(1)
-    images, _ = sweep._images(job.data_dir)
-    base, teacher = sweep._bases(job, sweep.origin_of(run))
-    task = training.task_of(run.method, images.mnist_train, base.parameters, run.seed, teacher)
+def train_alone(runs: list[Settings], job: sweep.Job) -> float:
+    """Seconds in the training of runs side by side, without any measure."""
+    base, task, _ = sweep._opened(runs[0], job)
     begin = time.perf_counter()
-    for _ in training.finetune([run], base.parameters, task, checkpoints=1):
+    for _ in training.finetune(runs, base.parameters, task, checkpoints=1):
         pass
     return time.perf_counter() - begin
 
 
-def plain(runs: list[Settings], images: data.Data, job: sweep.Job) -> None:
+def plain(runs: list[Settings], job: sweep.Job) -> None:
     """The same runs as one would first write them."""
-    tests = Tests.of(images)
-    base, teacher = sweep._bases(job, sweep.origin_of(runs[0]))
     for run in runs:
-        task = training.task_of(run.method, images.mnist_train, base.parameters, run.seed, teacher)
+        base, task, tests = sweep._opened(run, job)
         network = nn.Sequential(
             nn.Linear(model.INPUTS, 512), nn.ReLU(), nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, data.CLASSES)
         )
@@ -116,6 +110,7 @@ def main() -> None:
     origin = sweep.Origin(0, model.WIDTH)
     learning_rates = sweep.learning_rates(1e-5, 1e-3, arguments.rates)
     runs = sweep.grid(arguments.methods, learning_rates, ["constant"], [EPOCHS], [origin])
+    groups = list(sweep.side_by_side(runs, "cpu"))
     count, checkpoints = len(images.mnist_train.labels), 4  # as in configs/mnist.yaml
     trained = len(runs) * 3 * FORWARD * count * EPOCHS
     evaluated = len(runs) * checkpoints * FORWARD * (len(images.mnist_test.labels) + len(images.fashion_test.labels))
@@ -123,18 +118,17 @@ def main() -> None:
     for _ in range(TURNS):
         with tempfile.TemporaryDirectory() as folder:
             job = sweep.Job(arguments.data_dir, Path(folder), checkpoints, "cpu")
-            with ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as pool:
+            with ProcessPoolExecutor(arguments.jobs, get_context("spawn"), sweep._initialize) as pool:
                 list(pool.map(sweep.prepare, [origin], [job]))
                 list(pool.map(multiply, [0.1] * arguments.jobs))
                 rates["peak"].append(sum(pool.map(multiply, [2.0] * arguments.jobs)))
-                list(pool.map(train_alone, runs[: arguments.jobs], [job] * arguments.jobs))  # loads the images
-                seconds = sum(pool.map(train_alone, runs, [job] * len(runs))) / arguments.jobs
+                list(pool.map(train_alone, [[run] for run in runs[: arguments.jobs]], [job] * arguments.jobs))  # images
+                seconds = sum(pool.map(train_alone, groups, [job] * len(groups))) / arguments.jobs
                 rates["training"].append(trained / seconds)
-                seconds = _timed(
-                    lambda pool=pool, job=job: list(pool.map(sweep.train, [[run] for run in runs], [job] * len(runs)))
-                )
+                seconds = _timed(lambda pool=pool, job=job: list(pool.map(sweep.train, groups, [job] * len(groups))))
                 rates["sweep"].append((trained + evaluated) / seconds)
-            rates["plain"].append((trained + evaluated) / _timed(lambda job=job: plain(runs, images, job)))
+            sweep._opened(runs[0], job)  # loads the images
+            rates["plain"].append((trained + evaluated) / _timed(lambda job=job: plain(runs, job)))
     report(arguments, {name: max(values) for name, values in rates.items()}, len(runs))
 
 

@@ -20,16 +20,17 @@ def test_stacked_networks_are_torch_networks_side_by_side() -> None:
 
 
 def test_gradients_are_those_of_torch_networks() -> None:
-    parameters = {n: v.requires_grad_() for n, v in model.initialize(2, seeded(), WIDTH).items()}
-    x = torch.randn(2, 5, model.INPUTS, generator=seeded(1))
-    model.forward(parameters, x).logits.square().sum().backward()
+    parameters = model.initialize(2, seeded(), WIDTH)
+    gradients = {name: torch.full_like(value, torch.nan) for name, value in parameters.items()}
+    x = torch.randn(1, 5, model.INPUTS, generator=seeded(1)).expand(2, -1, -1)
+    outputs = model.forward(parameters, x)
+    model.backward(parameters, x, outputs, 2 * outputs.logits, gradients)
     for run in range(2):
-        network = sequential({name: value.detach() for name, value in parameters.items()}, run)
+        network = sequential(parameters, run)
         network(x[run]).square().sum().backward()
-        ours = [v.grad[run] for v in parameters.values() if v.grad is not None]
-        for ours_of, reference in zip(ours, network.parameters(), strict=True):
+        for ours, reference in zip(gradients.values(), network.parameters(), strict=True):
             assert reference.grad is not None
-            torch.testing.assert_close(ours_of.T if ours_of.ndim > 1 else ours_of, reference.grad)
+            torch.testing.assert_close(ours[run].T if ours.ndim > 2 else ours[run], reference.grad)
 
 
 def test_the_papers_network_and_its_first_parameters() -> None:
@@ -54,12 +55,20 @@ def test_the_task_is_the_last_input() -> None:
         assert found[:, -1].tolist() == [task] * 4
 
 
-def test_a_network_is_repeated_and_selected() -> None:
+def test_networks_are_rows_of_numbers_in_the_same_memory() -> None:
     one = model.initialize(1, seeded(), WIDTH)
-    three = model.repeat(one, 3)
+    rows = model.flat(one).repeat(3, 1)
+    three = model.shaped(rows, one)
     for name, value in three.items():
         assert value.shape == (3, *one[name].shape[1:])
         assert all(torch.equal(value[run], one[name][0]) for run in range(3))
+    assert torch.equal(model.flat(three), rows)
+    rows[1] = 0
+    assert not any(value[1].any() for value in three.values())
+    assert all(value[2].any() for value in three.values())
+
+
+def test_a_selected_network_is_a_copy() -> None:
     stack = model.initialize(3, seeded(), WIDTH)
     selected = model.select(stack, 1)
     for name, value in selected.items():

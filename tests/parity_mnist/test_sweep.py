@@ -66,7 +66,7 @@ def test_learning_rates_are_evenly_spaced_on_a_logarithmic_scale() -> None:
 @pytest.mark.slow
 def test_rows_are_sorted_and_hold_what_the_table_promises(job: Job) -> None:
     runs = sweep.grid(["sft_2", "grpo"], [1e-2, 1e-3], ["constant"], [2], [Origin(1, WIDTH), ORIGIN])
-    assert finish(runs, job) == [1] * 8
+    assert finish(runs, job) == [2] * 4
     table = pq.read_table(job.out / "results.parquet")
     assert set(CONTRACT.split()) <= set(table.column_names)
     assert not any("seconds" in name or "wall" in name for name in table.column_names)
@@ -106,12 +106,12 @@ def test_a_sweep_goes_on_with_what_is_missing(job: Job) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("device", ["cpu", "cpu:0"])
-def test_a_run_that_diverges_is_recorded(job: Job, device: str) -> None:
-    """One at a time, and side by side as on a GPU: what a device that is not named "cpu" gets."""
-    runs = small_grid(("sft_1", "grpo", "grpo_kl", "one_zero_reinforce"), (1e-3, 1e30))
-    counts = finish(runs, job._replace(device=device))
-    assert counts == ([1] * 8 if device == "cpu" else [2] * 4)
+@pytest.mark.parametrize("side_by_side", [1, 4])
+def test_a_run_that_diverges_is_recorded(job: Job, monkeypatch: pytest.MonkeyPatch, side_by_side: int) -> None:
+    """Alone, and beside one that does not."""
+    monkeypatch.setattr(sweep, "SIDE_BY_SIDE", side_by_side)
+    runs = small_grid(("sft_1", "grpo", "grpo_kl", "one_zero_reinforce"), (1e-3, 1e38))
+    assert finish(runs, job) == ([1] * 8 if side_by_side == 1 else [2] * 4)
     rows = pq.read_table(job.out / "results.parquet").to_pylist()
     for run in runs:
         own = [row for row in rows if row["run"] == run.name]
@@ -135,13 +135,19 @@ def test_a_network_that_is_finite_and_absurdly_far_counts_as_diverged(job: Job) 
 
 
 @pytest.mark.slow
-def test_runs_trained_side_by_side_give_the_rows_of_single_ones(job: Job) -> None:
-    runs = small_grid(("sft_2", "sft_distilled"))
-    finish(runs, job)
+def test_runs_trained_side_by_side_give_the_rows_of_single_ones(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that sample their answers among them: all take the same draws."""
+    runs = small_grid(("sft_2", "sft_distilled", "grpo"), (1e-3, 3e-3, 1e-2, 1e-4, 3e-4))
+    monkeypatch.setattr(sweep, "SIDE_BY_SIDE", 1)
+    assert finish(runs, job) == [1] * 15
     single = pq.read_table(job.out / "results.parquet").to_pylist()
     for run in runs:
         sweep.shard_path(job.out, run).unlink()
-    assert finish(runs, job._replace(device="cpu:0")) == [2, 2]
+    monkeypatch.setattr(sweep, "SIDE_BY_SIDE", 4)
+    assert sorted(finish(runs, job)) == [1, 1, 1, 4, 4, 4]
+    for run in runs:
+        sweep.shard_path(job.out, run).unlink()
+    assert finish(runs, job._replace(device="cpu:0")) == [5] * 3, "what is not named cpu, as a GPU, takes all"
     together = pq.read_table(job.out / "results.parquet").to_pylist()
     for one, other in zip(single, together, strict=True):
         numbers = {name: value for name, value in one.items() if isinstance(value, float)}
@@ -153,6 +159,7 @@ def test_runs_trained_side_by_side_give_the_rows_of_single_ones(job: Job) -> Non
 def test_a_worker_that_is_killed_leaves_the_finished_runs(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sweep, "SIDE_BY_SIDE", 1)
     job, runs = Job(images, tmp_path, 2, "cpu"), small_grid(rates=(1e-4, 1e-3, 1e-2))
     others = set(multiprocessing.active_children())
 

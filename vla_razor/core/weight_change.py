@@ -77,7 +77,7 @@ def spectrum(base: Weights, tuned: Weights) -> Spectrum:
         before, after = base[name], tuned[name]
         eps = max(torch.finfo(before.dtype).eps, torch.finfo(after.dtype).eps)
         noise = eps / 2 * (_norm(before) + _norm(after))
-        values = _singular_values(delta)
+        values = _singular_values(delta, eps)
         norms.append(values.amax())
         shares.append(torch.where(values.isnan().any(), torch.nan, (values > noise).double().mean()))
     return Spectrum(torch.stack(norms).amax(), torch.stack(shares).mean())
@@ -152,10 +152,20 @@ def _matrices(deltas: dict[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def _singular_values(delta: Tensor) -> Tensor:
-    """All NaN where an entry is not finite, which the decomposition itself would not survive."""
+def _singular_values(delta: Tensor, eps: float) -> Tensor:
+    """Those of a change of weights that are precise to `eps`; all NaN where an entry is not finite, which the
+    decomposition itself would not survive.
+
+    The eigenvalues of the smaller Gram matrix take half the time. They lose what is below 1e-8 of the largest singular
+    value, the root of float64's precision, which weights in float32 or less do not hold either.
+    """
     finite = delta.isfinite().all()
-    values: Tensor = cast("Any", torch.linalg).svdvals(torch.where(finite, delta, 0))
+    delta, linalg = torch.where(finite, delta, 0), cast("Any", torch.linalg)
+    if eps < torch.finfo(torch.float32).eps:
+        values: Tensor = linalg.svdvals(delta)
+    else:
+        gram = delta @ delta.mT if delta.shape[0] < delta.shape[1] else delta.mT @ delta
+        values = linalg.eigvalsh(gram).clamp_min(0).sqrt()
     return torch.where(finite, values, torch.nan)
 
 

@@ -71,7 +71,8 @@ def measure(parameters: Parameters, base: Base, tests: Tests) -> dict[str, float
     outputs, changes = [], []
     for part, hidden in zip(_outputs(parameters, tests.new), base.hidden.split(CHUNK), strict=True):
         outputs.append(part)
-        changes.append([len(hidden) * change(hidden, torch.cat(part.hidden, -1)[0]) for change in ACTIVATION_CHANGES])
+        tuned = torch.cat(part.hidden, -1)[0]
+        changes.append([len(hidden) * change(hidden, tuned) for change in ACTIVATION_CHANGES])
     logits, prior = _logits(outputs), _logits(_outputs(parameters, tests.prior))
     activation_l1, activation_l2 = (sum(change) / len(logits) for change in zip(*changes, strict=True))
     before, after, fisher = (_unstacked(part) for part in (base.parameters, parameters, base.fisher))

@@ -123,19 +123,23 @@ METHODS = {
 
 def _policy_gradient(batch: Batch, advantage_of: Callable[[Tensor], Tensor]) -> Float[Tensor, " R"]:
     """REINFORCE on sampled answers; `advantage_of` takes rewards [G, K], the K samples of an image being a group."""
-    answers, rewards = _sampled(batch)
+    log_policy = batch.logits.log_softmax(-1)
+    answers = _sampled(log_policy.detach().exp(), batch.generator)
+    rewards = batch.right.gather(-1, answers).float()
     advantage = advantage_of(rewards.flatten(0, 1)).view_as(rewards)
-    return -(advantage * _log_probs(batch.logits, answers)).mean((1, 2))
+    return -(advantage * log_policy.gather(-1, answers)).mean((1, 2))
 
 
-def _sampled(batch: Batch) -> tuple[Int[Tensor, "R B K"], Float[Tensor, "R B K"]]:
-    """Answers of the policy and their rewards."""
-    probabilities = batch.logits.detach().softmax(-1)
-    # A network that is not finite answers at random: a draw from NaN would end the runs beside it as well.
-    probabilities = torch.where(probabilities.isfinite().all(-1, keepdim=True), probabilities, 1 / CLASSES)
-    answers = torch.multinomial(probabilities.flatten(0, 1), SAMPLES, replacement=True, generator=batch.generator)
-    answers = answers.view(*probabilities.shape[:2], SAMPLES)
-    return answers, batch.right.gather(-1, answers).float()
+def _sampled(policy: Float[Tensor, "R B 10"], generator: torch.Generator) -> Int[Tensor, "R B K"]:
+    """Answers drawn from probabilities.
+
+    All runs share the draws from [0, 1), each finds its own answers by them: what a run samples does not depend on the
+    runs beside it. A network that is not finite finds some answer too.
+    """
+    runs, images, _ = policy.shape
+    draws = torch.rand(images, SAMPLES, generator=generator, device=policy.device)
+    bounds = policy.cumsum(-1)[..., :-1].contiguous()
+    return torch.searchsorted(bounds, draws.expand(runs, -1, -1).contiguous(), right=True)
 
 
 def _log_probs(logits: Tensor, answers: Tensor) -> Tensor:

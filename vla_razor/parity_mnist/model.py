@@ -52,14 +52,40 @@ def forward(parameters: Parameters, x: Float[Tensor, "R B 785"]) -> Outputs:
         weight, bias = parameters[f"weight_{layer}"], parameters[f"bias_{layer}"]
         x = torch.baddbmm(bias[:, None], x, weight)
         if layer < layers - 1:
-            x = x.relu()
+            x = x.relu_()
             hidden.append(x)
     return Outputs(x, hidden)
 
 
-def repeat(parameters: Parameters, runs: int) -> Parameters:
-    """The one network of `parameters`, `runs` times."""
-    return {name: value.repeat(runs, *[1] * (value.ndim - 1)) for name, value in parameters.items()}
+def backward(
+    parameters: Parameters,
+    x: Float[Tensor, "R B 785"],
+    outputs: Outputs,
+    gradient: Float[Tensor, "R B 10"],
+    into: Parameters,
+) -> None:
+    """The gradients of all parameters, given that of the logits; overwrites `into`.
+
+    What autograd would do, without a graph to build and memory to find for every update of a small network.
+    """
+    inputs = [x, *outputs.hidden]
+    for layer in reversed(range(len(inputs))):
+        torch.bmm(inputs[layer].mT, gradient, out=into[f"weight_{layer}"])
+        torch.sum(gradient, 1, out=into[f"bias_{layer}"])
+        if layer:
+            gradient = torch.bmm(gradient, parameters[f"weight_{layer}"].mT)
+            gradient = torch.ops.aten.threshold_backward(gradient, inputs[layer], 0)
+
+
+def flat(parameters: Parameters) -> Float[Tensor, "R P"]:
+    """All the numbers of each network in a row."""
+    return torch.cat([value.flatten(1) for value in parameters.values()], 1)
+
+
+def shaped(rows: Float[Tensor, "R P"], like: Parameters) -> Parameters:
+    """Parameters that share the memory of such rows, with the names and sizes of `like`, however many runs that has."""
+    parts = rows.split([value[0].numel() for value in like.values()], 1)
+    return {name: part.view(-1, *like[name].shape[1:]) for name, part in zip(like, parts, strict=True)}
 
 
 def select(parameters: Parameters, run: int) -> Parameters:

@@ -1,18 +1,18 @@
 """The sweep: every method at every learning rate, schedule and length, from every base, in worker processes.
 
-Each finished run is a parquet file of its own, so that a killed sweep goes on where it stopped. On a CPU a process
-trains one run at a time on one thread: matrices of this size do not divide well. On a GPU the runs of a method that are
-equally long are trained together.
+Each finished run is a parquet file of its own, so that a killed sweep goes on where it stopped. Runs of a method that
+are equally long are trained side by side: on a CPU a few of them in each process, on one thread, because matrices of
+this size do not divide well; on a GPU all of them.
 """
 
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from functools import cache
+from functools import cache, lru_cache
 from itertools import groupby, product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +30,8 @@ from vla_razor.parity_mnist.measures import Base, Tests, fisher_of, measure
 from vla_razor.parity_mnist.model import Parameters, select
 from vla_razor.parity_mnist.training import Settings, Task
 
+SIDE_BY_SIDE = 4
+"""Runs that a process trains together on a CPU: enough to share the cost of a batch, few enough for its caches."""
 TEACHER = "grpo"
 TEACHER_RATE, TEACHER_SCHEDULE, TEACHER_EPOCHS = 3e-4, "cosine", 2
 DIVERGED = 1000.0  # nats: beyond this a network answers at random, for ever surer
@@ -99,15 +101,17 @@ def sweep(
 
     Raises RunFailed where a worker process died; the finished runs are kept.
     """
+
+    def missing(run: Settings) -> bool:
+        return not shard_path(job.out, run).is_file()
+
     origins = [origin for origin in dict.fromkeys(map(origin_of, runs)) if not _base_row(job.out, origin).is_file()]
-    missing = [run for run in runs if not shard_path(job.out, run).is_file()]
-    together = groupby(missing, key=lambda run: (origin_of(run), run.method, run.epochs))
-    groups = [list(group) for _, group in together] if job.device != "cpu" else [[run] for run in missing]
+    groups = [(group, sum(map(missing, group))) for group in side_by_side(runs, job.device) if any(map(missing, group))]
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _initialize) as pool:
         try:
             for future in [pool.submit(prepare, origin, job) for origin in origins]:
                 future.result()
-            futures = {pool.submit(train, group, job): len(group) for group in groups}
+            futures = {pool.submit(train, group, job): count for group, count in groups}
             unseen = [run for run in followed if not dynamics_path(job.out, run).is_file()]
             futures |= {pool.submit(follow, run, job): 1 for run in unseen}
             for future in as_completed(futures):
@@ -120,7 +124,7 @@ def sweep(
 
 
 def train(runs: Sequence[Settings], job: Job) -> None:
-    """Fine-tunes runs side by side, measures their checkpoints, and writes a file for each."""
+    """Fine-tunes runs side by side, measures their checkpoints, and writes a file for each that has none."""
     base, task, tests = _opened(runs[0], job)
     rows: dict[Settings, list[dict[str, Any]]] = {run: [] for run in runs}
     for step, parameters in training.finetune(runs, base.parameters, task, job.checkpoints, job.device):
@@ -128,7 +132,8 @@ def train(runs: Sequence[Settings], job: Job) -> None:
             own = {name: value.cpu() for name, value in select(parameters, index).items()}
             rows[run].append(_row(run, step, measure(own, base, tests)))
     for run, found in rows.items():
-        _write(shard_path(job.out, run), found)
+        if not shard_path(job.out, run).is_file():
+            _write(shard_path(job.out, run), found)
 
 
 def follow(run: Settings, job: Job) -> None:
@@ -144,6 +149,16 @@ def merge(runs: Sequence[Settings], job: Job) -> pa.Table:
     table = pa.concat_tables(pq.read_table(path) for path in sorted(bases | {shard_path(job.out, run) for run in runs}))
     atomic_write(job.out / "results.parquet", lambda file: pq.write_table(table, file))
     return table
+
+
+def side_by_side(runs: Sequence[Settings], device: str) -> Iterator[list[Settings]]:
+    """The runs that are trained side by side. A resumed sweep divides them as the whole one did: a run's last bits
+    depend on how many are beside it.
+    """
+    for _, alike in groupby(runs, key=lambda run: (origin_of(run), run.method, run.epochs)):
+        group = list(alike)
+        size = SIDE_BY_SIDE if device == "cpu" else len(group)
+        yield from (group[start : start + size] for start in range(0, len(group), size))
 
 
 def origin_of(run: Settings) -> Origin:
@@ -186,8 +201,14 @@ def _base_row(out: Path, origin: Origin) -> Path:
 
 
 def _initialize() -> None:
-    """Ctrl-C in a terminal ends a worker at once and without a word: what it was at is done again."""
+    """One thread a worker. Ctrl-C in a terminal ends it at once and without a word: what it was at is done again.
+
+    Averages of gradients that are zero for hundreds of updates decay to denormal numbers, on which a processor computes
+    several times as long: they become zero.
+    """
+    os.environ["THP_MEM_ALLOC_ENABLE"] = "1"  # pages of 2 MB, where the system has them; read before the first tensor
     torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as it is for a job in the background
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -203,9 +224,15 @@ def _end_with_parent() -> None:
 
 def _opened(run: Settings, job: Job) -> tuple[Base, Task, Tests]:
     """What a run starts from, what it learns from, and what it is tested on."""
-    images, tests = _images(job.data_dir)
-    base, teacher = _bases(job, origin_of(run))
-    return base, training.task_of(run.method, images.mnist_train, base.parameters, run.seed, teacher), tests
+    _, tests = _images(job.data_dir)
+    return _bases(job, origin_of(run))[0], _task(job, origin_of(run), run.method), tests
+
+
+@lru_cache(maxsize=1)
+def _task(job: Job, origin: Origin, method: str) -> Task:
+    """The last one is kept: the groups of a method come one after the other."""
+    base, teacher = _bases(job, origin)
+    return training.task_of(method, _images(job.data_dir)[0].mnist_train, base.parameters, origin.seed, teacher)
 
 
 @cache

@@ -61,7 +61,7 @@ def pretrain(data: Data, seed: int, width: int = model.WIDTH) -> Parameters:
     answers = torch.multinomial(methods.right_answers(digits.labels).float(), 1, generator=generator)[:, 0]
     images = torch.cat([model.inputs(digits.images, NEW), model.inputs(clothes.images, PRIOR)])
     labels = torch.cat([answers, clothes.labels])
-    parameters = _trainable(model.initialize(1, generator, width))
+    parameters = {name: value.requires_grad_() for name, value in model.initialize(1, generator, width).items()}
     optimizer = torch.optim.AdamW(parameters.values(), lr=PRETRAINING_RATE, weight_decay=0.0, fused=True)
     for _ in range(PRETRAINING_EPOCHS):
         for rows in torch.randperm(len(images), generator=generator).split(BATCH):
@@ -90,7 +90,7 @@ def finetune(
     runs: Sequence[Settings], base: Parameters, task: Task, checkpoints: int, device: str = "cpu"
 ) -> Iterator[tuple[int, Parameters]]:
     """Trains the runs side by side; yields the update's number and all their parameters, `checkpoints` times, evenly
-    spaced, the last one at the end.
+    spaced, the last one at the end. The parameters go on learning: whoever keeps them copies them.
 
     A run whose loss is not finite goes on as it is; its parameters say so.
     """
@@ -98,37 +98,41 @@ def finetune(
     objective = methods.METHODS[first.method].objective
     generator = generator_of(first.seed, first.method, str(first.epochs), device=device)
     task = Task(*(part.to(device) for part in task))
-    parameters = _trainable(model.repeat({name: value.to(device) for name, value in base.items()}, len(runs)))
-    optimizer = _Optimizer(parameters, runs)
+    right = methods.right_answers(task.digits)
+    weights = model.flat(base).to(device).repeat(len(runs), 1)
+    slopes = torch.empty_like(weights)
+    parameters, gradients = (model.shaped(part, base) for part in (weights, slopes))
+    optimizer = _Optimizer(weights, slopes, runs)
     batches = [rows for _ in range(first.epochs) for rows in _shuffled(len(task.inputs), generator)]
     saves = {round(step) for step in np.linspace(len(batches), 0, checkpoints, endpoint=False)}
-    for step, rows in enumerate(batches, 1):
-        own = task.inputs[rows].expand(len(runs), -1, -1)
-        shared = [part[rows] for part in (task.base_logits, task.chosen, task.rejected, task.digits)]
-        base_logits, chosen, rejected, digits = (part.expand(len(runs), *part.shape) for part in shared)
-        right = methods.right_answers(digits)
-        batch = Batch(model.forward(parameters, own).logits, base_logits, right, chosen, rejected, generator)
-        gradients = torch.autograd.grad(objective(batch).sum(), list(parameters.values()))
-        optimizer.step(gradients, step - 1, len(batches))
+    for step, batch in enumerate(batches, 1):
+        x = task.inputs[batch].expand(len(runs), -1, -1)
+        outputs = model.forward(parameters, x)
+        logits = outputs.logits.requires_grad_()
+        shared = [part[batch] for part in (task.base_logits, right, task.chosen, task.rejected)]
+        base_logits, allowed, chosen, rejected = (part.expand(len(runs), *part.shape) for part in shared)
+        loss = objective(Batch(logits, base_logits, allowed, chosen, rejected, generator)).sum()
+        (gradient,) = torch.autograd.grad(loss, logits)
+        model.backward(parameters, x, outputs, gradient, gradients)
+        optimizer.step(step - 1, len(batches))
         if step in saves:
-            yield step, {name: value.detach() for name, value in parameters.items()}
+            yield step, parameters
 
 
 class _Optimizer:
-    """AdamW over stacked parameters with a learning rate a run: each run's parameters are views of the stack."""
+    """AdamW with a learning rate a run: all numbers of a network are one row, its gradients another."""
 
-    def __init__(self, parameters: Parameters, runs: Sequence[Settings]) -> None:
+    def __init__(self, rows: Float[Tensor, "R P"], gradients: Float[Tensor, "R P"], runs: Sequence[Settings]) -> None:
         self.runs = runs
-        views = [[value.detach()[run].requires_grad_() for value in parameters.values()] for run in range(len(runs))]
-        groups: list[dict[str, Any]] = [{"params": own} for own in views]
+        groups: list[dict[str, Any]] = [{"params": [row]} for row in rows]
+        for group, gradient in zip(groups, gradients, strict=True):
+            group["params"][0].grad = gradient
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
 
-    def step(self, gradients: Sequence[Tensor], step: int, total: int) -> None:
-        """One update, by the gradients of the stack."""
-        for index, (run, group) in enumerate(zip(self.runs, self.optimizer.param_groups, strict=True)):
+    def step(self, step: int, total: int) -> None:
+        """One update, by what the gradients hold now."""
+        for run, group in zip(self.runs, self.optimizer.param_groups, strict=True):
             group["lr"] = run.learning_rate * schedule.factor(step, total, max(1, round(WARMUP * total)), run.schedule)
-            for view, gradient in zip(group["params"], gradients, strict=True):
-                view.grad = gradient[index]
         self.optimizer.step()
 
 
@@ -146,10 +150,6 @@ def _shuffled(count: int, generator: torch.Generator) -> Sequence[Tensor]:
 def _some(split: Split, count: int, generator: torch.Generator) -> Split:
     rows = torch.randperm(len(split.labels), generator=generator)[:count]
     return Split(split.images[rows], split.labels[rows])
-
-
-def _trainable(parameters: Parameters) -> Parameters:
-    return {name: value.clone().requires_grad_() for name, value in parameters.items()}
 
 
 @torch.no_grad()
