@@ -6,7 +6,7 @@ evaluation and predictors; and the same runs by a plain PyTorch loop at its defa
 time, an unfused optimizer). Only matrix products are counted: three forward passes' worth a training image, one an
 evaluated image.
 
-    python scripts/bench/parity_mnist.py [--data-dir DIR] [--methods grpo sft_1] [--rates 4] [--jobs 2] [--json]
+    python scripts/bench/parity_mnist.py [--data-dir DIR] [--methods grpo sft_1] [--rates 4] [--jobs 2] [--turns 3] [--json]
 """
 
 import argparse
@@ -32,7 +32,6 @@ from vla_razor.parity_mnist.training import Settings
 PARAMETERS = model.INPUTS * 512 + 512 * 256 + 256 * data.CLASSES
 FORWARD = 2 * PARAMETERS  # floating-point operations an image
 TARGETS = {"training": 0.8, "sweep": 0.6, "ratio": 3.0}
-TURNS = 3
 EPOCHS = 2
 
 
@@ -104,6 +103,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["grpo", "sft_1"], choices=["grpo", "sft_1"])
     parser.add_argument("--rates", type=int, default=4)
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--turns", type=int, default=3, help="the best of which is reported")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     arguments = parser.parse_args()
     images = data.load(arguments.data_dir)
@@ -115,7 +115,7 @@ def main() -> None:
     trained = len(runs) * 3 * FORWARD * count * EPOCHS
     evaluated = len(runs) * checkpoints * FORWARD * (len(images.mnist_test.labels) + len(images.fashion_test.labels))
     rates: dict[str, list[float]] = {"peak": [], "training": [], "sweep": [], "plain": []}
-    for _ in range(TURNS):
+    for _ in range(arguments.turns):
         with tempfile.TemporaryDirectory() as folder:
             job = sweep.Job(arguments.data_dir, Path(folder), checkpoints, "cpu")
             with ProcessPoolExecutor(arguments.jobs, get_context("spawn"), sweep._initialize) as pool:
