@@ -6,7 +6,7 @@ evaluation and predictors; and the same runs by a plain PyTorch loop at its defa
 time, an unfused optimizer). Only matrix products are counted: three forward passes' worth a training image, one an
 evaluated image.
 
-    python scripts/bench/parity_mnist.py [--data-dir DIR] [--methods grpo sft_1] [--rates 4] [--jobs 2] [--turns 3] [--json]
+    python scripts/bench/parity_mnist.py [--data-dir DIR] [--methods grpo sft_1] [--rates 4] [--turns 3] [--json]
 """
 
 import argparse

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from scipy.optimize import minimize_scalar  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 from torch import Tensor
 
-from vla_razor.core.from_hidden import check_heads, logit_pieces, slices
+from vla_razor.core.from_hidden import check_heads, logit_pieces, same, slices
 from vla_razor.core.from_hidden import forward_kl_from_hidden as forward_kl_from_hidden
 from vla_razor.core.precision import narrow, wide
 
@@ -110,9 +110,11 @@ def divergences_from_hidden(
     """
     check_heads(base_hidden, base_head, tuned_hidden, tuned_head, chunk)
     tokens, words = base_hidden.shape[0], base_head.shape[0]
+    heads, same_head = (base_head, tuned_head), same(base_head, tuned_head)
     found: list[Divergences] = []
     for rows in slices(tokens, max(1, tokens * chunk // words)):
-        ((b, d),) = logit_pieces(base_hidden[rows], base_head, tuned_hidden[rows], tuned_head, words)
+        hidden = base_hidden[rows], tuned_hidden[rows]
+        ((b, d),) = logit_pieces(*hidden, *heads, words, same_head=same_head)
         pair = b, wide(b) + wide(d)
         measures = (forward_kl, reverse_kl, total_variation, l2_distance)
         found.append(Divergences(*(narrow(measure(*pair), base_hidden, tuned_hidden) for measure in measures)))

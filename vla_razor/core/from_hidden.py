@@ -61,10 +61,12 @@ class _ForwardKL(torch.autograd.Function):
         ctx: Any, base_hidden: Tensor, base_head: Tensor, tuned_hidden: Tensor, tuned_head: Tensor, chunk: int
     ) -> Tensor:
         tokens, words = base_hidden.shape[0], base_head.shape[0]
+        ctx.same_head = same(base_head, tuned_head)
         sums: list[_Sums] = []
         gradients: list[Tensor] = []
         for rows in slices(tokens, max(1, tokens * chunk // words)):
-            pieces = logit_pieces(base_hidden[rows], base_head, tuned_hidden[rows], tuned_head, WORDS)
+            hidden = base_hidden[rows], tuned_hidden[rows]
+            pieces = logit_pieces(*hidden, base_head, tuned_head, WORDS, same_head=ctx.same_head)
             if ctx.needs_input_grad[2]:
                 pieces = list(pieces)
             sums.append(_Sums.over(pieces))
@@ -88,7 +90,8 @@ class _ForwardKL(torch.autograd.Function):
         if not ctx.needs_input_grad[3]:
             return None, None, grad_hidden, None, None
         hidden = at_least_float32(tuned_hidden) * grad[:, None]
-        pieces = logit_pieces(base_hidden, base_head, tuned_hidden, tuned_head, ctx.width)
+        heads = base_head, tuned_head
+        pieces = logit_pieces(base_hidden, tuned_hidden, *heads, ctx.width, same_head=ctx.same_head)
         rows = [_Sums(*sums).moved(*piece).to(hidden).T @ hidden for piece in pieces]
         return None, None, grad_hidden, torch.cat(rows).to(tuned_head.dtype), None
 
@@ -143,7 +146,7 @@ class _Sums(NamedTuple):
 
 
 def logit_pieces(
-    base_hidden: Hidden, base_head: Head, tuned_hidden: Tensor, tuned_head: Tensor, width: int
+    base_hidden: Hidden, tuned_hidden: Tensor, base_head: Head, tuned_head: Tensor, width: int, *, same_head: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The base's logits and the tuned ones' differences from them, [N, width], piece after piece of the vocabulary.
 
@@ -153,7 +156,6 @@ def logit_pieces(
     """
     x, y = at_least_float32(base_hidden), at_least_float32(tuned_hidden)
     comparable = x.shape == y.shape and x.dtype == y.dtype
-    same_head = comparable and torch.equal(base_head, tuned_head)
     both = torch.cat([x, y - x]) if comparable else x  # one larger product is faster than two
     for words in slices(len(base_head), width):
         base, tuned = at_least_float32(base_head[words]), at_least_float32(tuned_head[words])
@@ -174,6 +176,13 @@ def _product(pieces: Iterable[tuple[Tensor, Tensor]], sums: _Sums, tuned_head: T
     for (b, d), words in zip(pieces, slices(len(tuned_head), WORDS), strict=True):
         result.addmm_(sums.moved(b, d).to(result), tuned_head[words].to(result))
     return result
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same numbers; at once where they share their memory. Heads are large: ask once."""
+    return (one.data_ptr(), one.shape, one.stride()) == (other.data_ptr(), other.shape, other.stride()) or torch.equal(
+        one, other
+    )
 
 
 def slices(count: int, width: int) -> Iterator[slice]:
