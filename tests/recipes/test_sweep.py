@@ -14,10 +14,13 @@ from vla_razor.config import compose
 from vla_razor.errors import UserError
 from vla_razor.policies.load import TINY
 from vla_razor.recipes import launchers, sweep
+from vla_razor.rollouts import demonstrations
+from vla_razor.runs import read_config
 
 SMALL = [
     *("prior=open_top_drawer", "num_envs=4", "num_workers=1", "device=cpu", "logger=none"),
     *("new_episodes=4", "prior_episodes=4", "checkpoints=1", "collect.grid=1x1", "collect.per_point=1"),
+    "collect.max_attempts=30",
     *(
         "sft.epochs=2",
         "sft.save_every=1",
@@ -48,6 +51,21 @@ def test_one_method_alone_and_what_it_alone_knows() -> None:
     assert sorted(one["gain_learning_rate"] for one in given.values()) == [1e-3, 1e-3, 2e-3, 2e-3]
 
 
+def test_the_verbs_settings_are_those_of_all_its_methods() -> None:
+    found = runs("method=sft,sft_own,rl", "sft.epochs=1,2")
+    assert set(found) == {"sft_1_seed0", "sft_2_seed0", "sft_own_1_seed0", "sft_own_2_seed0", "rl_seed0"}
+    assert found["sft_own_2_seed0"] == found["sft_2_seed0"] == {"epochs": 2}
+
+
+def test_what_makes_a_method_another_one_is_in_its_name() -> None:
+    words = ["method=sft,rl", "kl_coefficient=0,0.1", "rl.lora_rank=0,8", "learning_rate=1e-4,2e-4"]
+    labels = {training.label for training in sweep.plan(compose("sweep", words), Path("out"))}
+    assert labels == {
+        *("sft", "sft kl_coefficient=0.1"),
+        *("rl", "rl kl_coefficient=0.1", "rl lora_rank=8", "rl kl_coefficient=0.1 lora_rank=8"),
+    }
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -72,11 +90,13 @@ def test_slurm_is_asked_for_where_it_is_not(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, vla_razor: CommandLine) -> Path:
-    """Two runs of SFT, one of which diverges, and one of REINFORCE, two at a time."""
+    """Two runs of SFT, one of which diverges, the same on the base's own successes, and one of REINFORCE, two at a
+    time."""
     if not TINY.is_dir():
         pytest.skip("the embedded base policy has not been made")
     out = tmp_path_factory.mktemp("sweep") / "run"
-    done = vla_razor.run("sweep", *SMALL, "sft.learning_rate=1e-4,1e30", "method=sft,rl", "jobs=2", f"out={out}")
+    axes = ("sft.learning_rate=1e-4,1e30", "method=sft,sft_own,rl")
+    done = vla_razor.run("sweep", *SMALL, *axes, "jobs=2", f"out={out}")
     assert "sft_2_seed0 failed: Step 2: the loss is nan" in done.stdout
     return out
 
@@ -88,17 +108,27 @@ def rows(out: Path) -> list[dict[str, Any]]:
 @pytest.mark.slow
 def test_what_a_sweep_leaves(finished: Path) -> None:
     found = {row["run"]: row for row in rows(finished)}
-    assert set(found) == {"base", "sft_1_seed0", "sft_2_seed0", "rl_seed0"}
-    assert {name: row["status"] for name, row in found.items() if name != "base"} == {
-        "sft_1_seed0": "done",
-        "sft_2_seed0": "failed",
-        "rl_seed0": "done",
+    assert {name: (row["method"], row["status"]) for name, row in found.items()} == {
+        "base": ("base", "done"),
+        "sft_1_seed0": ("sft", "done"),
+        "sft_2_seed0": ("sft", "failed"),
+        "sft_own_1_seed0": ("sft_own", "done"),
+        "sft_own_2_seed0": ("sft_own", "failed"),
+        "rl_seed0": ("rl", "done"),
     }
     assert found["sft_2_seed0"]["reason"].startswith("Step 2: the loss is nan")
     assert found["sft_1_seed0"]["forward_kl"] > 0 == found["base"]["forward_kl"]
     summary = json.loads((finished / "summary.json").read_text())
-    assert summary["runs"] == 3 and set(summary["failed"]) == {"sft_2_seed0"}
-    assert {path.stem for path in (finished / "logs").iterdir()} == {"sft_1_seed0", "sft_2_seed0", "rl_seed0"}
+    assert summary["runs"] == 5 and set(summary["failed"]) == {"sft_2_seed0", "sft_own_2_seed0"}
+    assert {path.stem for path in (finished / "logs").iterdir()} == found.keys() - {"base"}
+
+
+@pytest.mark.slow
+def test_what_each_method_learns_from(finished: Path) -> None:
+    for folder, policy in (("demos_seed0", "scripted"), ("own_seed0", "tiny")):
+        (shard,) = demonstrations.read_store(finished / folder)
+        assert {demonstration.policy for demonstration in shard.demonstrations} == {policy}
+    assert read_config(finished / "sft_own_1_seed0" / "config.yaml").demos == str(finished / "own_seed0")
 
 
 @pytest.mark.slow

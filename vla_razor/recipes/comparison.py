@@ -26,8 +26,8 @@ KL_NAMES = {"per_token": "forward_kl", "per_action": "forward_kl_per_action"}
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """A training run: its folder, its setting (one for all seeds), method (sft | rl), seed, learning rate, and what it
-    changes of the method's settings."""
+    """A training run: its folder, its setting (one for all seeds), method, seed, learning rate, what it changes of the
+    method's settings, and those of the changes that make it another method in the table, as text."""
 
     folder: Path
     setting: str
@@ -35,6 +35,12 @@ class Training:
     seed: int
     learning_rate: float
     changes: Mapping[str, Any]
+    variant: str = ""
+
+    @property
+    def label(self) -> str:
+        """The method as the table names it."""
+        return f"{self.method} {self.variant}".rstrip()
 
     @property
     def finished(self) -> bool:
@@ -124,11 +130,12 @@ def read(
     base = {"method": "base", "setting": "base", "run": "base", "seed": trainings[0].seed, "learning_rate": None}
     outcomes = [outcome(policy, dict.fromkeys(own[0].rows()[-1], 0.0), step=0, last=True, **base)]
     for training in own:
-        facts = {name: getattr(training, name) for name in ("method", "setting", "seed", "learning_rate")}
+        facts = {name: getattr(training, name) for name in ("setting", "seed", "learning_rate")}
+        facts |= {"method": training.label, "run": training.folder.name}
         rows, paths = {row["step"]: row for row in training.rows()}, training.checkpoints(checkpoints)
         for path in paths:
             step, last = step_of(path), path == paths[-1]
-            outcomes.append(outcome(str(path), rows[step], step=step, last=last, run=training.folder.name, **facts))
+            outcomes.append(outcome(str(path), rows[step], step=step, last=last, **facts))
     return outcomes
 
 

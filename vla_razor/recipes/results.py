@@ -109,7 +109,7 @@ def _row(outcome: Outcome) -> dict[str, Any]:
 
 
 def _failed_row(training: Training, reason: str) -> dict[str, Any]:
-    known = {"domain": "robot", "method": training.method, "seed": training.seed, "run": training.folder.name}
+    known = {"domain": "robot", "method": training.label, "seed": training.seed, "run": training.folder.name}
     return {**known, "learning_rate": training.learning_rate, "status": "failed", "reason": reason, "step": None}
 
 

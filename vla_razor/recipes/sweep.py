@@ -2,8 +2,13 @@
 Appendix B). The paper trained hundreds of models a method to find the frontier; `vla-razor report` reads the table.
 
 What the runs differ in is given in the grammar of Hydra's multirun: `method=sft,rl learning_rate=1e-4,3e-4 seed=0,1,2`.
-A key that one method alone has, or that differs between methods, is given with its verb: `rl.iterations=12,24`. The
-gains' learning rate keeps its ratio to `learning_rate` unless it is given too.
+A key that one verb alone has, or that differs between verbs, is given with it: `rl.iterations=12,24`. The gains'
+learning rate keeps its ratio to `learning_rate` unless it is given too. What makes a method another one
+(`kl_coefficient`, `lora_rank`, ...) stands behind its name in the table where it is not as the verb has it.
+
+Methods: `sft` on scripted demonstrations; `sft_own` on the base's own successes from the same grid (rejection sampling:
+what it fits is the base given success, the policy among those that succeed that is nearest to it; the paper's Section
+5.2); `rl`.
 
 Every run is a process of its own below `out`, on this machine, on Ray or on Slurm. One that fails is a row of the table
 with its reason; an interrupted sweep goes on with those that have not ended.
@@ -29,7 +34,10 @@ from vla_razor.recipes.stages import stage
 from vla_razor.runs import Run, read_config
 
 EVALUATION_SEED = 0
-METHODS = ("sft", "rl")
+METHODS = {"sft": ("sft", {"demos": "demos"}), "sft_own": ("sft", {"demos": "own"}), "rl": ("rl", {})}
+"""The verb of each, and which collections it learns from: the verb's key and the name of the folder."""
+VARIANTS = ("kl_coefficient", "lora_rank")
+"""Settings that make a method another one in the table."""
 
 
 def run(config: DictConfig, run: Run) -> None:
@@ -39,8 +47,9 @@ def run(config: DictConfig, run: Run) -> None:
     trainings = plan(config, out)
     for kind in ("new", "prior"):
         _evaluate(console, config, out / f"base_{kind}", kind, [config.policy])
-    for seed in sorted({training.seed for training in trainings if training.method == "sft"}):
-        stage(console, config, out / f"demos_seed{seed}", "collect", policy="scripted", seed=seed)
+    for name, seed in sorted({(name, t.seed) for t in trainings for name in METHODS[t.method][1].values()}):
+        policy = config.policy if name == "own" else "scripted"
+        stage(console, config, _collection(out, name, seed), "collect", policy=policy, seed=seed)
     failures: dict[Training, str] = {}
     waiting = [(number, t.folder.name) for number, t in enumerate(trainings) if not _is_done(t)]
     with progress("runs", len(trainings), len(trainings) - len(waiting)) as advance:
@@ -75,15 +84,17 @@ def plan(config: DictConfig, out: Path) -> list[Training]:
     _check(config, axes, methods)
     trainings: dict[str, Training] = {}
     for method in methods:
-        own = {key: values for key, values in axes.items() if _name(key, method) in config[method]}
+        verb, _ = METHODS[method]
+        own = {key: values for key, values in axes.items() if _name(key, verb) in config[verb]}
         settings = [dict(zip(own, values, strict=True)) for values in product(*own.values())]
         for setting, texts in enumerate(settings, 1):
-            changes = _changes(config[method], method, texts)
+            changes = _changes(config[verb], verb, texts)
             name = f"{method}_{setting}" if len(settings) > 1 else method
-            rate = changes.get("learning_rate", config[method].learning_rate)
+            rate = changes.get("learning_rate", config[verb].learning_rate)
+            variant = " ".join(f"{k}={v}" for k, v in changes.items() if k in VARIANTS and v != config[verb][k])
             for seed in seeds:
                 folder = out / f"{name}_seed{seed}"
-                trainings[folder.name] = Training(folder, name, method, seed, rate, changes)
+                trainings[folder.name] = Training(folder, name, method, seed, rate, changes, variant)
     return list(trainings.values())
 
 
@@ -91,10 +102,9 @@ def job(out: Path, number: int) -> None:
     """One run: train, then evaluate its checkpoints; goes on where an interrupted one stopped."""
     config, console = read_config(out / "config.yaml"), Console()
     training = plan(config, out)[number]
-    changes = dict(training.changes) | (
-        {"demos": str(out / f"demos_seed{training.seed}")} if training.method == "sft" else {}
-    )
-    stage(console, config, training.folder, training.method, seed=training.seed, **changes)
+    verb, collections = METHODS[training.method]
+    data = {key: str(_collection(out, name, training.seed)) for key, name in collections.items()}
+    stage(console, config, training.folder, verb, **{**data, **training.changes, "seed": training.seed})
     for kind in ("new", "prior"):
         policies = [str(path) for path in training.checkpoints(config.checkpoints)]
         _evaluate(console, config, _evaluation(training, kind), kind, policies)
@@ -123,6 +133,10 @@ def _write(
     return outcomes
 
 
+def _collection(out: Path, name: str, seed: int) -> Path:
+    return out / f"{name}_seed{seed}"
+
+
 def _evaluation(training: Training, kind: str) -> Path:
     return training.folder.with_name(f"{training.folder.name}_{kind}")
 
@@ -135,25 +149,26 @@ def _check(config: DictConfig, axes: Mapping[str, Any], methods: Sequence[str]) 
     for method in methods:
         if method not in METHODS:
             raise UserError(f"unknown method {method!r}. {nearest(method, METHODS)}")
-    known = {str(name) for method in methods for name in config[method]}
+    verbs = {METHODS[method][0] for method in methods}
+    known = {str(name) for verb in verbs for name in config[verb]}
     for key in axes:
         section, _, name = key.rpartition(".")
-        if name not in known or section not in ("", *METHODS):
+        if name not in known or section not in ("", *(verb for verb, _ in METHODS.values())):
             raise UserError(f"unknown key {key!r} for {' and '.join(methods)}. {nearest(name, known)}")
     if config.prior is None:
         raise UserError("prior=null: a sweep needs prior tasks, or there is nothing to forget.")
 
 
-def _name(key: str, method: str) -> str:
-    """What an axis is called in a method's settings; empty where it is another method's."""
+def _name(key: str, verb: str) -> str:
+    """What an axis is called in a verb's settings; empty where it is another verb's."""
     section, _, name = key.rpartition(".")
-    return name if section in ("", method) else ""
+    return name if section in ("", verb) else ""
 
 
-def _changes(settings: DictConfig, method: str, texts: Mapping[str, str]) -> dict[str, Any]:
-    """To a method's settings, each checked by its rule."""
-    composed = compose(method, [f"{_name(key, method)}={text}" for key, text in texts.items()])
-    changes = {_name(key, method): composed[_name(key, method)] for key in texts}
+def _changes(settings: DictConfig, verb: str, texts: Mapping[str, str]) -> dict[str, Any]:
+    """To a verb's settings, each checked by its rule."""
+    composed = compose(verb, [f"{_name(key, verb)}={text}" for key, text in texts.items()])
+    changes = {_name(key, verb): composed[_name(key, verb)] for key in texts}
     gains = settings.gain_learning_rate
     if "learning_rate" in changes and "gain_learning_rate" not in changes and gains is not None:
         changes["gain_learning_rate"] = gains * changes["learning_rate"] / settings.learning_rate
