@@ -79,7 +79,7 @@ _DEVICE = Rule(
 
 _KEYS = {
     _TEXT: "out policy against base demos unnorm_key data_dir embeddings model teacher endpoint "
-    "api_key_variable annotations law",
+    "api_key_variable annotations law replay",
     _SWITCH: "greedy train_vision dry_run direct easy mixed_precision rejected gradient_checkpointing run_code",
     _COUNT: "num_envs num_workers micro_batch_size batch_size epochs iterations per_point max_attempts save_every "
     "episodes new_episodes prior_episodes probe_states checkpoints jobs rates group_size prompts_per_step "
@@ -105,6 +105,7 @@ RULES: dict[str, Rule] = {
     "grid": _GRID,
     "noise": _SHARE,
     "forgetting_budget": _BUDGET,
+    "replay_share": _BUDGET,
     "on_budget": _one_of("stop", "lower"),
     "device": _DEVICE,
     "dtype": _one_of("float32", "bfloat16"),
@@ -134,6 +135,7 @@ NULLABLE |= {
     "cold_start",
     "forgetting_budget",
     "law",
+    "replay",
 }
 
 

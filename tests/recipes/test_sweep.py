@@ -66,6 +66,14 @@ def test_what_makes_a_method_another_one_is_in_its_name() -> None:
     }
 
 
+def test_a_replay_is_of_every_prior_task_and_about_as_large_as_the_demonstrations() -> None:
+    config = compose("sweep", ["method=sft_replay"])
+    assert sweep.METHODS["sft_replay"] == ("sft", {"demos": "demos", "replay": "replay"})
+    changes = sweep.collected(config, "replay")
+    assert changes["policy"] == "scripted" and changes["env"] == config.prior and changes["per_point"] == 1
+    assert sweep.collected(config, "own") == {"policy": "tiny"}
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -90,12 +98,12 @@ def test_slurm_is_asked_for_where_it_is_not(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, vla_razor: CommandLine) -> Path:
-    """Two runs of SFT, one of which diverges, the same on the base's own successes, and one of REINFORCE, two at a
-    time."""
+    """Two runs of SFT, one of which diverges, the same on the base's own successes and with a replay, and one of
+    REINFORCE, two at a time."""
     if not TINY.is_dir():
         pytest.skip("the embedded base policy has not been made")
     out = tmp_path_factory.mktemp("sweep") / "run"
-    axes = ("sft.learning_rate=1e-4,1e30", "method=sft,sft_own,rl")
+    axes = ("sft.learning_rate=1e-4,1e30", "method=sft,sft_own,sft_replay,rl")
     done = vla_razor.run("sweep", *SMALL, *axes, "jobs=2", f"out={out}")
     assert "sft_2_seed0 failed: Step 2: the loss is nan" in done.stdout
     return out
@@ -114,20 +122,27 @@ def test_what_a_sweep_leaves(finished: Path) -> None:
         "sft_2_seed0": ("sft", "failed"),
         "sft_own_1_seed0": ("sft_own", "done"),
         "sft_own_2_seed0": ("sft_own", "failed"),
+        "sft_replay_1_seed0": ("sft_replay", "done"),
+        "sft_replay_2_seed0": ("sft_replay", "failed"),
         "rl_seed0": ("rl", "done"),
     }
     assert found["sft_2_seed0"]["reason"].startswith("Step 2: the loss is nan")
     assert found["sft_1_seed0"]["forward_kl"] > 0 == found["base"]["forward_kl"]
     summary = json.loads((finished / "summary.json").read_text())
-    assert summary["runs"] == 5 and set(summary["failed"]) == {"sft_2_seed0", "sft_own_2_seed0"}
+    assert summary["runs"] == 7
+    assert set(summary["failed"]) == {"sft_2_seed0", "sft_own_2_seed0", "sft_replay_2_seed0"}
     assert {path.stem for path in (finished / "logs").iterdir()} == found.keys() - {"base"}
 
 
 @pytest.mark.slow
 def test_what_each_method_learns_from(finished: Path) -> None:
-    for folder, policy in (("demos_seed0", "scripted"), ("own_seed0", "tiny")):
+    for folder, policy, task in (
+        ("demos_seed0", "scripted", "pick_can"),
+        ("own_seed0", "tiny", "pick_can"),
+        ("replay_seed0", "scripted", "open_top_drawer"),
+    ):
         (shard,) = demonstrations.read_store(finished / folder)
-        assert {demonstration.policy for demonstration in shard.demonstrations} == {policy}
+        assert {(shown.policy, shown.task) for shown in shard.demonstrations} == {(policy, task)}
     assert read_config(finished / "sft_own_1_seed0" / "config.yaml").demos == str(finished / "own_seed0")
 
 

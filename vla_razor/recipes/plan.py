@@ -38,6 +38,7 @@ from vla_razor.recipes.footprint import (
     size_text,
     time_text,
 )
+from vla_razor.recipes.sft import replayed_per_batch
 from vla_razor.recipes.training import parameter_groups
 from vla_razor.rollouts.demonstrations import FOLDER
 from vla_razor.rollouts.starts import parse_grid
@@ -210,7 +211,8 @@ def work_of(config: DictConfig) -> Work:
         most = points * config.per_point * horizon_of(config.env)
         return Work(most, most, config.iterations)
     states = _demonstrated(config.demos) if config.demos else None
-    return Work(0, config.batch_size, None if states is None else config.epochs * -(-states // config.batch_size))
+    new = config.batch_size - replayed_per_batch(config)
+    return Work(0, config.batch_size, None if states is None else config.epochs * -(-states // new))
 
 
 def horizon_of(env: DictConfig) -> int:

@@ -8,7 +8,7 @@ learning rate keeps its ratio to `learning_rate` unless it is given too. What ma
 
 Methods: `sft` on scripted demonstrations; `sft_own` on the base's own successes from the same grid (rejection sampling:
 what it fits is the base given success, the policy among those that succeed that is nearest to it; the paper's Section
-5.2); `rl`.
+5.2); `sft_replay`, sft with scripted demonstrations of the prior tasks in every batch; `rl`.
 
 Every run is a process of its own below `out`, on this machine, on Ray or on Slurm. One that fails is a row of the table
 with its reason; an interrupted sweep goes on with those that have not ended.
@@ -23,7 +23,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from vla_razor.config import compose
+from vla_razor.config import compose, scenes
 from vla_razor.errors import RunFailed, UserError, nearest
 from vla_razor.files import atomic_write
 from vla_razor.progress import progress
@@ -34,9 +34,14 @@ from vla_razor.recipes.stages import stage
 from vla_razor.runs import Run, read_config
 
 EVALUATION_SEED = 0
-METHODS = {"sft": ("sft", {"demos": "demos"}), "sft_own": ("sft", {"demos": "own"}), "rl": ("rl", {})}
+METHODS = {
+    "sft": ("sft", {"demos": "demos"}),
+    "sft_own": ("sft", {"demos": "own"}),
+    "sft_replay": ("sft", {"demos": "demos", "replay": "replay"}),
+    "rl": ("rl", {}),
+}
 """The verb of each, and which collections it learns from: the verb's key and the name of the folder."""
-VARIANTS = ("kl_coefficient", "lora_rank")
+VARIANTS = ("kl_coefficient", "lora_rank", "replay_share")
 """Settings that make a method another one in the table."""
 
 
@@ -48,8 +53,7 @@ def run(config: DictConfig, run: Run) -> None:
     for kind in ("new", "prior"):
         _evaluate(console, config, out / f"base_{kind}", kind, [config.policy])
     for name, seed in sorted({(name, t.seed) for t in trainings for name in METHODS[t.method][1].values()}):
-        policy = config.policy if name == "own" else "scripted"
-        stage(console, config, _collection(out, name, seed), "collect", policy=policy, seed=seed)
+        stage(console, config, _collection(out, name, seed), "collect", seed=seed, **collected(config, name))
     failures: dict[Training, str] = {}
     waiting = [(number, t.folder.name) for number, t in enumerate(trainings) if not _is_done(t)]
     with progress("runs", len(trainings), len(trainings) - len(waiting)) as advance:
@@ -135,6 +139,16 @@ def _write(
 
 def _collection(out: Path, name: str, seed: int) -> Path:
     return out / f"{name}_seed{seed}"
+
+
+def collected(config: DictConfig, name: str) -> dict[str, Any]:
+    """What a collection differs in: a replay is of about as many episodes as the new task's, and at least one at every
+    point of the grid of each prior task.
+    """
+    if name == "replay":
+        tasks = sum(len(scene.tasks) for scene in scenes(config.prior))
+        return {"policy": "scripted", "env": config.prior, "per_point": max(1, config.collect.per_point // tasks)}
+    return {"policy": config.policy if name == "own" else "scripted"}
 
 
 def _evaluation(training: Training, kind: str) -> Path:
