@@ -76,6 +76,12 @@ def rl(arguments: Arguments = None, show: Show = False) -> None:
     _launch("rl", arguments, show)
 
 
+@_verb("distill")
+def distill(arguments: Arguments = None, show: Show = False) -> None:
+    """Fine-tune on what the scripted expert would have done at the states that the policy visits."""
+    _launch("distill", arguments, show)
+
+
 @_verb("eval")
 def evaluate(arguments: Arguments = None, show: Show = False) -> None:
     """Success rates from uniformly drawn starts, with Wilson intervals; paired with a second policy by --against."""

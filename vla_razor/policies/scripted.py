@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vla_razor.policies import Decisions, scripted_google, scripted_panda
+from vla_razor.policies import Decisions, Policy, scripted_google, scripted_panda
 
 Skill = Callable[[dict[str, Any]], np.ndarray]
 
@@ -71,9 +71,13 @@ class ScriptedExpert:
         memories: Sequence[Any] | None = None,
     ) -> Decisions:
         """Decides for each environment; actions [B, 7] in environment units, no tokens."""
-        pairs = zip(instructions, infos, strict=True)
-        self.clean_actions = np.stack([self.skills.decide(*pair) for pair in pairs]).astype(np.float32)
+        self.clean_actions = self.wanted(instructions, infos)
         return Decisions(self._disturbed(generator), labels=self.clean_actions)
+
+    def wanted(self, instructions: list[str], infos: list[dict[str, Any]]) -> np.ndarray:
+        """What it would do in each environment, undisturbed: actions [B, 7] in environment units."""
+        pairs = zip(instructions, infos, strict=True)
+        return np.stack([self.skills.decide(*pair) for pair in pairs]).astype(np.float32)
 
     def _disturbed(self, generator: torch.Generator) -> np.ndarray:
         rows, bound = len(self.clean_actions), self.skills.translation
@@ -82,3 +86,22 @@ class ScriptedExpert:
         actions = self.clean_actions.copy()
         actions[:, :3] = np.clip(actions[:, :3] + hit * shift, -bound, bound)
         return actions
+
+
+class Corrected:
+    """A policy that acts while the expert says, at every state, what it would have done: the decisions' `labels`."""
+
+    def __init__(self, policy: Policy, expert: ScriptedExpert) -> None:
+        self.policy, self.expert, self.name = policy, expert, policy.name
+
+    def act(
+        self,
+        images: np.ndarray,
+        instructions: list[str],
+        infos: list[dict[str, Any]],
+        generator: torch.Generator,
+        memories: Sequence[Any] | None = None,
+    ) -> Decisions:
+        """As the policy's own."""
+        decisions = self.policy.act(images, instructions, infos, generator, memories)
+        return decisions._replace(labels=self.expert.wanted(instructions, infos))

@@ -76,7 +76,7 @@ def show(config: DictConfig) -> None:
     if config.verb == "mnist":
         _show_mnist(console, config)
         return
-    parts = [config] if config.verb in ("sft", "rl") else [_section(config, verb) for verb in ("sft", "rl")]
+    parts = [config] if config.verb != "demo" else [_section(config, verb) for verb in ("sft", "rl")]
     for part in parts:
         _show(console, part)
     console.print("Nothing was started.", highlight=False)
@@ -194,8 +194,8 @@ def _cache_bytes(model: OpenVLA) -> float:
 
 @dataclass(frozen=True)
 class Work:
-    """What a step (SFT) or an iteration (REINFORCE) does: control steps simulated and states learnt from, at most, and
-    how many of them a run makes (None where the demonstrations are not known).
+    """What a step (SFT) or an iteration (REINFORCE, distillation) does: control steps simulated and states learnt from,
+    at most, and how many of them a run makes (None where the demonstrations are not known).
     """
 
     simulated: int
@@ -204,8 +204,8 @@ class Work:
 
 
 def work_of(config: DictConfig) -> Work:
-    """The work of a configuration of sft or rl."""
-    if config.verb == "rl":
+    """The work of a configuration of sft, rl or distill."""
+    if config.verb != "sft":
         columns, rows = parse_grid(config.grid)
         points = columns * rows * (1 if config.env.grid else len(config.env.tasks))
         most = points * config.per_point * horizon_of(config.env)
@@ -245,7 +245,7 @@ def _show(console: Console, config: DictConfig) -> None:
     rate = UTILIZATION * flops_of(card)
     policy = (work.simulated * takes.decision_flop + work.learnt * takes.update_flop) / rate
     simulator = work.simulated / (SIMULATOR[robot_of(config.env)] * config.num_workers)
-    unit = "iteration" if config.verb == "rl" else "step"
+    unit = "step" if config.verb == "sft" else "iteration"
     named = card.name if card else "this CPU"
     tokens = (work.simulated + work.learnt) * takes.tokens
     lines = [

@@ -8,7 +8,8 @@ learning rate keeps its ratio to `learning_rate` unless it is given too. What ma
 
 Methods: `sft` on scripted demonstrations; `sft_own` on the base's own successes from the same grid (rejection sampling:
 what it fits is the base given success, the policy among those that succeed that is nearest to it; the paper's Section
-5.2); `sft_replay`, sft with scripted demonstrations of the prior tasks in every batch; `rl`.
+5.2); `sft_replay`, sft with scripted demonstrations of the prior tasks in every batch; `rl`; `distill`, the expert's
+actions at the states that the policy visits.
 
 Every run is a process of its own below `out`, on this machine, on Ray or on Slurm. One that fails is a row of the table
 with its reason; an interrupted sweep goes on with those that have not ended.
@@ -39,6 +40,7 @@ METHODS = {
     "sft_own": ("sft", {"demos": "own"}),
     "sft_replay": ("sft", {"demos": "demos", "replay": "replay"}),
     "rl": ("rl", {}),
+    "distill": ("distill", {}),
 }
 """The verb of each, and which collections it learns from: the verb's key and the name of the folder."""
 VARIANTS = ("kl_coefficient", "lora_rank", "replay_share")
@@ -52,8 +54,9 @@ def run(config: DictConfig, run: Run) -> None:
     trainings = plan(config, out)
     for kind in ("new", "prior"):
         _evaluate(console, config, out / f"base_{kind}", kind, [config.policy])
-    for name, seed in sorted({(name, t.seed) for t in trainings for name in METHODS[t.method][1].values()}):
-        stage(console, config, _collection(out, name, seed), "collect", seed=seed, **collected(config, name))
+    for folder, seed in sorted({(folder, t.seed) for t in trainings for folder in collections_of(out, t).values()}):
+        changes = collected(config, folder.name.partition("_")[0])
+        stage(console, config, folder, "collect", seed=seed, **changes)
     failures: dict[Training, str] = {}
     waiting = [(number, t.folder.name) for number, t in enumerate(trainings) if not _is_done(t)]
     with progress("runs", len(trainings), len(trainings) - len(waiting)) as advance:
@@ -106,8 +109,8 @@ def job(out: Path, number: int) -> None:
     """One run: train, then evaluate its checkpoints; goes on where an interrupted one stopped."""
     config, console = read_config(out / "config.yaml"), Console()
     training = plan(config, out)[number]
-    verb, collections = METHODS[training.method]
-    data = {key: str(_collection(out, name, training.seed)) for key, name in collections.items()}
+    verb, _ = METHODS[training.method]
+    data = {key: str(folder) for key, folder in collections_of(out, training).items()}
     stage(console, config, training.folder, verb, **{**data, **training.changes, "seed": training.seed})
     for kind in ("new", "prior"):
         policies = [str(path) for path in training.checkpoints(config.checkpoints)]
@@ -137,8 +140,10 @@ def _write(
     return outcomes
 
 
-def _collection(out: Path, name: str, seed: int) -> Path:
-    return out / f"{name}_seed{seed}"
+def collections_of(out: Path, training: Training) -> dict[str, Path]:
+    """Where what a run learns from is collected, by the key of its verb."""
+    _, collections = METHODS[training.method]
+    return {key: out / f"{name}_seed{training.seed}" for key, name in collections.items()}
 
 
 def collected(config: DictConfig, name: str) -> dict[str, Any]:

@@ -1,0 +1,87 @@
+"""Distillation at the policy's own states: who acts and who is imitated, and whole runs in the simulator."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.recipes.support import INSTRUCTION, CommandLine, assert_same_end, metrics, small_policy
+from vla_razor import config
+from vla_razor.policies.load import TINY
+from vla_razor.policies.openvla.policy import OpenVLAPolicy
+from vla_razor.policies.scripted import Corrected, ScriptedExpert
+from vla_razor.recipes import distill, sft
+from vla_razor.recipes.training import Trainer
+from vla_razor.rollouts.rollout import Episode
+from vla_razor.rollouts.starts import Start
+
+
+def info(x: float) -> dict[str, Any]:
+    """The can `x` metres before the gripper."""
+    pose = np.array([0.5, 0.0, 0.3, 0.0, 1.0, 0.0, 0.0])
+    can = np.array([0.5 + x, 0.0, 0.05, 1.0, 0.0, 0.0, 0.0])
+    return {"tcp_pose": pose, "target_pose": can, "is_grasped": False, "gripper_position": 0.04, "success": False}
+
+
+def test_the_policy_acts_and_the_expert_is_imitated() -> None:
+    policy, expert = OpenVLAPolicy(small_policy()), ScriptedExpert()
+    images, asked = np.zeros((2, 64, 64, 3), np.uint8), [INSTRUCTION] * 2
+    infos = [info(0.1), info(-0.1)]
+    alone = policy.act(images, asked, infos, torch.Generator().manual_seed(3))
+    decided = Corrected(policy, expert).act(images, asked, infos, torch.Generator().manual_seed(3))
+    np.testing.assert_array_equal(decided.actions, alone.actions)
+    assert decided.tokens is not None and alone.tokens is not None and decided.labels is not None
+    assert torch.equal(decided.tokens, alone.tokens)
+    shown = expert.act(images, asked, infos, torch.Generator())
+    np.testing.assert_array_equal(decided.labels, shown.actions)
+    assert decided.labels[0, 0] > 0 > decided.labels[1, 0], "towards the can"
+
+
+def episode(seed: int, lost: bool = False) -> Episode:
+    """Four random pictures, random actions, and an expert who always wants the same."""
+    draw, length = np.random.default_rng(seed), 0 if lost else 4
+    return Episode(
+        start=Start("pick_can", {}, seed, seed),
+        instruction=INSTRUCTION,
+        images=draw.integers(0, 256, (length, 64, 64, 3), np.uint8),
+        proprioception=np.zeros((length, 8), np.float32),
+        actions=draw.uniform(-0.05, 0.05, (length, 7)).astype(np.float32),
+        tokens=None,
+        log_probs=None,
+        labels=None if lost else np.full((length, 7), 0.03, np.float32),
+        success=np.zeros(length, bool),
+        lost=lost,
+    )
+
+
+def test_what_is_learned_are_the_experts_actions_at_the_visited_states() -> None:
+    visited = distill.states_of([episode(0), episode(1, lost=True), episode(2)])
+    np.testing.assert_array_equal(visited.images, np.concatenate([episode(0).images, episode(2).images]))
+    assert visited.episode.tolist() == [0] * 4 + [1] * 4
+    policy = OpenVLAPolicy(small_policy())
+    chosen = config.compose("distill", ["learning_rate=3e-3", "device=cpu", "warmup_steps=0"])
+    tokens, trainer = policy.tokenize(visited.actions, visited.episode), Trainer(policy.model, chosen, 10)
+    assert len(tokens.unique(dim=0)) == 1
+    rows = torch.arange(len(tokens))
+    losses = [sft.learn(policy, trainer, chosen, visited, tokens, rows)["loss"] for _ in range(10)]
+    assert losses[-1] < losses[0] - 1
+
+
+@pytest.mark.slow
+def test_a_whole_run_killed_and_resumed_ends_the_same(tmp_path: Path, vla_razor: CommandLine) -> None:
+    if not TINY.is_dir():
+        pytest.skip("the embedded base policy has not been made")
+    sizes = ["grid=2x2", "per_point=2", "iterations=3", "num_envs=4", "num_workers=1", "probe_every=3"]
+    rest = ["probe_states=16", "eval_episodes=0", "save_every=1", "logger=none", "device=cpu"]
+    finished, killed = tmp_path / "finished", tmp_path / "killed"
+    vla_razor.run("distill", *sizes, *rest, f"out={finished}")
+    rows = metrics(finished)
+    assert [row["step"] for row in rows] == [1, 2, 3] and rows[-1]["forward_kl"] > 0
+    assert rows[-1]["loss"] < rows[0]["loss"] and 0 < rows[0]["token_accuracy"] < 1
+    stopped = vla_razor.stop_at(killed, 1, signal.SIGKILL, "distill", *sizes, *rest, f"out={killed}")
+    assert stopped.returncode == -signal.SIGKILL
+    vla_razor.run("resume", killed)
+    assert_same_end(finished, killed)

@@ -1,0 +1,71 @@
+"""`vla-razor distill`: imitate the scripted expert at the states that the policy itself visits (on-policy distillation;
+DAgger of Ross et al., 2011, without keeping earlier iterations' states).
+
+An iteration is REINFORCE's: `per_point` episodes of the policy from every point of a grid, each up to its success, then
+one full-batch update. What is learned is SFT's: cross-entropy, at every visited state, on the action that the expert,
+who reads the privileged state, would have taken there. So of the two things in which SFT on demonstrations and
+REINFORCE differ, where the states come from and what is said about them, it changes the first alone.
+
+The paper has no such run on robots; its Section 5 distils a teacher's answers on ParityMNIST's own inputs.
+"""
+
+from collections.abc import Sequence
+from contextlib import closing
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from vla_razor.config import robot_of
+from vla_razor.policies.openvla.policy import OpenVLAPolicy
+from vla_razor.policies.scripted import Corrected, ScriptedExpert
+from vla_razor.progress import progress
+from vla_razor.recipes import rl, sft, training
+from vla_razor.recipes.training import Trainer
+from vla_razor.rollouts.demonstrations import Demonstrations
+from vla_razor.rollouts.rollout import Episode, make_vector_env
+from vla_razor.runs import Run
+from vla_razor.study.forecast import Guard
+
+
+def run(config: DictConfig, run: Run) -> None:
+    """Fine-tune `config.policy` on `config.env`; goes on where a resumed run stopped."""
+    state = run.restore()
+    guard = Guard.of(config, "robot")
+    model, base = training.open_models(config, run)
+    trainer = Trainer(model, config, config.iterations, state)
+    policy = OpenVLAPolicy(model, config.unnorm_key, robot=robot_of(config.env))
+    corrected = Corrected(policy, ScriptedExpert(robot=robot_of(config.env)))
+    with (
+        closing(make_vector_env(config.env, config.num_envs, config.num_workers, model.device)) as envs,
+        training.saving(run, model, trainer) as save,
+        progress("distillation", config.iterations, trainer.step) as advance,
+    ):
+        probe = training.open_probe(config, base, envs)
+        while not trainer.done:
+            episodes, timing = rl.gather(envs, corrected, config, trainer.step)
+            visited = states_of(episodes)
+            tokens = policy.tokenize(visited.actions, visited.episode)
+            with training.uninterrupted():
+                penalised = base if config.kl_coefficient else None
+                scalars = sft.learn(policy, trainer, config, visited, tokens, torch.arange(len(tokens)), penalised)
+                scalars |= rl.played(episodes, timing)
+                if probe and training.is_due(trainer.step, config.probe_every, config.iterations):
+                    scalars |= training.measure(model, probe, trainer, guard)
+                run.log(trainer.step, **scalars)
+                if trainer.spent or training.is_due(trainer.step, config.save_every, config.iterations):
+                    save()
+            advance(success=scalars["success"], loss=scalars["loss"])
+    training.finish(config, run, model, base, probe, guard)
+
+
+def states_of(episodes: Sequence[Episode]) -> Demonstrations:
+    """Every state that was visited in episodes which were not lost, with the expert's action there."""
+    kept = [episode for episode in episodes if not episode.lost]
+    return Demonstrations(
+        images=np.concatenate([episode.images for episode in kept]),
+        proprioception=np.concatenate([episode.proprioception for episode in kept]),
+        actions=np.concatenate([rl.sampled(episode.labels) for episode in kept]),
+        instructions=[episode.instruction for episode in kept for _ in episode.success],
+        episode=np.repeat(np.arange(len(kept)), [episode.length for episode in kept]),
+    )
