@@ -85,7 +85,7 @@ _KEYS = {
     "episodes new_episodes prior_episodes probe_states checkpoints jobs rates group_size prompts_per_step "
     "num_iterations max_new_tokens max_length paragraphs probe_prompts samples concurrency requests_per_minute",
     _WHOLE: "seed eval_episodes lora_rank warmup_steps augmentation probe_every videos max_steps "
-    "max_examples eval_prompts examples",
+    "max_examples eval_prompts examples staleness",
     _POSITIVE: "learning_rate gain_learning_rate eps max_grad_norm lora_alpha temperature lowest_rate highest_rate "
     "timeout",
     _NUMBER: "weight_decay kl_coefficient margin",

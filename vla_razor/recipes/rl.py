@@ -9,6 +9,10 @@ Where it departs from the paper, and why:
 - An episode's log-probabilities are averaged, not summed (`normalizer=length`): failures run longer than successes, and
   summed they outweigh them and raise the entropy.
 - The normalisation gains have a learning rate of their own, and the vision stacks stay as they are.
+
+`staleness=K` plays each iteration's episodes with the policy as it was K updates before (in the first K iterations: as
+it began), which is online but off-policy, the paper's open question. The update stays plain REINFORCE on these
+episodes, without importance weights: what they would correct is what is asked about.
 """
 
 import time
@@ -50,7 +54,8 @@ def run(config: DictConfig, run: Run) -> None:
     ):
         probe = training.open_probe(config, base, envs)
         while not trainer.done:
-            gathered = gather(envs, policy, config, trainer.step)
+            with trainer.stale():
+                gathered = gather(envs, policy, config, trainer.step)
             with training.uninterrupted():
                 probing = training.is_due(trainer.step + 1, config.probe_every, config.iterations)
                 scalars = learn(policy, trainer, config, *gathered, base if probing or config.kl_coefficient else None)
@@ -104,7 +109,9 @@ def learn(
 
 
 def played(episodes: Sequence[Episode], timing: Timing) -> dict[str, float]:
-    """What is logged of an iteration's episodes. The entropy, in nats a token, is estimated from the samples."""
+    """What is logged of an iteration's episodes. The entropy, in nats a token, is that of the policy that
+    played, estimated from its samples.
+    """
     kept = [episode for episode in episodes if not episode.lost]
     return {
         "success": sum(episode.success_once for episode in kept) / len(kept),
