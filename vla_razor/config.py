@@ -83,7 +83,7 @@ _KEYS = {
     _SWITCH: "greedy train_vision dry_run direct easy mixed_precision rejected gradient_checkpointing run_code",
     _COUNT: "num_envs num_workers micro_batch_size batch_size epochs iterations per_point max_attempts save_every "
     "episodes new_episodes prior_episodes probe_states checkpoints jobs rates group_size prompts_per_step "
-    "num_iterations max_new_tokens max_length paragraphs probe_prompts samples concurrency requests_per_minute",
+    "num_iterations updates max_new_tokens max_length paragraphs probe_prompts samples concurrency requests_per_minute",
     _WHOLE: "seed eval_episodes lora_rank warmup_steps augmentation probe_every videos max_steps "
     "max_examples eval_prompts examples staleness",
     _POSITIVE: "learning_rate gain_learning_rate eps max_grad_norm lora_alpha temperature lowest_rate highest_rate "

@@ -70,18 +70,26 @@ def test_what_is_learned_are_the_experts_actions_at_the_visited_states() -> None
     assert losses[-1] < losses[0] - 1
 
 
+def test_every_state_is_learned_once_before_any_comes_again() -> None:
+    chosen = config.compose("distill", ["updates=3", "batch_size=4"])
+    found = list(distill.batches(chosen, 0, 10))
+    assert [len(rows) for rows in found] == [4, 4, 4]
+    assert torch.cat(found)[:10].sort().values.tolist() == list(range(10))
+    assert not torch.equal(found[0], next(distill.batches(chosen, 1, 10)))
+
+
 @pytest.mark.slow
 def test_a_whole_run_killed_and_resumed_ends_the_same(tmp_path: Path, vla_razor: CommandLine) -> None:
     if not TINY.is_dir():
         pytest.skip("the embedded base policy has not been made")
-    sizes = ["grid=2x2", "per_point=2", "iterations=3", "num_envs=4", "num_workers=1", "probe_every=3"]
+    sizes = ["grid=2x2", "per_point=1", "iterations=3", "updates=2", "num_envs=4", "num_workers=1", "probe_every=3"]
     rest = ["probe_states=16", "eval_episodes=0", "save_every=1", "logger=none", "device=cpu"]
     finished, killed = tmp_path / "finished", tmp_path / "killed"
     vla_razor.run("distill", *sizes, *rest, f"out={finished}")
     rows = metrics(finished)
-    assert [row["step"] for row in rows] == [1, 2, 3] and rows[-1]["forward_kl"] > 0
-    assert rows[-1]["loss"] < rows[0]["loss"] and 0 < rows[0]["token_accuracy"] < 1
-    stopped = vla_razor.stop_at(killed, 1, signal.SIGKILL, "distill", *sizes, *rest, f"out={killed}")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6] and rows[-1]["forward_kl"] > 0
+    assert ["success" in row for row in rows] == [False, True] * 3 and 0 < rows[0]["token_accuracy"] < 1
+    stopped = vla_razor.stop_at(killed, 3, signal.SIGKILL, "distill", *sizes, *rest, f"out={killed}")
     assert stopped.returncode == -signal.SIGKILL
     vla_razor.run("resume", killed)
     assert_same_end(finished, killed)

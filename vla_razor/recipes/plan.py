@@ -209,7 +209,8 @@ def work_of(config: DictConfig) -> Work:
         columns, rows = parse_grid(config.grid)
         points = columns * rows * (1 if config.env.grid else len(config.env.tasks))
         most = points * config.per_point * horizon_of(config.env)
-        return Work(most, most, config.iterations)
+        learnt = config.updates * config.batch_size if config.verb == "distill" else most
+        return Work(most, learnt, config.iterations)
     states = _demonstrated(config.demos) if config.demos else None
     new = config.batch_size - replayed_per_batch(config)
     return Work(0, config.batch_size, None if states is None else config.epochs * -(-states // new))
