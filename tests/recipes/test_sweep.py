@@ -131,6 +131,8 @@ def test_what_a_sweep_leaves(finished: Path) -> None:
     }
     assert found["sft_own_2_seed0"]["reason"].startswith("Step 2: the loss is nan")
     assert found["sft_own_1_seed0"]["forward_kl"] > 0 == found["base"]["forward_kl"]
+    moved = found["sft_own_1_seed0"]
+    assert moved["weight_l1"] > 0 < moved["activation_l1"] and moved["weight_sparsity"] < 1
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["runs"] == 3 and set(summary["failed"]) == {"sft_own_2_seed0"}
     assert {path.stem for path in (finished / "logs").iterdir()} == found.keys() - {"base"}

@@ -158,7 +158,7 @@ def _decision(model: OpenVLA, batch: int) -> tuple[float, float]:
         length = embeddings.shape[1]
         table = decoder.rotary_table(llama, embeddings, length + more)
         cache = decoder.Cache(length + more)
-        model._action_head(decoder.prefill(llama, embeddings, table, lengths[:, None] - 1, cache=cache))
+        model.action_head(decoder.prefill(llama, embeddings, table, lengths[:, None] - 1, cache=cache))
 
     peak, flop = measured(model, decide)
     a_step = 2 * sum(p.numel() for p in model.language_model.parameters())

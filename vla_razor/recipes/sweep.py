@@ -112,6 +112,7 @@ def job(out: Path, number: int) -> None:
     verb, _ = METHODS[training.method]
     data = {key: str(folder) for key, folder in collections_of(out, training).items()}
     stage(console, config, training.folder, verb, **{**data, **training.changes, "seed": training.seed})
+    comparison.measure_weights(config.policy, training, config.checkpoints)
     for kind in ("new", "prior"):
         policies = [str(path) for path in training.checkpoints(config.checkpoints)]
         _evaluate(console, config, _evaluation(training, kind), kind, policies)
@@ -131,6 +132,8 @@ def _write(
     """results.parquet, of what has ended so far."""
     done = [training for training in trainings if _is_done(training)]
     outcomes: list[Outcome] = []
+    for training in done:  # a sweep of before there were these columns gets them when it is resumed
+        comparison.measure_weights(config.policy, training, config.checkpoints)
     for seed in dict.fromkeys(training.seed for training in done):
         own = [training for training in done if training.seed == seed]
         new, prior = ([out / f"base_{kind}", *(_evaluation(t, kind) for t in own)] for kind in ("new", "prior"))

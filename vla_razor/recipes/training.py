@@ -220,9 +220,10 @@ def open_probe(config: DictConfig, base: Base, envs: VectorEnv | None = None) ->
 
 def probe_scalars(measured: Mapping[str, Any]) -> dict[str, float]:
     """What `probe_set.measure` found, in nats, under the names it is logged by."""
-    names = {"per_token": "forward_kl", "per_action": "forward_kl_per_action", "reverse_kl": "probe_reverse_kl"}
-    same = ("sharpening", "displacement", "total_variation", "l2_distance")
-    return {names.get(name, name): measured[name] for name in (*names, *same)}
+    names = {"per_token": "forward_kl", "per_action": "forward_kl_per_action"}
+    names |= {"reverse_kl": "probe_reverse_kl", "entropy": "probe_entropy"}
+    same = ("sharpening", "displacement", "total_variation", "l2_distance", "activation_l1", "activation_l2")
+    return {names.get(name, name): measured[name] for name in (*names, *same) if name in measured}
 
 
 def finish(
