@@ -164,6 +164,7 @@ def compose(verb: str, overrides: Iterable[str] = ()) -> DictConfig:
     for key, text in values.items():
         _assign(config, verb, key, text)
     _check_robot(config)
+    _set_prior_apart(config)
     if axes:
         config.axes = {**config.axes, **axes}
     if config.get("out", "given") is None:
@@ -261,6 +262,17 @@ def _check_robot(config: DictConfig) -> None:
         robot = scene.make.get("robot", config.robot)
         if robot != config.robot:
             raise UserError(f"env.make.robot={robot}: say robot={robot}, which also sets the scene's area and camera.")
+
+
+def _set_prior_apart(config: DictConfig) -> None:
+    """A task that is being learned is no prior one; without any left there are none."""
+    learned = {task for scene in scenes(config.env) for task in scene.tasks} if "env" in config else set()
+    for part in [config, *(config[key] for key in config if key in verbs())]:
+        if part.get("prior"):
+            for scene in scenes(part.prior):
+                scene.tasks = [task for task in scene.tasks if task not in learned]
+            if not any(scene.tasks for scene in scenes(part.prior)):
+                part.prior = None
 
 
 def _split(override: str) -> tuple[str, str]:

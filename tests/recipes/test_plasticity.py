@@ -27,7 +27,7 @@ def finished(folder: Path, rows: list[dict[str, float]], *words: str, verb: str 
 def test_a_history_is_the_last_policy_and_what_it_spent(tmp_path: Path) -> None:
     rows = [{"step": 1, "forward_kl_per_action": 1.0}, {"step": 2, "forward_kl_per_action": 2.5}, {"step": 3}]
     one, other = finished(tmp_path / "one", rows), finished(tmp_path / "other", rows[:1], verb="sft")
-    assert plasticity.histories([str(one), str(other)]) == {
+    assert plasticity.histories([str(one), str(other)], "open_top_drawer") == {
         "base": History("tiny", "base", 0.0),
         "one": History(str(one), "rl", 2.5),
         "other": History(str(other), "sft", 1.0),
@@ -63,8 +63,11 @@ def test_bad_input_is_one_message(tmp_path: Path) -> None:
         ([good, other], "different policies, elsewhere and tiny"),
         ([blind], "needs probe_every above 0"),
         ([tmp_path / "nowhere"], "give base="),
+        ([good, "env=pick_can"], "has learned pick_can already"),
     ):
-        result = CliRunner().invoke(cli.app, ["plasticity", *map(str, folders), f"out={tmp_path / 'run'}"])
+        words = ["plasticity", *map(str, folders), f"out={tmp_path / 'run'}"]
+        words = words if "env=pick_can" in words else [*words, "env=drawer"]
+        result = CliRunner().invoke(cli.app, words)
         assert result.exit_code == 2 and says in result.stderr, result.output
         assert not (tmp_path / "run").exists()
 

@@ -65,7 +65,11 @@ def run(config: DictConfig, run: Run) -> None:
     """Train the base and every run's policy on `config.env`, then show how each learned."""
     run.restore()
     out, console = run.path.resolve(), Console()
-    trainings = [(name, history, seed) for name, history in histories(config.runs).items() for seed in config.seeds]
+    trainings = [
+        (name, history, seed)
+        for name, history in histories(config.runs, config.env.name).items()
+        for seed in config.seeds
+    ]
     for name, history, seed in trainings:
         stage(console, config, out / f"{name}_seed{seed}", "rl", policy=history.policy, seed=seed)
     learned = [read(out / f"{name}_seed{seed}", name, history) for name, history, seed in trainings]
@@ -75,11 +79,11 @@ def run(config: DictConfig, run: Run) -> None:
     run.finish({"learned": [one._asdict() for one in learned], "kendall_tau": correlation(learned)})
 
 
-def histories(runs: Sequence[str]) -> dict[str, History]:
+def histories(runs: Sequence[str], task: str) -> dict[str, History]:
     """The base of all runs and their last policies, by name.
 
-    Raises UserError where there is no run, one has not finished or never measured forward KL, two have one name, or
-    their bases differ.
+    Raises UserError where there is no run, one has not finished, never measured forward KL or learned the `task` (an
+    env's name) that is to be learned now, two have one name, or their bases differ.
     """
     if not runs:
         raise UserError("plasticity is of fine-tunings that there are: vla-razor plasticity DIR... --env TASK")
@@ -97,8 +101,10 @@ def histories(runs: Sequence[str]) -> dict[str, History]:
             raise UserError(f"{folder} never measured forward KL: it needs probe_every above 0.")
         if folder.name in found:
             raise UserError(f"two policies would be called {folder.name}: rename the folder {folder}.")
-        verb = read_config(folder / "config.yaml").verb
-        found[folder.name] = History(str(folder.resolve()), verb, float(measured[-1]["forward_kl_per_action"]))
+        settings = read_config(folder / "config.yaml")
+        if settings.env.name == task:
+            raise UserError(f"{folder} has learned {task} already: give another task, --env TASK.")
+        found[folder.name] = History(str(folder.resolve()), settings.verb, float(measured[-1]["forward_kl_per_action"]))
     return found
 
 
