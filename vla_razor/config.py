@@ -121,6 +121,7 @@ RULES: dict[str, Rule] = {
     "log_probs": _one_of("sum", "mean"),
     "use_vllm": _one_of("auto", "true", "false"),
     "shares": _distinct(lambda v: type(v) in (int, float) and 0 <= v <= 1, "a list of numbers from 0 to 1"),
+    "interpolated": _distinct(lambda v: type(v) in (int, float) and 0 < v < 1, "a list of numbers in (0, 1)", fewest=0),
     "launcher": _one_of("local", "ray", "slurm"),
 }
 

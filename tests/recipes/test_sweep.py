@@ -82,9 +82,17 @@ def test_what_each_method_learns_from() -> None:
     assert sweep.collected(config, "replay") == replay, "six tasks, so about as many as the new task's four a point"
 
 
+def test_policies_between_are_runs_of_their_own() -> None:
+    config = compose("sweep", ["method=rl", "kl_coefficient=0.1,1", "interpolated=[0.25,0.5]"])
+    found = [one for training in sweep.plan(config, Path("out")) for one in sweep.between(config, training)]
+    assert [one.folder.name for one in found] == [f"rl_{n}_seed0_share{s}" for n in (1, 2) for s in (25, 50)]
+    assert found[1].label == "rl kl_coefficient=0.1 share=0.5" and found[1].setting == "rl_1_share50"
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
+        (["interpolated=[1]"], "a list of numbers in (0, 1)"),
         (["learning_rat=1e-4,3e-4"], "Did you mean learning_rate"),
         (["method=sftt"], "Did you mean sft"),
         (["learning_rate=1e-4,-1"], "learning_rate=-1"),
@@ -110,7 +118,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, vla_razor: CommandLine) -
     if not TINY.is_dir():
         pytest.skip("the embedded base policy has not been made")
     out = tmp_path_factory.mktemp("sweep") / "run"
-    axes = ("sft.learning_rate=1e-4,1e30", "method=sft_own,rl")
+    axes = ("sft.learning_rate=1e-4,1e30", "method=sft_own,rl", "interpolated=[0.5]")
     done = vla_razor.run("sweep", *SMALL, *axes, "jobs=2", f"out={out}")
     assert "sft_own_2_seed0 failed: Step 2: the loss is nan" in done.stdout
     return out
@@ -128,14 +136,20 @@ def test_what_a_sweep_leaves(finished: Path) -> None:
         "sft_own_1_seed0": ("sft_own", "done"),
         "sft_own_2_seed0": ("sft_own", "failed"),
         "rl_seed0": ("rl", "done"),
+        "sft_own_1_seed0_share50": ("sft_own share=0.5", "done"),
+        "rl_seed0_share50": ("rl share=0.5", "done"),
     }
     assert found["sft_own_2_seed0"]["reason"].startswith("Step 2: the loss is nan")
     assert found["sft_own_1_seed0"]["forward_kl"] > 0 == found["base"]["forward_kl"]
     moved = found["sft_own_1_seed0"]
     assert moved["weight_l1"] > 0 < moved["activation_l1"] and moved["weight_sparsity"] < 1
+    halfway = found["sft_own_1_seed0_share50"]
+    assert halfway["weight_l1"] == pytest.approx(moved["weight_l1"] / 2, rel=1e-3)
+    assert 0 < halfway["forward_kl"] < moved["forward_kl"]
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["runs"] == 3 and set(summary["failed"]) == {"sft_own_2_seed0"}
-    assert {path.stem for path in (finished / "logs").iterdir()} == found.keys() - {"base"}
+    runs = {"sft_own_1_seed0", "sft_own_2_seed0", "rl_seed0"}
+    assert {path.stem for path in (finished / "logs").iterdir()} == runs
 
 
 @pytest.mark.slow

@@ -11,12 +11,15 @@ what it fits is the base given success, the policy among those that succeed that
 5.2); `sft_replay`, sft with scripted demonstrations of the prior tasks in every batch; `rl`; `distill`, the expert's
 actions at the states that the policy visits.
 
+`interpolated=[0.5]` measures, beside each run, the policy half of the way from the base to its last one (WiSE-FT).
+
 Every run is a process of its own below `out`, on this machine, on Ray or on Slurm. One that fails is a row of the table
 with its reason; an interrupted sweep goes on with those that have not ended.
 """
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -28,7 +31,7 @@ from vla_razor.config import compose, scenes
 from vla_razor.errors import RunFailed, UserError, nearest
 from vla_razor.files import atomic_write
 from vla_razor.progress import progress
-from vla_razor.recipes import comparison, results
+from vla_razor.recipes import comparison, interpolate, results
 from vla_razor.recipes.comparison import Outcome, Training
 from vla_razor.recipes.launchers import launch
 from vla_razor.recipes.stages import stage
@@ -58,7 +61,7 @@ def run(config: DictConfig, run: Run) -> None:
         changes = collected(config, folder.name.partition("_")[0])
         stage(console, config, folder, "collect", seed=seed, **changes)
     failures: dict[Training, str] = {}
-    waiting = [(number, t.folder.name) for number, t in enumerate(trainings) if not _is_done(t)]
+    waiting = [(number, t.folder.name) for number, t in enumerate(trainings) if not _is_done(config, t)]
     with progress("runs", len(trainings), len(trainings) - len(waiting)) as advance:
         for number, reason in launch(config, out, waiting):
             if reason is not None:
@@ -112,10 +115,27 @@ def job(out: Path, number: int) -> None:
     verb, _ = METHODS[training.method]
     data = {key: str(folder) for key, folder in collections_of(out, training).items()}
     stage(console, config, training.folder, verb, **{**data, **training.changes, "seed": training.seed})
-    comparison.measure_weights(config.policy, training, config.checkpoints)
-    for kind in ("new", "prior"):
-        policies = [str(path) for path in training.checkpoints(config.checkpoints)]
-        _evaluate(console, config, _evaluation(training, kind), kind, policies)
+    for one, share in [(training, None), *zip(between(config, training), config.interpolated, strict=True)]:
+        if share is not None:
+            interpolate.measured(config, training.checkpoints(1)[0], one.folder, share, config[verb].probe_states)
+        comparison.measure_weights(config.policy, one, config.checkpoints)
+        for kind in ("new", "prior"):
+            policies = [str(path) for path in one.checkpoints(config.checkpoints)]
+            _evaluate(console, config, _evaluation(one, kind), kind, policies)
+
+
+def between(config: DictConfig, training: Training) -> list[Training]:
+    """The policies on the line from the base to a run's last one, for the table each a run of its own."""
+    ends = [f"share{100 * share:g}" for share in config.interpolated]
+    return [
+        replace(
+            training,
+            folder=training.folder.with_name(f"{training.folder.name}_{end}"),
+            setting=f"{training.setting}_{end}",
+            variant=f"{training.variant} share={share}".lstrip(),
+        )
+        for end, share in zip(ends, config.interpolated, strict=True)
+    ]
 
 
 def _evaluate(console: Console, config: DictConfig, folder: Path, kind: str, policies: Sequence[str]) -> None:
@@ -130,7 +150,7 @@ def _write(
     config: DictConfig, out: Path, trainings: Sequence[Training], failures: Mapping[Training, str]
 ) -> list[Outcome]:
     """results.parquet, of what has ended so far."""
-    done = [training for training in trainings if _is_done(training)]
+    done = [one for t in trainings if _is_done(config, t) for one in (t, *between(config, t))]
     outcomes: list[Outcome] = []
     for training in done:  # a sweep of before there were these columns gets them when it is resumed
         comparison.measure_weights(config.policy, training, config.checkpoints)
@@ -163,8 +183,9 @@ def _evaluation(training: Training, kind: str) -> Path:
     return training.folder.with_name(f"{training.folder.name}_{kind}")
 
 
-def _is_done(training: Training) -> bool:
-    return all((_evaluation(training, kind) / "summary.json").is_file() for kind in ("new", "prior"))
+def _is_done(config: DictConfig, training: Training) -> bool:
+    folders = [_evaluation(t, kind) for t in (training, *between(config, training)) for kind in ("new", "prior")]
+    return all((folder / "summary.json").is_file() for folder in folders)
 
 
 def _check(config: DictConfig, axes: Mapping[str, Any], methods: Sequence[str]) -> None:
