@@ -60,6 +60,8 @@ def test_the_verbs_settings_are_those_of_all_its_methods() -> None:
 def test_what_makes_a_method_another_one_is_in_its_name() -> None:
     words = ["method=sft,rl", "kl_coefficient=0,0.1", "rl.lora_rank=0,8", "learning_rate=1e-4,2e-4"]
     labels = {training.label for training in sweep.plan(compose("sweep", words), Path("out"))}
+    (fixed,) = sweep.plan(compose("sweep", ["method=rl", "rl.staleness=2"]), Path("out"))
+    assert fixed.label == "rl staleness=2", "also where it is the same in the whole sweep"
     assert labels == {
         *("sft", "sft kl_coefficient=0.1"),
         *("rl", "rl kl_coefficient=0.1", "rl lora_rank=8", "rl kl_coefficient=0.1 lora_rank=8"),

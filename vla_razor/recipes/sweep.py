@@ -95,13 +95,15 @@ def plan(config: DictConfig, out: Path) -> list[Training]:
     trainings: dict[str, Training] = {}
     for method in methods:
         verb, _ = METHODS[method]
+        usual = compose(verb)
         own = {key: values for key, values in axes.items() if _name(key, verb) in config[verb]}
         settings = [dict(zip(own, values, strict=True)) for values in product(*own.values())]
         for setting, texts in enumerate(settings, 1):
             changes = _changes(config[verb], verb, texts)
             name = f"{method}_{setting}" if len(settings) > 1 else method
             rate = changes.get("learning_rate", config[verb].learning_rate)
-            variant = " ".join(f"{k}={v}" for k, v in changes.items() if k in VARIANTS and v != config[verb][k])
+            used = {**config[verb], **changes}
+            variant = " ".join(f"{k}={used[k]}" for k in VARIANTS if k in used and used[k] != usual[k])
             for seed in seeds:
                 folder = out / f"{name}_seed{seed}"
                 trainings[folder.name] = Training(folder, name, method, seed, rate, changes, variant)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.ticker import PercentFormatter
 
 from vla_razor import plots
@@ -29,7 +30,8 @@ MANY = 500
 def colours_of(points: Sequence[Any]) -> dict[str, str]:
     """A colour for each method: the project's own, else the next of the palette."""
     names = sorted({point.method for point in points})
-    free = [colour for colour in PALETTE if colour not in plots.COLOURS.values()]
+    many = [to_hex(colour) for colour in colormaps["tab20"](range(20))]
+    free = [colour for colour in (*PALETTE, *many) if colour not in plots.COLOURS.values()]
     return {name: plots.COLOURS.get(name, free[index % len(free)]) for index, name in enumerate(names)}
 
 
