@@ -120,6 +120,8 @@ def test_a_summary_is_of_the_whole_model_though_it_sees_one_weight_at_a_time() -
     assert found["sparsity_bfloat16"] == pytest.approx(float(sparsity(base, tuned, dtype=torch.bfloat16)))
     still = {"l1": 0, "l2": 0, "spectral": 0, "rank": 0, "sparsity": 1, "sparsity_bfloat16": 1}
     assert summary(base, base) == still
+    unknown = summary(base, tuned, largest=3)
+    assert unknown == found | {"spectral": None, "rank": None}, "6 x 4 is too large"
     with pytest.raises(ValueError, match="different names"):
         summary(base, {"a.bias": base["a.bias"]})
 
