@@ -37,7 +37,18 @@ def test_the_policy_acts_and_the_expert_is_imitated() -> None:
     assert torch.equal(decided.tokens, alone.tokens)
     shown = expert.act(images, asked, infos, torch.Generator())
     np.testing.assert_array_equal(decided.labels, shown.actions)
+    assert not decided.labels[:, 3:6].any(), "it points straight down already"
     assert decided.labels[0, 0] > 0 > decided.labels[1, 0], "towards the can"
+
+
+@pytest.mark.parametrize(("tilt", "undone"), [(0.03, 0.0), (0.1, -0.1)])
+def test_a_tilt_that_no_image_shows_is_not_to_be_undone(tilt: float, undone: float) -> None:
+    images, asked = np.zeros((1, 64, 64, 3), np.uint8), [INSTRUCTION]
+    tilted = info(0.1)
+    tilted["tcp_pose"][3:] = [np.sin(-tilt / 2), np.cos(tilt / 2), 0, 0]  # straight down is half a turn about x
+    decided = Corrected(OpenVLAPolicy(small_policy()), ScriptedExpert()).act(images, asked, [tilted], torch.Generator())
+    assert decided.labels is not None
+    np.testing.assert_allclose(decided.labels[0, 3:6], [undone, 0, 0], atol=1e-6)
 
 
 def episode(seed: int, lost: bool = False) -> Episode:

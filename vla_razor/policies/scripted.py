@@ -15,6 +15,8 @@ import torch
 
 from vla_razor.policies import Decisions, Policy, scripted_google, scripted_panda
 
+UNSEEN = 0.05
+"""Radians."""
 Skill = Callable[[dict[str, Any]], np.ndarray]
 
 
@@ -89,7 +91,12 @@ class ScriptedExpert:
 
 
 class Corrected:
-    """A policy that acts while the expert says, at every state, what it would have done: the decisions' `labels`."""
+    """A policy that acts while the expert says, at every state, what it would have done: the decisions' `labels`.
+
+    Turns of less than `UNSEEN` about an axis are left out of them. The expert undoes the smallest tilt, which its own
+    demonstrations hardly have and a sampling policy always has, but which no image shows: told to undo them, a policy
+    can only learn to turn at random, and tilts more.
+    """
 
     def __init__(self, policy: Policy, expert: ScriptedExpert) -> None:
         self.policy, self.expert, self.name = policy, expert, policy.name
@@ -104,4 +111,6 @@ class Corrected:
     ) -> Decisions:
         """As the policy's own."""
         decisions = self.policy.act(images, instructions, infos, generator, memories)
-        return decisions._replace(labels=self.expert.wanted(instructions, infos))
+        labels = self.expert.wanted(instructions, infos)
+        labels[:, 3:6] *= np.abs(labels[:, 3:6]) >= UNSEEN
+        return decisions._replace(labels=labels)
