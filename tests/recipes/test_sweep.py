@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from omegaconf import OmegaConf
 from typer.testing import CliRunner
 
 from tests.recipes.support import CommandLine
@@ -89,6 +90,8 @@ def test_policies_between_are_runs_of_their_own() -> None:
     found = [one for training in sweep.plan(config, Path("out")) for one in sweep.between(config, training)]
     assert [one.folder.name for one in found] == [f"rl_{n}_seed0_share{s}" for n in (1, 2) for s in (25, 50)]
     assert found[1].label == "rl kl_coefficient=0.1 share=0.5" and found[1].setting == "rl_1_share50"
+    older = OmegaConf.create({key: value for key, value in config.items() if key != "interpolated"})
+    assert not any(sweep.between(older, training) for training in sweep.plan(older, Path("out")))
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def job(out: Path, number: int) -> None:
     verb, _ = METHODS[training.method]
     data = {key: str(folder) for key, folder in collections_of(out, training).items()}
     stage(console, config, training.folder, verb, **{**data, **training.changes, "seed": training.seed})
-    for one, share in [(training, None), *zip(between(config, training), config.interpolated, strict=True)]:
+    for one, share in [(training, None), *zip(between(config, training), _shares(config), strict=True)]:
         if share is not None:
             interpolate.measured(config, training.checkpoints(1)[0], one.folder, share, config[verb].probe_states)
         comparison.measure_weights(config.policy, one, config.checkpoints)
@@ -128,7 +128,7 @@ def job(out: Path, number: int) -> None:
 
 def between(config: DictConfig, training: Training) -> list[Training]:
     """The policies on the line from the base to a run's last one, for the table each a run of its own."""
-    ends = [f"share{100 * share:g}" for share in config.interpolated]
+    ends = [f"share{100 * share:g}" for share in _shares(config)]
     return [
         replace(
             training,
@@ -136,8 +136,12 @@ def between(config: DictConfig, training: Training) -> list[Training]:
             setting=f"{training.setting}_{end}",
             variant=f"{training.variant} share={share}".lstrip(),
         )
-        for end, share in zip(ends, config.interpolated, strict=True)
+        for end, share in zip(ends, _shares(config), strict=True)
     ]
+
+
+def _shares(config: DictConfig) -> list[float]:
+    return config.get("interpolated", [])  # sweeps begun before there was such a key are still read
 
 
 def _evaluate(console: Console, config: DictConfig, folder: Path, kind: str, policies: Sequence[str]) -> None:
