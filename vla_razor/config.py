@@ -104,6 +104,7 @@ RULES: dict[str, Rule] = {
     "betas": _BETAS,
     "grid": _GRID,
     "noise": _SHARE,
+    "guidance": _SHARE,
     "forgetting_budget": _BUDGET,
     "replay_share": _BUDGET,
     "on_budget": _one_of("stop", "lower"),

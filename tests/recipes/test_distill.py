@@ -41,6 +41,18 @@ def test_the_policy_acts_and_the_expert_is_imitated() -> None:
     assert decided.labels[0, 0] > 0 > decided.labels[1, 0], "towards the can"
 
 
+def test_the_expert_takes_a_share_of_the_steps_that_falls_to_none() -> None:
+    policy, expert = OpenVLAPolicy(small_policy()), ScriptedExpert()
+    images, asked, infos = np.zeros((64, 64, 64, 3), np.uint8), [INSTRUCTION] * 64, [info(0.1)] * 64
+    wanted = expert.wanted(asked, infos)
+    for guidance, fewest, most in ((0.0, 0, 0), (0.5, 20, 44), (1.0, 64, 64)):
+        decided = Corrected(policy, expert, guidance).act(images, asked, infos, torch.Generator().manual_seed(0))
+        assert fewest <= (decided.actions == wanted).all(1).sum() <= most
+    chosen = config.compose("distill", ["iterations=3", "guidance=0.4"])
+    assert [distill.guidance_at(chosen, n) for n in range(3)] == pytest.approx([0.4, 0.2, 0])
+    assert distill.guidance_at(config.compose("distill", ["iterations=1"]), 0) == 0
+
+
 @pytest.mark.parametrize(("tilt", "undone"), [(0.03, 0.0), (0.1, -0.1)])
 def test_a_tilt_that_no_image_shows_is_not_to_be_undone(tilt: float, undone: float) -> None:
     images, asked = np.zeros((1, 64, 64, 3), np.uint8), [INSTRUCTION]

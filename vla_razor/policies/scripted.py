@@ -91,15 +91,16 @@ class ScriptedExpert:
 
 
 class Corrected:
-    """A policy that acts while the expert says, at every state, what it would have done: the decisions' `labels`.
+    """A policy that acts while the expert says, at every state, what it would have done: the decisions' `labels`. With
+    probability `guidance` a step is the expert's; tokens and log-probabilities are the policy's all the same.
 
     Turns of less than `UNSEEN` about an axis are left out of them. The expert undoes the smallest tilt, which its own
     demonstrations hardly have and a sampling policy always has, but which no image shows: told to undo them, a policy
     can only learn to turn at random, and tilts more.
     """
 
-    def __init__(self, policy: Policy, expert: ScriptedExpert) -> None:
-        self.policy, self.expert, self.name = policy, expert, policy.name
+    def __init__(self, policy: Policy, expert: ScriptedExpert, guidance: float = 0.0) -> None:
+        self.policy, self.expert, self.guidance, self.name = policy, expert, guidance, policy.name
 
     def act(
         self,
@@ -109,8 +110,10 @@ class Corrected:
         generator: torch.Generator,
         memories: Sequence[Any] | None = None,
     ) -> Decisions:
-        """As the policy's own."""
+        """Decides for each environment."""
         decisions = self.policy.act(images, instructions, infos, generator, memories)
-        labels = self.expert.wanted(instructions, infos)
-        labels[:, 3:6] *= np.abs(labels[:, 3:6]) >= UNSEEN
-        return decisions._replace(labels=labels)
+        wanted = self.expert.wanted(instructions, infos)
+        guided = torch.rand(len(wanted), 1, generator=generator).numpy() < self.guidance
+        labels = wanted.copy()
+        labels[:, 3:6] *= np.abs(wanted[:, 3:6]) >= UNSEEN
+        return decisions._replace(actions=np.where(guided, wanted, decisions.actions), labels=labels)

@@ -1,11 +1,15 @@
 """`vla-razor distill`: imitate the scripted expert at the states that the policy itself visits (on-policy distillation;
-DAgger of Ross et al., 2011, without keeping earlier iterations' states).
+DAgger of Ross, Gordon and Bagnell, 2011, without keeping earlier iterations' states).
 
 An iteration plays REINFORCE's episodes: `per_point` of the policy from every point of a grid, each up to its success.
 What is learned of them is SFT's: `updates` on batches of the visited states, cross-entropy on the action that the
 expert, who reads the privileged state, would have taken there. So of the two things in which SFT on demonstrations and
 REINFORCE differ, where the states come from and what is said about them, it changes the first alone. With the default
 settings it makes as many updates as twelve epochs of SFT on a hundred demonstrations of the can.
+
+At first the expert takes a share of the steps itself, `guidance`, which falls to none in the last iteration (DAgger's
+mixed policy): left alone, a base that mostly fails shows little but lost positions, and what is learned there undoes
+what it can do. `success` is therefore the policy's own in the last iteration only.
 
 The paper has no such run on robots; its Section 5 distils a teacher's answers on ParityMNIST's own inputs.
 """
@@ -38,7 +42,7 @@ def run(config: DictConfig, run: Run) -> None:
     model, base = training.open_models(config, run)
     trainer = Trainer(model, config, config.iterations * config.updates, state)
     policy = OpenVLAPolicy(model, config.unnorm_key, robot=robot_of(config.env))
-    corrected = Corrected(policy, ScriptedExpert(robot=robot_of(config.env)))
+    expert = ScriptedExpert(robot=robot_of(config.env))
     with (
         closing(make_vector_env(config.env, config.num_envs, config.num_workers, model.device)) as envs,
         training.saving(run, model, trainer) as save,
@@ -47,6 +51,7 @@ def run(config: DictConfig, run: Run) -> None:
         probe = training.open_probe(config, base, envs)
         while not trainer.done:
             iteration = trainer.step // config.updates
+            corrected = Corrected(policy, expert, guidance_at(config, iteration))
             episodes, timing = rl.gather(envs, corrected, config, iteration)
             visited = states_of(episodes)
             tokens = policy.tokenize(visited.actions, visited.episode)
@@ -58,7 +63,7 @@ def run(config: DictConfig, run: Run) -> None:
                     scalars = sft.learn(
                         policy, trainer, config, visited, tokens, rows, base if config.kl_coefficient else None
                     )
-                scalars |= rl.played(episodes, timing)
+                scalars |= rl.played(episodes, timing) | {"guidance": corrected.guidance}
                 if probe and training.is_due(iteration + 1, config.probe_every, config.iterations):
                     scalars |= training.measure(model, probe, trainer, guard)
                 run.log(trainer.step, **scalars)
@@ -66,6 +71,11 @@ def run(config: DictConfig, run: Run) -> None:
                     save()
             advance(success=scalars["success"], loss=scalars["loss"])
     training.finish(config, run, model, base, probe, guard)
+
+
+def guidance_at(config: DictConfig, iteration: int) -> float:
+    """The share of an iteration's steps (from 0) that are the expert's; the last one's are all the policy's."""
+    return config.guidance * (1 - iteration / (config.iterations - 1)) if config.iterations > 1 else 0.0
 
 
 def states_of(episodes: Sequence[Episode]) -> Demonstrations:
