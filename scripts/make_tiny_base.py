@@ -103,7 +103,8 @@ def demonstrate(arguments: argparse.Namespace) -> dict[str, np.ndarray]:
     generator = torch.Generator().manual_seed(arguments.seed)
     for scene in scenes(compose("eval", ["env=all"]).env):
         count = arguments.can_frames if scene.name == "pick_can" else arguments.drawer_frames
-        starts = random_starts(scene.tasks, count, arguments.seed + 10_000)
+        shown = [task for task in scene.tasks if task not in arguments.without]
+        starts = random_starts(shown, count, arguments.seed + 10_000)
         with closing(make_vector_env(scene, 24, 2, "cpu")) as envs, progress() as bar:
             task = bar.add_task(f"demonstrations of {scene.name}", total=len(starts))
             episodes, timing = rollout(
@@ -258,8 +259,8 @@ three-layer Llama decoder of 128
 channels, seven action tokens of 256 bins), trained from nothing on simulated demonstrations. It opens and closes
 drawers well and picks a can sometimes: something to forget, and something to learn.
 
-- Made by `scripts/make_tiny_base.py` (seed {seed}): {drawer_frames} scripted demonstrations of each of the six drawer
-  tasks and {can_demonstrations} of pick-can (upright can), disturbed in {noise:.0%} of their steps and labelled with
+- Made by `scripts/make_tiny_base.py` (seed {seed}): {drawer_frames} scripted demonstrations of each of {drawers}
+  and {can_demonstrations} of pick-can (upright can), disturbed in {noise:.0%} of their steps and labelled with
   the undisturbed action. A warm-up of {warm_up_steps} steps regresses the target's place and the expert's action (it
   also sees {can_frames} pick-can episodes); {steps} steps of cloning follow. It stands for nothing but itself:
   no real robot should run it.
@@ -283,6 +284,7 @@ def card(model: OpenVLA, results: dict[str, Rate], arguments: argparse.Namespace
         parameters=sum(p.numel() for p in model.parameters()),
         key=KEY,
         steps=sum(arguments.clone_steps),
+        drawers=f"the drawer tasks but {', '.join(arguments.without)}" if arguments.without else "the six drawer tasks",
         table="\n".join(rows),
         **vars(arguments),
     )
@@ -295,6 +297,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the stages; the checkpoint is its `tiny`")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--drawer-frames", type=int, default=220, help="demonstrations of each drawer task")
+    parser.add_argument(
+        "--without", nargs="+", choices=DRAWERS, default=[], help="drawer tasks it is never shown, to be learned later"
+    )
     parser.add_argument("--can-frames", type=int, default=700, help="pick-can episodes seen by the warm-up")
     parser.add_argument("--can-demonstrations", type=int, default=250, help="pick-can episodes that are cloned")
     parser.add_argument("--noise", type=float, default=0.5, help="share of disturbed steps in the demonstrations")

@@ -24,6 +24,15 @@ def test_every_environment_composes(name: str) -> None:
     assert sum(len(scene.tasks) for scene in scenes) == {"all": 7, "drawer": 6}.get(name, 1)
 
 
+@pytest.mark.parametrize("verb", ["sft", "rl", "sweep"])
+def test_a_task_that_is_being_learned_is_no_prior_one(verb: str) -> None:
+    settings = config.compose(verb, ["env=open_top_drawer"])
+    assert len(settings.prior.tasks) == 5 and "open_top_drawer" not in settings.prior.tasks
+    assert verb != "sweep" or settings.rl.prior.tasks == settings.prior.tasks
+    assert config.compose(verb, ["env=drawer"]).prior is None
+    assert config.compose(verb, ["env=drawer", "prior=pick_can"]).prior.tasks == ["pick_can"]
+
+
 def test_every_default_obeys_its_rule() -> None:
     for verb in config.verbs():
         settings = config.compose(verb)

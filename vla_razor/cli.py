@@ -76,6 +76,12 @@ def rl(arguments: Arguments = None, show: Show = False) -> None:
     _launch("rl", arguments, show)
 
 
+@_verb("distill")
+def distill(arguments: Arguments = None, show: Show = False) -> None:
+    """Fine-tune on what the scripted expert would have done at the states that the policy visits."""
+    _launch("distill", arguments, show)
+
+
 @_verb("eval")
 def evaluate(arguments: Arguments = None, show: Show = False) -> None:
     """Success rates from uniformly drawn starts, with Wilson intervals; paired with a second policy by --against."""
@@ -123,10 +129,13 @@ def sweep(arguments: Arguments = None, show: Show = False) -> None:
 @_verb("report")
 def report(arguments: Arguments = None, show: Show = False) -> None:
     """What several runs say together: `vla-razor report DIR...` of folders that demo, sweep or mnist wrote."""
-    words = arguments or []
-    begin = next((place for place, word in enumerate(words) if "=" in word or word.startswith("--")), len(words))
-    folders, rest = words[:begin], words[begin:]
-    _launch("report", [f"runs=[{','.join(map(_quoted, folders))}]", *rest] if folders else rest, show)
+    _launch("report", _of_folders(arguments or []), show)
+
+
+@_verb("plasticity")
+def plasticity(arguments: Arguments = None, show: Show = False) -> None:
+    """How well fine-tuned policies still learn another task: `vla-razor plasticity DIR... --env TASK`."""
+    _launch("plasticity", _of_folders(arguments or []), show)
 
 
 @_verb("llm_sft")
@@ -322,6 +331,13 @@ def _execute(run: "Run") -> None:
         recipe_of(run.config.verb).run(run.config, run)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted; go on with: vla-razor resume {run.path}") from None
+
+
+def _of_folders(words: list[str]) -> list[str]:
+    """The folders before the first setting become the setting `runs`."""
+    begin = next((place for place, word in enumerate(words) if "=" in word or word.startswith("--")), len(words))
+    folders, rest = words[:begin], words[begin:]
+    return [f"runs=[{','.join(map(_quoted, folders))}]", *rest] if folders else rest
 
 
 def _quoted(text: str) -> str:

@@ -79,13 +79,13 @@ _DEVICE = Rule(
 
 _KEYS = {
     _TEXT: "out policy against base demos unnorm_key data_dir embeddings model teacher endpoint "
-    "api_key_variable annotations law",
+    "api_key_variable annotations law replay",
     _SWITCH: "greedy train_vision dry_run direct easy mixed_precision rejected gradient_checkpointing run_code",
     _COUNT: "num_envs num_workers micro_batch_size batch_size epochs iterations per_point max_attempts save_every "
     "episodes new_episodes prior_episodes probe_states checkpoints jobs rates group_size prompts_per_step "
-    "num_iterations max_new_tokens max_length paragraphs probe_prompts samples concurrency requests_per_minute",
+    "num_iterations updates max_new_tokens max_length paragraphs probe_prompts samples concurrency requests_per_minute",
     _WHOLE: "seed eval_episodes lora_rank warmup_steps augmentation probe_every videos max_steps "
-    "max_examples eval_prompts examples",
+    "max_examples eval_prompts examples staleness",
     _POSITIVE: "learning_rate gain_learning_rate eps max_grad_norm lora_alpha temperature lowest_rate highest_rate "
     "timeout",
     _NUMBER: "weight_decay kl_coefficient margin",
@@ -104,7 +104,9 @@ RULES: dict[str, Rule] = {
     "betas": _BETAS,
     "grid": _GRID,
     "noise": _SHARE,
+    "guidance": _SHARE,
     "forgetting_budget": _BUDGET,
+    "replay_share": _BUDGET,
     "on_budget": _one_of("stop", "lower"),
     "device": _DEVICE,
     "dtype": _one_of("float32", "bfloat16"),
@@ -120,6 +122,7 @@ RULES: dict[str, Rule] = {
     "log_probs": _one_of("sum", "mean"),
     "use_vllm": _one_of("auto", "true", "false"),
     "shares": _distinct(lambda v: type(v) in (int, float) and 0 <= v <= 1, "a list of numbers from 0 to 1"),
+    "interpolated": _distinct(lambda v: type(v) in (int, float) and 0 < v < 1, "a list of numbers in (0, 1)", fewest=0),
     "launcher": _one_of("local", "ray", "slurm"),
 }
 
@@ -134,6 +137,7 @@ NULLABLE |= {
     "cold_start",
     "forgetting_budget",
     "law",
+    "replay",
 }
 
 
@@ -162,6 +166,7 @@ def compose(verb: str, overrides: Iterable[str] = ()) -> DictConfig:
     for key, text in values.items():
         _assign(config, verb, key, text)
     _check_robot(config)
+    _set_prior_apart(config)
     if axes:
         config.axes = {**config.axes, **axes}
     if config.get("out", "given") is None:
@@ -259,6 +264,17 @@ def _check_robot(config: DictConfig) -> None:
         robot = scene.make.get("robot", config.robot)
         if robot != config.robot:
             raise UserError(f"env.make.robot={robot}: say robot={robot}, which also sets the scene's area and camera.")
+
+
+def _set_prior_apart(config: DictConfig) -> None:
+    """A task that is being learned is no prior one; without any left there are none."""
+    learned = {task for scene in scenes(config.env) for task in scene.tasks} if "env" in config else set()
+    for part in [config, *(config[key] for key in config if key in verbs())]:
+        if part.get("prior"):
+            for scene in scenes(part.prior):
+                scene.tasks = [task for task in scene.tasks if task not in learned]
+            if not any(scene.tasks for scene in scenes(part.prior)):
+                part.prior = None
 
 
 def _split(override: str) -> tuple[str, str]:

@@ -18,6 +18,7 @@ from vla_razor.core.weight_change import (
     l2,
     sparsity,
     spectrum,
+    summary,
     update,
 )
 
@@ -106,6 +107,23 @@ def test_rank_survives_the_rounding_of_the_weights(rank: int, size: float) -> No
     assert relative_rank({"w": base}, {"w": tuned}).item() == rank / 16
     if 0 < rank < 16:
         assert torch.linalg.matrix_rank(tuned.double() - base.double()) == 16
+
+
+def test_a_summary_is_of_the_whole_model_though_it_sees_one_weight_at_a_time() -> None:
+    base = weights()
+    tuned = moved(base, weights(1, 1e-3)) | {"a.bias": base["a.bias"]}
+    found = summary(base, tuned)
+    expected = {"l1": l1, "l2": l2, "spectral": spectral, "rank": relative_rank, "sparsity": sparsity}
+    assert found.keys() == {*expected, "sparsity_bfloat16"}
+    for name, measure in expected.items():
+        assert found[name] == pytest.approx(float(measure(base, tuned)))
+    assert found["sparsity_bfloat16"] == pytest.approx(float(sparsity(base, tuned, dtype=torch.bfloat16)))
+    still = {"l1": 0, "l2": 0, "spectral": 0, "rank": 0, "sparsity": 1, "sparsity_bfloat16": 1}
+    assert summary(base, base) == still
+    unknown = summary(base, tuned, largest=3)
+    assert unknown == found | {"spectral": None, "rank": None}, "6 x 4 is too large"
+    with pytest.raises(ValueError, match="different names"):
+        summary(base, {"a.bias": base["a.bias"]})
 
 
 def test_sparsity_in_bfloat16() -> None:

@@ -8,7 +8,7 @@ import torch
 
 from vla_razor.errors import UserError
 from vla_razor.policies import load
-from vla_razor.policies.load import load_model
+from vla_razor.policies.load import load_model, stored_weights
 from vla_razor.policies.openvla.tiny import make_tiny
 
 
@@ -91,3 +91,21 @@ def test_devices(base, device, message, monkeypatch):
 def test_dtypes(base, dtype):
     with pytest.raises(UserError, match=dtype):
         load_model(base, dtype=dtype)
+
+
+def test_stored_weights_are_those_of_the_model_an_adapter_merged(base, tmp_path):
+    adapted = load_model(base).add_lora(2, generator=torch.Generator().manual_seed(0))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            parameter.data += 0.1
+    adapted.save_pretrained(tmp_path / "adapter")
+    for spec, model in ((base, load_model(base)), (tmp_path / "adapter", adapted.merge_lora())):
+        stored, expected = stored_weights(spec), model.stored_tensors()
+        assert stored.keys() == expected.keys() and len(stored) == len(expected)
+        for name, weight in expected.items():
+            assert torch.equal(stored[name], weight), name
+    weights = tmp_path / "base" / "model.safetensors"
+    shutil.copytree(base, weights.parent)
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(UserError, match="damaged or cut short"):
+        stored_weights(weights.parent)

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from tests.recipes.support import CommandLine, until
+from tests.recipes.support import CommandLine, small_policy, until
 from vla_razor import config
 from vla_razor.policies.load import TINY
 from vla_razor.recipes import comparison, demo, results
-from vla_razor.recipes.comparison import Outcome, Training
+from vla_razor.recipes.comparison import Outcome, Training, step_of
 from vla_razor.statistics import Success, paired_difference, policy_summary, wilson
 from vla_razor.videos import read_film, write_film
 
@@ -147,7 +147,31 @@ def test_results_are_rows_in_sorted_order_and_reproducible(
     assert last["prior_open_top_drawer"] == 0.25
     assert last["forward_kl"] == last["reverse_kl"] == pytest.approx(0.42)
     assert "wall_seconds" not in last
+    assert last["weight_l1"] is last["activation_l1"] is None, "not measured in these runs"
+    assert next(row for row in rows if row["run"] == "base")["weight_l1"] == 0
     assert pq.read_table(tmp_path / "a/wall_seconds.parquet").num_rows == 9
+
+
+def test_the_weights_changes_are_measured_once_and_are_columns(
+    stages: tuple[list[Training], list[Outcome]], tmp_path: Path
+) -> None:
+    trainings, _ = stages
+    training = trainings[0]
+    small_policy(0).save_pretrained(tmp_path / "base")
+    for checkpoint in training.checkpoints(2):
+        small_policy(step_of(checkpoint)).save_pretrained(checkpoint)
+    comparison.measure_weights(str(tmp_path / "base"), training, 2)
+    (kept, _) = sorted((training.folder / "weight_changes").iterdir())
+    written = kept.stat().st_mtime_ns
+    comparison.measure_weights(str(tmp_path / "base"), training, 2)
+    assert kept.stat().st_mtime_ns == written
+    new, prior = ([tmp_path / f"{kind}_seed0"] for kind in ("new", "prior"))
+    outcomes = comparison.read("tiny", new, prior, trainings[:1], 2)
+    results.write_rows(tmp_path / "out", outcomes, {})
+    last = pq.read_table(tmp_path / "out/results.parquet").to_pylist()[-1]
+    before, after = small_policy(0).stored_tensors(), small_policy(4).stored_tensors()
+    gap = sum(float((after[name].double() - before[name]).abs().sum()) for name in before)
+    assert last["weight_l1"] == pytest.approx(gap) and last["weight_sparsity"] < 0.1
 
 
 def test_what_predicts_forgetting(stages: tuple[list[Training], list[Outcome]], tmp_path: Path) -> None:

@@ -2,14 +2,19 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from tests.recipes.support import small_policy
+from tests.recipes.support import metrics, small_policy
 from vla_razor import cli
+from vla_razor.config import compose
 from vla_razor.policies.load import load_model
 from vla_razor.policies.openvla.tiny import make_tiny
+from vla_razor.recipes import interpolate as interpolate_recipe
+from vla_razor.rollouts import probe_set
+from vla_razor.rollouts.probe_set import ProbeSet
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +55,29 @@ def test_an_adapter_is_merged_first(folders: tuple[Path, Path], tmp_path: Path) 
     made, merged = load_model(tmp_path / "run" / "checkpoints" / "share_100"), adapted.merge_lora()
     for name, weight in merged.state_dict().items():
         torch.testing.assert_close(made.state_dict()[name], weight)
+
+
+def test_a_policy_between_is_a_measured_run_for_a_sweeps_table(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLA_RAZOR_CACHE", str(tmp_path / "cache"))
+    base, _ = folders
+    config = compose("sweep", [f"policy={base}", "device=cpu", "interpolated=[0.5]"])
+    model, images = load_model(base), np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)
+    prompts = model.processor.prompt_ids(["pick can"] * 4)
+    tokens = model.config.first_action_id + torch.arange(7).repeat(4, 1)
+    origin = probe_set.origin_of(model, config.env, states=4, seed=0)
+    log_probs, hidden = probe_set.action_outputs(model, images, prompts, tokens)
+    probe = ProbeSet(images, prompts, tokens, log_probs, torch.arange(4), origin, hidden)
+    probe_set.save_to(tmp_path / "cache" / "probe_sets" / origin.key, probe)
+    small_policy(1).save_pretrained(tmp_path / "tuned" / "step_7")
+    for _ in range(2):  # what has finished is left alone
+        interpolate_recipe.measured(config, tmp_path / "tuned" / "step_7", tmp_path / "run", 0.5, 4)
+    (row,) = metrics(tmp_path / "run")
+    assert row["step"] == 7 and row["forward_kl"] > 0 < row["activation_l2"]
+    made = load_model(tmp_path / "run").state_dict()
+    for name, weight in load_model(base).state_dict().items():
+        torch.testing.assert_close(made[name], (weight + small_policy(1).state_dict()[name]) / 2)
 
 
 def test_bad_input_is_one_message(folders: tuple[Path, Path], tmp_path: Path) -> None:

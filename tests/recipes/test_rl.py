@@ -162,11 +162,12 @@ def test_the_penalty_is_the_reverse_kl(policy: Path) -> None:
 
 @pytest.fixture(scope="module")
 def arguments() -> list[str]:
-    """A run of four updates on the embedded base, which succeeds now and then."""
+    """A run of four updates on the embedded base, which succeeds now and then; the policy that plays is one update old,
+    so that what a resumed run needs for it is tested too."""
     if not TINY.is_dir():
         pytest.skip("the embedded base policy has not been made")
     sizes = ["grid=2x2", "per_point=3", "iterations=4", "num_envs=6", "probe_every=2", "probe_states=16"]
-    return ["--env", "pick_can", *sizes, "eval_episodes=0", "save_every=1", "logger=none", "device=cpu"]
+    return ["--env", "pick_can", *sizes, "eval_episodes=0", "save_every=1", "staleness=1", "logger=none", "device=cpu"]
 
 
 @pytest.fixture(scope="module")

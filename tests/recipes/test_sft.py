@@ -2,15 +2,24 @@
 
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
-from tests.recipes.support import CommandLine, assert_same_end, metrics, small_policy
-from vla_razor import config
+from tests.recipes.support import (
+    CommandLine,
+    assert_same_end,
+    metrics,
+    random_demonstration,
+    small_policy,
+    write_store,
+)
+from vla_razor import cli, config
 from vla_razor.policies.openvla.policy import OpenVLAPolicy
 from vla_razor.recipes import sft
 from vla_razor.recipes.training import Base, Trainer
@@ -72,6 +81,45 @@ def test_a_penalty_holds_the_policy_back(demos: Path, policy: Path) -> None:
     free, held = losses
     assert held["token_accuracy"] <= free["token_accuracy"]
     assert held["forward_kl_of_batch"] < 0.5
+
+
+def test_a_share_of_every_batch_is_replayed_and_an_epoch_is_still_one_of_the_new_task() -> None:
+    settings = config.compose("sft", ["batch_size=16", "replay=somewhere"])
+    batches = [sft.batch(settings, step, 48, 90) for step in range(8)]
+    for new, again in ((rows[:12], rows[12:]) for rows in batches):
+        assert len(again) == 4 and new.max() < 48 <= again.min() and again.max() < 90
+    for epoch in (batches[:4], batches[4:]):
+        assert torch.cat([rows[:12] for rows in epoch]).sort().values.tolist() == list(range(48))
+    assert not torch.equal(batches[0], batches[4])
+    plain = config.compose("sft", ["batch_size=16"])
+    assert sft.batch(plain, 2, 48, 48).tolist() == sft.batch(plain, 2, 48, 90).tolist() and len(batches[2]) == 16
+
+
+def test_replayed_steps_follow_the_new_ones_with_their_own_instruction(demos: Path, tmp_path: Path) -> None:
+    prior = [replace(random_demonstration(9, 5, "open_top_drawer"), instruction="open top drawer")]
+    settings = config.compose("sft")
+    new = demonstrations.load(demos, settings.env)
+    both = new.followed_by(demonstrations.load(write_store(tmp_path, prior), settings.prior))
+    assert both.instructions == ["pick can"] * 48 + ["open top drawer"] * 5
+    assert both.episode.tolist() == [*new.episode.tolist(), *[6] * 5]
+    np.testing.assert_array_equal(both.images[48:], prior[0].images)
+    np.testing.assert_array_equal(both.actions[48:], prior[0].labels)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["replay_share=0.01", "replay=DIR"], "replay_share=0.01 of batch_size=16 is none of it"),
+        (["replay_share=1"], "above 0 and below 1"),
+        (["replay=DIR", "prior=null"], "replay is of prior tasks"),
+        (["replay=DIR"], "DIR holds no demonstrations"),
+    ],
+)
+def test_bad_replays(words: list[str], says: str, policy: Path, demos: Path, tmp_path: Path) -> None:
+    command = ["sft", *QUICK, f"policy={policy}", f"demos={demos}", *words, f"out={tmp_path / 'run'}"]
+    result = CliRunner().invoke(cli.app, command)
+    assert result.exit_code == 2 and says in result.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_images_are_shifted_by_whole_pixels() -> None:

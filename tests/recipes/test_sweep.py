@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from omegaconf import OmegaConf
 from typer.testing import CliRunner
 
 from tests.recipes.support import CommandLine
@@ -14,10 +15,13 @@ from vla_razor.config import compose
 from vla_razor.errors import UserError
 from vla_razor.policies.load import TINY
 from vla_razor.recipes import launchers, sweep
+from vla_razor.rollouts import demonstrations
+from vla_razor.runs import read_config
 
 SMALL = [
     *("prior=open_top_drawer", "num_envs=4", "num_workers=1", "device=cpu", "logger=none"),
     *("new_episodes=4", "prior_episodes=4", "checkpoints=1", "collect.grid=1x1", "collect.per_point=1"),
+    "collect.max_attempts=30",
     *(
         "sft.epochs=2",
         "sft.save_every=1",
@@ -48,9 +52,52 @@ def test_one_method_alone_and_what_it_alone_knows() -> None:
     assert sorted(one["gain_learning_rate"] for one in given.values()) == [1e-3, 1e-3, 2e-3, 2e-3]
 
 
+def test_the_verbs_settings_are_those_of_all_its_methods() -> None:
+    found = runs("method=sft,sft_own,rl", "sft.epochs=1,2")
+    assert set(found) == {"sft_1_seed0", "sft_2_seed0", "sft_own_1_seed0", "sft_own_2_seed0", "rl_seed0"}
+    assert found["sft_own_2_seed0"] == found["sft_2_seed0"] == {"epochs": 2}
+
+
+def test_what_makes_a_method_another_one_is_in_its_name() -> None:
+    words = ["method=sft,rl", "kl_coefficient=0,0.1", "rl.lora_rank=0,8", "learning_rate=1e-4,2e-4"]
+    labels = {training.label for training in sweep.plan(compose("sweep", words), Path("out"))}
+    (fixed,) = sweep.plan(compose("sweep", ["method=rl", "rl.staleness=2"]), Path("out"))
+    assert fixed.label == "rl staleness=2", "also where it is the same in the whole sweep"
+    assert labels == {
+        *("sft", "sft kl_coefficient=0.1"),
+        *("rl", "rl kl_coefficient=0.1", "rl lora_rank=8", "rl kl_coefficient=0.1 lora_rank=8"),
+    }
+
+
+def test_what_each_method_learns_from() -> None:
+    config = compose("sweep", ["method=sft,sft_own,sft_replay,rl,distill", "seed=4"])
+    found = {t.method: sweep.collections_of(Path("out"), t) for t in sweep.plan(config, Path("out"))}
+    assert found == {
+        "sft": {"demos": Path("out/demos_seed4")},
+        "sft_own": {"demos": Path("out/own_seed4")},
+        "sft_replay": {"demos": Path("out/demos_seed4"), "replay": Path("out/replay_seed4")},
+        "rl": {},
+        "distill": {},
+    }
+    assert sweep.collected(config, "demos") == {"policy": "scripted"}
+    assert sweep.collected(config, "own") == {"policy": "tiny"}
+    replay = {"policy": "scripted", "env": config.prior, "per_point": 1}
+    assert sweep.collected(config, "replay") == replay, "six tasks, so about as many as the new task's four a point"
+
+
+def test_policies_between_are_runs_of_their_own() -> None:
+    config = compose("sweep", ["method=rl", "kl_coefficient=0.1,1", "interpolated=[0.25,0.5]"])
+    found = [one for training in sweep.plan(config, Path("out")) for one in sweep.between(config, training)]
+    assert [one.folder.name for one in found] == [f"rl_{n}_seed0_share{s}" for n in (1, 2) for s in (25, 50)]
+    assert found[1].label == "rl kl_coefficient=0.1 share=0.5" and found[1].setting == "rl_1_share50"
+    older = OmegaConf.create({key: value for key, value in config.items() if key != "interpolated"})
+    assert not any(sweep.between(older, training) for training in sweep.plan(older, Path("out")))
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
+        (["interpolated=[1]"], "a list of numbers in (0, 1)"),
         (["learning_rat=1e-4,3e-4"], "Did you mean learning_rate"),
         (["method=sftt"], "Did you mean sft"),
         (["learning_rate=1e-4,-1"], "learning_rate=-1"),
@@ -72,12 +119,13 @@ def test_slurm_is_asked_for_where_it_is_not(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, vla_razor: CommandLine) -> Path:
-    """Two runs of SFT, one of which diverges, and one of REINFORCE, two at a time."""
+    """Two runs of SFT on the base's own successes, one of which diverges, and one of REINFORCE, two at a time."""
     if not TINY.is_dir():
         pytest.skip("the embedded base policy has not been made")
     out = tmp_path_factory.mktemp("sweep") / "run"
-    done = vla_razor.run("sweep", *SMALL, "sft.learning_rate=1e-4,1e30", "method=sft,rl", "jobs=2", f"out={out}")
-    assert "sft_2_seed0 failed: Step 2: the loss is nan" in done.stdout
+    axes = ("sft.learning_rate=1e-4,1e30", "method=sft_own,rl", "interpolated=[0.5]")
+    done = vla_razor.run("sweep", *SMALL, *axes, "jobs=2", f"out={out}")
+    assert "sft_own_2_seed0 failed: Step 2: the loss is nan" in done.stdout
     return out
 
 
@@ -88,17 +136,32 @@ def rows(out: Path) -> list[dict[str, Any]]:
 @pytest.mark.slow
 def test_what_a_sweep_leaves(finished: Path) -> None:
     found = {row["run"]: row for row in rows(finished)}
-    assert set(found) == {"base", "sft_1_seed0", "sft_2_seed0", "rl_seed0"}
-    assert {name: row["status"] for name, row in found.items() if name != "base"} == {
-        "sft_1_seed0": "done",
-        "sft_2_seed0": "failed",
-        "rl_seed0": "done",
+    assert {name: (row["method"], row["status"]) for name, row in found.items()} == {
+        "base": ("base", "done"),
+        "sft_own_1_seed0": ("sft_own", "done"),
+        "sft_own_2_seed0": ("sft_own", "failed"),
+        "rl_seed0": ("rl", "done"),
+        "sft_own_1_seed0_share50": ("sft_own share=0.5", "done"),
+        "rl_seed0_share50": ("rl share=0.5", "done"),
     }
-    assert found["sft_2_seed0"]["reason"].startswith("Step 2: the loss is nan")
-    assert found["sft_1_seed0"]["forward_kl"] > 0 == found["base"]["forward_kl"]
+    assert found["sft_own_2_seed0"]["reason"].startswith("Step 2: the loss is nan")
+    assert found["sft_own_1_seed0"]["forward_kl"] > 0 == found["base"]["forward_kl"]
+    moved = found["sft_own_1_seed0"]
+    assert moved["weight_l1"] > 0 < moved["activation_l1"] and moved["weight_sparsity"] < 1
+    halfway = found["sft_own_1_seed0_share50"]
+    assert halfway["weight_l1"] == pytest.approx(moved["weight_l1"] / 2, rel=1e-3)
+    assert 0 < halfway["forward_kl"] < moved["forward_kl"]
     summary = json.loads((finished / "summary.json").read_text())
-    assert summary["runs"] == 3 and set(summary["failed"]) == {"sft_2_seed0"}
-    assert {path.stem for path in (finished / "logs").iterdir()} == {"sft_1_seed0", "sft_2_seed0", "rl_seed0"}
+    assert summary["runs"] == 3 and set(summary["failed"]) == {"sft_own_2_seed0"}
+    runs = {"sft_own_1_seed0", "sft_own_2_seed0", "rl_seed0"}
+    assert {path.stem for path in (finished / "logs").iterdir()} == runs
+
+
+@pytest.mark.slow
+def test_own_successes_are_the_bases(finished: Path) -> None:
+    (shard,) = demonstrations.read_store(finished / "own_seed0")
+    assert {shown.policy for shown in shard.demonstrations} == {"tiny"}
+    assert read_config(finished / "sft_own_1_seed0" / "config.yaml").demos == str(finished / "own_seed0")
 
 
 @pytest.mark.slow
@@ -106,11 +169,11 @@ def test_an_interrupted_sweep_goes_on_with_what_has_not_ended_here_on_ray(
     finished: Path, vla_razor: CommandLine
 ) -> None:
     before = rows(finished)
-    kept = (finished / "sft_1_seed0" / "summary.json").stat().st_mtime_ns
+    kept = (finished / "sft_own_1_seed0" / "summary.json").stat().st_mtime_ns
     for path in (finished / "summary.json", finished / "rl_seed0_new" / "summary.json"):
         path.unlink()
     settings = finished / "config.yaml"
     settings.write_text(settings.read_text().replace("launcher: local", "launcher: ray"))
     vla_razor.run("resume", finished)
     assert rows(finished) == before, "the same starts, the same seeds: the same table"
-    assert (finished / "sft_1_seed0" / "summary.json").stat().st_mtime_ns == kept
+    assert (finished / "sft_own_1_seed0" / "summary.json").stat().st_mtime_ns == kept

@@ -104,6 +104,39 @@ def test_a_restored_trainer_goes_on_bit_for_bit(tmp_path: Path) -> None:
         assert torch.equal(one, other)
 
 
+def learning(model: OpenVLA) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in model.parameters() if parameter.requires_grad]
+
+
+def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_stale_policy_is_as_many_updates_old_as_it_is_asked_to_be(tmp_path: Path) -> None:
+    model, chosen = small_policy(), settings("staleness=2", "train_vision=true")
+    trainer, history = Trainer(model, chosen, 10), [learning(model)]
+    for step in range(5):
+        if step == 3:  # as a run that is resumed
+            torch.save(trainer.state_dict(), tmp_path / "state.pt")
+            trainer = Trainer(model, chosen, 10, torch.load(tmp_path / "state.pt", weights_only=True))
+        with trainer.stale():
+            assert same(learning(model), history[max(0, step - 2)])
+        assert same(learning(model), history[step]), "and is put back"
+        trainer.update([loss_of(model)])
+        history.append(learning(model))
+    with pytest.raises(KeyboardInterrupt), trainer.stale():
+        raise KeyboardInterrupt
+    assert same(learning(model), history[-1]), "an interruption saves the policy that learns"
+
+
+def test_without_staleness_nothing_is_kept() -> None:
+    model = small_policy()
+    trainer = Trainer(model, settings(), 10)
+    trainer.update([loss_of(model)])
+    with trainer.stale():
+        assert "past" not in trainer.state_dict() and not trainer.past
+
+
 @pytest.mark.parametrize("rank", [0, 4])
 def test_the_base_stays_what_it_was(policy: Path, tmp_path: Path, rank: int) -> None:
     chosen = settings(f"policy={policy}", f"lora_rank={rank}", "learning_rate=1e-2")

@@ -19,7 +19,7 @@ from vla_razor.errors import RunFailed, UserError
 from vla_razor.policies.openvla import OpenVLA
 from vla_razor.policies.openvla.tiny import make_tiny
 from vla_razor.rollouts import probe_set
-from vla_razor.rollouts.probe_set import Origin, ProbeSet, action_log_probs, measure
+from vla_razor.rollouts.probe_set import Origin, ProbeSet, action_outputs, measure
 from vla_razor.rollouts.rollout import make_vector_env
 
 STATISTICS = {"q01": [-0.07] * 3 + [-0.25] * 3 + [-1.0], "q99": [0.07] * 3 + [0.25] * 3 + [1.0], "mask": [True] * 7}
@@ -51,8 +51,9 @@ def made_up(base: OpenVLA, states: int = 12) -> ProbeSet:
     input_ids = base.processor.prompt_ids([PROMPTS[index % 2] for index in range(states)])
     pixels = base.processor.pixel_values(images)
     tokens = base.sample_actions(pixels, input_ids, 1.0, torch.Generator().manual_seed(0)).tokens
-    log_probs = action_log_probs(base, images, input_ids, tokens)
-    return ProbeSet(images, input_ids, tokens, log_probs, torch.arange(states) % 5, replace(ORIGIN, states=states))
+    log_probs, hidden = action_outputs(base, images, input_ids, tokens)
+    time, origin = torch.arange(states) % 5, replace(ORIGIN, states=states)
+    return ProbeSet(images, input_ids, tokens, log_probs, time, origin, hidden)
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +91,20 @@ def test_against_torch_distributions(base: OpenVLA, tuned: OpenVLA, probe: Probe
         steps = probe.time == row["time"]
         assert row["states"] == int(steps.sum())
         assert row["per_token"] == pytest.approx(exact[steps].mean().item(), rel=1e-4)
+
+
+def test_activations_and_entropy_by_independent_arithmetic(base: OpenVLA, tuned: OpenVLA, probe: ProbeSet) -> None:
+    pixels = base.processor.pixel_values(probe.images)
+    with torch.no_grad():
+        before, after = (m.predicting_hidden(pixels, probe.input_ids, probe.tokens) for m in (base, tuned))
+        logits = tuned.action_logits(pixels, probe.input_ids, probe.tokens) / tuned.config.temperature
+    measured, gap = measure(tuned, probe), (after - before).flatten(0, 1).double()
+    assert measured["activation_l1"] == pytest.approx(gap.abs().sum(-1).mean().item(), rel=1e-4)
+    assert measured["activation_l2"] == pytest.approx(gap.norm(dim=-1).mean().item(), rel=1e-4)
+    entropy = torch.distributions.Categorical(logits=logits).entropy().mean()
+    assert measured["entropy"] == pytest.approx(entropy.item(), rel=1e-4)
+    assert measure(base, probe)["activation_l2"] == pytest.approx(0, abs=1e-5)
+    assert "activation_l1" not in measure(tuned, replace(probe, base_hidden=None))
 
 
 def test_the_parts_sum_to_the_total(tuned: OpenVLA, probe: ProbeSet) -> None:
@@ -141,7 +156,7 @@ def test_kept_and_read_back(probe: ProbeSet, tmp_path: Path) -> None:
     assert back.origin == probe.origin
     assert back.input_ids == probe.input_ids
     np.testing.assert_array_equal(back.images, probe.images)
-    for name in ("tokens", "base_log_probs", "time"):
+    for name in ("tokens", "base_log_probs", "time", "base_hidden"):
         assert torch.equal(getattr(back, name), getattr(probe, name))
     assert sorted(path.name for path in (tmp_path / "probe").iterdir()) == ["probe.json", "probe.safetensors"]
 

@@ -100,6 +100,46 @@ def sparsity(base: Weights, tuned: Weights, *, dtype: torch.dtype = torch.float3
     return unchanged / sum(delta.numel() for delta in deltas)
 
 
+def summary(base: Weights, tuned: Weights, *, largest: int = 2048) -> dict[str, float | None]:
+    """`l1`, `l2`, `spectral` (the norm of `spectrum`), `rank`, `sparsity` and `sparsity_bfloat16` of a whole model's
+    change, as the functions of these names give them, with one pair of weights in memory at a time where the mappings
+    read theirs from a file. A matrix that did not change has rank 0.
+
+    `spectral` and `rank` are None where a matrix that changed has more than `largest` rows and columns: to decompose
+    those of billions of parameters takes hours. Raises ValueError as `update` does.
+    """
+    if base.keys() != tuned.keys():
+        update(base, tuned)
+    absolute = squares = weights = same = same_rounded = 0.0
+    spectra: list[tuple[float, float]] = []
+    too_large = False
+    for name in base:
+        before, after = {name: base[name]}, {name: tuned[name]}
+        weight = before[name]
+        absolute += float(l1(before, after))
+        squares += float(l2(before, after)) ** 2
+        weights += weight.numel()
+        same += weight.numel() * float(sparsity(before, after))
+        same_rounded += weight.numel() * float(sparsity(before, after, dtype=torch.bfloat16))
+        if weight.ndim > 1 and torch.equal(weight, after[name]):
+            spectra.append((0.0, 0.0))
+        elif weight.ndim > 1 and min(weight.flatten(1).shape) <= largest:
+            found = spectrum(before, after)
+            spectra.append((float(found.norm), float(found.rank)))
+        elif weight.ndim > 1:
+            too_large = True
+    norms, ranks = zip(*spectra, strict=True) if spectra else ((), ())
+    known = bool(spectra) and not too_large
+    return {
+        "l1": absolute,
+        "l2": squares**0.5,
+        "spectral": max(norms) if known else None,
+        "rank": sum(ranks) / len(ranks) if known else None,
+        "sparsity": same / weights,
+        "sparsity_bfloat16": same_rounded / weights,
+    }
+
+
 def cosine(first: Weights, second: Weights) -> Scalar:
     """Cosine of the angle between two directions in weight space, each a mapping like the weights; NaN where one is 0.
 

@@ -1,12 +1,14 @@
 """From what a user types (`tiny`, a run folder, a checkpoint, a Hub id) to a model."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from vla_razor.devices import device_named
 from vla_razor.errors import UserError
-from vla_razor.policies.openvla import OpenVLA, lora
+from vla_razor.policies.openvla import OpenVLA, checkpoint, lora
 from vla_razor.runs import checkpoint_folder
 
 TINY = Path(__file__).resolve().parent.parent / "assets" / "tiny"
@@ -36,10 +38,27 @@ def load_model(
     folder = checkpoint_folder(Path(spec))
     if folder is None or not (folder / lora.ADAPTER_CONFIG_FILE).is_file():
         return OpenVLA.from_pretrained(folder or spec, dtype=dtype, device=device)
+    return load_model(_adapted(folder), device=device, dtype=dtype).load_lora(folder)
+
+
+def stored_weights(spec: str | Path) -> Mapping[str, Tensor]:
+    """The weights of what `load_model` would load, an adapter's merged, by the names they have in a checkpoint; each is
+    read from its file when it is asked for. Raises `UserError` as `load_model` does.
+    """
+    if str(spec) in _EMBEDDED:
+        return checkpoint.StoredWeights(TINY)
+    folder = checkpoint_folder(Path(spec))
+    if folder is None or not (folder / lora.ADAPTER_CONFIG_FILE).is_file():
+        return checkpoint.StoredWeights(folder or checkpoint.locate(spec))
+    return lora.MergedWeights(stored_weights(_adapted(folder)), folder)
+
+
+def _adapted(folder: Path) -> str:
+    """What the adapter in a folder was trained on."""
     base = lora.read_config(folder).base_model_name_or_path
     if not base:
         raise UserError(f"{folder}: the adapter does not say what it adapts (base_model_name_or_path).")
-    return load_model(base, device=device, dtype=dtype).load_lora(folder)
+    return base
 
 
 def _dtype(dtype: torch.dtype | str) -> torch.dtype:

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from vla_razor.policies import Decisions, scripted_google, scripted_panda
+from vla_razor.policies import Decisions, Policy, scripted_google, scripted_panda
 
+UNSEEN = 0.05
+"""Radians."""
 Skill = Callable[[dict[str, Any]], np.ndarray]
 
 
@@ -71,9 +73,13 @@ class ScriptedExpert:
         memories: Sequence[Any] | None = None,
     ) -> Decisions:
         """Decides for each environment; actions [B, 7] in environment units, no tokens."""
-        pairs = zip(instructions, infos, strict=True)
-        self.clean_actions = np.stack([self.skills.decide(*pair) for pair in pairs]).astype(np.float32)
+        self.clean_actions = self.wanted(instructions, infos)
         return Decisions(self._disturbed(generator), labels=self.clean_actions)
+
+    def wanted(self, instructions: list[str], infos: list[dict[str, Any]]) -> np.ndarray:
+        """What it would do in each environment, undisturbed: actions [B, 7] in environment units."""
+        pairs = zip(instructions, infos, strict=True)
+        return np.stack([self.skills.decide(*pair) for pair in pairs]).astype(np.float32)
 
     def _disturbed(self, generator: torch.Generator) -> np.ndarray:
         rows, bound = len(self.clean_actions), self.skills.translation
@@ -82,3 +88,32 @@ class ScriptedExpert:
         actions = self.clean_actions.copy()
         actions[:, :3] = np.clip(actions[:, :3] + hit * shift, -bound, bound)
         return actions
+
+
+class Corrected:
+    """A policy that acts while the expert says, at every state, what it would have done: the decisions' `labels`. With
+    probability `guidance` a step is the expert's; tokens and log-probabilities are the policy's all the same.
+
+    Turns of less than `UNSEEN` about an axis are left out of them. The expert undoes the smallest tilt, which its own
+    demonstrations hardly have and a sampling policy always has, but which no image shows: told to undo them, a policy
+    can only learn to turn at random, and tilts more.
+    """
+
+    def __init__(self, policy: Policy, expert: ScriptedExpert, guidance: float = 0.0) -> None:
+        self.policy, self.expert, self.guidance, self.name = policy, expert, guidance, policy.name
+
+    def act(
+        self,
+        images: np.ndarray,
+        instructions: list[str],
+        infos: list[dict[str, Any]],
+        generator: torch.Generator,
+        memories: Sequence[Any] | None = None,
+    ) -> Decisions:
+        """Decides for each environment."""
+        decisions = self.policy.act(images, instructions, infos, generator, memories)
+        wanted = self.expert.wanted(instructions, infos)
+        guided = torch.rand(len(wanted), 1, generator=generator).numpy() < self.guidance
+        labels = wanted.copy()
+        labels[:, 3:6] *= np.abs(wanted[:, 3:6]) >= UNSEEN
+        return decisions._replace(actions=np.where(guided, wanted, decisions.actions), labels=labels)

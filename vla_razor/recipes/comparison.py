@@ -16,6 +16,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from vla_razor.core import weight_change
+from vla_razor.files import write_json
+from vla_razor.policies.load import stored_weights
 from vla_razor.recipes.evaluate import shown as shown_rate
 from vla_razor.statistics import Difference, Rate, Success, paired_difference, policy_summary, pooled
 
@@ -26,8 +29,8 @@ KL_NAMES = {"per_token": "forward_kl", "per_action": "forward_kl_per_action"}
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """A training run: its folder, its setting (one for all seeds), method (sft | rl), seed, learning rate, and what it
-    changes of the method's settings."""
+    """A training run: its folder, its setting (one for all seeds), method, seed, learning rate, what it changes of the
+    method's settings, and those of the changes that make it another method in the table, as text."""
 
     folder: Path
     setting: str
@@ -35,6 +38,12 @@ class Training:
     seed: int
     learning_rate: float
     changes: Mapping[str, Any]
+    variant: str = ""
+
+    @property
+    def label(self) -> str:
+        """The method as the table names it."""
+        return f"{self.method} {self.variant}".rstrip()
 
     @property
     def finished(self) -> bool:
@@ -57,7 +66,8 @@ class Outcome:
 
     `policy` is the name it was evaluated under. `new` and `prior` hold success by task; `hits`, by task, 1 or 0 for
     every start (NaN where the episode was lost) in the order that all policies share. `drift` is the row of
-    metrics.jsonl at this step, with the measures on the probe set in nats; all zero for the base.
+    metrics.jsonl at this step, with the measures on the probe set in nats, and the changes of the weights where
+    `measure_weights` has been asked for them; all zero for the base.
     """
 
     policy: str
@@ -108,6 +118,21 @@ class Column(NamedTuple):
         return policy_summary(self.tasks("new"), self.tasks("prior"), {**forward_kl, "states": states})
 
 
+def measure_weights(base: str, training: Training, count: int) -> None:
+    """How far the weights of each of `count` checkpoints have moved from the base's, kept in weight_changes/ of the
+    run; what is there already is left alone.
+    """
+    for checkpoint in training.checkpoints(count):
+        path = _weight_changes(training, checkpoint)
+        if not path.is_file():
+            changes = weight_change.summary(stored_weights(base), stored_weights(checkpoint))
+            write_json(path, {f"weight_{name}": value for name, value in changes.items()})
+
+
+def _weight_changes(training: Training, checkpoint: Path) -> Path:
+    return training.folder / "weight_changes" / f"{checkpoint.name}.json"
+
+
 def read(
     policy: str, new: Sequence[Path], prior: Sequence[Path], trainings: Sequence[Training], checkpoints: int
 ) -> list[Outcome]:
@@ -124,11 +149,13 @@ def read(
     base = {"method": "base", "setting": "base", "run": "base", "seed": trainings[0].seed, "learning_rate": None}
     outcomes = [outcome(policy, dict.fromkeys(own[0].rows()[-1], 0.0), step=0, last=True, **base)]
     for training in own:
-        facts = {name: getattr(training, name) for name in ("method", "setting", "seed", "learning_rate")}
+        facts = {name: getattr(training, name) for name in ("setting", "seed", "learning_rate")}
+        facts |= {"method": training.label, "run": training.folder.name}
         rows, paths = {row["step"]: row for row in training.rows()}, training.checkpoints(checkpoints)
         for path in paths:
-            step, last = step_of(path), path == paths[-1]
-            outcomes.append(outcome(str(path), rows[step], step=step, last=last, run=training.folder.name, **facts))
+            step, last, weights = step_of(path), path == paths[-1], _weight_changes(training, path)
+            drift = rows[step] | (json.loads(weights.read_text()) if weights.is_file() else {})
+            outcomes.append(outcome(str(path), drift, step=step, last=last, **facts))
     return outcomes
 
 

@@ -52,6 +52,8 @@ def run(config: DictConfig, run: Run) -> None:
                 stage(console, config, training.folder, training.method, seed=seed, **changes)
             except NotFinite as failure:
                 failures[training] = str(failure)
+            if training.finished:
+                comparison.measure_weights(config.policy, training, config.checkpoints)
         evaluated = [path for training in own if training.finished for path in training.checkpoints(config.checkpoints)]
         if not evaluated:
             raise RunFailed(f"No run of seed {seed} came to its end: {'; '.join(failures.values())}")

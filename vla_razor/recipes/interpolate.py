@@ -5,15 +5,18 @@ A policy `share` of the way is in checkpoints/share_<percent>; `vla-razor eval -
 """
 
 import copy
+from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from vla_razor.errors import UserError
 from vla_razor.files import full_disk_reported
 from vla_razor.policies.openvla import OpenVLA
+from vla_razor.recipes import training
 from vla_razor.recipes.evaluate import open_model
+from vla_razor.rollouts import probe_set
 from vla_razor.runs import Run, origin_of
 
 
@@ -35,6 +38,28 @@ def run(config: DictConfig, run: Run) -> None:
     run.finish({"checkpoints": made})
     for folder in made.values():
         Console().print(folder, highlight=False, soft_wrap=True)
+
+
+def measured(config: DictConfig, tuned: Path, folder: Path, share: float, states: int) -> None:
+    """The policy `share` of the way from `config.policy` to its tuned checkpoint, measured on the probe set of
+    `config.env`, as a finished run of as many steps as the checkpoint's name says; one that has finished is left alone.
+    """
+    if (folder / "summary.json").is_file():
+        return
+    facts = {"policy": config.policy, "tuned": str(tuned), "share": share, "env": config.env, "logger": "none"}
+    begun = (folder / "config.yaml").is_file()
+    with Run.resume(folder) if begun else Run.create(folder, OmegaConf.create(facts), "interpolate") as run:
+        run.restore()
+        base, model = open_model(config.policy, config), open_model(str(tuned), config)
+        if model.has_adapter:
+            model.merge_lora()
+        model = between(base, model, share)
+        settings = {key: config[key] for key in ("unnorm_key", "num_envs", "num_workers")}
+        probe = probe_set.obtain(base, config.env, states=states, **settings)
+        step = int(tuned.name.removeprefix("step_"))
+        run.log(step, **training.probe_scalars(probe_set.measure(model, probe)))
+        run.save(step, model.save_pretrained, {})
+        run.finish({})
 
 
 def check(base: OpenVLA, tuned: OpenVLA, name: str) -> None:

@@ -38,6 +38,7 @@ from vla_razor.recipes.footprint import (
     size_text,
     time_text,
 )
+from vla_razor.recipes.sft import replayed_per_batch
 from vla_razor.recipes.training import parameter_groups
 from vla_razor.rollouts.demonstrations import FOLDER
 from vla_razor.rollouts.starts import parse_grid
@@ -75,7 +76,7 @@ def show(config: DictConfig) -> None:
     if config.verb == "mnist":
         _show_mnist(console, config)
         return
-    parts = [config] if config.verb in ("sft", "rl") else [_section(config, verb) for verb in ("sft", "rl")]
+    parts = [config] if config.verb != "demo" else [_section(config, verb) for verb in ("sft", "rl")]
     for part in parts:
         _show(console, part)
     console.print("Nothing was started.", highlight=False)
@@ -157,7 +158,7 @@ def _decision(model: OpenVLA, batch: int) -> tuple[float, float]:
         length = embeddings.shape[1]
         table = decoder.rotary_table(llama, embeddings, length + more)
         cache = decoder.Cache(length + more)
-        model._action_head(decoder.prefill(llama, embeddings, table, lengths[:, None] - 1, cache=cache))
+        model.action_head(decoder.prefill(llama, embeddings, table, lengths[:, None] - 1, cache=cache))
 
     peak, flop = measured(model, decide)
     a_step = 2 * sum(p.numel() for p in model.language_model.parameters())
@@ -193,8 +194,8 @@ def _cache_bytes(model: OpenVLA) -> float:
 
 @dataclass(frozen=True)
 class Work:
-    """What a step (SFT) or an iteration (REINFORCE) does: control steps simulated and states learnt from, at most, and
-    how many of them a run makes (None where the demonstrations are not known).
+    """What a step (SFT) or an iteration (REINFORCE, distillation) does: control steps simulated and states learnt from,
+    at most, and how many of them a run makes (None where the demonstrations are not known).
     """
 
     simulated: int
@@ -203,14 +204,16 @@ class Work:
 
 
 def work_of(config: DictConfig) -> Work:
-    """The work of a configuration of sft or rl."""
-    if config.verb == "rl":
+    """The work of a configuration of sft, rl or distill."""
+    if config.verb != "sft":
         columns, rows = parse_grid(config.grid)
         points = columns * rows * (1 if config.env.grid else len(config.env.tasks))
         most = points * config.per_point * horizon_of(config.env)
-        return Work(most, most, config.iterations)
+        learnt = config.updates * config.batch_size if config.verb == "distill" else most
+        return Work(most, learnt, config.iterations)
     states = _demonstrated(config.demos) if config.demos else None
-    return Work(0, config.batch_size, None if states is None else config.epochs * -(-states // config.batch_size))
+    new = config.batch_size - replayed_per_batch(config)
+    return Work(0, config.batch_size, None if states is None else config.epochs * -(-states // new))
 
 
 def horizon_of(env: DictConfig) -> int:
@@ -243,7 +246,7 @@ def _show(console: Console, config: DictConfig) -> None:
     rate = UTILIZATION * flops_of(card)
     policy = (work.simulated * takes.decision_flop + work.learnt * takes.update_flop) / rate
     simulator = work.simulated / (SIMULATOR[robot_of(config.env)] * config.num_workers)
-    unit = "iteration" if config.verb == "rl" else "step"
+    unit = "step" if config.verb == "sft" else "iteration"
     named = card.name if card else "this CPU"
     tokens = (work.simulated + work.learnt) * takes.tokens
     lines = [

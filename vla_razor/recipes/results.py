@@ -26,6 +26,9 @@ MEASURES = {
     "displacement": "displacement",
 }
 """Columns of the results table, and what metrics.jsonl calls them."""
+CHANGES = ("weight_l1", "weight_l2", "weight_spectral", "weight_rank", "weight_sparsity", "weight_sparsity_bfloat16")
+CHANGES += ("activation_l1", "activation_l2")
+"""Further columns, null where a run has not measured them."""
 TITLE = 30
 """Height in pixels of the line above a film."""
 
@@ -91,7 +94,9 @@ def film(path: Path, parts: Mapping[str, Sequence[Path]], fps: float) -> None:
 
 def _row(outcome: Outcome) -> dict[str, Any]:
     rates = {f"prior_{task}": success[READING]["rate"] for task, success in outcome.prior.items()}
-    measures = {column: outcome.drift[logged] for column, logged in MEASURES.items()}
+    measures: dict[str, float | None] = {column: outcome.drift[logged] for column, logged in MEASURES.items()}
+    unknown = 0.0 if outcome.method == "base" else None
+    measures |= {column: outcome.drift.get(column, unknown) for column in CHANGES}
     return {
         "domain": "robot",
         "method": outcome.method,
@@ -109,7 +114,7 @@ def _row(outcome: Outcome) -> dict[str, Any]:
 
 
 def _failed_row(training: Training, reason: str) -> dict[str, Any]:
-    known = {"domain": "robot", "method": training.method, "seed": training.seed, "run": training.folder.name}
+    known = {"domain": "robot", "method": training.label, "seed": training.seed, "run": training.folder.name}
     return {**known, "learning_rate": training.learning_rate, "status": "failed", "reason": reason, "step": None}
 
 

@@ -9,6 +9,10 @@ Where it departs from the paper, and why:
 - An episode's log-probabilities are averaged, not summed (`normalizer=length`): failures run longer than successes, and
   summed they outweigh them and raise the entropy.
 - The normalisation gains have a learning rate of their own, and the vision stacks stay as they are.
+
+`staleness=K` plays each iteration's episodes with the policy as it was K updates before (in the first K iterations: as
+it began), which is online but off-policy, the paper's open question. The update stays plain REINFORCE on these
+episodes, without importance weights: what they would correct is what is asked about.
 """
 
 import time
@@ -25,6 +29,7 @@ from torch import Tensor
 from vla_razor.config import robot_of
 from vla_razor.core import advantages, divergence, losses
 from vla_razor.errors import RunFailed
+from vla_razor.policies import Policy
 from vla_razor.policies.openvla.policy import OpenVLAPolicy
 from vla_razor.progress import progress
 from vla_razor.recipes import training
@@ -49,7 +54,8 @@ def run(config: DictConfig, run: Run) -> None:
     ):
         probe = training.open_probe(config, base, envs)
         while not trainer.done:
-            gathered = gather(envs, policy, config, trainer.step)
+            with trainer.stale():
+                gathered = gather(envs, policy, config, trainer.step)
             with training.uninterrupted():
                 probing = training.is_due(trainer.step + 1, config.probe_every, config.iterations)
                 scalars = learn(policy, trainer, config, *gathered, base if probing or config.kl_coefficient else None)
@@ -62,7 +68,7 @@ def run(config: DictConfig, run: Run) -> None:
     training.finish(config, run, model, base, probe, guard)
 
 
-def gather(envs: VectorEnv, policy: OpenVLAPolicy, config: DictConfig, step: int) -> tuple[list[Episode], Timing]:
+def gather(envs: VectorEnv, policy: Policy, config: DictConfig, step: int) -> tuple[list[Episode], Timing]:
     """The episodes of iteration `step` (from 0), `per_point` from every grid point, each up to its success.
 
     Raises `RunFailed` where the simulation died in every one of them.
@@ -85,9 +91,8 @@ def learn(
 ) -> dict[str, float]:
     """One update on the episodes that were not lost. Returns what is logged.
 
-    The entropy, in nats a token, is estimated from the samples. With `base`, so is the reverse KL(policy || base), in
-    nats an action, exactly at every visited state; both before the update. Raises `RunFailed` where the loss is not
-    finite.
+    With `base`, the reverse KL(policy || base) before the update is among it, in nats an action, exact at every visited
+    state. Raises `RunFailed` where the loss is not finite.
     """
     begin = time.perf_counter()
     kept = [episode for episode in episodes if not episode.lost]
@@ -95,18 +100,28 @@ def learn(
     reverse_kl: list[Tensor] = []
     update = trainer.update(_shares(policy, batch, config, base, reverse_kl))
     return {
-        "success": sum(episode.success_once for episode in kept) / len(kept),
-        "episode_length": len(batch.steps) / len(kept),
-        "lost_episodes": len(episodes) - len(kept),
+        **played(episodes, timing),
         "zero_variance_groups": batch.zero_variance_groups,
-        "entropy": -float(np.mean(np.concatenate([sampled(episode.log_probs) for episode in kept]))),
         **({"reverse_kl_per_action": float(torch.cat(reverse_kl).mean())} if reverse_kl else {}),
         **update._asdict(),
+        "seconds_update": time.perf_counter() - begin,
+    }
+
+
+def played(episodes: Sequence[Episode], timing: Timing) -> dict[str, float]:
+    """What is logged of an iteration's episodes. The entropy, in nats a token, is that of the policy that
+    played, estimated from its samples.
+    """
+    kept = [episode for episode in episodes if not episode.lost]
+    return {
+        "success": sum(episode.success_once for episode in kept) / len(kept),
+        "episode_length": sum(_decided_after(episode) for episode in kept) / len(kept),
+        "lost_episodes": len(episodes) - len(kept),
+        "entropy": -float(np.mean(np.concatenate([sampled(episode.log_probs) for episode in kept]))),
         "env_steps_per_second": timing.steps_per_second,
         "seconds_policy": timing.policy,
         "seconds_environment": timing.environment,
         "seconds_rollout_rest": timing.rest,
-        "seconds_update": time.perf_counter() - begin,
     }
 
 
@@ -199,6 +214,6 @@ def _decided_after(episode: Episode) -> int:
 
 
 def sampled(values: np.ndarray | None) -> np.ndarray:
-    """Tokens or log-probabilities, which every episode of an OpenVLA policy has."""
+    """Tokens or log-probabilities, which every episode of an OpenVLA policy has; labels, where an expert gave them."""
     assert values is not None
     return values

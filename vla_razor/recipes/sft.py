@@ -7,7 +7,8 @@ vocabulary and with the end token.
 
 Where it departs from the paper: the normalisation gains have a learning rate of their own and the vision stacks stay as
 they are, so that SFT and REINFORCE train the same parameters in the same way. There is no penalty on KL(base || policy)
-at the demonstrated states unless `kl_coefficient` asks for one.
+at the demonstrated states unless `kl_coefficient` asks for one, and no replay unless `replay` does: demonstrations of
+the prior tasks, which take `replay_share` of every batch. An epoch is then still one of the new task's.
 """
 
 import time
@@ -38,13 +39,17 @@ def run(config: DictConfig, run: Run) -> None:
     if config.demos is None:
         collect = f"vla-razor collect --env {config.env.name} --out DIR"
         raise UserError(f"sft needs demonstrations: demos=DIR. Make them with: {collect}")
+    replayed = replayed_per_batch(config)
     state = run.restore()
     guard = Guard.of(config, "robot")
     model, base = training.open_models(config, run)
     policy = OpenVLAPolicy(model, config.unnorm_key, robot=robot_of(config.env))
     data = demonstrations.load(config.demos, config.env, policy.seen)
+    count = len(data.actions)
+    if config.replay is not None:
+        data = data.followed_by(_replayed(config, policy))
     tokens = policy.tokenize(data.actions, data.episode)
-    per_epoch = -(-len(tokens) // config.batch_size)
+    per_epoch = -(-count // (config.batch_size - replayed))
     trainer = Trainer(model, config, config.epochs * per_epoch, state)
     with (
         training.saving(run, model, trainer) as save,
@@ -52,9 +57,7 @@ def run(config: DictConfig, run: Run) -> None:
     ):
         probe = training.open_probe(config, base)
         while not trainer.done:
-            epoch, index = divmod(trainer.step, per_epoch)
-            order = torch.randperm(len(tokens), generator=training.generator(config.seed, epoch))
-            rows = order[index * config.batch_size : (index + 1) * config.batch_size]
+            rows = batch(config, trainer.step, count, len(tokens))
             with training.uninterrupted():
                 scalars = learn(policy, trainer, config, data, tokens, rows, base if config.kl_coefficient else None)
                 if probe and training.is_due(trainer.step, config.probe_every, trainer.total_steps):
@@ -64,6 +67,35 @@ def run(config: DictConfig, run: Run) -> None:
                     save()
             advance(loss=scalars["loss"])
     training.finish(config, run, model, base, probe, guard)
+
+
+def batch(config: DictConfig, step: int, count: int, total: int) -> Int[Tensor, " B"]:
+    """The control steps of update `step` (from 0): the next of a shuffled epoch over the first `count`, and replayed
+    ones drawn from those between `count` and `total`.
+    """
+    replayed = replayed_per_batch(config)
+    new = config.batch_size - replayed
+    epoch, index = divmod(step, -(-count // new))
+    order = torch.randperm(count, generator=training.generator(config.seed, epoch))
+    draws = training.generator(config.seed, step, 2)
+    again = torch.randint(count, total, (replayed,), generator=draws) if replayed else order[:0]
+    return torch.cat([order[index * new : (index + 1) * new], again])
+
+
+def replayed_per_batch(config: DictConfig) -> int:
+    """How many of a batch are replayed. Raises UserError where a batch is too small to hold both."""
+    if config.replay is None:
+        return 0
+    replayed = round(config.replay_share * config.batch_size)
+    if not 0 < replayed < config.batch_size:
+        raise UserError(f"replay_share={config.replay_share} of batch_size={config.batch_size} is none of it, or all.")
+    return replayed
+
+
+def _replayed(config: DictConfig, policy: OpenVLAPolicy) -> Demonstrations:
+    if config.prior is None:
+        raise UserError("replay is of prior tasks: prior=null names none.")
+    return demonstrations.load(config.replay, config.prior, policy.seen)
 
 
 def learn(

@@ -2,8 +2,16 @@
 Appendix B). The paper trained hundreds of models a method to find the frontier; `vla-razor report` reads the table.
 
 What the runs differ in is given in the grammar of Hydra's multirun: `method=sft,rl learning_rate=1e-4,3e-4 seed=0,1,2`.
-A key that one method alone has, or that differs between methods, is given with its verb: `rl.iterations=12,24`. The
-gains' learning rate keeps its ratio to `learning_rate` unless it is given too.
+A key that one verb alone has, or that differs between verbs, is given with it: `rl.iterations=12,24`. The gains'
+learning rate keeps its ratio to `learning_rate` unless it is given too. What makes a method another one
+(`kl_coefficient`, `lora_rank`, ...) stands behind its name in the table where it is not as the verb has it.
+
+Methods: `sft` on scripted demonstrations; `sft_own` on the base's own successes from the same grid (rejection sampling:
+what it fits is the base given success, the policy among those that succeed that is nearest to it; the paper's Section
+5.2); `sft_replay`, sft with scripted demonstrations of the prior tasks in every batch; `rl`; `distill`, the expert's
+actions at the states that the policy visits.
+
+`interpolated=[0.5]` measures, beside each run, the policy half of the way from the base to its last one (WiSE-FT).
 
 Every run is a process of its own below `out`, on this machine, on Ray or on Slurm. One that fails is a row of the table
 with its reason; an interrupted sweep goes on with those that have not ended.
@@ -11,6 +19,7 @@ with its reason; an interrupted sweep goes on with those that have not ended.
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,18 +27,27 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from vla_razor.config import compose
+from vla_razor.config import compose, scenes
 from vla_razor.errors import RunFailed, UserError, nearest
 from vla_razor.files import atomic_write
 from vla_razor.progress import progress
-from vla_razor.recipes import comparison, results
+from vla_razor.recipes import comparison, interpolate, results
 from vla_razor.recipes.comparison import Outcome, Training
 from vla_razor.recipes.launchers import launch
 from vla_razor.recipes.stages import stage
 from vla_razor.runs import Run, read_config
 
 EVALUATION_SEED = 0
-METHODS = ("sft", "rl")
+METHODS = {
+    "sft": ("sft", {"demos": "demos"}),
+    "sft_own": ("sft", {"demos": "own"}),
+    "sft_replay": ("sft", {"demos": "demos", "replay": "replay"}),
+    "rl": ("rl", {}),
+    "distill": ("distill", {}),
+}
+"""The verb of each, and which collections it learns from: the verb's key and the name of the folder."""
+VARIANTS = ("kl_coefficient", "lora_rank", "replay_share", "staleness")
+"""Settings that make a method another one in the table."""
 
 
 def run(config: DictConfig, run: Run) -> None:
@@ -39,10 +57,11 @@ def run(config: DictConfig, run: Run) -> None:
     trainings = plan(config, out)
     for kind in ("new", "prior"):
         _evaluate(console, config, out / f"base_{kind}", kind, [config.policy])
-    for seed in sorted({training.seed for training in trainings if training.method == "sft"}):
-        stage(console, config, out / f"demos_seed{seed}", "collect", policy="scripted", seed=seed)
+    for folder, seed in sorted({(folder, t.seed) for t in trainings for folder in collections_of(out, t).values()}):
+        changes = collected(config, folder.name.partition("_")[0])
+        stage(console, config, folder, "collect", seed=seed, **changes)
     failures: dict[Training, str] = {}
-    waiting = [(number, t.folder.name) for number, t in enumerate(trainings) if not _is_done(t)]
+    waiting = [(number, t.folder.name) for number, t in enumerate(trainings) if not _is_done(config, t)]
     with progress("runs", len(trainings), len(trainings) - len(waiting)) as advance:
         for number, reason in launch(config, out, waiting):
             if reason is not None:
@@ -75,15 +94,19 @@ def plan(config: DictConfig, out: Path) -> list[Training]:
     _check(config, axes, methods)
     trainings: dict[str, Training] = {}
     for method in methods:
-        own = {key: values for key, values in axes.items() if _name(key, method) in config[method]}
+        verb, _ = METHODS[method]
+        usual = compose(verb)
+        own = {key: values for key, values in axes.items() if _name(key, verb) in config[verb]}
         settings = [dict(zip(own, values, strict=True)) for values in product(*own.values())]
         for setting, texts in enumerate(settings, 1):
-            changes = _changes(config[method], method, texts)
+            changes = _changes(config[verb], verb, texts)
             name = f"{method}_{setting}" if len(settings) > 1 else method
-            rate = changes.get("learning_rate", config[method].learning_rate)
+            rate = changes.get("learning_rate", config[verb].learning_rate)
+            used = {**config[verb], **changes}
+            variant = " ".join(f"{k}={used[k]}" for k in VARIANTS if k in used and used[k] != usual[k])
             for seed in seeds:
                 folder = out / f"{name}_seed{seed}"
-                trainings[folder.name] = Training(folder, name, method, seed, rate, changes)
+                trainings[folder.name] = Training(folder, name, method, seed, rate, changes, variant)
     return list(trainings.values())
 
 
@@ -91,13 +114,34 @@ def job(out: Path, number: int) -> None:
     """One run: train, then evaluate its checkpoints; goes on where an interrupted one stopped."""
     config, console = read_config(out / "config.yaml"), Console()
     training = plan(config, out)[number]
-    changes = dict(training.changes) | (
-        {"demos": str(out / f"demos_seed{training.seed}")} if training.method == "sft" else {}
-    )
-    stage(console, config, training.folder, training.method, seed=training.seed, **changes)
-    for kind in ("new", "prior"):
-        policies = [str(path) for path in training.checkpoints(config.checkpoints)]
-        _evaluate(console, config, _evaluation(training, kind), kind, policies)
+    verb, _ = METHODS[training.method]
+    data = {key: str(folder) for key, folder in collections_of(out, training).items()}
+    stage(console, config, training.folder, verb, **{**data, **training.changes, "seed": training.seed})
+    for one, share in [(training, None), *zip(between(config, training), _shares(config), strict=True)]:
+        if share is not None:
+            interpolate.measured(config, training.checkpoints(1)[0], one.folder, share, config[verb].probe_states)
+        comparison.measure_weights(config.policy, one, config.checkpoints)
+        for kind in ("new", "prior"):
+            policies = [str(path) for path in one.checkpoints(config.checkpoints)]
+            _evaluate(console, config, _evaluation(one, kind), kind, policies)
+
+
+def between(config: DictConfig, training: Training) -> list[Training]:
+    """The policies on the line from the base to a run's last one, for the table each a run of its own."""
+    ends = [f"share{100 * share:g}" for share in _shares(config)]
+    return [
+        replace(
+            training,
+            folder=training.folder.with_name(f"{training.folder.name}_{end}"),
+            setting=f"{training.setting}_{end}",
+            variant=f"{training.variant} share={share}".lstrip(),
+        )
+        for end, share in zip(ends, _shares(config), strict=True)
+    ]
+
+
+def _shares(config: DictConfig) -> list[float]:
+    return config.get("interpolated", [])  # sweeps begun before there was such a key are still read
 
 
 def _evaluate(console: Console, config: DictConfig, folder: Path, kind: str, policies: Sequence[str]) -> None:
@@ -112,8 +156,10 @@ def _write(
     config: DictConfig, out: Path, trainings: Sequence[Training], failures: Mapping[Training, str]
 ) -> list[Outcome]:
     """results.parquet, of what has ended so far."""
-    done = [training for training in trainings if _is_done(training)]
+    done = [one for t in trainings if _is_done(config, t) for one in (t, *between(config, t))]
     outcomes: list[Outcome] = []
+    for training in done:  # a sweep of before there were these columns gets them when it is resumed
+        comparison.measure_weights(config.policy, training, config.checkpoints)
     for seed in dict.fromkeys(training.seed for training in done):
         own = [training for training in done if training.seed == seed]
         new, prior = ([out / f"base_{kind}", *(_evaluation(t, kind) for t in own)] for kind in ("new", "prior"))
@@ -123,37 +169,55 @@ def _write(
     return outcomes
 
 
+def collections_of(out: Path, training: Training) -> dict[str, Path]:
+    """Where what a run learns from is collected, by the key of its verb."""
+    _, collections = METHODS[training.method]
+    return {key: out / f"{name}_seed{training.seed}" for key, name in collections.items()}
+
+
+def collected(config: DictConfig, name: str) -> dict[str, Any]:
+    """What a collection differs in: a replay is of about as many episodes as the new task's, and at least one at every
+    point of the grid of each prior task.
+    """
+    if name == "replay":
+        tasks = sum(len(scene.tasks) for scene in scenes(config.prior))
+        return {"policy": "scripted", "env": config.prior, "per_point": max(1, config.collect.per_point // tasks)}
+    return {"policy": config.policy if name == "own" else "scripted"}
+
+
 def _evaluation(training: Training, kind: str) -> Path:
     return training.folder.with_name(f"{training.folder.name}_{kind}")
 
 
-def _is_done(training: Training) -> bool:
-    return all((_evaluation(training, kind) / "summary.json").is_file() for kind in ("new", "prior"))
+def _is_done(config: DictConfig, training: Training) -> bool:
+    folders = [_evaluation(t, kind) for t in (training, *between(config, training)) for kind in ("new", "prior")]
+    return all((folder / "summary.json").is_file() for folder in folders)
 
 
 def _check(config: DictConfig, axes: Mapping[str, Any], methods: Sequence[str]) -> None:
     for method in methods:
         if method not in METHODS:
             raise UserError(f"unknown method {method!r}. {nearest(method, METHODS)}")
-    known = {str(name) for method in methods for name in config[method]}
+    verbs = {METHODS[method][0] for method in methods}
+    known = {str(name) for verb in verbs for name in config[verb]}
     for key in axes:
         section, _, name = key.rpartition(".")
-        if name not in known or section not in ("", *METHODS):
+        if name not in known or section not in ("", *(verb for verb, _ in METHODS.values())):
             raise UserError(f"unknown key {key!r} for {' and '.join(methods)}. {nearest(name, known)}")
     if config.prior is None:
         raise UserError("prior=null: a sweep needs prior tasks, or there is nothing to forget.")
 
 
-def _name(key: str, method: str) -> str:
-    """What an axis is called in a method's settings; empty where it is another method's."""
+def _name(key: str, verb: str) -> str:
+    """What an axis is called in a verb's settings; empty where it is another verb's."""
     section, _, name = key.rpartition(".")
-    return name if section in ("", method) else ""
+    return name if section in ("", verb) else ""
 
 
-def _changes(settings: DictConfig, method: str, texts: Mapping[str, str]) -> dict[str, Any]:
-    """To a method's settings, each checked by its rule."""
-    composed = compose(method, [f"{_name(key, method)}={text}" for key, text in texts.items()])
-    changes = {_name(key, method): composed[_name(key, method)] for key in texts}
+def _changes(settings: DictConfig, verb: str, texts: Mapping[str, str]) -> dict[str, Any]:
+    """To a verb's settings, each checked by its rule."""
+    composed = compose(verb, [f"{_name(key, verb)}={text}" for key, text in texts.items()])
+    changes = {_name(key, verb): composed[_name(key, verb)] for key in texts}
     gains = settings.gain_learning_rate
     if "learning_rate" in changes and "gain_learning_rate" not in changes and gains is not None:
         changes["gain_learning_rate"] = gains * changes["learning_rate"] / settings.learning_rate

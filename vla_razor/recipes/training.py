@@ -6,6 +6,7 @@ its counters, and a run that was killed and resumed ends as one that was not.
 
 import math
 import signal
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -50,7 +51,8 @@ class Update(NamedTuple):
 class Trainer:
     """A model's optimizer and schedule, `total_steps` long; with `state`, taken up where `state_dict` was called.
 
-    `spent` says that the training has ended early, because its forgetting budget is.
+    `spent` says that the training has ended early, because its forgetting budget is. With `config.staleness` K, `past`
+    holds what learns as it was before each of the last K updates, the oldest first.
     """
 
     def __init__(
@@ -63,17 +65,19 @@ class Trainer:
             parameter_groups(model, config), betas=tuple(config.betas), eps=config.eps, weight_decay=config.weight_decay
         )
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
+        self.past: deque[list[Tensor]] = deque(maxlen=config.get("staleness", 0))
         if state:
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.clipped = state["step"], state["clipped"]
             self.peaks, self.spent = state.get("peaks", self.peaks), state.get("spent", False)
+            self.past.extend(state.get("past", []))
 
     def update(self, shares: Iterable[Tensor]) -> Update:
         """One step along the gradient of the sum of `shares`, one micro-batch's part of the loss each.
 
         Raises `NotFinite`, before any weight has changed, where the loss or its gradient is not finite.
         """
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        parameters = self.parameters
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
         loss = 0.0
@@ -88,10 +92,30 @@ class Trainer:
         factor = schedule.factor(self.step, self.total_steps, self.config.warmup_steps, self.config.schedule)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor
+        if self.past.maxlen:
+            self.past.append([parameter.detach().clone() for parameter in parameters])
         self.optimizer.step()
         self.step += 1
         self.clipped += grad_norm > self.config.max_grad_norm
         return Update(loss, grad_norm, self.peaks[0] * factor, self.clipped / self.step)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What learns."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    @contextmanager
+    def stale(self) -> Iterator[None]:
+        """Inside, the model is as it was `config.staleness` updates ago, or at the beginning."""
+        if not self.past:
+            yield
+            return
+        now = [parameter.detach().clone() for parameter in self.parameters]
+        try:
+            assign(self.parameters, self.past[0])
+            yield
+        finally:
+            assign(self.parameters, now)
 
     @property
     def done(self) -> bool:
@@ -101,7 +125,15 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """What, beside the weights, the next steps depend on."""
         counters = {"step": self.step, "clipped": self.clipped, "peaks": self.peaks, "spent": self.spent}
-        return {"optimizer": self.optimizer.state_dict(), **counters}
+        past = {"past": list(self.past)} if self.past.maxlen else {}
+        return {"optimizer": self.optimizer.state_dict(), **counters, **past}
+
+
+@torch.no_grad()
+def assign(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
+    """Copies values into parameters, in place, to wherever these are."""
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)
 
 
 def parameter_groups(model: nn.Module, config: DictConfig) -> list[dict[str, Any]]:
@@ -188,9 +220,10 @@ def open_probe(config: DictConfig, base: Base, envs: VectorEnv | None = None) ->
 
 def probe_scalars(measured: Mapping[str, Any]) -> dict[str, float]:
     """What `probe_set.measure` found, in nats, under the names it is logged by."""
-    names = {"per_token": "forward_kl", "per_action": "forward_kl_per_action", "reverse_kl": "probe_reverse_kl"}
-    same = ("sharpening", "displacement", "total_variation", "l2_distance")
-    return {names.get(name, name): measured[name] for name in (*names, *same)}
+    names = {"per_token": "forward_kl", "per_action": "forward_kl_per_action"}
+    names |= {"reverse_kl": "probe_reverse_kl", "entropy": "probe_entropy"}
+    same = ("sharpening", "displacement", "total_variation", "l2_distance", "activation_l1", "activation_l2")
+    return {names.get(name, name): measured[name] for name in (*names, *same) if name in measured}
 
 
 def finish(

@@ -92,6 +92,16 @@ class Demonstrations:
     instructions: list[str]
     episode: np.ndarray
 
+    def followed_by(self, other: Demonstrations) -> Demonstrations:
+        """These steps, then those of `other`, whose images and proprioception must have the same sizes."""
+        return Demonstrations(
+            images=np.concatenate([self.images, other.images]),
+            proprioception=np.concatenate([self.proprioception, other.proprioception]),
+            actions=np.concatenate([self.actions, other.actions]),
+            instructions=[*self.instructions, *other.instructions],
+            episode=np.concatenate([self.episode, self.episode[-1] + 1 + other.episode]),
+        )
+
 
 def write(path: Path, shard: Shard) -> None:
     """Writes a shard aside, flushes and renames it. The same content gives the same bytes."""

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from vla_razor.config import robot_in
-from vla_razor.core import divergence
+from vla_razor.core import divergence, similarity
 from vla_razor.errors import RunFailed, UserError
 from vla_razor.files import atomic_folder, cache_root, full_disk_reported, write_json
 from vla_razor.policies.openvla import OpenVLA
@@ -34,7 +34,7 @@ from vla_razor.policies.openvla.policy import OpenVLAPolicy
 from vla_razor.rollouts.rollout import Episode, VectorEnv, make_vector_env, rollout
 from vla_razor.rollouts.starts import episode_seed, grid_starts
 
-SCHEMA = 1
+SCHEMA = 2
 GRID = "10x10"
 """Start positions of the base's episodes, one each (the grid of the paper's Appendix B.2)."""
 
@@ -67,7 +67,8 @@ class Origin:
 class ProbeSet:
     """`N` states with the base's `A` tokens (vocabulary ids) and log-probabilities over the action ids (nats) at each.
 
-    `time` counts control steps from an episode's start. `input_ids` are the prompts.
+    `time` counts control steps from an episode's start. `input_ids` are the prompts. `base_hidden` is what the base's
+    head reads, its activations where it predicts each token; None in a set that was put together without them.
     """
 
     images: UInt8[np.ndarray, "N H W 3"]
@@ -76,6 +77,7 @@ class ProbeSet:
     base_log_probs: Float32[Tensor, "N A 256"]
     time: Int64[Tensor, " N"]
     origin: Origin
+    base_hidden: Float[Tensor, "N A H"] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -155,12 +157,23 @@ def collect(
     tokens = torch.stack([torch.as_tensor(_tokens(episode)[t]) for episode, t in kept]).long()
     input_ids = policy.prompt_ids([episode.instruction for episode, _ in kept])
     time = torch.tensor([t for _, t in kept])
-    log_probs = action_log_probs(base, images, input_ids, tokens)
-    return ProbeSet(images, input_ids, tokens, log_probs, time, origin)
+    log_probs, hidden = action_outputs(base, images, input_ids, tokens)
+    return ProbeSet(images, input_ids, tokens, log_probs, time, origin, hidden)
+
+
+def action_log_probs(
+    model: OpenVLA,
+    images: UInt8[np.ndarray, "N H W 3"],
+    input_ids: Sequence[Sequence[int]],
+    tokens: Int64[Tensor, "N A"],
+    **settings: Any,
+) -> Float32[Tensor, "N A 256"]:
+    """The first of `action_outputs`, which takes the same settings."""
+    return action_outputs(model, images, input_ids, tokens, **settings)[0]
 
 
 @torch.no_grad()
-def action_log_probs(
+def action_outputs(
     model: OpenVLA,
     images: UInt8[np.ndarray, "N H W 3"],
     input_ids: Sequence[Sequence[int]],
@@ -168,19 +181,22 @@ def action_log_probs(
     *,
     temperature: float | None = None,
     batch_size: int = 64,
-) -> Float32[Tensor, "N A 256"]:
-    """Teacher-forced log-probabilities over the action ids, in id order, on the CPU.
+) -> tuple[Float32[Tensor, "N A 256"], Float[Tensor, "N A D"]]:
+    """Teacher-forced log-probabilities over the action ids, in id order, and what the head read for them (the decoder's
+    outputs after its final norm); on the CPU.
 
     `temperature` is the model's own unless given.
     """
     temperature = model.config.temperature if temperature is None else temperature
-    parts: list[Tensor] = []
+    log_probs: list[Tensor] = []
+    activations: list[Tensor] = []
     for start in range(0, len(images), batch_size):
         rows = slice(start, start + batch_size)
         pixels = model.processor.pixel_values(images[rows])
-        logits = model.action_logits(pixels, input_ids[rows], tokens[rows].to(model.device))
-        parts.append(torch.log_softmax(logits.float() / temperature, -1).cpu())
-    return torch.cat(parts)
+        hidden = model.predicting_hidden(pixels, input_ids[rows], tokens[rows].to(model.device))
+        log_probs.append(torch.log_softmax(model.action_head(hidden) / temperature, -1).cpu())
+        activations.append(hidden.cpu())
+    return torch.cat(log_probs), torch.cat(activations)
 
 
 def measure(
@@ -194,6 +210,8 @@ def measure(
       the sum over its tokens; sharpening + displacement = per_action, and displacement may be negative.
     - `temperature`: the t* that defines sharpening; below 1 the policy is sharper than its base.
     - `reverse_kl`, `total_variation`, `l2_distance`: means over tokens, at the same states.
+    - `entropy`: of the model's distributions, a mean over tokens; low where it has committed itself to one action.
+    - `activation_l1`, `activation_l2`: how far its activations are from the base's, where the probe set has these.
     - `k1`, `k3`: sampled cross-checks of `per_action`, from the base's tokens, each with its standard error.
     - `by_position`: forward KL at each of the A tokens; `by_time`: forward KL a token at each control step.
 
@@ -204,7 +222,7 @@ def measure(
     if chosen.min() < 0 or chosen.max() >= probe.base_log_probs.shape[-1]:
         raise UserError(f"the policy's action ids begin at {first}, those of the probe set's base elsewhere: no KL.")
     base = probe.base_log_probs
-    tuned = action_log_probs(
+    tuned, hidden = action_outputs(
         model, probe.images, probe.input_ids, probe.tokens, temperature=temperature, batch_size=batch_size
     )
     forward = divergence.forward_kl(base, tuned).double()
@@ -221,6 +239,8 @@ def measure(
         "reverse_kl": float(divergence.reverse_kl(base, tuned).mean()),
         "total_variation": float(divergence.total_variation(base, tuned).mean()),
         "l2_distance": float(divergence.l2_distance(base, tuned).mean()),
+        "entropy": float(-torch.xlogy(tuned.exp(), tuned.exp()).sum(-1).double().mean()),
+        **_activation_changes(probe.base_hidden, hidden),
         "k1": _estimate(divergence.k1, base, tuned, chosen),
         "k3": _estimate(divergence.k3, base, tuned, chosen),
         "by_position": forward.mean(0).tolist(),
@@ -246,6 +266,7 @@ def save_to(folder: Path, probe: ProbeSet) -> None:
             "base_log_probs": probe.base_log_probs.contiguous(),
             "time": probe.time.contiguous(),
         }
+        | ({} if probe.base_hidden is None else {"base_hidden": probe.base_hidden.contiguous()})
     )
 
     def fill(aside: Path) -> None:
@@ -271,7 +292,8 @@ def load_from(folder: Path) -> ProbeSet:
         tensors, origin = load_file(folder / "probe.safetensors"), Origin(**facts)
         input_ids = [[i for i in ids if i >= 0] for ids in tensors["input_ids"].tolist()]
         images, log_probs = tensors["images"].numpy(), tensors["base_log_probs"]
-        return ProbeSet(images, input_ids, tensors["tokens"], log_probs, tensors["time"], origin)
+        hidden = tensors.get("base_hidden")
+        return ProbeSet(images, input_ids, tensors["tokens"], log_probs, tensors["time"], origin, hidden)
     except (OSError, ValueError, KeyError, TypeError) as error:
         remedy = "Delete the folder; the probe set will be collected again."
         raise UserError(f"the probe set in {folder} cannot be read: {error}. {remedy}") from error
@@ -285,6 +307,14 @@ def _tokens(episode: Episode) -> np.ndarray:
     if episode.tokens is None:
         raise UserError("a probe set needs a policy that samples action tokens.")
     return episode.tokens
+
+
+def _activation_changes(base: Tensor | None, tuned: Tensor) -> dict[str, float]:
+    if base is None:
+        return {}
+    before, after = base.flatten(0, 1), tuned.flatten(0, 1)
+    changes = {"l1": similarity.activation_l1, "l2": similarity.activation_l2}
+    return {f"activation_{name}": float(change(before, after)) for name, change in changes.items()}
 
 
 def _estimate(

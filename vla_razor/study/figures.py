@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.ticker import PercentFormatter
 
 from vla_razor import plots
@@ -28,7 +30,8 @@ MANY = 500
 def colours_of(points: Sequence[Any]) -> dict[str, str]:
     """A colour for each method: the project's own, else the next of the palette."""
     names = sorted({point.method for point in points})
-    free = [colour for colour in PALETTE if colour not in plots.COLOURS.values()]
+    many = [to_hex(colour) for colour in colormaps["tab20"](range(20))]
+    free = [colour for colour in (*PALETTE, *many) if colour not in plots.COLOURS.values()]
     return {name: plots.COLOURS.get(name, free[index % len(free)]) for index, name in enumerate(names)}
 
 
@@ -117,6 +120,32 @@ def prior_tasks(path: Path, results: Sequence[Result], colours: Colours) -> None
         axis.set(title="Prior tasks, run by run", ylabel="success")
         _percent(axis, "y")
         axis.legend(fontsize=8)
+
+
+def plasticity(path: Path, learned: Sequence[Any], task: str) -> None:
+    """How each policy learns another task, by the KL that its fine-tuning had spent: anything with a method, `spent` in
+    nats an action, a `curve` of success by iteration, and the rate over `all` iterations.
+    """
+    colours, most = colours_of(learned), max(one.spent for one in learned) or 1.0
+    with plots.figure(path, 1, 2, (10, 3.8)) as (curves, against):
+        for one in sorted(learned, key=lambda one: one.spent):
+            shade = colormaps["viridis"](0.9 * one.spent / most)
+            curves.plot(range(1, len(one.curve) + 1), one.curve, color=shade, label=f"{one.name} ({one.spent:.1f})")
+        for method, colour in colours.items():
+            own = [one for one in learned if one.method == method]
+            rates = [one.all for one in own]
+            whiskers = np.array([[r["rate"] - r["low"] for r in rates], [r["high"] - r["rate"] for r in rates]])
+            places = [one.spent for one in own]
+            against.errorbar(
+                places, [r["rate"] for r in rates], whiskers.clip(0), fmt="o", color=colour, capsize=2, label=method
+            )
+        curves.set(title=f"Learning {task.replace('_', ' ')}", xlabel="iteration", ylabel="success on the grid")
+        against.set(
+            title="... over all iterations", xlabel="forward KL spent before (nats an action)", ylabel="success"
+        )
+        for axis in (curves, against):
+            _percent(axis, "y")
+            axis.legend(fontsize=7)
 
 
 def _scatter(axis: Axes, points: Sequence[Any], measure: str, what: str, colours: Colours) -> None:

@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,40 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_tensors(folder: Path, device: str) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of the folder's weights, one at a time. Raises `UserError` for missing or broken files."""
     for path in _weight_files(folder):
-        try:
-            with safe_open(path, framework="pt", device=device) as file:
-                for key in file.keys():  # noqa: SIM118 (no mapping)
-                    yield key, file.get_tensor(key)
-        except SafetensorError as error:
-            raise UserError(f"{path}: damaged or cut short ({error}). Copy or download it again.") from error
+        with _opened(path, device) as file:
+            for key in file.keys():  # noqa: SIM118 (no mapping)
+                yield key, file.get_tensor(key)
+
+
+class StoredWeights(Mapping[str, Tensor]):
+    """The weights in a folder by name, each read from its file when it is asked for, so that no two need fit into
+    memory. Raises `UserError` for missing or broken files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._files: dict[str, Path] = {}
+        for path in _weight_files(folder):
+            with _opened(path) as file:
+                self._files |= dict.fromkeys(file.keys(), path)
+
+    def __getitem__(self, name: str) -> Tensor:
+        with _opened(self._files[name]) as file:
+            return file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+@contextmanager
+def _opened(path: Path, device: str = "cpu") -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt", device=device) as file:
+            yield file
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged or cut short ({error}). Copy or download it again.") from error
 
 
 def _weight_files(folder: Path) -> list[Path]:

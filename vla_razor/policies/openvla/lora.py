@@ -4,7 +4,7 @@ The adapters are injected in place, so the model keeps its class and its methods
 with them switched off: no second copy in memory.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,13 +111,7 @@ def save(model: nn.Module, folder: Path, base: str) -> None:
 
 def load(model: nn.Module, folder: Path) -> None:
     """Add the adapter that `folder` holds. Raises `UserError` if it does not fit the model."""
-    config = read_config(folder)
-    try:
-        stored = load_file(folder / ADAPTER_WEIGHTS_FILE)
-    except FileNotFoundError:
-        raise UserError(f"{folder}: no {ADAPTER_WEIGHTS_FILE} here.") from None
-    except SafetensorError as error:
-        raise UserError(f"{folder / ADAPTER_WEIGHTS_FILE}: damaged or cut short ({error}).") from error
+    config, stored = read_config(folder), _stored(folder)
     config.inference_mode = False
     try:
         add(model, config)
@@ -154,6 +148,40 @@ def merge(model: nn.Module) -> None:
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, layer.get_base_layer())
     del model.peft_config
+
+
+class MergedWeights(Mapping[str, Tensor]):
+    """Stored weights with a stored adapter added to each as `merge` would, when it is asked for.
+
+    Raises `UserError` where the adapter cannot be read.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], folder: Path) -> None:
+        config = read_config(folder)
+        self._weights, self._scaling = weights, config.lora_alpha / config.r
+        self._adapters = _stored(folder)
+
+    def __getitem__(self, name: str) -> Tensor:
+        weight, layer = self._weights[name], _PREFIX + name.removesuffix(".weight")
+        if f"{layer}.lora_A.weight" not in self._adapters:
+            return weight
+        down, up = (self._adapters[f"{layer}.lora_{part}.weight"] for part in "AB")
+        return weight + (up @ down * self._scaling).to(weight.dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+
+def _stored(folder: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(folder / ADAPTER_WEIGHTS_FILE)
+    except FileNotFoundError:
+        raise UserError(f"{folder}: no {ADAPTER_WEIGHTS_FILE} here.") from None
+    except SafetensorError as error:
+        raise UserError(f"{folder / ADAPTER_WEIGHTS_FILE}: damaged or cut short ({error}).") from error
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

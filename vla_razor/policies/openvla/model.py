@@ -226,12 +226,12 @@ class OpenVLA(nn.Module):
         visible = decoder.visible(lengths, longest + num_tokens - 1, longest)
 
         hidden = decoder.prefill(llama, embeddings, table, lengths[:, None] - 1, cache=cache)
-        logits = [self._action_head(hidden[:, 0])]
+        logits = [self.action_head(hidden[:, 0])]
         choices = [sampling.choose(logits[0], temperature, uniforms, 0)]
         for i in range(1, num_tokens):
             embeddings = llama.embed_tokens(choices[-1] + first)[:, None]
             hidden = decoder.step(llama, embeddings, table, lengths + (i - 1), cache, visible)
-            logits.append(self._action_head(hidden[:, 0]))
+            logits.append(self.action_head(hidden[:, 0]))
             choices.append(sampling.choose(logits[-1], temperature, uniforms, i))
 
         chosen, scores = torch.stack(choices, 1), torch.stack(logits, 1)
@@ -246,7 +246,7 @@ class OpenVLA(nn.Module):
         Teacher-forced and differentiable; only these positions meet the head. Divide by the policy's temperature
         before a softmax.
         """
-        return self._action_head(self.predicting_hidden(pixels, input_ids, tokens))
+        return self.action_head(self.predicting_hidden(pixels, input_ids, tokens))
 
     def predicting_hidden(
         self, pixels: Float[Tensor, "B C H W"], input_ids: Sequence[Sequence[int]], tokens: Int[Tensor, "B A"]
@@ -312,7 +312,7 @@ class OpenVLA(nn.Module):
         ids, trailing = [int(i) for i in ids], self.config.trailing_token_id
         return ids if trailing is None or ids[-1] == trailing else [*ids, trailing]
 
-    def _action_head(self, hidden: Float[Tensor, "*B H"]) -> Float32[Tensor, "*B 256"]:
+    def action_head(self, hidden: Float[Tensor, "*B H"]) -> Float32[Tensor, "*B 256"]:
         """The head's rows of action ids."""
         first = self.config.first_action_id
         rows = slice(first, first + self.config.n_action_bins)

@@ -1,0 +1,90 @@
+"""`vla-razor plasticity`: what is read from the trainings, and a whole comparison in the simulator."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.recipes.support import CommandLine, metrics
+from vla_razor import cli
+from vla_razor.config import compose, to_yaml
+from vla_razor.policies.load import TINY
+from vla_razor.recipes import plasticity
+from vla_razor.recipes.plasticity import History, Learned
+from vla_razor.statistics import wilson
+
+
+def finished(folder: Path, rows: list[dict[str, float]], *words: str, verb: str = "rl") -> Path:
+    """A run folder with these rows."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(to_yaml(compose(verb, words)))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "summary.json").write_text("{}")
+    return folder
+
+
+def test_a_history_is_the_last_policy_and_what_it_spent(tmp_path: Path) -> None:
+    rows = [{"step": 1, "forward_kl_per_action": 1.0}, {"step": 2, "forward_kl_per_action": 2.5}, {"step": 3}]
+    one, other = finished(tmp_path / "one", rows), finished(tmp_path / "other", rows[:1], verb="sft")
+    assert plasticity.histories([str(one), str(other)], "open_top_drawer") == {
+        "base": History("tiny", "base", 0.0),
+        "one": History(str(one), "rl", 2.5),
+        "other": History(str(other), "sft", 1.0),
+    }
+
+
+def test_a_curve_is_pooled_at_its_ends_and_over_all_without_lost_episodes(tmp_path: Path) -> None:
+    rates = [0.25, 0.5, 0.25, 0.5, 0.75, 1.0, 1.0]
+    rows = [{"step": n, "success": rate, "lost_episodes": 0, "entropy": 3.0 - n} for n, rate in enumerate(rates, 1)]
+    rows[0] |= {"success": 1 / 3, "lost_episodes": 1}
+    folder = finished(tmp_path / "run", rows, "grid=2x1", "per_point=2", "env=open_top_drawer", "seed=5")
+    learned = plasticity.read(folder, "run", History("somewhere", "sft", 2.0))
+    assert (learned.seed, learned.method, learned.spent, learned.entropy) == (5, "sft", 2.0, 2.0)
+    assert learned.first == wilson(1 + 2 + 1, 11) and learned.last == wilson(3 + 4 + 4, 12)
+    assert learned.all == wilson(1 + 2 + 1 + 2 + 3 + 4 + 4, 27)
+
+
+def test_kl_that_costs_learning_has_a_negative_tau() -> None:
+    rates = [wilson(n, 10) for n in (8, 6, 3)]
+    learned = [Learned(str(n), "rl", 0, float(n), 1.0, [], rate, rate, rate) for n, rate in enumerate(rates)]
+    assert plasticity.correlation(learned) == -1
+    assert plasticity.correlation(learned[:2]) is None
+
+
+def test_bad_input_is_one_message(tmp_path: Path) -> None:
+    good = finished(tmp_path / "a/run", [{"step": 1, "forward_kl_per_action": 1.0}])
+    twin = finished(tmp_path / "b/run", [{"step": 1, "forward_kl_per_action": 1.0}])
+    other = finished(tmp_path / "c", [{"step": 1, "forward_kl_per_action": 1.0}], "policy=elsewhere")
+    blind = finished(tmp_path / "d", [{"step": 1}])
+    for folders, says in (
+        ([], "plasticity DIR..."),
+        ([good, twin], "two policies would be called run"),
+        ([good, other], "different policies, elsewhere and tiny"),
+        ([blind], "needs probe_every above 0"),
+        ([tmp_path / "nowhere"], "give base="),
+        ([good, "env=pick_can"], "has learned pick_can already"),
+    ):
+        words = ["plasticity", *map(str, folders), f"out={tmp_path / 'run'}"]
+        words = words if "env=pick_can" in words else [*words, "env=drawer"]
+        result = CliRunner().invoke(cli.app, words)
+        assert result.exit_code == 2 and says in result.stderr, result.output
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_whole_comparison(tmp_path: Path, vla_razor: CommandLine) -> None:
+    if not TINY.is_dir():
+        pytest.skip("the embedded base policy has not been made")
+    small = ["iterations=1", "grid=1x1", "per_point=4", "probe_states=16", "probe_every=1", "save_every=1"]
+    shared = ["num_envs=4", "num_workers=1", "device=cpu", "logger=none"]
+    vla_razor.run("rl", *small, *shared, "eval_episodes=0", f"out={tmp_path / 'tuned'}")
+    settings = [f"rl.{word}" for word in small]
+    done = vla_razor.run(
+        "plasticity", tmp_path / "tuned", "env=open_top_drawer", *settings, *shared, f"out={tmp_path / 'run'}"
+    )
+    assert "open_top_drawer learned by REINFORCE" in done.stdout
+    learned = json.loads((tmp_path / "run" / "summary.json").read_text())["learned"]
+    spent = metrics(tmp_path / "tuned")[-1]["forward_kl_per_action"]
+    assert [(one["name"], one["spent"]) for one in learned] == [("base", 0), ("tuned", spent)]
+    assert {path.name for path in (tmp_path / "run" / "plots").iterdir()} == {"plasticity.png", "plasticity.svg"}

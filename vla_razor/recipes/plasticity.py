@@ -1,0 +1,146 @@
+"""`vla-razor plasticity RUNS...`: how well a policy that has been fine-tuned still learns something else.
+
+RUNS are fine-tunings of one base, such as a sweep's. The base and the last policy of each run are trained on `env` by
+REINFORCE, all in the same way and from the same starts; every training is a run folder below `out`, so that an
+interrupted comparison goes on. What each learned is set against the forward KL that its run had spent on the task
+before, and against the entropy of its distribution at the beginning: where a policy hardly explores any more, REINFORCE
+has nothing to choose from.
+
+The learning curve is the success of each iteration's episodes, on the grid that is learned from. The paper measures
+forgetting alone.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import kendalltau
+
+from vla_razor.errors import UserError
+from vla_razor.recipes.comparison import read_lines
+from vla_razor.recipes.evaluate import shown
+from vla_razor.recipes.stages import stage
+from vla_razor.rollouts.starts import parse_grid
+from vla_razor.runs import Run, origin_of, read_config
+from vla_razor.statistics import Rate, wilson
+from vla_razor.study import figures
+
+WINDOW = 3
+"""Iterations whose episodes are pooled at the beginning and at the end."""
+
+
+class Learned(NamedTuple):
+    """How a policy learned the second task.
+
+    `spent` is the forward KL of its fine-tuning before, in nats an action, 0 for the base; `method` the verb of that;
+    `curve` the success of each iteration; `entropy`, of the first one, is in nats a token. `all` pools every iteration:
+    the area below the curve.
+    """
+
+    name: str
+    method: str
+    seed: int
+    spent: float
+    entropy: float
+    curve: list[float]
+    first: Rate
+    last: Rate
+    all: Rate
+
+
+class History(NamedTuple):
+    """A policy before the second training: what to load, the verb that made it (`base` for the base), and the forward
+    KL that this spent, in nats an action.
+    """
+
+    policy: str
+    method: str
+    spent: float
+
+
+def run(config: DictConfig, run: Run) -> None:
+    """Train the base and every run's policy on `config.env`, then show how each learned."""
+    run.restore()
+    out, console = run.path.resolve(), Console()
+    trainings = [
+        (name, history, seed)
+        for name, history in histories(config.runs, config.env.name).items()
+        for seed in config.seeds
+    ]
+    for name, history, seed in trainings:
+        stage(console, config, out / f"{name}_seed{seed}", "rl", policy=history.policy, seed=seed)
+    learned = [read(out / f"{name}_seed{seed}", name, history) for name, history, seed in trainings]
+    console.print(table(config, learned))
+    figures.plasticity(out / "plots" / "plasticity", learned, config.env.name)
+    console.print(f"figures in {out / 'plots'}", highlight=False)
+    run.finish({"learned": [one._asdict() for one in learned], "kendall_tau": correlation(learned)})
+
+
+def histories(runs: Sequence[str], task: str) -> dict[str, History]:
+    """The base of all runs and their last policies, by name.
+
+    Raises UserError where there is no run, one has not finished, never measured forward KL or learned the `task` (an
+    env's name) that is to be learned now, two have one name, or their bases differ.
+    """
+    if not runs:
+        raise UserError("plasticity is of fine-tunings that there are: vla-razor plasticity DIR... --env TASK")
+    bases = {origin_of(folder, "policy") for folder in runs}
+    if len(bases) > 1:
+        raise UserError(
+            f"the runs began with different policies, {' and '.join(sorted(bases))}: compare like with like."
+        )
+    found = {"base": History(bases.pop(), "base", 0.0)}
+    for folder in map(Path, runs):
+        if not (folder / "summary.json").is_file():
+            raise UserError(f"{folder} is no finished run of sft, rl or distill.")
+        measured = [row for row in read_lines(folder / "metrics.jsonl") if "forward_kl_per_action" in row]
+        if not measured:
+            raise UserError(f"{folder} never measured forward KL: it needs probe_every above 0.")
+        if folder.name in found:
+            raise UserError(f"two policies would be called {folder.name}: rename the folder {folder}.")
+        settings = read_config(folder / "config.yaml")
+        if settings.env.name == task:
+            raise UserError(f"{folder} has learned {task} already: give another task, --env TASK.")
+        found[folder.name] = History(str(folder.resolve()), settings.verb, float(measured[-1]["forward_kl_per_action"]))
+    return found
+
+
+def read(folder: Path, name: str, history: History) -> Learned:
+    """What a second training's folder says."""
+    rows, settings = read_lines(folder / "metrics.jsonl"), read_config(folder / "config.yaml")
+    columns, lines = parse_grid(settings.grid)
+    episodes = columns * lines * settings.per_point * (1 if settings.env.grid else len(settings.env.tasks))
+    counts = [(round(row["success"] * (n := episodes - row["lost_episodes"])), n) for row in rows]
+
+    def pooled(part: slice) -> Rate:
+        wins, played = (sum(column) for column in zip(*counts[part], strict=True))
+        return wilson(wins, played)
+
+    parts = (slice(WINDOW), slice(-WINDOW, None), slice(None))
+    curve = [row["success"] for row in rows]
+    facts = history.method, settings.seed, history.spent, rows[0]["entropy"]
+    return Learned(name, *facts, curve, *map(pooled, parts))
+
+
+def correlation(learned: Sequence[Learned]) -> float | None:
+    """Kendall's tau of the KL that was spent with the success over all iterations; None where it says nothing."""
+    pairs = [(one.spent, one.all["rate"]) for one in learned]
+    if min(len(set(column)) for column in zip(*pairs, strict=True)) < 3:
+        return None
+    tau: Any = kendalltau(*zip(*pairs, strict=True))[0]
+    return float(tau)
+
+
+def table(config: DictConfig, learned: Sequence[Learned]) -> Table:
+    """A line a training, by rising KL."""
+    title = f"{config.env.name} learned by REINFORCE after a fine-tuning [Wilson 95%]"
+    found = Table("policy", "seed", "KL spent, nats an action", "entropy, nats a token", title=title)
+    for name in (f"first {WINDOW} iterations", f"last {WINDOW}", "all"):
+        found.add_column(name, justify="right")
+    for one in sorted(learned, key=lambda one: (one.spent, one.name, one.seed)):
+        rates = (shown(rate) for rate in (one.first, one.last, one.all))
+        found.add_row(one.name, str(one.seed), f"{one.spent:.2f}", f"{one.entropy:.2f}", *rates)
+    return found
