@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -74,8 +75,9 @@ def drive(stiffness: float, damping: float, force_limit: float, response: float)
 
     PhysX 4's temporal solver passes once over drives and contacts in each substep h, and a drive's row reckons with a
     joint that is free to move: it gives 1 / (1 + h (h stiffness + damping) response) of its force, and a contact that
-    then stops the joint never makes up for the rest. PhysX 5's older solver goes on until all of it is there. A joint
-    without contacts follows its target alike, as only the ratio of damping to stiffness matters to it.
+    then stops the joint never makes up for the rest. PhysX 5's older solver goes on until all of it is there. A light
+    joint without contacts follows its target alike, as only the ratio of damping to stiffness matters to it; the arm's
+    inertia makes a tenth of a millimetre, which is why it has such drives only for tasks that load it.
     """
     share = 1 / (1 + SUBSTEP * (SUBSTEP * stiffness + damping) * response)
     return share * stiffness, share * damping, force_limit
@@ -102,25 +104,27 @@ class GoogleRobot(BaseAgent):
 
     @property
     def _controller_configs(self) -> dict[str, dict[str, ControllerConfig]]:
-        stiffness, damping, force_limit = (
-            list(column) for column in zip(*(drive(*joint) for joint in ARM.values()), strict=True)
-        )
-        arm = PlannedEndEffectorDeltaConfig(
+        names = ("stiffness", "damping", "force_limit")
+        gripper = PlannedGripperDeltaConfig(list(FINGERS), **dict(zip(names, drive(*GRIPPER), strict=True)))
+        free, loaded = [joint[:3] for joint in ARM.values()], [drive(*joint) for joint in ARM.values()]
+        return {
+            "ee_delta_planned": {"arm": self._arm(free), "gripper": gripper},
+            "ee_delta_planned_under_load": {"arm": self._arm(loaded), "gripper": gripper},
+        }
+
+    def _arm(self, gains: Iterable[tuple[float, float, float]]) -> PlannedEndEffectorDeltaConfig:
+        """The arm's controller, with the stiffness, damping and force limit of each joint."""
+        return PlannedEndEffectorDeltaConfig(
             list(ARM),
             None,
             None,
-            stiffness,
-            damping,
-            force_limit,
+            *(list(column) for column in zip(*gains, strict=True)),
             translation=1.0,
             rotation=1.5707963267948966,
             ee_link="link_gripper_tcp",
             urdf_path=str(PACKAGED / "google_robot_chain.urdf"),
             ik_step=0.1,
         )
-        names = ("stiffness", "damping", "force_limit")
-        gripper = PlannedGripperDeltaConfig(list(FINGERS), **dict(zip(names, drive(*GRIPPER), strict=True)))
-        return {"ee_delta_planned": {"arm": arm, "gripper": gripper}}
 
     def set_action(self, action: Tensor) -> None:
         """Hands the action [N, 7] to the controller; the faces have checked it."""
