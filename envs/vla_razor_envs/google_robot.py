@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,23 +23,29 @@ from .scenes import FIXED_BIT, PACKAGED, leave_out_frames, load_robot
 DESCRIPTION = (
     "mani_skill2_real2sim/assets/descriptions/googlerobot_description/google_robot_meta_sim_fix_wheel_fix_fingertip"
 )
-# Joint: stiffness, damping, force limit.
+# Joint: stiffness, damping, force limit, and response: rad/s for an impulse of 1 N m s in the start position, measured
+# in the original.
 ARM = {
-    "joint_torso": (1700.0, 1059.9791902443303, 300.0),
-    "joint_shoulder": (1737.0471680861954, 1010.4720585373592, 300.0),
-    "joint_bicep": (979.975871856535, 767.2803161582076, 100.0),
-    "joint_elbow": (930.0, 680.0, 100.0),
-    "joint_forearm": (1212.154500274304, 674.9946964336588, 100.0),
-    "joint_wrist": (432.96500923932535, 274.613381336198, 100.0),
-    "joint_gripper": (468.0013365498738, 340.532560578637, 100.0),
-    "joint_head_pan": (2000.0, 900.0, 100.0),
-    "joint_head_tilt": (2000.0, 900.0, 100.0),
+    "joint_torso": (1700.0, 1059.9791902443303, 300.0, 16.94),
+    "joint_shoulder": (1737.0471680861954, 1010.4720585373592, 300.0, 5.761),
+    "joint_bicep": (979.975871856535, 767.2803161582076, 100.0, 31.70),
+    "joint_elbow": (930.0, 680.0, 100.0, 16.24),
+    "joint_forearm": (1212.154500274304, 674.9946964336588, 100.0, 71.82),
+    "joint_wrist": (432.96500923932535, 274.613381336198, 100.0, 106.5),
+    "joint_gripper": (468.0013365498738, 340.532560578637, 100.0, 1174.0),
+    "joint_head_pan": (2000.0, 900.0, 100.0, 50.03),
+    "joint_head_tilt": (2000.0, 900.0, 100.0, 160.8),
 }
 FINGERS = ("joint_finger_right", "joint_finger_left")
-GRIPPER = dict(stiffness=200.0, damping=8.0, force_limit=60.0)
-# kg m^2, as a motor behind the joint would add. The fingers alone are so light beside the force of their drives that
-# PhysX 5 does not get a grasp's forces to balance: they drift aside, and what they hold slips.
-FINGER_ARMATURE = 0.003
+GRIPPER = (200.0, 8.0, 60.0, 6141.0)
+SUBSTEP = 1 / 513 / 25  # seconds: the original's solver splits a physics step into its 25 iterations
+# kg m^2 about the principal axes, of links for which the URDF has none: SAPIEN 3 makes them 1e-6 at least.
+INERTIAS = {
+    "link_gripper_tcp": (1e-8, 1e-8, 1e-8),
+    "link_camera": (1e-8, 1e-8, 1e-8),
+    "link_finger_nail_right": (3.12e-11, 5.67e-10, 5.41e-10),
+    "link_finger_nail_left": (3.27e-11, 6.21e-10, 5.94e-10),
+}
 # Link: material, and the least radius over which a contact of it resists turning, metres. URDF has no word for either.
 MATERIALS = {
     name: dict(static_friction=static, dynamic_friction=dynamic, restitution=0.0)
@@ -63,6 +70,19 @@ SURFACES = {
 FIXED = ("link_base", "link_wheel_left", "link_wheel_right", "link_rear_wheel_left", "link_rear_wheel_right")
 
 
+def drive(stiffness: float, damping: float, force_limit: float, response: float) -> tuple[float, float, float]:
+    """Stiffness, damping and force limit that act on a contact as the given ones do in the original.
+
+    PhysX 4's temporal solver passes once over drives and contacts in each substep h, and a drive's row reckons with a
+    joint that is free to move: it gives 1 / (1 + h (h stiffness + damping) response) of its force, and a contact that
+    then stops the joint never makes up for the rest. PhysX 5's older solver goes on until all of it is there. A light
+    joint without contacts follows its target alike, as only the ratio of damping to stiffness matters to it; the arm's
+    inertia makes a tenth of a millimetre, which is why it has such drives only for tasks that load it.
+    """
+    share = 1 / (1 + SUBSTEP * (SUBSTEP * stiffness + damping) * response)
+    return share * stiffness, share * damping, force_limit
+
+
 @register_agent()
 class GoogleRobot(BaseAgent):
     """The robot on a fixed base, under planned end-effector delta control."""
@@ -84,22 +104,27 @@ class GoogleRobot(BaseAgent):
 
     @property
     def _controller_configs(self) -> dict[str, dict[str, ControllerConfig]]:
-        stiffness, damping, force_limit = (list(column) for column in zip(*ARM.values(), strict=True))
-        arm = PlannedEndEffectorDeltaConfig(
+        names = ("stiffness", "damping", "force_limit")
+        gripper = PlannedGripperDeltaConfig(list(FINGERS), **dict(zip(names, drive(*GRIPPER), strict=True)))
+        free, loaded = [joint[:3] for joint in ARM.values()], [drive(*joint) for joint in ARM.values()]
+        return {
+            "ee_delta_planned": {"arm": self._arm(free), "gripper": gripper},
+            "ee_delta_planned_under_load": {"arm": self._arm(loaded), "gripper": gripper},
+        }
+
+    def _arm(self, gains: Iterable[tuple[float, float, float]]) -> PlannedEndEffectorDeltaConfig:
+        """The arm's controller, with the stiffness, damping and force limit of each joint."""
+        return PlannedEndEffectorDeltaConfig(
             list(ARM),
             None,
             None,
-            stiffness,
-            damping,
-            force_limit,
+            *(list(column) for column in zip(*gains, strict=True)),
             translation=1.0,
             rotation=1.5707963267948966,
             ee_link="link_gripper_tcp",
             urdf_path=str(PACKAGED / "google_robot_chain.urdf"),
             ik_step=0.1,
         )
-        gripper = PlannedGripperDeltaConfig(list(FINGERS), **GRIPPER)
-        return {"ee_delta_planned": {"arm": arm, "gripper": gripper}}
 
     def set_action(self, action: Tensor) -> None:
         """Hands the action [N, 7] to the controller; the faces have checked it."""
@@ -124,9 +149,9 @@ class GoogleRobot(BaseAgent):
             self.robot.links_map[name].set_collision_group_bit(2, FIXED_BIT, 1)
         articulation = self.robot._objs[0]
         self._forces_are_told = self.device.type != "cuda"
-        for name in FINGERS:
-            for joint in self.robot.active_joints_map[name]._objs:
-                joint.set_armature(np.float32([FINGER_ARMATURE]))
+        for name, inertia in INERTIAS.items():
+            for link in self.robot.links_map[name]._objs:
+                link.set_inertia(np.float32(inertia))
         self._set_forces, self._passive_forces = articulation.set_qf, articulation.compute_passive_force
 
 

@@ -66,11 +66,11 @@ PHYSICS = Physics(
 )
 
 
-def _google(horizon: int, lighting: Lighting, photo: str) -> dict:
+def _google(horizon: int, control_mode: str, lighting: Lighting, photo: str) -> dict:
     """What both tasks share: 3 Hz control of 171 physics steps each."""
     return dict(
         agent="vla_razor_google_robot",
-        control_mode="ee_delta_planned",
+        control_mode=control_mode,
         tcp_link="link_gripper_tcp",
         gripper=GRIPPER,
         start_qpos=START_QPOS,
@@ -91,6 +91,7 @@ def _google(horizon: int, lighting: Lighting, photo: str) -> dict:
 GOOGLE_PICK_CAN = PickCanSetup(
     **_google(
         80,
+        "ee_delta_planned",  # a can of 20 g does not load the arm
         Lighting(
             (0.3, 0.3, 0.3),
             (((0, 0, -1), (2.2, 2.2, 2.2)), ((-1, -0.5, -1), (0.7, 0.7, 0.7)), ((1, 1, -1), (0.7, 0.7, 0.7))),
@@ -122,7 +123,10 @@ GOOGLE_PICK_CAN = PickCanSetup(
 
 GOOGLE_DRAWER = DrawerSetup(
     **_google(
-        113, Lighting((1, 1, 1), (((-cos(radians(75)), 0, -sin(radians(75))), (1, 1, 1)),)), "open_drawer_{station}"
+        113,
+        "ee_delta_planned_under_load",
+        Lighting((1, 1, 1), (((-cos(radians(75)), 0, -sin(radians(75))), (1, 1, 1)),)),
+        "open_drawer_{station}",
     ),
     stations={
         "a0": (0.644, -0.179, -0.03),

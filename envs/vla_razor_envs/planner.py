@@ -41,17 +41,12 @@ def _plan(
 def _sample(path: ruckig.Trajectory, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Positions and velocities [T, J] at times [T, 1]: what the path's `at_time` says, for all times at once."""
     joints = path.profiles[0]
-    ends = np.cumsum([joint.t for joint in joints], axis=1)
-    piece = (times[..., None] >= ends).sum(2)  # seven of constant jerk, and the rest
-    left = times - np.take_along_axis(np.pad(ends, ((0, 0), (1, 0))).T, piece, 0)
-    position, velocity, acceleration, jerk = (
-        np.take_along_axis(np.array(values).T, piece, 0)
-        for values in (
-            [joint.p for joint in joints],
-            [joint.v for joint in joints],
-            [joint.a for joint in joints],
-            [[*joint.j, 0.0] for joint in joints],
-        )
-    )
+    # By joint and piece, seven of constant jerk and the rest: the motion as it begins, and when.
+    motion = np.array([[[*joint.p], [*joint.v], [*joint.a], [*joint.j, 0.0], [*joint.t, 0.0]] for joint in joints])
+    ends = np.cumsum(motion[:, 4, :7], axis=1)
+    motion[:, 4, 0], motion[:, 4, 1:] = 0.0, ends
+    piece = (times >= ends.T[:, None]).sum(0) + 8 * np.arange(len(joints))
+    position, velocity, acceleration, jerk, begin = motion.swapaxes(0, 1).reshape(5, -1).take(piece, 1)
+    left = times - begin
     position = position + left * (velocity + left * (acceleration / 2 + left * jerk / 6))
     return position, velocity + left * (acceleration + left * jerk / 2)

@@ -264,13 +264,14 @@ class ManipulationTask(BaseEnv):
         if self.gpu_sim_enabled:
             return torch.stack([self.scene.get_pairwise_contact_impulses(other, thing) for other in others])
         # One pass over the contacts; ManiSkill's method makes one for each pair.
-        entity, entities = thing._bodies[0].entity, [other._bodies[0].entity for other in others]
+        mine, rows = thing._bodies[0], {other._bodies[0]: row for row, other in enumerate(others)}
         total = np.zeros((len(others), 1, 3), np.float32)
         for contact in self.scene.px.get_contacts():
-            first, second = (body.entity for body in contact.bodies)
-            other, sign = (first, 1) if second == entity else (second, -1)
-            if entity in (first, second) and other in entities:
-                total[entities.index(other), 0] += sign * np.sum([point.impulse for point in contact.points], axis=0)
+            first, second = contact.bodies
+            if mine is first or mine is second:
+                other, sign = (first, 1) if mine is second else (second, -1)
+                if other in rows:
+                    total[rows[other], 0] += sign * np.sum([point.impulse for point in contact.points], axis=0)
         return torch.from_numpy(total)
 
     def grasped(self, pushes: Tensor, impulse: float, angle: float) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 import vla_razor_envs  # noqa: F401
 from vla_razor.policies.scripted import ScriptedExpert
 from vla_razor_envs.assets import AssetsUnusable
+from vla_razor_envs.google_robot import ARM, GRIPPER, SUBSTEP, drive
 from vla_razor_envs.records import lift_until_released, lift_while_high
 from vla_razor_envs.setups import GOOGLE_DRAWER, GOOGLE_PICK_CAN
 from vla_razor_envs.starts import draw_can, draw_station
@@ -47,6 +48,22 @@ def test_the_two_lift_rules_differ_in_height_and_grasp_alone(lifted: bool, held:
     assert remembered == now == ((lifted and held) or (free and risen))
     remembered, now = lift_while_high(lifted, held, free, risen)
     assert remembered == (held and (lifted or free)) and now == (remembered and risen)
+
+
+@pytest.mark.parametrize("joint", [*ARM.values(), GRIPPER], ids=[*ARM, "fingers"])
+def test_drives_push_as_hard_as_they_do_in_the_original(joint: tuple[float, float, float, float]) -> None:
+    """A joint held by something rigid, its drive 0.1 rad behind: each substep of the original's solver is an implicit
+    step of the free joint, after which the contact takes its speed away.
+    """
+    stiffness, damping, limit, response = joint
+    impulse = 0.0
+    for _ in range(25):
+        push, resistance = SUBSTEP * stiffness * 0.1, SUBSTEP * (SUBSTEP * stiffness + damping)
+        speed = response * push / (1 + response * resistance)
+        impulse += speed / response
+    ours, losses, same = drive(*joint)
+    assert ours * 0.1 / 513 == pytest.approx(impulse)
+    assert losses / ours == pytest.approx(damping / stiffness) and same == limit
 
 
 def test_seeds_draw_inside_the_area_and_among_the_stations() -> None:
