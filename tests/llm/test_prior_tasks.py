@@ -1,11 +1,13 @@
 """The prior tasks: local rows become what lm-eval's own tasks expect; scores are cached; programs run within limits."""
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from tests.llm.support import small_data, small_model
@@ -114,6 +116,24 @@ def test_the_mean_weighs_benchmarks_equally() -> None:
     average, error = prior_tasks.mean([few, many])
     assert average == pytest.approx(0.625)
     assert error == pytest.approx((0.5**2 + 0.75 * 0.25 / 99) ** 0.5 / 2)  # standard errors 0.5 and 0.0435
+
+
+def test_a_text_of_ones_own_is_scored_by_the_byte(tmp_path: Path) -> None:
+    """Against the model's own loss, the end-of-text token standing before the first one."""
+    language, texts = open_model(small_model(tmp_path / "model")), ["A short text.", "Zwölf Boxkämpfer jagen Viktor."]
+    (tmp_path / "text").mkdir()
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (tmp_path / "text" / "mine.jsonl").write_text(lines)
+    score = prior_tasks.evaluate(language, "text", tmp_path, examples=0, batch_size=2, folder=tmp_path / "rows")
+    for text, value in zip(texts, score.values, strict=True):
+        ids = torch.tensor([[language.tokenizer.eos_token_id, *language.tokenizer(text)["input_ids"]]])
+        loss = language.model(input_ids=ids, labels=ids).loss
+        assert value == pytest.approx(math.exp(-loss.item() * (ids.shape[1] - 1) / len(text.encode())), rel=1e-4)
+    (tmp_path / "text" / "mine.jsonl").write_text(lines + '{"txt": "A"}\n')
+    with pytest.raises(UserError, match=r"mine.jsonl, line 3: no field 'text'"):
+        prior_tasks.evaluate(language, "text", tmp_path, examples=0, batch_size=2, folder=tmp_path / "rows")
+    with pytest.raises(UserError, match=r"expected documents there"):
+        prior_tasks.evaluate(language, "text", tmp_path / "rows", examples=0, batch_size=2, folder=tmp_path / "rows")
 
 
 @pytest.mark.slow

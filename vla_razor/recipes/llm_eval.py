@@ -26,7 +26,7 @@ from vla_razor.runs import Run
 def run(config: DictConfig, run: Run) -> None:
     """Evaluate `config.model`; goes on where a resumed run stopped, task by task."""
     run.restore()
-    names, skipped = _available(config)
+    names, skipped = available(config, config.data_dir)
     data_dir = Path(config.data_dir) if config.data_dir else None
     task = tasks.open_task(config.task)
     asked = tasks.subset(splits_of(config, task).test, config.eval_prompts)
@@ -66,9 +66,8 @@ def present(
     return entry
 
 
-def _available(config: DictConfig) -> tuple[list[str], dict[str, str]]:
-    """The prior tasks that can be run here, and why the others cannot."""
-    data_dir = Path(config.data_dir) if config.data_dir else None
+def available(config: DictConfig, data_dir: str | None) -> tuple[list[str], dict[str, str]]:
+    """The prior tasks that can be run here, and why the others cannot. Raises UserError for one that there is not."""
     for name in config.prior_tasks:
         if name not in prior_tasks.BENCHMARKS:
             raise UserError(f"prior_tasks: unknown {name!r}. {nearest(name, prior_tasks.BENCHMARKS)}")
@@ -76,7 +75,8 @@ def _available(config: DictConfig) -> tuple[list[str], dict[str, str]]:
             raise UserError(
                 "prior_tasks: humaneval runs programs that the model writes: say run_code=true to allow it."
             )
-    reasons = {name: prior_tasks.unavailable(name, data_dir) for name in config.prior_tasks}
+    folder = Path(data_dir) if data_dir else None
+    reasons = {name: prior_tasks.unavailable(name, folder) for name in config.prior_tasks}
     skipped = {name: reason for name, reason in reasons.items() if reason}
     return [name for name in config.prior_tasks if name not in skipped], skipped
 

@@ -1,15 +1,16 @@
 """`vla-razor report RUNS...`: what several runs say together, in one page (RL's Razor, Figures 1 to 3, Table 1).
 
-RUNS are folders that `demo`, `sweep` or `mnist` wrote, of any domain. The page shows, for each domain: the trade-off
-between the new task and the prior ones with its frontier; forgetting against forward KL with the law; what predicts
-forgetting; each method's residuals; how well forgetting would have been forecast for methods and seeds that the law had
-not seen; every policy. `law.json` is what `forgetting_budget` reads. Figures are kept as PNG and SVG.
+RUNS are folders that `demo`, `sweep`, `llm sweep` or `mnist` wrote, of any domain. The page shows, for each domain: the
+trade-off between the new task and the prior ones with its frontier, for each model where a table tells several (Figure
+8); forgetting against forward KL with the law; what predicts forgetting; each method's residuals; how well forgetting
+would have been forecast for methods, seeds and models that the law had not seen; every policy. `law.json` is what
+`forgetting_budget` reads. Figures are kept as PNG and SVG.
 
 Where it departs from the paper: intervals are bootstrapped over runs, since a run's checkpoints are not independent.
 """
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,25 +83,39 @@ def _part(study: Study, domain: str, folder: Path) -> dict[str, Any]:
     else:
         why = ""
     predictors = law.predictors(results)
-    _draw(folder, results, study.bases[domain], fitted, list(predictors))
+    names = table.short_names(study.bases_of(domain))
+    bases = {names[model]: base for model, base in study.bases_of(domain).items()}
+    groups: dict[str, list[Result]] = {}
+    for result in sorted(results, key=lambda result: result.method):
+        groups.setdefault(_group(result, names), []).append(result)
+    _draw(folder, groups, bases, fitted, list(predictors))
     return {
         "results": results,
-        "base": study.bases[domain],
+        "bases": bases,
+        "names": names,
         "law": fitted,
         "why": why,
-        "frontier": law.frontier(results)[0],
+        "frontiers": {name: law.frontier(group)[0] for name, group in groups.items()},
         "predictors": predictors,
-        "residuals": law.residuals(results) if fitted else {},
-        "validation": _validation(results, list(predictors)) if fitted else {},
+        "residuals": law.residuals(results, part=lambda result: _group(result, names)) if fitted else {},
+        "validation": _validation(results, list(predictors), names) if fitted else {},
         "figures": {
             path.stem: plots.inline_svg(path, f"{domain}-{path.stem}") for path in sorted(folder.glob("*.svg"))
         },
     }
 
 
-def _validation(results: Sequence[Result], measures: Sequence[str]) -> dict[str, dict[str, dict[str, law.HeldOut]]]:
+def _group(result: Result, names: Mapping[str, str]) -> str:
+    """What is told apart: methods, and models where there are several."""
+    return f"{result.method} {names[result.model]}" if len(names) > 1 else result.method
+
+
+def _validation(
+    results: Sequence[Result], measures: Sequence[str], names: Mapping[str, str]
+) -> dict[str, dict[str, dict[str, law.HeldOut]]]:
     """By measure, then by what was held out."""
-    kinds = {"method": lambda result: result.method, "seed": lambda result: result.seed}
+    kinds: dict[str, Callable[[Result], Any]] = {"method": lambda result: result.method, "seed": lambda r: r.seed}
+    kinds["model"] = lambda result: names[result.model]
     return {
         measure: {kind: found for kind, held in kinds.items() if (found := law.validation(results, measure, held))}
         for measure in measures
@@ -109,14 +124,14 @@ def _validation(results: Sequence[Result], measures: Sequence[str]) -> dict[str,
 
 def _draw(
     folder: Path,
-    results: Sequence[Result],
-    base: tuple[float, float],
+    groups: Mapping[str, Sequence[Result]],
+    bases: Mapping[str, tuple[float, float]],
     fitted: FittedLaw | None,
     measures: Sequence[str],
 ) -> None:
+    results = [result for group in groups.values() for result in group]
     colours = figures.colours_of(results)
-    methods = {name: [result for result in results if result.method == name] for name in colours}
-    figures.trade_off(folder / "1_trade_off", methods, colours, base)
+    figures.trade_off(folder / "1_trade_off", groups, colours, bases)
     figures.forgetting(folder / "2_law", results, colours, fitted)
     if measures:
         figures.predictors(folder / "3_predictors", results, measures, colours)
@@ -150,8 +165,8 @@ def _summary(part: dict[str, Any]) -> dict[str, Any]:
     }
     return {
         "policies": len(part["results"]),
-        "base": {"new": part["base"][0], "prior": part["base"][1]},
-        "frontier": [[result.new, result.prior] for result in part["frontier"]],
+        "bases": {name: {"new": new, "prior": prior} for name, (new, prior) in part["bases"].items()},
+        "frontiers": {name: [[r.new, r.prior] for r in found] for name, found in part["frontiers"].items()},
         "predictors": part["predictors"],
         "residuals": {name: found._asdict() for name, found in part["residuals"].items()},
         "law": part["law"]._asdict() if part["law"] else part["why"],

@@ -2,29 +2,25 @@
 Appendix B). The paper trained hundreds of models a method to find the frontier; `vla-razor report` reads the table.
 
 What the runs differ in is given in the grammar of Hydra's multirun: `method=sft,rl learning_rate=1e-4,3e-4 seed=0,1,2`.
-A key that one method alone has, or that differs between methods, is given with its verb: `rl.iterations=12,24`. The
-gains' learning rate keeps its ratio to `learning_rate` unless it is given too.
+A key that one method alone has, or that differs between methods, is given with its verb: `rl.iterations=12,24`
+(`axes.py`).
 
 Every run is a process of its own below `out`, on this machine, on Ray or on Slurm. One that fails is a row of the table
 with its reason; an interrupted sweep goes on with those that have not ended.
 """
 
-import sys
 from collections.abc import Mapping, Sequence
-from itertools import product
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
-from vla_razor.config import compose
-from vla_razor.errors import RunFailed, UserError, nearest
+from vla_razor.errors import UserError
 from vla_razor.files import atomic_write
-from vla_razor.progress import progress
-from vla_razor.recipes import comparison, results
+from vla_razor.recipes import axes, comparison, launchers, results
 from vla_razor.recipes.comparison import Outcome, Training
-from vla_razor.recipes.launchers import launch
 from vla_razor.recipes.stages import stage
 from vla_razor.runs import Run, read_config
 
@@ -41,19 +37,8 @@ def run(config: DictConfig, run: Run) -> None:
         _evaluate(console, config, out / f"base_{kind}", kind, [config.policy])
     for seed in sorted({training.seed for training in trainings if training.method == "sft"}):
         stage(console, config, out / f"demos_seed{seed}", "collect", policy="scripted", seed=seed)
-    failures: dict[Training, str] = {}
-    waiting = [(number, t.folder.name) for number, t in enumerate(trainings) if not _is_done(t)]
-    with progress("runs", len(trainings), len(trainings) - len(waiting)) as advance:
-        for number, reason in launch(config, out, waiting):
-            if reason is not None:
-                failures[trainings[number]] = reason
-            advance()
-            _write(config, out, trainings, failures)
+    failures = launchers.carry_out(config, out, trainings, _is_done, partial(_write, config, out, trainings))
     outcomes = _write(config, out, trainings, failures)
-    for training, reason in failures.items():
-        console.print(f"{training.folder.name} failed: {reason}", highlight=False)
-    if not any(outcome.method != "base" for outcome in outcomes):
-        raise RunFailed(f"No run came to its end: {'; '.join(failures.values())}")
     columns = comparison.columns_of(outcomes)
     table = comparison.table(columns)
     console.print(table)
@@ -66,25 +51,11 @@ def run(config: DictConfig, run: Run) -> None:
 def plan(config: DictConfig, out: Path) -> list[Training]:
     """The runs: every combination of the axes' values that a method knows, each once.
 
-    Raises UserError where no method knows an axis, or a value is refused by its rule.
+    Raises UserError where no method knows an axis, a value is refused by its rule, or there are no prior tasks.
     """
-    axes: dict[str, list[str]] = {"method": list(METHODS), "seed": [str(config.seed)]}
-    axes |= {str(key): [str(value) for value in values] for key, values in config.axes.items()}
-    methods = axes.pop("method")
-    seeds = [_seed(text) for text in axes.pop("seed")]
-    _check(config, axes, methods)
-    trainings: dict[str, Training] = {}
-    for method in methods:
-        own = {key: values for key, values in axes.items() if _name(key, method) in config[method]}
-        settings = [dict(zip(own, values, strict=True)) for values in product(*own.values())]
-        for setting, texts in enumerate(settings, 1):
-            changes = _changes(config[method], method, texts)
-            name = f"{method}_{setting}" if len(settings) > 1 else method
-            rate = changes.get("learning_rate", config[method].learning_rate)
-            for seed in seeds:
-                folder = out / f"{name}_seed{seed}"
-                trainings[folder.name] = Training(folder, name, method, seed, rate, changes)
-    return list(trainings.values())
+    if config.prior is None:
+        raise UserError("prior=null: a sweep needs prior tasks, or there is nothing to forget.")
+    return axes.plan(config, out, {method: method for method in METHODS})
 
 
 def job(out: Path, number: int) -> None:
@@ -129,47 +100,3 @@ def _evaluation(training: Training, kind: str) -> Path:
 
 def _is_done(training: Training) -> bool:
     return all((_evaluation(training, kind) / "summary.json").is_file() for kind in ("new", "prior"))
-
-
-def _check(config: DictConfig, axes: Mapping[str, Any], methods: Sequence[str]) -> None:
-    for method in methods:
-        if method not in METHODS:
-            raise UserError(f"unknown method {method!r}. {nearest(method, METHODS)}")
-    known = {str(name) for method in methods for name in config[method]}
-    for key in axes:
-        section, _, name = key.rpartition(".")
-        if name not in known or section not in ("", *METHODS):
-            raise UserError(f"unknown key {key!r} for {' and '.join(methods)}. {nearest(name, known)}")
-    if config.prior is None:
-        raise UserError("prior=null: a sweep needs prior tasks, or there is nothing to forget.")
-
-
-def _name(key: str, method: str) -> str:
-    """What an axis is called in a method's settings; empty where it is another method's."""
-    section, _, name = key.rpartition(".")
-    return name if section in ("", method) else ""
-
-
-def _changes(settings: DictConfig, method: str, texts: Mapping[str, str]) -> dict[str, Any]:
-    """To a method's settings, each checked by its rule."""
-    composed = compose(method, [f"{_name(key, method)}={text}" for key, text in texts.items()])
-    changes = {_name(key, method): composed[_name(key, method)] for key in texts}
-    gains = settings.gain_learning_rate
-    if "learning_rate" in changes and "gain_learning_rate" not in changes and gains is not None:
-        changes["gain_learning_rate"] = gains * changes["learning_rate"] / settings.learning_rate
-    plain: Any = OmegaConf.to_container(OmegaConf.create(changes))
-    return plain
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal():
-        raise UserError(f"bad value seed={text}: expected whole numbers, at least 0.")
-    return int(text)
-
-
-if __name__ == "__main__":
-    try:
-        job(Path(sys.argv[1]), int(sys.argv[2]))
-    except (UserError, RunFailed) as error:
-        print(error)
-        sys.exit(1)
