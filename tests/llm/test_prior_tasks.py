@@ -153,6 +153,10 @@ def test_a_model_is_evaluated_once(data: Path, tmp_path: Path, monkeypatch: pyte
     assert first["prior_tasks"]["humaneval"]["score"] == 0
     monkeypatch.setattr(prior_tasks, "evaluate", lambda *_, **__: pytest.fail("asked again"))
     assert summary("two", "prior_tasks=[winogrande]")["prior_tasks"]["winogrande"] == first["prior_tasks"]["winogrande"]
+    file = rows / "winogrande" / "winogrande.jsonl"
+    file.write_text(file.read_text().replace("it is.", "it was."))
+    with pytest.raises(pytest.fail.Exception, match="asked again"):
+        summary("three", "prior_tasks=[winogrande]")
 
 
 @pytest.mark.parametrize(

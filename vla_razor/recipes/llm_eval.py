@@ -4,6 +4,7 @@ prompts by its likeliest tokens, and the prior tasks by lm-eval.
 Scores of prior tasks are cached by the model's hash, so that a base is evaluated once.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -82,7 +83,7 @@ def available(config: DictConfig, data_dir: str | None) -> tuple[list[str], dict
 
 
 def _cached(config: DictConfig, language: LanguageModel, name: str, data_dir: Path | None, folder: Path) -> Score:
-    source = "local" if data_dir else "hub"
+    source = folder_key(data_dir / name) if data_dir else "hub"
     mixed = "-mixed" if config.mixed_precision else ""
     key = model_key(language.model, adapter=True)
     kept = cache_root() / "llm_eval" / f"{key}-{name}-{config.examples}-{source}{mixed}.json"
@@ -94,3 +95,12 @@ def _cached(config: DictConfig, language: LanguageModel, name: str, data_dir: Pa
         )
     write_json(kept, list(score.values))
     return score
+
+
+def folder_key(folder: Path) -> str:
+    """A hash of the files in a folder, so that a score on other data of the same name is not taken for it."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(folder)} {path.stat().st_size} ".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]

@@ -33,6 +33,8 @@ FILM = Path("videos") / "side_by_side.mp4"
 LARGEST_FILM = 8 << 20
 """Bytes; a longer film is not put into the page."""
 MEASURE = "forward_kl"
+LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""Of new-task success, at which groups are compared."""
 PAGE = Path(vla_razor.__file__).parent / "assets" / "report.html"
 CAPTIONS = {
     "1_trade_off": "What each policy learned and kept; the line is the exponential through those near the frontier.",
@@ -96,6 +98,7 @@ def _part(study: Study, domain: str, folder: Path) -> dict[str, Any]:
         "law": fitted,
         "why": why,
         "frontiers": {name: law.frontier(group)[0] for name, group in groups.items()},
+        "matched": _matched(groups) if len(groups) > 1 else {},
         "predictors": predictors,
         "residuals": law.residuals(results, part=lambda result: _group(result, names)) if fitted else {},
         "validation": _validation(results, list(predictors), names) if fitted else {},
@@ -108,6 +111,13 @@ def _part(study: Study, domain: str, folder: Path) -> dict[str, Any]:
 def _group(result: Result, names: Mapping[str, str]) -> str:
     """What is told apart: methods, and models where there are several."""
     return f"{result.method} {names[result.model]}" if len(names) > 1 else result.method
+
+
+def _matched(groups: Mapping[str, Sequence[Result]]) -> dict[float, dict[str, Result]]:
+    """By level of the new task, who lost least there, of each group that reaches it; levels that at least two reach."""
+    found = {level: {name: law.least_lost(own, level) for name, own in groups.items()} for level in LEVELS}
+    reached = {level: {name: one for name, one in by_group.items() if one} for level, by_group in found.items()}
+    return {level: by_group for level, by_group in reached.items() if len(by_group) > 1}
 
 
 def _validation(
@@ -142,6 +152,12 @@ def _draw(
 def _show(console: Console, domain: str, part: dict[str, Any]) -> None:
     if part["why"]:
         console.print(f"{domain}: {part['why']}", highlight=False)
+    if part["matched"]:
+        shown = Table("new task, at least", *part["frontiers"], title=f"{domain}: prior success lost, at the least")
+        for level, found in part["matched"].items():
+            lost = {name: f"{found[name].forgotten:+.1%}" if name in found else "" for name in part["frontiers"]}
+            shown.add_row(f"{level:.0%}", *lost.values())
+        console.print(shown)
     if part["predictors"]:
         shown = Table("measure", "R2 [95% over runs]", "Kendall's tau", title=f"{domain}: what predicts forgetting")
         for name, found in sorted(part["predictors"].items(), key=lambda item: -item[1]["r2"]):
@@ -167,6 +183,10 @@ def _summary(part: dict[str, Any]) -> dict[str, Any]:
         "policies": len(part["results"]),
         "bases": {name: {"new": new, "prior": prior} for name, (new, prior) in part["bases"].items()},
         "frontiers": {name: [[r.new, r.prior] for r in found] for name, found in part["frontiers"].items()},
+        "matched": {
+            f"{level:.0%}": {name: {"run": r.run, "new": r.new, "forgotten": r.forgotten} for name, r in found.items()}
+            for level, found in part["matched"].items()
+        },
         "predictors": part["predictors"],
         "residuals": {name: found._asdict() for name, found in part["residuals"].items()},
         "law": part["law"]._asdict() if part["law"] else part["why"],

@@ -84,6 +84,11 @@ def frontier(results: Sequence[Result]) -> tuple[list[Result], pareto.Curve | No
     return kept, pareto.fit_curve([r.new for r in kept], [r.prior for r in kept])
 
 
+def least_lost(results: Sequence[Result], level: float) -> Result | None:
+    """Among the policies with at least `level` of the new task, the one that lost least: their frontier there."""
+    return min((result for result in results if result.new >= level), key=lambda r: r.forgotten, default=None)
+
+
 def spread(results: Sequence[Result], measure: str) -> tuple[float, float]:
     """How far truth lies from the forecast: the 5% and 95% quantiles of the residuals of every run against the law of
     the others, or of those outside its fold where there are many runs (cross-conformal; Barber et al., "Predictive
