@@ -4,11 +4,12 @@ r"""Makes three small language models of one family, and the local data for a sw
 
 Llama's architecture and one tokenizer for all. Each reads the same text once: the Wikipedia passages of BoolQ, and
 GSM8K's questions in the chat format, answered within \boxed{} without reasoning. What stands in for an instruct model
-therefore answers in the right form, and wrongly. `--data` is a folder with `boolq`, `gsm8k` and `hellaswag`.
+therefore answers in the right form, and wrongly. `--data` is a folder with `boolq` and `gsm8k`.
 
-Below `out/data`, in the formats that `data_dir` takes: sums as the math task's questions; passages that no model has
-read, for the prior task `text`; and HellaSwag's questions with wrong endings taken from other questions, for models
-that cannot tell its own apart. A model that is there already is left alone.
+Below `out/data`, in the formats that `data_dir` takes: prices that nobody knows, as the math task's questions; passages
+that no model has read, for the prior task `text`; and in place of HellaSwag's questions, which such models cannot tell
+apart, the same passages' second sentences beside three in which two neighbouring words are exchanged. A model that is
+there already is left alone.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +43,23 @@ TEMPLATE = (
 )
 WORDS = 1024
 LENGTH, BATCH = 128, 16
-LARGEST = 39
-"""Of the numbers that are added."""
-TEST_QUESTIONS, TRAINING_QUESTIONS = 250, 1000
+WORDINGS = (
+    "What does one of the {what} cost?",
+    "{who} buys one of the {what}. How many dollars does {who} pay?",
+    "How many dollars are the {what} at the market?",
+    "{who} sells {what}. How much is one?",
+    "If {who} wants one of the {what}, how much money does {who} need?",
+    "How much do {what} cost if {who} buys one?",
+)
+NAMES = ("John", "Mary", "James", "Tom", "Anna", "Sarah", "Mike", "Lisa")
+THINGS = (
+    "apples", "books", "cards", "cookies", "pencils", "eggs", "toys", "flowers", "shirts",
+    "shoes", "cakes", "oranges", "boxes", "bags", "candles", "chairs", "tables", "plants",
+    "trees", "cars", "bikes", "balls", "pens", "hats", "coats", "bottles", "cups",
+    "plates", "lamps", "tickets", "stamps", "stickers", "pies", "muffins", "sandwiches", "pizzas",
+    "tomatoes", "potatoes", "bananas", "pears",
+)  # fmt: skip
+TEST_QUESTIONS, TRAINING_QUESTIONS = 250, 800
 PASSAGES = 150
 CONVERSATIONS = 3000
 
@@ -57,7 +73,7 @@ def main() -> None:
     given = parser.parse_args()
     read, unread = passages(given.data)
     texts = [*read, *conversations(given.data)]
-    write_data(given.data, given.out / "data", unread)
+    write_data(given.out / "data", unread)
     tokenizer = make_tokenizer(texts)
     order = np.random.default_rng(0).permutation(len(texts))
     stream = [token for i in order for token in tokenizer.encode(texts[i] + END, add_special_tokens=False)]
@@ -84,29 +100,41 @@ def conversations(data: Path) -> Iterator[str]:
         yield f"{USER}{row['question']}\n\n{DIRECT}{ASSISTANT}\\boxed{{{answer}}}"
 
 
-def write_data(data: Path, out: Path, unread: list[str]) -> None:
+def write_data(out: Path, unread: list[str]) -> None:
     """The new task and the prior tasks."""
     draw = np.random.default_rng(0)
-    pairs = [
-        (int(a), int(b)) for a, b in draw.permutation([(a, b) for a in range(LARGEST + 1) for b in range(LARGEST + 1)])
-    ]
-    test, training = pairs[:TEST_QUESTIONS], pairs[TEST_QUESTIONS : TEST_QUESTIONS + TRAINING_QUESTIONS]
-    questions = out / "open_reasoner_zero"
-    for name, chosen in (("math500", test), ("orz_math_57k_sums", training)):
-        rows = [
-            {"prompt": [{"from": "user", "value": f"What is {a} + {b}?"}], "final_answer": str(a + b)}
-            for a, b in chosen
-        ]
-        atomic_write(questions / f"{name}.json", json.dumps(rows).encode())
+    chosen = questions()[: TEST_QUESTIONS + TRAINING_QUESTIONS]
+    for name, part in (("math500", chosen[:TEST_QUESTIONS]), ("orz_math_57k_prices", chosen[TEST_QUESTIONS:])):
+        rows = [{"prompt": [{"from": "user", "value": text}], "final_answer": str(answer)} for text, answer in part]
+        atomic_write(out / "open_reasoner_zero" / f"{name}.json", json.dumps(rows).encode())
     lines(out / "text" / "passages.jsonl", [{"text": text} for text in unread[:PASSAGES]])
-    rows = [json.loads(line) for line in (data / "hellaswag" / "hellaswag.jsonl").read_text().splitlines()]
-    endings = [row["endings"][row["label"]] for row in rows]
-    for number, row in enumerate(rows):
-        others = draw.choice([i for i in range(len(rows)) if i != number], 3, replace=False)
-        row["label"] = int(draw.integers(4))
-        row["endings"] = [endings[i] for i in others]
-        row["endings"].insert(row["label"], endings[number])
-    lines(out / "hellaswag" / "hellaswag.jsonl", rows)
+    lines(out / "hellaswag" / "hellaswag.jsonl", [row for text in unread for row in orders(text, draw)])
+
+
+def orders(text: str, draw: np.random.Generator) -> Iterator[dict[str, Any]]:
+    """In HellaSwag's format: how does the passage go on, if the others have two neighbouring words exchanged?"""
+    begin, stop, rest = text.partition(". ")
+    words = rest.partition(". ")[0].split()
+    if not stop or len(words) < 8:
+        return
+    endings = []
+    for place in draw.choice(len(words) - 1, 3, replace=False):
+        endings.append(" ".join([*words[:place], words[place + 1], words[place], *words[place + 2 :]]))
+    label = int(draw.integers(4))
+    endings.insert(label, " ".join(words))
+    yield {"activity_label": "Passage", "ctx_a": begin + stop.strip(), "ctx_b": "", "endings": endings, "label": label}
+
+
+def questions() -> list[tuple[str, int]]:
+    """What things cost, in several wordings, in an order without meaning. Nothing but training tells the prices."""
+    draw = np.random.default_rng(0)
+    prices = dict(zip(THINGS, draw.permutation(np.arange(10, 100)).tolist(), strict=False))
+    asked = {
+        wording.format(who=who, what=what): price
+        for wording, who, (what, price) in product(WORDINGS, NAMES, prices.items())
+    }
+    texts = list(asked)
+    return [(texts[i], asked[texts[i]]) for i in draw.permutation(len(texts))]
 
 
 def make_tokenizer(texts: list[str]) -> Any:
