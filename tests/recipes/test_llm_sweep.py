@@ -82,10 +82,15 @@ def finished(given: list[str], vla_razor: CommandLine, tmp_path_factory: pytest.
     assert process.poll() is None, process.communicate()
     process.send_signal(signal.SIGINT)
     assert "resume" in process.communicate()[1] and process.returncode == 130
+    assert not (out / "sft_3_seed0").exists(), "those that wait are not begun"
     first = (out / "sft_1_seed0" / "summary.json").stat().st_mtime_ns
     done = vla_razor.run("resume", out)
     assert (out / "sft_1_seed0" / "summary.json").stat().st_mtime_ns == first
-    assert "sft_2_seed0 failed: Step" in done.stdout and "vla-razor report" in done.stdout
+    assert (
+        "sft_2_seed0 failed: " in done.stdout
+        and "the model has diverged" in done.stdout
+        and "vla-razor report" in done.stdout
+    )
     return out
 
 
