@@ -128,7 +128,7 @@ def sweep(arguments: Arguments = None, show: Show = False) -> None:
 
 @_verb("report")
 def report(arguments: Arguments = None, show: Show = False) -> None:
-    """What several runs say together: `vla-razor report DIR...` of folders that demo, sweep or mnist wrote."""
+    """What several runs say together: `vla-razor report DIR...` of folders that demo, mnist or a sweep wrote."""
     _launch("report", _of_folders(arguments or []), show)
 
 
@@ -190,6 +190,12 @@ def llm_probe(arguments: Arguments = None, show: Show = False) -> None:
 def llm_demo(arguments: Arguments = None, show: Show = False) -> None:
     """A small model, SFT and GRPO side by side: the new task, prior tasks and forward KL."""
     _launch("llm_demo", arguments, show)
+
+
+@_verb("llm_sweep")
+def llm_sweep(arguments: Arguments = None, show: Show = False) -> None:
+    """Many fine-tunings of one or several models: method=sft,grpo model=A,B learning_rate=1e-5,3e-5 seed=0,1."""
+    _launch("llm_sweep", arguments, show)
 
 
 @app.command()

@@ -23,6 +23,7 @@ from vla_razor.errors import UserError, nearest
 _PACKAGE = Path(__file__).resolve().parent
 CONFIG_DIR = next(path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir())
 GROUPS = {"env": "env", "prior": "env@prior", "experiment": "experiment"}  # as Hydra names them
+SWEEPS = ("sweep", "llm_sweep")  # verbs whose keys may take several values
 FRAGMENTS = ("common", "training", "llm_common", "llm_training")  # files that verbs are composed of
 
 
@@ -155,7 +156,7 @@ def compose(verb: str, overrides: Iterable[str] = ()) -> DictConfig:
     Raises `UserError` for an unknown key, environment or experiment, and for a value of the wrong type or out of range.
     """
     values = dict(_split(override) for override in overrides)
-    axes = _axes(values) if verb == "sweep" else {}
+    axes = _axes(values) if verb in SWEEPS else {}
     groups = {group: values.pop(group) for group in GROUPS if group in values}
     config = _compose_files(verb, groups)
     for section in [key for key in config if key in verbs()]:

@@ -1,11 +1,13 @@
 """The prior tasks: local rows become what lm-eval's own tasks expect; scores are cached; programs run within limits."""
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from tests.llm.support import small_data, small_model
@@ -116,6 +118,24 @@ def test_the_mean_weighs_benchmarks_equally() -> None:
     assert error == pytest.approx((0.5**2 + 0.75 * 0.25 / 99) ** 0.5 / 2)  # standard errors 0.5 and 0.0435
 
 
+def test_a_text_of_ones_own_is_scored_by_the_byte(tmp_path: Path) -> None:
+    """Against the model's own loss, the end-of-text token standing before the first one."""
+    language, texts = open_model(small_model(tmp_path / "model")), ["A short text.", "Zwölf Boxkämpfer jagen Viktor."]
+    (tmp_path / "text").mkdir()
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (tmp_path / "text" / "mine.jsonl").write_text(lines)
+    score = prior_tasks.evaluate(language, "text", tmp_path, examples=0, batch_size=2, folder=tmp_path / "rows")
+    for text, value in zip(texts, score.values, strict=True):
+        ids = torch.tensor([[language.tokenizer.eos_token_id, *language.tokenizer(text)["input_ids"]]])
+        loss = language.model(input_ids=ids, labels=ids).loss
+        assert value == pytest.approx(math.exp(-loss.item() * (ids.shape[1] - 1) / len(text.encode())), rel=1e-4)
+    (tmp_path / "text" / "mine.jsonl").write_text(lines + '{"txt": "A"}\n')
+    with pytest.raises(UserError, match=r"mine.jsonl, line 3: no field 'text'"):
+        prior_tasks.evaluate(language, "text", tmp_path, examples=0, batch_size=2, folder=tmp_path / "rows")
+    with pytest.raises(UserError, match=r"expected documents there"):
+        prior_tasks.evaluate(language, "text", tmp_path / "rows", examples=0, batch_size=2, folder=tmp_path / "rows")
+
+
 @pytest.mark.slow
 def test_a_model_is_evaluated_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, rows = small_model(tmp_path / "model"), small_data(tmp_path / "rows")
@@ -133,6 +153,10 @@ def test_a_model_is_evaluated_once(data: Path, tmp_path: Path, monkeypatch: pyte
     assert first["prior_tasks"]["humaneval"]["score"] == 0
     monkeypatch.setattr(prior_tasks, "evaluate", lambda *_, **__: pytest.fail("asked again"))
     assert summary("two", "prior_tasks=[winogrande]")["prior_tasks"]["winogrande"] == first["prior_tasks"]["winogrande"]
+    file = rows / "winogrande" / "winogrande.jsonl"
+    file.write_text(file.read_text().replace("it is.", "it was."))
+    with pytest.raises(pytest.fail.Exception, match="asked again"):
+        summary("three", "prior_tasks=[winogrande]")
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,13 @@ def test_the_frontier_is_what_nothing_beats(tmp_path: Path) -> None:
     assert best in kept
 
 
+def test_who_lost_least_at_a_level(tmp_path: Path) -> None:
+    first, *_ = results(tmp_path)
+    known = [first._replace(new=new, forgotten=lost) for new, lost in ((0.4, 0.0), (0.6, 0.3), (0.7, 0.2))]
+    assert law.least_lost(known, 0.5) == known[2] and law.least_lost(known, 0.4) == known[0]
+    assert law.least_lost(known, 0.8) is None
+
+
 def test_too_few_runs_have_no_law(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="2 runs are too few"):
         forecast.fit(results(tmp_path, seeds=1))

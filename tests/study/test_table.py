@@ -11,7 +11,7 @@ from vla_razor.study import table
 
 def test_what_a_row_says(tmp_path: Path) -> None:
     study = table.read([write(tmp_path / "one", rows(seeds=1))])
-    assert study.bases == {"robot": (0.3, 0.8)} and len(study.results) == 8
+    assert study.bases_of("robot") == {"": (0.3, 0.8)} and len(study.results) == 8
     result = study.results[0]
     assert (result.method, result.run, result.step) == ("sft", "sft_seed0", 1)
     assert result.forgotten == pytest.approx(0.05 * result.measures["forward_kl"] ** 2)
@@ -31,6 +31,16 @@ def test_each_seed_is_measured_against_its_own_base(tmp_path: Path) -> None:
     assert study.results[0].forgotten == pytest.approx(0.2)
 
 
+def test_each_model_is_measured_against_its_own_base(tmp_path: Path) -> None:
+    bases = [row("base", 0, 0, 0.0, lost, model=f"made/{name}") for name, lost in (("small", 0.3), ("large", 0.0))]
+    tuned = row("sft", 0, 1, 1.0, 0.5, model="made/small")
+    study = table.read([write(tmp_path, [*bases, tuned])])
+    assert study.results[0].forgotten == pytest.approx(0.2)
+    assert set(study.bases_of("robot")) == {"made/small", "made/large"}
+    assert table.short_names(study.bases_of("robot")) == {"made/small": "small", "made/large": "large"}
+    assert table.short_names(["a/x", "b/x"]) == {"a/x": "a/x", "b/x": "b/x"}
+
+
 def test_what_failed_or_is_not_finite_is_left_out_with_its_reason(tmp_path: Path) -> None:
     failed = row("sft", 7, 0, 1.0, 0.1, status="failed", reason="the loss is nan", new=None, prior=None)
     broken = row("sft", 8, 3, float("nan"), 0.1, new=0.5)
@@ -46,6 +56,7 @@ def test_what_is_no_common_table_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "results.parquet").write_text("not a table")
     only_failed = row("sft", 0, 1, 1.0, 0.1, status="failed", reason="died")
+    foreign = [row("base", 0, 0, 0.0, 0.0, model="B"), row("sft", 0, 1, 1.0, 0.1, model="A")]
     for folders, says in (
         ([one, other], "different bases"),
         ([tmp_path / "empty"], "there is no results table"),
@@ -53,6 +64,7 @@ def test_what_is_no_common_table_is_refused(tmp_path: Path) -> None:
         ([write(tmp_path / "none", [])], "it is empty"),
         ([write(tmp_path / "foreign", [{"a": 1}])], "no column domain"),
         ([write(tmp_path / "baseless", rows(seeds=1)[1:])], "no row of a base"),
+        ([write(tmp_path / "foreign_base", foreign)], "of the base A"),
         ([write(tmp_path / "failed", [rows()[0], only_failed])], "has finished"),
     ):
         with pytest.raises(UserError, match=says):

@@ -2,7 +2,7 @@
 
 Local files are turned into the rows that the Hub's data sets have, and lm-eval's own task is told to read those, so
 that prompts, metrics and few-shot examples are its own. HumanEval runs what the model wrote (`code.py`), and only where
-asked for.
+asked for. `text` is no benchmark but a text of one's own, scored by lm-eval's rolling log-likelihood.
 """
 
 from __future__ import annotations
@@ -143,6 +143,30 @@ def _passed(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
     return {"pass_at_1": float(passes(program))}
 
 
+def _text(data_dir: Path) -> dict[str, Any]:
+    """lm-eval's task on documents of one's own: of each, the probability that the model gives a byte, as a geometric
+    mean. Like a share of right answers it is between 0 and 1, and it does not depend on the tokenizer.
+    """
+    files = sorted((data_dir / "text").glob("*.jsonl"))
+    rows = [{"text": row.text("text")} for file in files for row in from_lines(file)]
+    if not rows:
+        raise UserError(f'{data_dir / "text"}: expected documents there, as lines {{"text": ...}} of *.jsonl.')
+    return {
+        "task": "local_text",
+        "custom_dataset": lambda **_: {"test": Dataset.from_list(rows)},
+        "output_type": "loglikelihood_rolling",
+        "test_split": "test",
+        "doc_to_text": "",
+        "doc_to_target": "{{text}}",
+        "process_results": _byte_probability,
+        "metric_list": [{"metric": "byte_probability", "aggregation": "mean", "higher_is_better": True}],
+    }
+
+
+def _byte_probability(doc: dict[str, Any], results: list[float]) -> dict[str, float]:
+    return {"byte_probability": math.exp(results[0] / len(doc["text"].encode()))}
+
+
 def _problems(path: Path) -> list[dict[str, Any]]:
     try:
         lines = gzip.decompress(path.read_bytes()).decode().splitlines()
@@ -159,6 +183,7 @@ BENCHMARKS = {
     "ifeval": Benchmark("ifeval", "prompt_level_strict_acc", "ifeval/ifeval.yaml", _ifeval),
     "winogrande": Benchmark("winogrande", "acc", "winogrande/default.yaml", _winogrande),
     "humaneval": Benchmark("humaneval", "pass_at_1", "", lambda _: {}),
+    "text": Benchmark("text", "byte_probability", "", lambda _: {}),
 }
 
 
@@ -168,6 +193,8 @@ def unavailable(name: str, data_dir: Path | None) -> str | None:
         return "NLTK's punkt_tab is absent: vla-razor assets punkt"
     if name == "humaneval" and data_dir and not humaneval.problems_file(data_dir):
         return f"its problems are not in {data_dir / 'humaneval'}: vla-razor assets humaneval"
+    if name == "text" and data_dir is None:
+        return "it is a text of your own: data_dir=DIR with text/*.jsonl"
     return None
 
 
@@ -188,6 +215,8 @@ def evaluate(
     benchmark = BENCHMARKS[name]
     if name == "humaneval":
         parts: list[Any] = [_humaneval(data_dir)]
+    elif name == "text" and data_dir:
+        parts = [_text(data_dir)]
     else:
         parts = list(_write(benchmark, data_dir, folder)) if data_dir else [benchmark.name]
     limit = math.ceil(examples / (57 if name == "mmlu" else 1)) or None

@@ -1,28 +1,60 @@
 """Where the runs of a sweep go: processes of this machine, Ray, or Slurm by submitit. Every run is a process of its
-own, so that one that dies takes no other with it.
+own, so that one that dies takes no other with it: the recipe's `job(out, number)`.
 """
 
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 
-from vla_razor.errors import UserError
+from vla_razor.errors import RunFailed, UserError
+from vla_razor.progress import progress
+from vla_razor.recipes import recipe_of
+from vla_razor.recipes.comparison import Training
+from vla_razor.runs import read_config
 
 Outcome = tuple[int, str | None]
 """A run's number, and why it failed, if it did."""
+Failures = Mapping[Training, str]
+
+
+def carry_out(
+    config: DictConfig,
+    out: Path,
+    trainings: Sequence[Training],
+    is_done: Callable[[Training], bool],
+    write: Callable[[Failures], object],
+) -> Failures:
+    """Launch the runs of a sweep that have not ended, `write` being told of the failures so far whenever one ends.
+
+    Raises RunFailed where none came to its end.
+    """
+    failures: dict[Training, str] = {}
+    waiting = [(number, training.folder.name) for number, training in enumerate(trainings) if not is_done(training)]
+    with progress("runs", len(trainings), len(trainings) - len(waiting)) as advance:
+        for number, reason in launch(config, out, waiting):
+            if reason is not None:
+                failures[trainings[number]] = reason
+            advance()
+            write(failures)
+    for training, reason in failures.items():
+        Console().print(f"{training.folder.name} failed: {reason}", highlight=False)
+    if len(failures) == len(trainings):
+        raise RunFailed(f"No run came to its end: {'; '.join(failures.values())}")
+    return failures
 
 
 def work(out: str, number: int, name: str) -> str | None:
     """Run number `number` of the sweep in `out`, its output going to logs/<name>.log; why it failed, or None."""
     log = Path(out) / "logs" / f"{name}.log"
     log.parent.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "vla_razor.recipes.sweep", out, str(number)]
+    command = [sys.executable, "-m", "vla_razor.recipes.launchers", out, str(number)]
     with log.open("wb") as file:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
     if done.returncode == 0:
@@ -42,9 +74,12 @@ def launch(config: DictConfig, out: Path, names: Iterable[tuple[int, str]]) -> I
     elif config.launcher == "slurm":
         yield from _slurm(config, out, jobs)
     else:
-        with ThreadPoolExecutor(config.jobs) as pool:
+        pool = ThreadPoolExecutor(config.jobs)
+        try:
             futures = {pool.submit(work, *job): job[1] for job in jobs}
             yield from ((futures[future], future.result()) for future in as_completed(futures))
+        finally:
+            pool.shutdown(cancel_futures=True)  # one who interrupts a sweep does not want the rest of it
 
 
 def _ray(jobs: list[tuple[str, int, str]]) -> Iterator[Outcome]:
@@ -92,3 +127,16 @@ def _slurm(config: DictConfig, out: Path, jobs: list[tuple[str, int, str]]) -> I
 def _needed(package: str) -> None:
     if find_spec(package) is None:
         raise UserError(f"launcher={package}: {package} is not installed; pip install 'vla-razor[cluster]'.")
+
+
+def main(out: str, number: str) -> None:
+    """A run of the sweep in `out`; what the person who made a mistake should know is the last line."""
+    try:
+        recipe_of(read_config(Path(out) / "config.yaml").verb).job(Path(out), int(number))
+    except (UserError, RunFailed) as error:
+        print(error)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -49,7 +49,7 @@ def run(config: DictConfig, run: Run) -> None:
             folder = _folder(out, config, verb, seed)
             stage(console, config, folder, verb, model=base, seed=seed)
             stage(console, config, folder.with_name(f"{folder.name}_eval"), "llm_eval", model=str(folder), seed=seed)
-    before = Column("base", _answers(out / "base"), {"forward_kl": 0.0, "per_completion": 0.0})
+    before = Column("base", answers_in(out / "base"), {"forward_kl": 0.0, "per_completion": 0.0})
     tuned = [
         _column(name, [_folder(out, config, verb, seed) for seed in config.seeds]) for verb, name in METHODS.items()
     ]
@@ -64,7 +64,7 @@ def present(console: Console, config: DictConfig, base: Column, tuned: Sequence[
 
     def row(label: str, tasks: Sequence[str], *, end: bool = False) -> None:
         rates = [f"{np.mean([column.answers[task].mean() for task in tasks]):.1%}" for column in (base, *tuned)]
-        changes = ["", *(_text(change(column, base, tasks)) for column in tuned)]
+        changes = ["", *(in_words(change(column, base, tasks)) for column in tuned)]
         table.add_row(
             label, *(f"{rate} {text}".rstrip() for rate, text in zip(rates, changes, strict=True)), end_section=end
         )
@@ -115,7 +115,7 @@ def _cold_start(config: DictConfig) -> dict[str, Any]:
 
 
 def _column(name: str, folders: Sequence[Path]) -> Column:
-    answers = [_answers(folder.with_name(f"{folder.name}_eval")) for folder in folders]
+    answers = [answers_in(folder.with_name(f"{folder.name}_eval")) for folder in folders]
     moved = [json.loads((folder / "summary.json").read_text())["forward_kl"] for folder in folders]
     return Column(
         name,
@@ -124,7 +124,8 @@ def _column(name: str, folders: Sequence[Path]) -> Column:
     )
 
 
-def _answers(folder: Path) -> dict[str, np.ndarray]:
+def answers_in(folder: Path) -> dict[str, np.ndarray]:
+    """What an evaluation found: by task, the new one first, what each example earned."""
     return {task: np.array(values) for task, values in json.loads((folder / "answers.json").read_text()).items()}
 
 
@@ -132,5 +133,6 @@ def _folder(out: Path, config: DictConfig, verb: str, seed: int) -> Path:
     return out / (verb.removeprefix("llm_") + (f"_seed{seed}" if len(config.seeds) > 1 else ""))
 
 
-def _text(found: Difference) -> str:
+def in_words(found: Difference) -> str:
+    """For a table."""
     return f"({found.difference:+.1%} [{100 * found.low:+.1f}, {100 * found.high:+.1f}])"

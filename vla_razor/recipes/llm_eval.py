@@ -4,6 +4,7 @@ prompts by its likeliest tokens, and the prior tasks by lm-eval.
 Scores of prior tasks are cached by the model's hash, so that a base is evaluated once.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +27,7 @@ from vla_razor.runs import Run
 def run(config: DictConfig, run: Run) -> None:
     """Evaluate `config.model`; goes on where a resumed run stopped, task by task."""
     run.restore()
-    names, skipped = _available(config)
+    names, skipped = available(config, config.data_dir)
     data_dir = Path(config.data_dir) if config.data_dir else None
     task = tasks.open_task(config.task)
     asked = tasks.subset(splits_of(config, task).test, config.eval_prompts)
@@ -66,9 +67,8 @@ def present(
     return entry
 
 
-def _available(config: DictConfig) -> tuple[list[str], dict[str, str]]:
-    """The prior tasks that can be run here, and why the others cannot."""
-    data_dir = Path(config.data_dir) if config.data_dir else None
+def available(config: DictConfig, data_dir: str | None) -> tuple[list[str], dict[str, str]]:
+    """The prior tasks that can be run here, and why the others cannot. Raises UserError for one that there is not."""
     for name in config.prior_tasks:
         if name not in prior_tasks.BENCHMARKS:
             raise UserError(f"prior_tasks: unknown {name!r}. {nearest(name, prior_tasks.BENCHMARKS)}")
@@ -76,13 +76,14 @@ def _available(config: DictConfig) -> tuple[list[str], dict[str, str]]:
             raise UserError(
                 "prior_tasks: humaneval runs programs that the model writes: say run_code=true to allow it."
             )
-    reasons = {name: prior_tasks.unavailable(name, data_dir) for name in config.prior_tasks}
+    folder = Path(data_dir) if data_dir else None
+    reasons = {name: prior_tasks.unavailable(name, folder) for name in config.prior_tasks}
     skipped = {name: reason for name, reason in reasons.items() if reason}
     return [name for name in config.prior_tasks if name not in skipped], skipped
 
 
 def _cached(config: DictConfig, language: LanguageModel, name: str, data_dir: Path | None, folder: Path) -> Score:
-    source = "local" if data_dir else "hub"
+    source = folder_key(data_dir / name) if data_dir else "hub"
     mixed = "-mixed" if config.mixed_precision else ""
     key = model_key(language.model, adapter=True)
     kept = cache_root() / "llm_eval" / f"{key}-{name}-{config.examples}-{source}{mixed}.json"
@@ -94,3 +95,12 @@ def _cached(config: DictConfig, language: LanguageModel, name: str, data_dir: Pa
         )
     write_json(kept, list(score.values))
     return score
+
+
+def folder_key(folder: Path) -> str:
+    """A hash of the files in a folder, so that a score on other data of the same name is not taken for it."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(folder)} {path.stat().st_size} ".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]

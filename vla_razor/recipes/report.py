@@ -1,15 +1,16 @@
 """`vla-razor report RUNS...`: what several runs say together, in one page (RL's Razor, Figures 1 to 3, Table 1).
 
-RUNS are folders that `demo`, `sweep` or `mnist` wrote, of any domain. The page shows, for each domain: the trade-off
-between the new task and the prior ones with its frontier; forgetting against forward KL with the law; what predicts
-forgetting; each method's residuals; how well forgetting would have been forecast for methods and seeds that the law had
-not seen; every policy. `law.json` is what `forgetting_budget` reads. Figures are kept as PNG and SVG.
+RUNS are folders that `demo`, `sweep`, `llm sweep` or `mnist` wrote, of any domain. The page shows, for each domain: the
+trade-off between the new task and the prior ones with its frontier, for each model where a table tells several (Figure
+8); forgetting against forward KL with the law; what predicts forgetting; each method's residuals; how well forgetting
+would have been forecast for methods, seeds and models that the law had not seen; every policy. `law.json` is what
+`forgetting_budget` reads. Figures are kept as PNG and SVG.
 
 Where it departs from the paper: intervals are bootstrapped over runs, since a run's checkpoints are not independent.
 """
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ FILM = Path("videos") / "side_by_side.mp4"
 LARGEST_FILM = 8 << 20
 """Bytes; a longer film is not put into the page."""
 MEASURE = "forward_kl"
+LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""Of new-task success, at which groups are compared."""
 PAGE = Path(vla_razor.__file__).parent / "assets" / "report.html"
 CAPTIONS = {
     "1_trade_off": "What each policy learned and kept; the line is the exponential through those near the frontier.",
@@ -82,25 +85,47 @@ def _part(study: Study, domain: str, folder: Path) -> dict[str, Any]:
     else:
         why = ""
     predictors = law.predictors(results)
-    _draw(folder, results, study.bases[domain], fitted, list(predictors))
+    names = table.short_names(study.bases_of(domain))
+    bases = {names[model]: base for model, base in study.bases_of(domain).items()}
+    groups: dict[str, list[Result]] = {}
+    for result in sorted(results, key=lambda result: result.method):
+        groups.setdefault(_group(result, names), []).append(result)
+    _draw(folder, groups, bases, fitted, list(predictors))
     return {
         "results": results,
-        "base": study.bases[domain],
+        "bases": bases,
+        "names": names,
         "law": fitted,
         "why": why,
-        "frontier": law.frontier(results)[0],
+        "frontiers": {name: law.frontier(group)[0] for name, group in groups.items()},
+        "matched": _matched(groups) if len(groups) > 1 else {},
         "predictors": predictors,
-        "residuals": law.residuals(results) if fitted else {},
-        "validation": _validation(results, list(predictors)) if fitted else {},
+        "residuals": law.residuals(results, part=lambda result: _group(result, names)) if fitted else {},
+        "validation": _validation(results, list(predictors), names) if fitted else {},
         "figures": {
             path.stem: plots.inline_svg(path, f"{domain}-{path.stem}") for path in sorted(folder.glob("*.svg"))
         },
     }
 
 
-def _validation(results: Sequence[Result], measures: Sequence[str]) -> dict[str, dict[str, dict[str, law.HeldOut]]]:
+def _group(result: Result, names: Mapping[str, str]) -> str:
+    """What is told apart: methods, and models where there are several."""
+    return f"{result.method} {names[result.model]}" if len(names) > 1 else result.method
+
+
+def _matched(groups: Mapping[str, Sequence[Result]]) -> dict[float, dict[str, Result]]:
+    """By level of the new task, who lost least there, of each group that reaches it; levels that at least two reach."""
+    found = {level: {name: law.least_lost(own, level) for name, own in groups.items()} for level in LEVELS}
+    reached = {level: {name: one for name, one in by_group.items() if one} for level, by_group in found.items()}
+    return {level: by_group for level, by_group in reached.items() if len(by_group) > 1}
+
+
+def _validation(
+    results: Sequence[Result], measures: Sequence[str], names: Mapping[str, str]
+) -> dict[str, dict[str, dict[str, law.HeldOut]]]:
     """By measure, then by what was held out."""
-    kinds = {"method": lambda result: result.method, "seed": lambda result: result.seed}
+    kinds: dict[str, Callable[[Result], Any]] = {"method": lambda result: result.method, "seed": lambda r: r.seed}
+    kinds["model"] = lambda result: names[result.model]
     return {
         measure: {kind: found for kind, held in kinds.items() if (found := law.validation(results, measure, held))}
         for measure in measures
@@ -109,14 +134,14 @@ def _validation(results: Sequence[Result], measures: Sequence[str]) -> dict[str,
 
 def _draw(
     folder: Path,
-    results: Sequence[Result],
-    base: tuple[float, float],
+    groups: Mapping[str, Sequence[Result]],
+    bases: Mapping[str, tuple[float, float]],
     fitted: FittedLaw | None,
     measures: Sequence[str],
 ) -> None:
+    results = [result for group in groups.values() for result in group]
     colours = figures.colours_of(results)
-    methods = {name: [result for result in results if result.method == name] for name in colours}
-    figures.trade_off(folder / "1_trade_off", methods, colours, base)
+    figures.trade_off(folder / "1_trade_off", groups, colours, bases)
     figures.forgetting(folder / "2_law", results, colours, fitted)
     if measures:
         figures.predictors(folder / "3_predictors", results, measures, colours)
@@ -127,6 +152,12 @@ def _draw(
 def _show(console: Console, domain: str, part: dict[str, Any]) -> None:
     if part["why"]:
         console.print(f"{domain}: {part['why']}", highlight=False)
+    if part["matched"]:
+        shown = Table("new task, at least", *part["frontiers"], title=f"{domain}: prior success lost, at the least")
+        for level, found in part["matched"].items():
+            lost = {name: f"{found[name].forgotten:+.1%}" if name in found else "" for name in part["frontiers"]}
+            shown.add_row(f"{level:.0%}", *lost.values())
+        console.print(shown)
     if part["predictors"]:
         shown = Table("measure", "R2 [95% over runs]", "Kendall's tau", title=f"{domain}: what predicts forgetting")
         for name, found in sorted(part["predictors"].items(), key=lambda item: -item[1]["r2"]):
@@ -150,8 +181,12 @@ def _summary(part: dict[str, Any]) -> dict[str, Any]:
     }
     return {
         "policies": len(part["results"]),
-        "base": {"new": part["base"][0], "prior": part["base"][1]},
-        "frontier": [[result.new, result.prior] for result in part["frontier"]],
+        "bases": {name: {"new": new, "prior": prior} for name, (new, prior) in part["bases"].items()},
+        "frontiers": {name: [[r.new, r.prior] for r in found] for name, found in part["frontiers"].items()},
+        "matched": {
+            f"{level:.0%}": {name: {"run": r.run, "new": r.new, "forgotten": r.forgotten} for name, r in found.items()}
+            for level, found in part["matched"].items()
+        },
         "predictors": part["predictors"],
         "residuals": {name: found._asdict() for name, found in part["residuals"].items()},
         "law": part["law"]._asdict() if part["law"] else part["why"],

@@ -47,13 +47,29 @@ def write_rows(out: Path, outcomes: Sequence[Outcome], failures: Mapping[Trainin
     alone are not reproducible, are in a table of their own: wall_seconds.parquet.
     """
     kept = [outcome for outcome in outcomes if outcome.method != "base" or outcome is outcomes[0]]
-    rows = [_row(outcome) for outcome in kept] + [_failed_row(*failure) for failure in failures.items()]
-    schema = _schema(outcomes[0])
-    rows.sort(key=lambda row: (row["run"], row["step"] or 0))
-    for run in {row["run"] for row in rows}:
-        _write_parquet(out / "results" / f"{run}.parquet", [row for row in rows if row["run"] == run], schema)
-    _write_parquet(out / "results.parquet", rows, schema)
-    times = [{"run": o.run, "step": o.step, "wall_seconds": float(o.drift["wall_seconds"])} for o in kept]
+    write_table(
+        out,
+        [_row(outcome) for outcome in kept],
+        [_failed_row(*failure) for failure in failures.items()],
+        [float(outcome.drift["wall_seconds"]) for outcome in kept],
+    )
+
+
+def write_table(
+    out: Path, rows: Sequence[dict[str, Any]], failed: Sequence[dict[str, Any]], wall_seconds: Sequence[float]
+) -> None:
+    """results.parquet, its shards and wall_seconds.parquet: of the policies' rows, which all have the columns of the
+    first, the failed runs' rows, which may lack some, and each policy's time.
+    """
+    schema = _schema(rows[0])
+    times = [
+        {"run": row["run"], "step": row["step"], "wall_seconds": seconds}
+        for row, seconds in zip(rows, wall_seconds, strict=True)
+    ]
+    ordered = sorted([*rows, *failed], key=lambda row: (row["run"], row["step"] or 0))
+    for run in {row["run"] for row in ordered}:
+        _write_parquet(out / "results" / f"{run}.parquet", [row for row in ordered if row["run"] == run], schema)
+    _write_parquet(out / "results.parquet", ordered, schema)
     _write_parquet(out / "wall_seconds.parquet", times)
 
 
@@ -118,10 +134,10 @@ def _failed_row(training: Training, reason: str) -> dict[str, Any]:
     return {**known, "learning_rate": training.learning_rate, "status": "failed", "reason": reason, "step": None}
 
 
-def _schema(outcome: Outcome) -> pa.Schema:
-    texts, counts = ("domain", "method", "run", "status", "reason"), ("seed", "step")
+def _schema(row: dict[str, Any]) -> pa.Schema:
+    texts, counts = ("domain", "method", "model", "run", "status", "reason"), ("seed", "step")
     kinds = dict.fromkeys(texts, pa.string()) | dict.fromkeys(counts, pa.int64())
-    return pa.schema([(name, kinds.get(name, pa.float64())) for name in _row(outcome)])
+    return pa.schema([(name, kinds.get(name, pa.float64())) for name in row])
 
 
 def _write_parquet(path: Path, rows: list[dict[str, Any]], schema: pa.Schema | None = None) -> None:

@@ -2,9 +2,9 @@
 Appendix B). The paper trained hundreds of models a method to find the frontier; `vla-razor report` reads the table.
 
 What the runs differ in is given in the grammar of Hydra's multirun: `method=sft,rl learning_rate=1e-4,3e-4 seed=0,1,2`.
-A key that one verb alone has, or that differs between verbs, is given with it: `rl.iterations=12,24`. The gains'
-learning rate keeps its ratio to `learning_rate` unless it is given too. What makes a method another one
-(`kl_coefficient`, `lora_rank`, ...) stands behind its name in the table where it is not as the verb has it.
+A key that one verb alone has, or that differs between verbs, is given with it: `rl.iterations=12,24` (`axes.py`). What
+makes a method another one (`kl_coefficient`, `lora_rank`, ...) stands behind its name in the table where it is not as
+the verb has it.
 
 Methods: `sft` on scripted demonstrations; `sft_own` on the base's own successes from the same grid (rejection sampling:
 what it fits is the base given success, the policy among those that succeed that is nearest to it; the paper's Section
@@ -17,23 +17,20 @@ Every run is a process of its own below `out`, on this machine, on Ray or on Slu
 with its reason; an interrupted sweep goes on with those that have not ended.
 """
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import product
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
-from vla_razor.config import compose, scenes
-from vla_razor.errors import RunFailed, UserError, nearest
+from vla_razor.config import scenes
+from vla_razor.errors import UserError
 from vla_razor.files import atomic_write
-from vla_razor.progress import progress
-from vla_razor.recipes import comparison, interpolate, results
+from vla_razor.recipes import axes, comparison, interpolate, launchers, results
 from vla_razor.recipes.comparison import Outcome, Training
-from vla_razor.recipes.launchers import launch
 from vla_razor.recipes.stages import stage
 from vla_razor.runs import Run, read_config
 
@@ -60,19 +57,10 @@ def run(config: DictConfig, run: Run) -> None:
     for folder, seed in sorted({(folder, t.seed) for t in trainings for folder in collections_of(out, t).values()}):
         changes = collected(config, folder.name.partition("_")[0])
         stage(console, config, folder, "collect", seed=seed, **changes)
-    failures: dict[Training, str] = {}
-    waiting = [(number, t.folder.name) for number, t in enumerate(trainings) if not _is_done(config, t)]
-    with progress("runs", len(trainings), len(trainings) - len(waiting)) as advance:
-        for number, reason in launch(config, out, waiting):
-            if reason is not None:
-                failures[trainings[number]] = reason
-            advance()
-            _write(config, out, trainings, failures)
+    failures = launchers.carry_out(
+        config, out, trainings, partial(_is_done, config), partial(_write, config, out, trainings)
+    )
     outcomes = _write(config, out, trainings, failures)
-    for training, reason in failures.items():
-        console.print(f"{training.folder.name} failed: {reason}", highlight=False)
-    if not any(outcome.method != "base" for outcome in outcomes):
-        raise RunFailed(f"No run came to its end: {'; '.join(failures.values())}")
     columns = comparison.columns_of(outcomes)
     table = comparison.table(columns)
     console.print(table)
@@ -85,29 +73,11 @@ def run(config: DictConfig, run: Run) -> None:
 def plan(config: DictConfig, out: Path) -> list[Training]:
     """The runs: every combination of the axes' values that a method knows, each once.
 
-    Raises UserError where no method knows an axis, or a value is refused by its rule.
+    Raises UserError where no method knows an axis, a value is refused by its rule, or there are no prior tasks.
     """
-    axes: dict[str, list[str]] = {"method": list(METHODS), "seed": [str(config.seed)]}
-    axes |= {str(key): [str(value) for value in values] for key, values in config.axes.items()}
-    methods = axes.pop("method")
-    seeds = [_seed(text) for text in axes.pop("seed")]
-    _check(config, axes, methods)
-    trainings: dict[str, Training] = {}
-    for method in methods:
-        verb, _ = METHODS[method]
-        usual = compose(verb)
-        own = {key: values for key, values in axes.items() if _name(key, verb) in config[verb]}
-        settings = [dict(zip(own, values, strict=True)) for values in product(*own.values())]
-        for setting, texts in enumerate(settings, 1):
-            changes = _changes(config[verb], verb, texts)
-            name = f"{method}_{setting}" if len(settings) > 1 else method
-            rate = changes.get("learning_rate", config[verb].learning_rate)
-            used = {**config[verb], **changes}
-            variant = " ".join(f"{k}={used[k]}" for k in VARIANTS if k in used and used[k] != usual[k])
-            for seed in seeds:
-                folder = out / f"{name}_seed{seed}"
-                trainings[folder.name] = Training(folder, name, method, seed, rate, changes, variant)
-    return list(trainings.values())
+    if config.prior is None:
+        raise UserError("prior=null: a sweep needs prior tasks, or there is nothing to forget.")
+    return axes.plan(config, out, {method: verb for method, (verb, _) in METHODS.items()}, variants=VARIANTS)
 
 
 def job(out: Path, number: int) -> None:
@@ -192,48 +162,3 @@ def _evaluation(training: Training, kind: str) -> Path:
 def _is_done(config: DictConfig, training: Training) -> bool:
     folders = [_evaluation(t, kind) for t in (training, *between(config, training)) for kind in ("new", "prior")]
     return all((folder / "summary.json").is_file() for folder in folders)
-
-
-def _check(config: DictConfig, axes: Mapping[str, Any], methods: Sequence[str]) -> None:
-    for method in methods:
-        if method not in METHODS:
-            raise UserError(f"unknown method {method!r}. {nearest(method, METHODS)}")
-    verbs = {METHODS[method][0] for method in methods}
-    known = {str(name) for verb in verbs for name in config[verb]}
-    for key in axes:
-        section, _, name = key.rpartition(".")
-        if name not in known or section not in ("", *(verb for verb, _ in METHODS.values())):
-            raise UserError(f"unknown key {key!r} for {' and '.join(methods)}. {nearest(name, known)}")
-    if config.prior is None:
-        raise UserError("prior=null: a sweep needs prior tasks, or there is nothing to forget.")
-
-
-def _name(key: str, verb: str) -> str:
-    """What an axis is called in a verb's settings; empty where it is another verb's."""
-    section, _, name = key.rpartition(".")
-    return name if section in ("", verb) else ""
-
-
-def _changes(settings: DictConfig, verb: str, texts: Mapping[str, str]) -> dict[str, Any]:
-    """To a verb's settings, each checked by its rule."""
-    composed = compose(verb, [f"{_name(key, verb)}={text}" for key, text in texts.items()])
-    changes = {_name(key, verb): composed[_name(key, verb)] for key in texts}
-    gains = settings.gain_learning_rate
-    if "learning_rate" in changes and "gain_learning_rate" not in changes and gains is not None:
-        changes["gain_learning_rate"] = gains * changes["learning_rate"] / settings.learning_rate
-    plain: Any = OmegaConf.to_container(OmegaConf.create(changes))
-    return plain
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal():
-        raise UserError(f"bad value seed={text}: expected whole numbers, at least 0.")
-    return int(text)
-
-
-if __name__ == "__main__":
-    try:
-        job(Path(sys.argv[1]), int(sys.argv[2]))
-    except (UserError, RunFailed) as error:
-        print(error)
-        sys.exit(1)

@@ -36,10 +36,13 @@ def colours_of(points: Sequence[Any]) -> dict[str, str]:
 
 
 def trade_off(
-    path: Path, groups: Mapping[str, Sequence[Any]], colours: Colours, base: tuple[float, float] | None = None
+    path: Path,
+    groups: Mapping[str, Sequence[Any]],
+    colours: Colours,
+    bases: Mapping[str, tuple[float, float]] | None = None,
 ) -> None:
     """Prior against new success; the models near each group's frontier, with the exponential through them (paper,
-    Figures 3 and 6).
+    Figures 3, 6 and 8), and the bases by name.
     """
     with plots.figure(path, 1, 1, (6, 4.2)) as (axis,):
         for index, (name, own) in enumerate(groups.items()):
@@ -51,8 +54,9 @@ def trade_off(
             if len(np.unique(new[near])) >= 3:
                 at = np.linspace(new[near].min(), new[near].max(), 100)
                 axis.plot(at, pareto.fit_curve(new[near], prior[near])(at), color=colour)
-        if base:
-            axis.plot(*base, "*", color=plots.COLOURS["base"], markersize=10, label="base")
+        for index, (name, base) in enumerate((bases or {}).items()):
+            axis.plot(*base, "*", color=plots.COLOURS["base"], markersize=10, label=None if index else "base")
+            axis.annotate(name, base, (6, 4), textcoords="offset points", fontsize=7, color=plots.COLOURS["base"])
         axis.set(title="Learned and kept", xlabel="new-task success", ylabel="prior-task success")
         _percent(axis, "xy")
         axis.legend(fontsize=8)

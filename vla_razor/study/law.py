@@ -55,16 +55,21 @@ def predictors(results: Sequence[Any], measures: Sequence[str] | None = None) ->
     return found
 
 
-def residuals(results: Sequence[Result], measure: str = "forward_kl") -> dict[str, Difference]:
-    """Of each method, the mean of truth minus law, with its 95% bootstrap interval over the method's runs.
+def residuals(
+    results: Sequence[Result],
+    measure: str = "forward_kl",
+    part: Callable[[Result], str] = lambda result: result.method,
+) -> dict[str, Difference]:
+    """Of each part (a method, unless told otherwise), the mean of truth minus law, with its 95% bootstrap interval over
+    its runs.
 
-    A method above 0 forgets more than the law of all methods says. Checkpoints of a run count as one.
+    A part above 0 forgets more than the law of all says. Checkpoints of a run count as one.
     """
     found = {}
-    for method in dict.fromkeys(result.method for result in results):
-        runs = dict.fromkeys(result.run for result in results if result.method == method)
+    for name in dict.fromkeys(map(part, results)):
+        runs = dict.fromkeys(result.run for result in results if part(result) == name)
         parts = [[result for result in results if result.run == run] for run in runs]
-        found[method] = _bootstrapped(np.array([_errors(results, part, measure).mean() for part in parts]))
+        found[name] = _bootstrapped(np.array([_errors(results, part, measure).mean() for part in parts]))
     return found
 
 
@@ -77,6 +82,11 @@ def frontier(results: Sequence[Result]) -> tuple[list[Result], pareto.Curve | No
     if len({r.new for r in kept}) < 3:
         return kept, None
     return kept, pareto.fit_curve([r.new for r in kept], [r.prior for r in kept])
+
+
+def least_lost(results: Sequence[Result], level: float) -> Result | None:
+    """Among the policies with at least `level` of the new task, the one that lost least: their frontier there."""
+    return min((result for result in results if result.new >= level), key=lambda r: r.forgotten, default=None)
 
 
 def spread(results: Sequence[Result], measure: str) -> tuple[float, float]:

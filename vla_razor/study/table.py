@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,11 +20,12 @@ MEASURES = ("forward_kl", "reverse_kl", "total_variation", "l2_distance", "sharp
 
 class Result(NamedTuple):
     """A policy after fine-tuning: success on the new task and the prior ones, in [0, 1], prior success lost since its
-    base, and how far it moved, by measure.
+    base, and how far it moved, by measure. `model` is what was tuned, where a table tells; else empty.
     """
 
     domain: str
     method: str
+    model: str
     run: str
     seed: int
     step: int
@@ -37,15 +38,21 @@ class Result(NamedTuple):
 
 
 class Study(NamedTuple):
-    """What results folders hold: the tuned policies, by domain the bases [new, prior], and what is in no fit."""
+    """What results folders hold: the tuned policies, the bases [new, prior] by domain and model, and what is in no
+    fit.
+    """
 
     results: list[Result]
-    bases: dict[str, tuple[float, float]]
+    bases: dict[tuple[str, str], tuple[float, float]]
     left_out: list[str]
 
     def of(self, domain: str) -> list[Result]:
         """The policies of a domain."""
         return [result for result in self.results if result.domain == domain]
+
+    def bases_of(self, domain: str) -> dict[str, tuple[float, float]]:
+        """The bases of a domain [new, prior], by model."""
+        return {model: base for (own, model), base in self.bases.items() if own == domain}
 
 
 def read(folders: Sequence[Path]) -> Study:
@@ -54,7 +61,7 @@ def read(folders: Sequence[Path]) -> Study:
     A run that failed, or has a number that is not finite, is in `left_out` with its reason.
 
     Raises UserError where a folder holds no table, one that lacks a column or a base, or no finished run, and where two
-    tables of a domain have different bases.
+    tables of a domain have different bases of one model.
     """
     study = Study([], {}, [])
     for folder in folders:
@@ -66,7 +73,7 @@ def read(folders: Sequence[Path]) -> Study:
         _same_base(study, folder, bases)
         for row in rows:
             if row["method"] != "base":
-                _add(study, row, _base_of(row, bases), prefix)
+                _add(study, row, _base_of(row, bases, folder), prefix)
     if not study.results:
         raise UserError(f"no run in {', '.join(map(str, folders))} has finished: there is nothing to report.")
     return study
@@ -77,12 +84,19 @@ def measures_of(results: Sequence[Result]) -> list[str]:
     return [name for name in results[0].measures if all(name in result.measures for result in results)]
 
 
+def short_names(models: Iterable[str]) -> dict[str, str]:
+    """What each model is called in a figure: the end of its path or Hub id, unless two share it."""
+    found = list(dict.fromkeys(models))
+    ends = [Path(model).name for model in found]
+    return dict(zip(found, ends if len(set(ends)) == len(ends) else found, strict=True))
+
+
 def _rows(folder: Path) -> list[dict[str, Any]]:
     path = folder / FILE if folder.is_dir() else folder
     try:
         rows = pq.read_table(path).to_pylist()
     except FileNotFoundError:
-        made = "a folder that vla-razor demo, sweep or mnist wrote"
+        made = "a folder that vla-razor demo, sweep, llm sweep or mnist wrote"
         raise UserError(f"{path}: there is no results table; expected {made}.") from None
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(f"{path} cannot be read as a results table: {error}") from error
@@ -97,22 +111,30 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def _same_base(study: Study, folder: Path, bases: Sequence[Mapping[str, Any]]) -> None:
-    """One domain's tables must speak of one base; ParityMNIST's has a base for every seed, which is one protocol."""
-    domain = bases[0]["domain"]
-    mean = tuple(sum(base[name] for base in bases) / len(bases) for name in ("new", "prior"))
-    known = study.bases.setdefault(domain, (mean[0], mean[1]))
-    if any(abs(one - other) > 1e-6 for one, other in zip(known, mean, strict=True)):
-        raise UserError(
-            f"{folder}: its base has {mean[0]:.1%} of the new task and {mean[1]:.1%} of the prior ones, that of the "
-            f"folders before it {known[0]:.1%} and {known[1]:.1%}. Runs of different bases, or evaluated from other "
-            "starts, make no common table."
-        )
+    """Tables that speak of one model must have the same base; ParityMNIST's has one a seed, which is one protocol."""
+    for model in dict.fromkeys(map(_model, bases)):
+        own = [base for base in bases if _model(base) == model]
+        mean = tuple(sum(base[name] for base in own) / len(own) for name in ("new", "prior"))
+        known = study.bases.setdefault((own[0]["domain"], model), (mean[0], mean[1]))
+        if any(abs(one - other) > 1e-6 for one, other in zip(known, mean, strict=True)):
+            raise UserError(
+                f"{folder}: its base has {mean[0]:.1%} of the new task and {mean[1]:.1%} of the prior ones, that of "
+                f"the folders before it {known[0]:.1%} and {known[1]:.1%}. Runs of different bases, or evaluated from "
+                "other starts, make no common table."
+            )
 
 
-def _base_of(row: Mapping[str, Any], bases: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Of the same seed and width, where there are several."""
-    like = [b for b in bases if b.get("width") == row.get("width")]
-    return next((b for b in like if b["seed"] == row["seed"]), like[0] if like else bases[0])
+def _model(row: Mapping[str, Any]) -> str:
+    return row.get("model") or ""
+
+
+def _base_of(row: Mapping[str, Any], bases: Sequence[Mapping[str, Any]], folder: Path) -> Mapping[str, Any]:
+    """Of the same model, width and seed, where there are several."""
+    own = [base for base in bases if _model(base) == _model(row)]
+    if not own:
+        raise UserError(f"{folder / FILE} has no row of the base {_model(row)}: forgetting cannot be measured.")
+    like = [b for b in own if b.get("width") == row.get("width")]
+    return next((b for b in like if b["seed"] == row["seed"]), like[0] if like else own[0])
 
 
 def _add(study: Study, row: Mapping[str, Any], base: Mapping[str, Any], prefix: str) -> None:
@@ -129,6 +151,7 @@ def _add(study: Study, row: Mapping[str, Any], base: Mapping[str, Any], prefix: 
     study.results.append(
         Result(
             **{key: row[key] for key in ("domain", "method", "seed", "step", "new", "prior")},
+            model=_model(row),
             run=name,
             learning_rate=row.get("learning_rate"),
             forgotten=base["prior"] - row["prior"],

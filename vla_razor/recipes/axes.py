@@ -1,0 +1,91 @@
+"""Which runs a sweep comes to, in the grammar of Hydra's multirun: `method=sft,rl learning_rate=1e-4,3e-4 seed=0,1,2`.
+
+A key that one method alone has, or that differs between methods, is given with its section: `rl.iterations=12,24`. The
+gains' learning rate, where a method has one, keeps its ratio to `learning_rate` unless it is given too.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from vla_razor.config import compose
+from vla_razor.errors import UserError, nearest
+from vla_razor.recipes.comparison import Training
+
+
+def plan(
+    config: DictConfig, out: Path, verbs: Mapping[str, str], shared: Sequence[str] = (), variants: Sequence[str] = ()
+) -> list[Training]:
+    """The runs: every combination of the axes' values that a method knows, each once.
+
+    `verbs` are the methods, each with the verb that trains by it, whose settings are a section of `config` of the same
+    name; `shared` are keys of all methods that stand beside the sections; `variants` are keys that make a method
+    another one where they are not as the verb has them.
+
+    Raises UserError where no method knows an axis, or a value is refused by its rule.
+    """
+    axes: dict[str, list[str]] = {"method": list(verbs), "seed": [str(config.seed)]}
+    axes |= {str(key): [str(value) for value in values] for key, values in config.axes.items()}
+    methods = axes.pop("method")
+    seeds = [_seed(text) for text in axes.pop("seed")]
+    _check(config, axes, methods, verbs, shared)
+    trainings: dict[str, Training] = {}
+    for method in methods:
+        verb = verbs[method]
+        usual = compose(verb)
+        known = {*map(str, config[verb]), *shared}
+        own = {key: values for key, values in axes.items() if _name(key, verb) in known}
+        settings = [dict(zip(own, values, strict=True)) for values in product(*own.values())]
+        for setting, texts in enumerate(settings, 1):
+            changes = _changes(config[verb], verb, texts)
+            name = f"{method}_{setting}" if len(settings) > 1 else method
+            rate = changes.get("learning_rate", config[verb].learning_rate)
+            used = {**config[verb], **changes}
+            variant = " ".join(f"{k}={used[k]}" for k in variants if k in used and used[k] != usual[k])
+            for seed in seeds:
+                folder = out / f"{name}_seed{seed}"
+                trainings[folder.name] = Training(folder, name, method, seed, rate, changes, variant)
+    return list(trainings.values())
+
+
+def _check(
+    config: DictConfig,
+    axes: Mapping[str, Any],
+    methods: Sequence[str],
+    verbs: Mapping[str, str],
+    shared: Sequence[str],
+) -> None:
+    for method in methods:
+        if method not in verbs:
+            raise UserError(f"unknown method {method!r}. {nearest(method, verbs)}")
+    known = {str(name) for method in methods for name in config[verbs[method]]} | set(shared)
+    for key in axes:
+        section, _, name = key.rpartition(".")
+        if name not in known or section not in ("", *verbs.values()):
+            raise UserError(f"unknown key {key!r} for {' and '.join(methods)}. {nearest(name, known)}")
+
+
+def _name(key: str, verb: str) -> str:
+    """What an axis is called in a method's settings; empty where it is another method's."""
+    section, _, name = key.rpartition(".")
+    return name if section in ("", verb) else ""
+
+
+def _changes(settings: DictConfig, verb: str, texts: Mapping[str, str]) -> dict[str, Any]:
+    """To a method's settings, each checked by its rule."""
+    composed = compose(verb, [f"{_name(key, verb)}={text}" for key, text in texts.items()])
+    changes = {_name(key, verb): composed[_name(key, verb)] for key in texts}
+    gains = settings.get("gain_learning_rate")
+    if "learning_rate" in changes and "gain_learning_rate" not in changes and gains is not None:
+        changes["gain_learning_rate"] = gains * changes["learning_rate"] / settings.learning_rate
+    plain: Any = OmegaConf.to_container(OmegaConf.create(changes))
+    return plain
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise UserError(f"bad value seed={text}: expected whole numbers, at least 0.")
+    return int(text)
