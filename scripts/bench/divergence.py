@@ -1,7 +1,8 @@
 """Forward KL at a language model's size: from hidden states in pieces, against the plain computation on full logits.
 
 In one run, in turns, forward and backward to the tuned hidden states, in float32: seconds (the best of several turns)
-and peak memory above what was there before, each in a process of its own; and the relative error, worst of all tokens,
+and peak memory above what was there before, each in a process of its own, of policies with a head each, with one head
+between them, and with a head each but so close that digits cost a product more; and the relative error, worst of all tokens,
 against float64 of the same inputs at divergences from 1e-6 to 10 nats, with inputs in float32 and in bfloat16.
 
     python scripts/bench/divergence.py [--vocabulary 151665] [--hidden 2048] [--tokens 1024] [--json]
@@ -28,7 +29,8 @@ from torch.nn import functional as F
 from vla_razor.core.divergence import forward_kl, forward_kl_from_hidden
 
 DIVERGENCES = (1e-6, 1e-4, 1e-2, 1.0, 10.0)
-TIMED = 1e-2
+CASES = {"": (True, 1e-2), "_one_head": (False, 1e-2), "_close": (True, 1e-6)}
+"""What is timed, by the ending of its ratios' names: whether each policy has a head, and the divergence in nats."""
 KINDS = (torch.float32, torch.bfloat16)
 CHECKED = 32
 """Tokens whose divergence is compared with float64: full logits of more would not fit."""
@@ -87,9 +89,9 @@ def in_pieces(given: Inputs) -> Tensor:
 WAYS: dict[str, Callable[[Inputs], Tensor]] = {"full logits": plain, "in pieces": in_pieces}
 
 
-def seconds_and_bytes(way: str, sizes: Sizes, moved_head: bool) -> tuple[float, int]:
+def seconds_and_bytes(way: str, sizes: Sizes, moved_head: bool, divergence: float) -> tuple[float, int]:
     """Of one forward and backward pass in this process."""
-    given = inputs(sizes, TIMED, moved_head)
+    given = inputs(sizes, divergence, moved_head)
     given.tuned_hidden.requires_grad_()
     before = _memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
@@ -127,18 +129,18 @@ def timed(sizes: Sizes, console: Console) -> dict[str, float]:
     """Prints seconds and memory of both ways; returns their ratios."""
     result: dict[str, float] = {}
     table = Table("", "seconds", "peak memory", title=f"Forward and backward, {sizes.tokens} tokens, float32")
-    for moved_head, heads in ((False, "one head"), (True, "a head each")):
+    for ending, (moved_head, divergence) in CASES.items():
         best: dict[str, tuple[float, float]] = {}
         for _ in range(TURNS):
             for way in WAYS:
                 with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-                    found = pool.submit(seconds_and_bytes, way, sizes, moved_head).result()
+                    found = pool.submit(seconds_and_bytes, way, sizes, moved_head, divergence).result()
                 best[way] = min(best.get(way, found)[0], found[0]), min(best.get(way, found)[1], found[1])
         for way, (seconds, memory) in best.items():
-            table.add_row(f"{way}, {heads}", f"{seconds:.2f}", f"{memory / 2**20:.0f} MiB")
+            heads = "a head each" if moved_head else "one head"
+            table.add_row(f"{way}, {heads}, {divergence:g} nats", f"{seconds:.2f}", f"{memory / 2**20:.0f} MiB")
         (plain_seconds, plain_memory), (seconds, memory) = best["full logits"], best["in pieces"]
-        suffix = "_moved_head" if moved_head else ""
-        result |= {f"memory_ratio{suffix}": memory / plain_memory, f"time_ratio{suffix}": seconds / plain_seconds}
+        result |= {f"memory_ratio{ending}": memory / plain_memory, f"time_ratio{ending}": seconds / plain_seconds}
     console.print(table)
     return result
 

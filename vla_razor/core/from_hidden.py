@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -23,8 +24,14 @@ from vla_razor.core.precision import at_least_float32, narrow, wide
 Hidden = Float[Tensor, "N H"]
 Head = Float[Tensor, "V H"]
 
-WORDS = 4096
+WORDS = 2048
 """Of the vocabulary, in a piece."""
+BLOCK = 16
+"""Rows that a processor multiplies at once: others are padded to as many."""
+SAMPLED = 256
+"""Words by which policies with a head each are judged close."""
+CLOSE = 3e4
+"""Logits whose changes are below this many of their roundings are close: a divergence would lose digits."""
 SMALL = 0.1
 """Below this the series is exact to float32."""
 FAR = 60.0
@@ -37,13 +44,13 @@ def forward_kl_from_hidden(
     tuned_hidden: Float[Tensor, "N H2"],
     tuned_head: Float[Tensor, "V H2"],
     *,
-    chunk: int = 16384,
+    chunk: int = 17_000,
 ) -> Float[Tensor, " N"]:
     """KL(base || tuned) in nats of the distributions softmax(hidden @ head.T), without ever holding [N, V] logits.
 
-    So many tokens are taken at a time that their logits number N * `chunk`. The gradient for `tuned_hidden` is found on
-    the way; only that for `tuned_head` reads the vocabulary once more. Differentiable in these two; the base counts as
-    a constant. Products are in float32, or float64 where an argument is.
+    So many tokens are taken at a time that their logits number at most N * `chunk`. The gradient for `tuned_hidden` is
+    found on the way; only that for `tuned_head` reads the vocabulary once more. Differentiable in these two; the base
+    counts as a constant. Products are in float32, or float64 where an argument is.
 
     Raises ValueError where shapes disagree or `chunk` is below 1.
     """
@@ -62,19 +69,22 @@ class _ForwardKL(torch.autograd.Function):
     ) -> Tensor:
         tokens, words = base_hidden.shape[0], base_head.shape[0]
         ctx.same_head = same(base_head, tuned_head)
+        kind = _kind(base_hidden, base_head, tuned_hidden, tuned_head)
+        wanted = ctx.needs_input_grad[2]
+        gradient = tuned_hidden.new_zeros(tuned_hidden.shape, dtype=kind) if wanted else None
+        height = min(tokens, _whole_blocks(tokens * chunk // words))
+        room = base_hidden.new_empty(-(-words // WORDS) if wanted else 1, 2 * height, WORDS, dtype=kind)
         sums: list[_Sums] = []
-        gradients: list[Tensor] = []
-        for rows in slices(tokens, max(1, tokens * chunk // words)):
+        for rows in slices(tokens, height):
             hidden = base_hidden[rows], tuned_hidden[rows]
-            pieces = logit_pieces(*hidden, base_head, tuned_head, WORDS, same_head=ctx.same_head)
-            if ctx.needs_input_grad[2]:
-                pieces = list(pieces)
+            pieces = logit_pieces(*hidden, base_head, tuned_head, WORDS, same_head=ctx.same_head, room=room)
+            if gradient is None:
+                sums.append(_Sums.over(pieces))
+                continue
+            pieces = list(pieces)
             sums.append(_Sums.over(pieces))
-            if ctx.needs_input_grad[2]:
-                gradients.append(_product(pieces, sums[-1], tuned_head))
-            del pieces  # before the next ones are made
+            _add_product(gradient[rows], pieces, sums[-1], tuned_head)
         together = _Sums(*map(torch.cat, zip(*sums, strict=True)))
-        gradient = torch.cat(gradients) if gradients else None
         ctx.save_for_backward(base_hidden, base_head, tuned_hidden, tuned_head, gradient, *together)
         ctx.width = min(chunk, WORDS)
         return narrow(together.divergence(), base_hidden, tuned_hidden)
@@ -138,44 +148,76 @@ class _Sums(NamedTuple):
         return (torch.log1p(excess + mean) - mean).clamp_min(0)
 
     def moved(self, b: Tensor, d: Tensor) -> Tensor:
-        """The tuned policy's probabilities minus the base's, of a piece [N, C]."""
+        """The tuned policy's probabilities minus the base's, of a piece [N, C], which is overwritten."""
         log_base = self.maximum + self.total.log()
         log_gain = self.shift + torch.log1p((self.slope + self.excess) / self.total)
-        e, b = _wide_if_far(d - log_gain[:, None].to(d), b)
-        return (b - log_base[:, None].to(b)).exp_().mul_(e.expm1_())
+        e, b = _wide_if_far(d.sub_(log_gain[:, None].to(d)), b)
+        return b.sub_(log_base[:, None].to(b)).exp_().mul_(e.expm1_())
 
 
 def logit_pieces(
-    base_hidden: Hidden, tuned_hidden: Tensor, base_head: Head, tuned_head: Tensor, width: int, *, same_head: bool
+    base_hidden: Hidden,
+    tuned_hidden: Tensor,
+    base_head: Head,
+    tuned_head: Tensor,
+    width: int,
+    *,
+    same_head: bool,
+    room: Float[Tensor, "P M C"] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The base's logits and the tuned ones' differences from them, [N, width], piece after piece of the vocabulary.
 
+    They are written to `room`, where it is given, M at least 2 N: that of P pieces, after which the next ones overwrite
+    the first. Memory that is asked for and given back for every piece costs as much as a product on some machines.
+
     Two products of nearly equal inputs differ by their rounding. Where the sizes allow it, the differences are
-    therefore products of the *changes*, which keeps the digits of a small divergence, and costs one product more where
-    the heads differ.
+    therefore products of the *changes*, which keeps the digits of a small divergence. With a head each that is one
+    product more, so there only policies so close that the rounding would show take it.
     """
-    x, y = at_least_float32(base_hidden), at_least_float32(tuned_hidden)
-    comparable = x.shape == y.shape and x.dtype == y.dtype
+    kind = _kind(base_hidden, base_head, tuned_hidden, tuned_head)
+    x, y = base_hidden.to(kind), tuned_hidden.to(kind)
+    comparable = x.shape == y.shape
     both = torch.cat([x, y - x]) if comparable else x  # one larger product is faster than two
-    for words in slices(len(base_head), width):
-        base, tuned = at_least_float32(base_head[words]), at_least_float32(tuned_head[words])
-        if not comparable:
-            b = x @ base.T
-            yield b, y @ tuned.T - b
-            continue
-        b, d = (both @ tuned.T).chunk(2)
-        if not same_head:
-            turned = x @ (tuned - base).T
+    close = comparable and not same_head and _are_close(x, y, base_head, tuned_head)
+    change = x.new_empty(width if close else 0, x.shape[1])
+    for number, words in enumerate(slices(len(base_head), width)):
+        base, tuned = base_head[words].to(kind), tuned_head[words].to(kind)
+        logits = x.new_empty(2 * len(x), width) if room is None else room[number % len(room), : 2 * len(x)]
+        b, d = logits[:, : len(base)].chunk(2)
+        if same_head and comparable:
+            torch.mm(both, base.T, out=logits[:, : len(base)])
+        elif close:
+            torch.mm(both, tuned.T, out=logits[:, : len(base)])
+            turned = x @ torch.sub(tuned, base, out=change[: len(base)]).T
             b, d = b.sub_(turned), d.add_(turned)
+        else:
+            torch.mm(x, base.T, out=b)
+            torch.mm(y, tuned.T, out=d).sub_(b)
         yield b, d
 
 
-def _product(pieces: Iterable[tuple[Tensor, Tensor]], sums: _Sums, tuned_head: Tensor) -> Tensor:
-    """The sum over the vocabulary of (q - p) times the head's rows [N, H2]: the gradient for the hidden states."""
-    result = at_least_float32(tuned_head.new_zeros(len(sums.total), tuned_head.shape[1]))
+def _are_close(x: Tensor, y: Tensor, base_head: Tensor, tuned_head: Tensor) -> bool:
+    """Whether rounding would show in the differences of some token's logits, as a sample of the words has them."""
+    base, tuned = (head[:: max(1, len(head) // SAMPLED)].to(x) for head in (base_head, tuned_head))
+    b = x @ base.T
+    changes = (y @ tuned.T - b).std(-1, correction=0)
+    return bool((changes < CLOSE * torch.finfo(b.dtype).eps * b.abs().amax(-1)).any())
+
+
+def _add_product(result: Tensor, pieces: Iterable[tuple[Tensor, Tensor]], sums: _Sums, tuned_head: Tensor) -> None:
+    """Adds the sum over the vocabulary of (q - p) times the head's rows [N, H2]: the gradient for the hidden states."""
     for (b, d), words in zip(pieces, slices(len(tuned_head), WORDS), strict=True):
         result.addmm_(sums.moved(b, d).to(result), tuned_head[words].to(result))
-    return result
+
+
+def _kind(*tensors: Tensor) -> torch.dtype:
+    """What products of them are computed in."""
+    return reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
+
+
+def _whole_blocks(rows: int) -> int:
+    """At least one row, and no part of a block more than whole ones."""
+    return max(1, rows if rows < BLOCK else rows - rows % BLOCK)
 
 
 def same(one: Tensor, other: Tensor) -> bool:
