@@ -2,8 +2,8 @@
 
 In one run, in turns, forward and backward to the tuned hidden states, in float32: seconds (the best of several turns)
 and peak memory above what was there before, each in a process of its own, of policies with a head each, with one head
-between them, and with a head each but so close that digits cost a product more; and the relative error, worst of all tokens,
-against float64 of the same inputs at divergences from 1e-6 to 10 nats, with inputs in float32 and in bfloat16.
+between them, and with a head each but so close that digits cost a product more; and the relative error, worst of all
+tokens, against float64 of the same inputs at divergences from 1e-6 to 10 nats, with inputs in float32 and in bfloat16.
 
     python scripts/bench/divergence.py [--vocabulary 151665] [--hidden 2048] [--tokens 1024] [--json]
 """

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vla_razor.core.precision import at_least_float32, narrow, wide, wide_dtype
+from vla_razor.core.precision import at_least_float32, narrow, wide
 
 _ROWS_AT_ONCE = 1024
 """Neighbours are looked for in pieces of this many rows, so that memory grows with n and not with its square."""
@@ -62,13 +62,12 @@ def activation_l1(base: Float[Tensor, "n d"], tuned: Float[Tensor, "n d"]) -> Fl
 
     Raises ValueError where the two are not matrices of one shape.
     """
-    return narrow(_change(base, tuned).abs().sum(1, dtype=wide_dtype(base)).mean(), base, tuned)
+    return narrow(wide(_change(base, tuned).abs().sum(1)).mean(), base, tuned)
 
 
 def activation_l2(base: Float[Tensor, "n d"], tuned: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     """The Euclidean distance between the two activation vectors, as `activation_l1`."""
-    squares = _change(base, tuned).square().sum(1, dtype=wide_dtype(base))
-    return narrow(squares.sqrt().mean(), base, tuned)
+    return narrow(wide(_change(base, tuned).square().sum(1)).sqrt().mean(), base, tuned)
 
 
 def _squared_cross(x: Tensor, y: Tensor) -> Tensor:

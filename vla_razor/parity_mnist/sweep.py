@@ -231,8 +231,14 @@ def _opened(run: Settings, job: Job) -> tuple[Base, Task, Tests]:
 @lru_cache(maxsize=1)
 def _task(job: Job, origin: Origin, method: str) -> Task:
     """The last one is kept: the groups of a method come one after the other."""
-    base, teacher = _bases(job, origin)
-    return training.task_of(method, _images(job.data_dir)[0].mnist_train, base.parameters, origin.seed, teacher)
+    return training.labelled(_first_task(job, origin), method, origin.seed, _bases(job, origin)[1])
+
+
+@lru_cache(maxsize=1)
+def _first_task(job: Job, origin: Origin) -> Task:
+    """Whose inputs and base's logits are those of all methods."""
+    base, _ = _bases(job, origin)
+    return training.task_of(TEACHER, _images(job.data_dir)[0].mnist_train, base.parameters, origin.seed)
 
 
 @cache
