@@ -18,7 +18,7 @@ if (SHARED / "assets" / "real2sim").is_dir():
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first, so that a mistake shows early; the slow ones of a file in one process, which share what it made."""
+    """Fast tests first, so that a mistake shows early; slow ones of a file in one process, which share what it made."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
     for item in items:
         if item.get_closest_marker("slow"):
