@@ -30,7 +30,7 @@ BLOCK = 16
 """Rows that a processor multiplies at once: others are padded to as many."""
 SAMPLED = 256
 """Words by which policies with a head each are judged close."""
-CLOSE = 3e4
+CLOSE = 6e4
 """Logits whose changes are below this many of their roundings are close: a divergence would lose digits."""
 SMALL = 0.1
 """Below this the series is exact to float32."""
@@ -44,7 +44,7 @@ def forward_kl_from_hidden(
     tuned_hidden: Float[Tensor, "N H2"],
     tuned_head: Float[Tensor, "V H2"],
     *,
-    chunk: int = 17_000,
+    chunk: int = 19_000,
 ) -> Float[Tensor, " N"]:
     """KL(base || tuned) in nats of the distributions softmax(hidden @ head.T), without ever holding [N, V] logits.
 
@@ -72,7 +72,7 @@ class _ForwardKL(torch.autograd.Function):
         kind = _kind(base_hidden, base_head, tuned_hidden, tuned_head)
         wanted = ctx.needs_input_grad[2]
         gradient = tuned_hidden.new_zeros(tuned_hidden.shape, dtype=kind) if wanted else None
-        height = min(tokens, _whole_blocks(tokens * chunk // words))
+        height = _height(tokens, tokens * chunk // words)
         room = base_hidden.new_empty(-(-words // WORDS) if wanted else 1, 2 * height, WORDS, dtype=kind)
         sums: list[_Sums] = []
         for rows in slices(tokens, height):
@@ -102,7 +102,9 @@ class _ForwardKL(torch.autograd.Function):
         hidden = at_least_float32(tuned_hidden) * grad[:, None]
         heads = base_head, tuned_head
         pieces = logit_pieces(base_hidden, tuned_hidden, *heads, ctx.width, same_head=ctx.same_head)
-        rows = [_Sums(*sums).moved(*piece).to(hidden).T @ hidden for piece in pieces]
+        together = _Sums(*sums)
+        moved = (together.moved(b, d.sub_(together.shift[:, None].to(d))) for b, d in pieces)
+        rows = [part.to(hidden).T @ hidden for part in moved]
         return None, None, grad_hidden, torch.cat(rows).to(tuned_head.dtype), None
 
 
@@ -134,8 +136,8 @@ class _Sums(NamedTuple):
         return sums
 
     def with_piece(self, b: Tensor, d: Tensor) -> _Sums:
-        """The sums that take in a piece [N, C] more."""
-        e, b = _wide_if_far(d - self.shift[:, None].to(d), b)
+        """The sums that take in a piece [N, C] more, whose d becomes d - c."""
+        e, b = _wide_if_far(d.sub_(self.shift[:, None].to(d)), b)
         maximum = torch.maximum(self.maximum, b.amax(-1).to(self.maximum))
         shrink = (self.maximum - maximum).exp()
         w = (b - maximum[:, None].to(b)).exp_()
@@ -147,11 +149,11 @@ class _Sums(NamedTuple):
         mean, excess = self.slope / self.total, self.excess / self.total
         return (torch.log1p(excess + mean) - mean).clamp_min(0)
 
-    def moved(self, b: Tensor, d: Tensor) -> Tensor:
-        """The tuned policy's probabilities minus the base's, of a piece [N, C], which is overwritten."""
+    def moved(self, b: Tensor, e: Tensor) -> Tensor:
+        """The tuned policy's probabilities minus the base's, of a piece [N, C] of b and d - c, which is overwritten."""
         log_base = self.maximum + self.total.log()
-        log_gain = self.shift + torch.log1p((self.slope + self.excess) / self.total)
-        e, b = _wide_if_far(d.sub_(log_gain[:, None].to(d)), b)
+        log_gain = torch.log1p((self.slope + self.excess) / self.total)
+        e, b = _wide_if_far(e.sub_(log_gain[:, None].to(e)), b)
         return b.sub_(log_base[:, None].to(b)).exp_().mul_(e.expm1_())
 
 
@@ -206,8 +208,8 @@ def _are_close(x: Tensor, y: Tensor, base_head: Tensor, tuned_head: Tensor) -> b
 
 def _add_product(result: Tensor, pieces: Iterable[tuple[Tensor, Tensor]], sums: _Sums, tuned_head: Tensor) -> None:
     """Adds the sum over the vocabulary of (q - p) times the head's rows [N, H2]: the gradient for the hidden states."""
-    for (b, d), words in zip(pieces, slices(len(tuned_head), WORDS), strict=True):
-        result.addmm_(sums.moved(b, d).to(result), tuned_head[words].to(result))
+    for (b, e), words in zip(pieces, slices(len(tuned_head), WORDS), strict=True):
+        result.addmm_(sums.moved(b, e).to(result), tuned_head[words].to(result))
 
 
 def _kind(*tensors: Tensor) -> torch.dtype:
@@ -215,9 +217,12 @@ def _kind(*tensors: Tensor) -> torch.dtype:
     return reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
 
 
-def _whole_blocks(rows: int) -> int:
-    """At least one row, and no part of a block more than whole ones."""
-    return max(1, rows if rows < BLOCK else rows - rows % BLOCK)
+def _height(tokens: int, most: int) -> int:
+    """How many tokens to take at a time: whole blocks where `most` allows it, and about as many every time."""
+    if most < BLOCK:
+        return max(1, most)
+    times = -(-tokens // (most - most % BLOCK))
+    return -(-tokens // (times * BLOCK)) * BLOCK
 
 
 def same(one: Tensor, other: Tensor) -> bool:
