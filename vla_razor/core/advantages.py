@@ -21,7 +21,7 @@ def group_normalized(rewards: Float[Tensor, "G K"], eps: float = 1e-4) -> Float[
     Raises ValueError where rewards are no matrix or not finite, or eps is negative.
     """
     rewards = _checked(rewards, eps)
-    return _normalized(rewards, eps).masked_fill(zero_variance(rewards)[:, None], 0)
+    return _normalized(rewards, eps).masked_fill(_are_equal(rewards)[:, None], 0)
 
 
 def batch_normalized(rewards: Float[Tensor, "G K"], eps: float = 1e-4) -> Float[Tensor, "G K"]:
@@ -44,7 +44,10 @@ def one_zero(rewards: Float[Tensor, "G K"]) -> Float[Tensor, "G K"]:
 
 def zero_variance(rewards: Float[Tensor, "G K"]) -> Bool[Tensor, " G"]:
     """Which groups have all rewards equal, and so give no gradient."""
-    rewards = _checked(rewards)
+    return _are_equal(_checked(rewards))
+
+
+def _are_equal(rewards: Tensor) -> Tensor:
     return (rewards == rewards[:, :1]).all(1)
 
 

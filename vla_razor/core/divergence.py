@@ -41,9 +41,7 @@ def forward_kl(base_logits: Logits, tuned_logits: Logits) -> PerRow:
 
     Raises ValueError where the shapes differ.
     """
-    base, tuned = _log_softmax(base_logits, tuned_logits)
-    finite, missing = _finite_part(base, tuned)
-    return narrow(finite.masked_fill(missing, math.inf), base_logits, tuned_logits)
+    return narrow(_kl(*_log_softmax(base_logits, tuned_logits)), base_logits, tuned_logits)
 
 
 def reverse_kl(base_logits: Logits, tuned_logits: Logits) -> PerRow:
@@ -53,16 +51,12 @@ def reverse_kl(base_logits: Logits, tuned_logits: Logits) -> PerRow:
 
 def total_variation(base_logits: Logits, tuned_logits: Logits) -> PerRow:
     """Half the L1 distance between the two distributions, in [0, 1] (paper, Section 6)."""
-    base, tuned = _log_softmax(base_logits, tuned_logits)
-    return narrow((tuned.exp() - base.exp()).abs().sum(-1) / 2, base_logits, tuned_logits)
+    return narrow(_total_variation(*_log_softmax(base_logits, tuned_logits)), base_logits, tuned_logits)
 
 
 def l2_distance(base_logits: Logits, tuned_logits: Logits) -> PerRow:
     """Euclidean distance between the two probability vectors, in [0, sqrt(2)] (paper, Section 6)."""
-    base, tuned = _log_softmax(base_logits, tuned_logits)
-    squared = (tuned.exp() - base.exp()).square().sum(-1)
-    apart = squared > 0  # the root has no gradient at 0
-    return narrow(torch.where(apart, squared, 1).sqrt() * apart, base_logits, tuned_logits)
+    return narrow(_l2_distance(*_log_softmax(base_logits, tuned_logits)), base_logits, tuned_logits)
 
 
 def k1(base_log_probs: PerRow, tuned_log_probs: PerRow) -> PerRow:
@@ -94,6 +88,13 @@ class Divergences(NamedTuple):
     l2_distance: Tensor
 
 
+def divergences(base_logits: Logits, tuned_logits: Logits) -> Divergences:
+    """All of them at once, each [*batch]. Raises ValueError where the shapes differ."""
+    pair = _log_softmax(base_logits, tuned_logits)
+    found = _kl(*pair), _kl(*reversed(pair)), _total_variation(*pair), _l2_distance(*pair)
+    return Divergences(*(narrow(one, base_logits, tuned_logits) for one in found))
+
+
 @torch.no_grad()
 def divergences_from_hidden(
     base_hidden: Float[Tensor, "N H"],
@@ -115,10 +116,8 @@ def divergences_from_hidden(
     for rows in slices(tokens, max(1, tokens * chunk // words)):
         hidden = base_hidden[rows], tuned_hidden[rows]
         ((b, d),) = logit_pieces(*hidden, *heads, words, same_head=same_head)
-        pair = b, wide(b) + wide(d)
-        measures = (forward_kl, reverse_kl, total_variation, l2_distance)
-        found.append(Divergences(*(narrow(measure(*pair), base_hidden, tuned_hidden) for measure in measures)))
-    return Divergences(*map(torch.cat, zip(*found, strict=True)))
+        found.append(divergences(b, wide(b) + wide(d)))
+    return Divergences(*(narrow(torch.cat(parts), base_hidden, tuned_hidden) for parts in zip(*found, strict=True)))
 
 
 class Sharpening(NamedTuple):
@@ -146,6 +145,22 @@ def sharpening(base_logits: Logits, tuned_logits: Logits) -> Sharpening:
     temperature = _closest_temperature(base, tuned)
     part = float(forward_kl(base, base / temperature).mean())
     return Sharpening(part, total - part, temperature)
+
+
+def _kl(base: Tensor, tuned: Tensor) -> Tensor:
+    """KL(base || tuned) of log-probabilities [..., V]."""
+    finite, missing = _finite_part(base, tuned)
+    return finite.masked_fill(missing, math.inf)
+
+
+def _total_variation(base: Tensor, tuned: Tensor) -> Tensor:
+    return (tuned.exp() - base.exp()).abs().sum(-1) / 2
+
+
+def _l2_distance(base: Tensor, tuned: Tensor) -> Tensor:
+    squared = (tuned.exp() - base.exp()).square().sum(-1)
+    apart = squared > 0  # the root has no gradient at 0
+    return torch.where(apart, squared, 1).sqrt() * apart
 
 
 def _finite_part(base: Tensor, tuned: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """What a checkpoint can do, and how far it is from its base: the predictors of the paper's Table 1."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -15,12 +15,6 @@ from vla_razor.parity_mnist.model import NEW, PRIOR, Outputs, Parameters
 
 FISHER_IMAGES = 200  # of the prior task
 CHUNK = 500  # test images in one forward pass: what they make of them then stays in a cache
-DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "forward_kl": divergence.forward_kl,
-    "reverse_kl": divergence.reverse_kl,
-    "total_variation": divergence.total_variation,
-    "l2_distance": divergence.l2_distance,
-}
 ACTIVATION_CHANGES = (similarity.activation_l1, similarity.activation_l2)
 
 
@@ -79,7 +73,7 @@ def measure(parameters: Parameters, base: Base, tests: Tests) -> dict[str, float
     spectrum = weight_change.spectrum(before, after)
     found: dict[str, Any] = {
         **accuracies(logits, prior, tests),
-        **{name: distance(base.logits, logits).mean() for name, distance in DIVERGENCES.items()},
+        **{name: rows.mean() for name, rows in divergence.divergences(base.logits, logits)._asdict().items()},
         "weight_l1": weight_change.l1(before, after),
         "weight_fisher": weight_change.fisher_l2(before, after, fisher),
         "weight_spectral": spectrum.norm,

@@ -136,10 +136,9 @@ def _sampled(policy: Float[Tensor, "R B 10"], generator: torch.Generator) -> Int
     All runs share the draws from [0, 1), each finds its own answers by them: what a run samples does not depend on the
     runs beside it. A network that is not finite finds some answer too.
     """
-    runs, images, _ = policy.shape
-    draws = torch.rand(images, SAMPLES, generator=generator, device=policy.device)
-    bounds = policy.cumsum(-1)[..., :-1].contiguous()
-    return torch.searchsorted(bounds, draws.expand(runs, -1, -1).contiguous(), right=True)
+    draws = torch.rand(policy.shape[1], SAMPLES, 1, generator=generator, device=policy.device)
+    bounds = policy.cumsum(-1)[..., None, :-1]
+    return (bounds <= draws).sum(-1)
 
 
 def _log_probs(logits: Tensor, answers: Tensor) -> Tensor:
