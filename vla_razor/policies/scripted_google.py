@@ -4,8 +4,8 @@ Its gripper action is a *change* of the fingers' target; a sustained +1 or -1 th
 take three control steps (1 s) to close, and its wrist follows slowly, so alignment is asked for only near the target.
 Drawer handles cannot be grasped (they do not collide): the closing fingers hook over the top of the front.
 
-Of the 54 pairs of a drawer task and a station it does all but two: the bottom drawer from a2 is beyond its reach, and
-at c0 the open top drawer stands where the arm would have to go to push it.
+Of the pairs of a drawer task and a station it does all but three (`docs/simplerenv.md`): the bottom drawer from a2 is
+beyond its reach, and at c0 and b0 the open top drawer stands where the arm would have to go to push it.
 """
 
 from __future__ import annotations
