@@ -16,7 +16,7 @@ demo: setup
 	$(BIN)/vla-razor demo $(ARGS)
 
 test: setup
-	$(BIN)/pytest --numprocesses=auto --maxprocesses=4 --dist=loadgroup --no-loadscope-reorder $(ARGS)
+	$(BIN)/pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal $(ARGS)
 
 check: setup
 	$(BIN)/ruff check

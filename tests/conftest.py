@@ -17,13 +17,9 @@ if (SHARED / "assets" / "real2sim").is_dir():
     os.environ.setdefault("VLA_RAZOR_ASSETS", str(SHARED / "assets" / "real2sim"))
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first, so that a mistake shows early; slow ones of a file in one process, which share what it made."""
+    """Fast tests first, so that a mistake shows early."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
-    for item in items:
-        if item.get_closest_marker("slow"):
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 @pytest.fixture(scope="session")
