@@ -91,7 +91,7 @@ WAYS: dict[str, Callable[[Inputs], Tensor]] = {"full logits": plain, "in pieces"
 
 def seconds_and_bytes(way: str, sizes: Sizes, moved_head: bool, divergence: float) -> tuple[float, int]:
     """Of one forward and backward pass in this process, whose libraries are loaded and have their threads."""
-    WAYS[way](inputs(Sizes(512, 512, 512), divergence, moved_head)).sum()
+    WAYS[way](inputs(Sizes(512, 512, 512), divergence, moved_head))
     given = inputs(sizes, divergence, moved_head)
     given.tuned_hidden.requires_grad_()
     before = _memory("VmRSS")

@@ -185,11 +185,12 @@ def logit_pieces(
     for number, words in enumerate(slices(len(base_head), width)):
         base, tuned = base_head[words].to(kind), tuned_head[words].to(kind)
         logits = x.new_empty(2 * len(x), width) if room is None else room[number % len(room), : 2 * len(x)]
-        b, d = logits[:, : len(base)].chunk(2)
+        logits = logits[:, : len(base)]
+        b, d = logits.chunk(2)
         if same_head and comparable:
-            torch.mm(both, base.T, out=logits[:, : len(base)])
+            torch.mm(both, base.T, out=logits)
         elif close:
-            torch.mm(both, tuned.T, out=logits[:, : len(base)])
+            torch.mm(both, tuned.T, out=logits)
             turned = x @ torch.sub(tuned, base, out=change[: len(base)]).T
             b, d = b.sub_(turned), d.add_(turned)
         else:
