@@ -225,7 +225,8 @@ def measure(
     tuned, hidden = action_outputs(
         model, probe.images, probe.input_ids, probe.tokens, temperature=temperature, batch_size=batch_size
     )
-    forward = divergence.forward_kl(base, tuned).double()
+    apart = divergence.divergences(base, tuned)
+    forward = apart.forward_kl.double()
     length = forward.shape[1]
     split = divergence.sharpening(base, tuned)
     per_action = float(forward.sum(1).mean())
@@ -236,9 +237,9 @@ def measure(
         "displacement": per_action - split.sharpening * length,
         "states": len(probe),
         "temperature": split.temperature,
-        "reverse_kl": float(divergence.reverse_kl(base, tuned).mean()),
-        "total_variation": float(divergence.total_variation(base, tuned).mean()),
-        "l2_distance": float(divergence.l2_distance(base, tuned).mean()),
+        "reverse_kl": float(apart.reverse_kl.mean()),
+        "total_variation": float(apart.total_variation.mean()),
+        "l2_distance": float(apart.l2_distance.mean()),
         "entropy": float(-torch.xlogy(tuned.exp(), tuned.exp()).sum(-1).double().mean()),
         **_activation_changes(probe.base_hidden, hidden),
         "k1": _estimate(divergence.k1, base, tuned, chosen),
