@@ -98,20 +98,27 @@ def finetune(
     spaced, the last one at the end. The parameters go on learning: whoever keeps them copies them.
 
     A run whose loss is not finite goes on as it is; its parameters say so.
+
+    Pixels that are black in every image are left out: the weights behind them have no gradient and stay as they are.
     """
     first = runs[0]
     objective = methods.METHODS[first.method].objective
     generator = generator_of(first.seed, first.method, str(first.epochs), device=device)
     task = Task(*(part.to(device) for part in task))
     right = methods.right_answers(task.digits)
-    weights = model.flat(base).to(device).repeat(len(runs), 1)
+    lit = task.inputs.any(0).nonzero()[:, 0]
+    inputs = task.inputs[:, lit]
+    base = {name: value.to(device) for name, value in base.items()}
+    whole = base["weight_0"].repeat(len(runs), 1, 1)
+    narrow = base | {"weight_0": base["weight_0"][:, lit]}
+    weights = model.flat(narrow).repeat(len(runs), 1)
     slopes = torch.empty_like(weights)
-    parameters, gradients = (model.shaped(part, base) for part in (weights, slopes))
+    parameters, gradients = (model.shaped(part, narrow) for part in (weights, slopes))
     optimizer = _AdamW(weights, slopes, runs)
     batches = [rows for _ in range(first.epochs) for rows in _shuffled(len(task.inputs), generator)]
     saves = {round(step) for step in np.linspace(len(batches), 0, checkpoints, endpoint=False)}
     for step, batch in enumerate(batches, 1):
-        x = task.inputs.index_select(0, batch).expand(len(runs), -1, -1)
+        x = inputs.index_select(0, batch).expand(len(runs), -1, -1)
         outputs = model.forward(parameters, x)
         logits = outputs.logits.requires_grad_()
         shared = [part[batch] for part in (task.base_logits, right, task.chosen, task.rejected)]
@@ -121,7 +128,7 @@ def finetune(
         model.backward(parameters, x, outputs, gradient, gradients)
         optimizer.step(step, len(batches))
         if step in saves:
-            yield step, parameters
+            yield step, parameters | {"weight_0": whole.index_copy_(1, lit, parameters["weight_0"])}
 
 
 _kernel = torch._fused_adamw_  # pyright: ignore[reportPrivateImportUsage]
