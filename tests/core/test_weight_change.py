@@ -114,14 +114,18 @@ def test_a_summary_is_of_the_whole_model_though_it_sees_one_weight_at_a_time() -
     tuned = moved(base, weights(1, 1e-3)) | {"a.bias": base["a.bias"]}
     found = summary(base, tuned)
     expected = {"l1": l1, "l2": l2, "spectral": spectral, "rank": relative_rank, "sparsity": sparsity}
-    assert found.keys() == {*expected, "sparsity_bfloat16"}
+    assert found.keys() == {*expected, "sparsity_bfloat16", "rank_bfloat16"}
     for name, measure in expected.items():
         assert found[name] == pytest.approx(float(measure(base, tuned)))
     assert found["sparsity_bfloat16"] == pytest.approx(float(sparsity(base, tuned, dtype=torch.bfloat16)))
-    still = {"l1": 0, "l2": 0, "spectral": 0, "rank": 0, "sparsity": 1, "sparsity_bfloat16": 1}
+    rounded = [{name: weight.bfloat16() for name, weight in of.items()} for of in (base, tuned)]
+    assert found["rank_bfloat16"] == pytest.approx(float(relative_rank(*rounded)))
+    assert found["rank_bfloat16"] != found["rank"]
+    still = dict.fromkeys(("l1", "l2", "spectral", "rank", "rank_bfloat16"), 0)
+    still |= {"sparsity": 1, "sparsity_bfloat16": 1}
     assert summary(base, base) == still
     unknown = summary(base, tuned, largest=3)
-    assert unknown == found | {"spectral": None, "rank": None}, "6 x 4 is too large"
+    assert unknown == found | {"spectral": None, "rank": None, "rank_bfloat16": None}, "6 x 4 is too large"
     with pytest.raises(ValueError, match="different names"):
         summary(base, {"a.bias": base["a.bias"]})
 

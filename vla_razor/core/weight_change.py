@@ -100,18 +100,21 @@ def sparsity(base: Weights, tuned: Weights, *, dtype: torch.dtype = torch.float3
     return unchanged / sum(delta.numel() for delta in deltas)
 
 
-def summary(base: Weights, tuned: Weights, *, largest: int = 2048) -> dict[str, float | None]:
-    """`l1`, `l2`, `spectral` (the norm of `spectrum`), `rank`, `sparsity` and `sparsity_bfloat16` of a whole model's
-    change, as the functions of these names give them, with one pair of weights in memory at a time where the mappings
-    read theirs from a file. A matrix that did not change has rank 0.
+def summary(
+    base: Weights, tuned: Weights, *, largest: float = 2048, done: Callable[[], object] = lambda: None
+) -> dict[str, float | None]:
+    """`l1`, `l2`, `spectral` (the norm of `spectrum`), `rank` and `sparsity` of a whole model's change, as the
+    functions of these names give them, and `rank_bfloat16` and `sparsity_bfloat16` of the weights rounded to bfloat16.
+    One pair of weights is in memory at a time where the mappings read theirs from a file; `done` is called after each.
+    A matrix that did not change has rank 0.
 
-    `spectral` and `rank` are None where a matrix that changed has more than `largest` rows and columns: to decompose
+    `spectral` and the ranks are None where a matrix that changed has more than `largest` rows and columns: to decompose
     those of billions of parameters takes hours. Raises ValueError as `update` does.
     """
     if base.keys() != tuned.keys():
         update(base, tuned)
     absolute = squares = weights = same = same_rounded = 0.0
-    spectra: list[tuple[float, float]] = []
+    spectra: list[tuple[float, float, float]] = []
     too_large = False
     for name in base:
         before, after = {name: base[name]}, {name: tuned[name]}
@@ -122,19 +125,22 @@ def summary(base: Weights, tuned: Weights, *, largest: int = 2048) -> dict[str, 
         same += weight.numel() * float(sparsity(before, after))
         same_rounded += weight.numel() * float(sparsity(before, after, dtype=torch.bfloat16))
         if weight.ndim > 1 and torch.equal(weight, after[name]):
-            spectra.append((0.0, 0.0))
+            spectra.append((0.0, 0.0, 0.0))
         elif weight.ndim > 1 and min(weight.flatten(1).shape) <= largest:
             found = spectrum(before, after)
-            spectra.append((float(found.norm), float(found.rank)))
+            rounded = spectrum({name: weight.bfloat16()}, {name: after[name].bfloat16()})
+            spectra.append((float(found.norm), float(found.rank), float(rounded.rank)))
         elif weight.ndim > 1:
             too_large = True
-    norms, ranks = zip(*spectra, strict=True) if spectra else ((), ())
+        done()
+    norms, ranks, rounded_ranks = zip(*spectra, strict=True) if spectra else ((), (), ())
     known = bool(spectra) and not too_large
     return {
         "l1": absolute,
         "l2": squares**0.5,
         "spectral": max(norms) if known else None,
         "rank": sum(ranks) / len(ranks) if known else None,
+        "rank_bfloat16": sum(rounded_ranks) / len(rounded_ranks) if known else None,
         "sparsity": same / weights,
         "sparsity_bfloat16": same_rounded / weights,
     }

@@ -7,6 +7,7 @@ A representation is the mean of the last hidden states over a paragraph's tokens
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -89,33 +90,13 @@ def weights_of(language: LanguageModel) -> dict[str, Tensor]:
 
 def changes(
     base: dict[str, Tensor], tuned: dict[str, Tensor], done: Callable[[], object] = lambda: None
-) -> dict[str, float]:
-    """Norms of the update, and its sparsity and rank as shares, with the weights as they are and rounded to bfloat16.
+) -> dict[str, float | None]:
+    """`weight_change.summary` of matrices of any size, each name after `weight_`; `done` is called after every weight.
 
-    `done` is called for every matrix. Raises UserError where the two models are not of one shape.
+    Raises UserError where the two models are not of one shape.
     """
     try:
-        found = {
-            "weight_l1": float(weight_change.l1(base, tuned)),
-            "weight_l2": float(weight_change.l2(base, tuned)),
-            "weight_sparsity": float(weight_change.sparsity(base, tuned)),
-            "weight_sparsity_bfloat16": float(weight_change.sparsity(base, tuned, dtype=torch.bfloat16)),
-        }
+        found = weight_change.summary(base, tuned, largest=math.inf, done=done)
     except ValueError as error:
         raise UserError(f"the two models cannot be compared weight by weight: {error}") from error
-    norms, shares = [], {"weight_rank": [], "weight_rank_bfloat16": []}
-    for name in matrices(base):
-        before, after = base[name], tuned[name]
-        whole = weight_change.spectrum({name: before}, {name: after})
-        rounded = weight_change.spectrum({name: before.bfloat16()}, {name: after.bfloat16()})
-        norms.append(float(whole.norm))
-        shares["weight_rank"].append(float(whole.rank))
-        shares["weight_rank_bfloat16"].append(float(rounded.rank))
-        done()
-    means = {name: sum(values) / len(values) for name, values in shares.items()}
-    return {**found, "weight_spectral": max(norms), **means}
-
-
-def matrices(weights: dict[str, Tensor]) -> list[str]:
-    """The names of those that have a spectrum."""
-    return [name for name, weight in weights.items() if weight.ndim == 2]
+    return {f"weight_{name}": value for name, value in found.items()}

@@ -37,7 +37,7 @@ def run(config: DictConfig, run: Run) -> None:
     )
     found = representations.compare(_represent(config, base, texts), _represent(config, tuned, texts))
     before, after = representations.weights_of(base), representations.weights_of(tuned)
-    with progress("spectra", len(representations.matrices(before))) as advance:
+    with progress("weights", len(before)) as advance:
         found |= representations.changes(before, after, advance)
     run.log(0, **found)
     run.finish({"representations": found, "paragraphs": len(texts)})

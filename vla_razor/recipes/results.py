@@ -26,8 +26,8 @@ MEASURES = {
     "displacement": "displacement",
 }
 """Columns of the results table, and what metrics.jsonl calls them."""
-CHANGES = ("weight_l1", "weight_l2", "weight_spectral", "weight_rank", "weight_sparsity", "weight_sparsity_bfloat16")
-CHANGES += ("activation_l1", "activation_l2")
+CHANGES = ("weight_l1", "weight_l2", "weight_spectral", "weight_rank", "weight_rank_bfloat16", "weight_sparsity")
+CHANGES += ("weight_sparsity_bfloat16", "activation_l1", "activation_l2")
 """Further columns, null where a run has not measured them."""
 TITLE = 30
 """Height in pixels of the line above a film."""
