@@ -3,6 +3,7 @@
 import io
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,21 @@ def test_outcomes_are_read_from_the_stages(stages: tuple[list[Training], list[Ou
     assert outcomes[0].drift["forward_kl"] == 0
     assert outcomes[1].drift["forward_kl"] == 0.2
     assert (outcomes[0].new_rate["rate"], outcomes[0].prior_rate["episodes"]) == (0.25, 8)
+
+
+def test_outcomes_are_read_where_everything_has_been_moved_to(tmp_path: Path) -> None:
+    """The base is a run's policy itself, with the name of the run that started from it."""
+    base = str(tmp_path / "before" / "sft_seed0" / "checkpoints" / "step_4")
+    training = make_training(tmp_path / "there", "sft", 0)
+    first, last = map(str, training.checkpoints(2))
+    hits = {base: [0, 0, 0, 0], first: [1, 1, 0, 0], last: [1, 1, 1, 0]}
+    make_evaluation(tmp_path / "there" / "new", ("pick_can",), hits)
+    make_evaluation(tmp_path / "there" / "prior", PRIOR, hits)
+    here = (tmp_path / "there").rename(tmp_path / "here")
+    moved = replace(training, folder=here / "sft_seed0")
+    outcomes = comparison.read(base, [here / "new"], [here / "prior"], [moved], 2)
+    assert [outcome.new_rate["rate"] for outcome in outcomes] == [0, 0.5, 0.75]
+    assert outcomes[2].policy == str(here / "sft_seed0" / "checkpoints" / "step_4")
 
 
 def test_a_setting_is_pooled_over_seeds_and_paired_with_the_base(

@@ -137,13 +137,16 @@ def read(
     policy: str, new: Sequence[Path], prior: Sequence[Path], trainings: Sequence[Training], checkpoints: int
 ) -> list[Outcome]:
     """The outcomes of one seed: the base `policy`, then the checkpoints of its finished runs, as evaluated in the run
-    folders `new` and `prior`."""
+    folders `new` and `prior`. Those know a checkpoint by where it was then: all may have been moved since, together.
+    """
     own = [training for training in trainings if training.finished]
     by_task = [{name: p for folder in folders for name, p in _successes(folder).items()} for folders in (new, prior)]
     hits = _hits([row for folder in (*new, *prior) for row in read_lines(folder / "episodes.jsonl")])
+    evaluated_as = {Path(name).parts[-3:]: name for name in hits if name != policy}  # run, checkpoints, step
 
     def outcome(name: str, drift: Mapping[str, float], **facts: Any) -> Outcome:
-        evaluated = {"new": by_task[0][name], "prior": by_task[1][name], "hits": hits[name]}
+        known = name if name == policy else evaluated_as[Path(name).parts[-3:]]
+        evaluated = {"new": by_task[0][known], "prior": by_task[1][known], "hits": hits[known]}
         return Outcome(policy=name, drift=drift, **evaluated, **facts)
 
     base = {"method": "base", "setting": "base", "run": "base", "seed": trainings[0].seed, "learning_rate": None}
