@@ -54,7 +54,7 @@ class FittedLaw(NamedTuple):
 def fit(results: Sequence[Result], measure: str = "forward_kl") -> FittedLaw:
     """The law of these policies, all of one domain. Raises UserError where they are too few, or do not vary."""
     runs = {result.run for result in results}
-    if len(runs) < law.DEGREE + 2 or not law.fittable(results, measure):
+    if not law.forecastable(results, measure):
         raise UserError(
             f"{len(runs)} runs are too few for a law of {measure}, or do not vary: at least {law.DEGREE + 2} runs with "
             "different divergences are needed."
