@@ -78,10 +78,11 @@ def test_its_tables_sort_in_a_browser(finished: Path, tmp_path: Path) -> None:
         "--headless",
         "--no-sandbox",
         "--disable-gpu",
+        "--disable-dev-shm-usage",
         "--window-size=500,900",
         f"--user-data-dir={tmp_path / 'profile'}",
     ]
-    done = subprocess.run([browser, *options, "--dump-dom", str(copy)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([browser, *options, "--dump-dom", str(copy)], capture_output=True, text=True, timeout=300)
     up, down, width = re.findall(r"<title>(.*)</title>", done.stdout)[0].split(";")
     lost = [float(number) for number in up.split()]
     assert len(lost) == 48 and lost == sorted(lost)
