@@ -29,20 +29,20 @@ from torch.nn import functional as F
 from vla_razor.parity_mnist import data, measures, methods, model, sweep, training
 from vla_razor.parity_mnist.training import Settings
 
-HIDDEN = [512, 256, data.CLASSES]
+WIDTHS = [512, 256, data.CLASSES]  # of the layers
 TARGETS = {"training": 0.8, "sweep": 0.6, "ratio": 3.0}
 EPOCHS = 2
 
 
 def forward(inputs: int) -> int:
     """Floating-point operations an image of so many inputs."""
-    return sum(2 * a * b for a, b in pairwise([inputs, *HIDDEN]))
+    return sum(2 * a * b for a, b in pairwise([inputs, *WIDTHS]))
 
 
 def multiply(seconds: float, inputs: int) -> float:
     """FLOP/s of a training step's matrix products in this process."""
     batch = training.BATCH
-    sizes = list(pairwise([inputs, *HIDDEN]))
+    sizes = list(pairwise([inputs, *WIDTHS]))
     layers = [(torch.randn(batch, a), torch.randn(b, a), torch.randn(batch, b)) for a, b in sizes]
     count, begin = 0, time.perf_counter()
     while time.perf_counter() - begin < seconds:

@@ -73,7 +73,7 @@ def test_a_measure_that_only_one_run_varies_has_no_forecast(tmp_path: Path) -> N
     """As the share of unchanged weights, which is 0 for nearly all: without that run there is nothing to fit."""
     known = results(tmp_path, noise=0.02)
     one = [r._replace(measures={"forward_kl": r.measures["forward_kl"] if r.run == known[0].run else 0}) for r in known]
-    assert set(law.predictors(one)) == {"forward_kl"} and not law.forecastable(one, "forward_kl")
+    assert set(law.predictors(one)) == {"forward_kl"} and law.spread(one, "forward_kl") is None
     assert law.validation(one, "forward_kl", lambda result: result.seed) == {}
     with pytest.raises(UserError, match="do not vary"):
         forecast.fit(one)

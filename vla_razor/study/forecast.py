@@ -54,15 +54,15 @@ class FittedLaw(NamedTuple):
 def fit(results: Sequence[Result], measure: str = "forward_kl") -> FittedLaw:
     """The law of these policies, all of one domain. Raises UserError where they are too few, or do not vary."""
     runs = {result.run for result in results}
-    if not law.forecastable(results, measure):
+    interval = law.spread(results, measure)
+    if interval is None:
         raise UserError(
             f"{len(runs)} runs are too few for a law of {measure}, or do not vary: at least {law.DEGREE + 2} runs with "
             "different divergences are needed."
         )
     x, lost = [r.measures[measure] for r in results], [r.forgotten for r in results]
     found = forgetting_law.fit(x, lost, [r.run for r in results], generator=np.random.default_rng(0))
-    below, above = law.spread(results, measure)
-    return FittedLaw(results[0].domain, measure, found.coefficients, found.r2, max(x), below, above, len(runs))
+    return FittedLaw(results[0].domain, measure, found.coefficients, found.r2, max(x), *interval, len(runs))
 
 
 def save(path: Path, fitted: FittedLaw) -> None:

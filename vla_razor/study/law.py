@@ -41,12 +41,6 @@ def fittable(results: Sequence[Any], measure: str, degree: int = DEGREE) -> bool
     return None not in values and enough and len({result.forgotten for result in results}) > 1
 
 
-def forecastable(results: Sequence[Result], measure: str) -> bool:
-    """Whether there is a law even without any one of the runs, so that a forecast has an interval."""
-    folds = _folds(results)
-    return bool(folds) and all(fittable(rest, measure) for rest, _ in folds)
-
-
 def predictors(results: Sequence[Any], measures: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     """How well each measure (all that there are, unless named) predicts forgetting: R2 of the polynomial with its
     bootstrap interval over runs, and Kendall's tau, which asks for the order alone. Measures that hardly vary are left
@@ -95,12 +89,16 @@ def least_lost(results: Sequence[Result], level: float) -> Result | None:
     return min((result for result in results if result.new >= level), key=lambda r: r.forgotten, default=None)
 
 
-def spread(results: Sequence[Result], measure: str) -> tuple[float, float]:
+def spread(results: Sequence[Result], measure: str) -> tuple[float, float] | None:
     """How far truth lies from the forecast: the 5% and 95% quantiles of the residuals of every run against the law of
     the others, or of those outside its fold where there are many runs (cross-conformal; Barber et al., "Predictive
-    inference with the jackknife+", 2021, without its correction). For what is `forecastable`.
+    inference with the jackknife+", 2021, without its correction). None where some of the others have no law.
     """
-    errors = np.concatenate([_errors(*parts, measure) for parts in _folds(results)])
+    fold = {run: number % FOLDS for number, run in enumerate(dict.fromkeys(result.run for result in results))}
+    folds = _split(results, lambda result: fold[result.run])
+    if not folds or not all(fittable(rest, measure) for rest, _ in folds):
+        return None
+    errors = np.concatenate([_errors(*parts, measure) for parts in folds])
     low, high = np.quantile(errors, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
     return float(low), float(high)
 
@@ -112,9 +110,10 @@ def validation(results: Sequence[Result], measure: str, held: Callable[[Result],
     """
     found = {}
     for rest, own in _split(results, held):
-        if not forecastable(rest, measure):
+        interval = spread(rest, measure)
+        if interval is None:
             continue
-        errors, (low, high) = _errors(rest, own, measure), spread(rest, measure)
+        errors, (low, high) = _errors(rest, own, measure), interval
         found[str(held(own[0]))] = HeldOut(
             len({result.run for result in own}),
             len(own),
@@ -135,11 +134,6 @@ def value(coefficients: Sequence[float], x: float, reach: float) -> float:
 def _split(results: Sequence[Result], held: Callable[[Result], Any]) -> list[tuple[list[Result], list[Result]]]:
     parts = dict.fromkeys(held(result) for result in results)
     return [([r for r in results if held(r) != part], [r for r in results if held(r) == part]) for part in parts]
-
-
-def _folds(results: Sequence[Result]) -> list[tuple[list[Result], list[Result]]]:
-    fold = {run: number % FOLDS for number, run in enumerate(dict.fromkeys(result.run for result in results))}
-    return _split(results, lambda result: fold[result.run])
 
 
 def _errors(rest: Sequence[Result], own: Sequence[Result], measure: str) -> np.ndarray:
