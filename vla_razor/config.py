@@ -59,6 +59,9 @@ _BUDGET = Rule(float, lambda value: 0 < value < 1, "a number above 0 and below 1
 _SHARE = Rule(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 _GRID = Rule(str, lambda value: re.fullmatch(r"[1-9]\d*x[1-9]\d*", value) is not None, "columns x rows, as in 5x5")
 _CHANGES = Rule(list, lambda value: all(isinstance(v, dict) for v in value), "a list, as in [{learning_rate: 1e-4}]")
+_SENTENCES = _distinct(
+    lambda v: type(v) is str and v != "", "a list of instructions, as in [open top drawer]", fewest=0
+)
 _SEEDS = _distinct(lambda v: type(v) is int and v >= 0, "a list of whole numbers")
 _LENGTHS = _distinct(lambda v: type(v) is int and v >= 1, "a list of whole numbers, at least 1")
 _WIDTHS = _distinct(lambda v: type(v) is int and v >= 2, "a list of whole numbers, at least 2", fewest=0)
@@ -100,6 +103,7 @@ RULES: dict[str, Rule] = {
     "widths": _WIDTHS,
     "schedules": _SCHEDULES,
     "methods": _NAMES,
+    "other_instructions": _SENTENCES,
     "prior_tasks": _NAMES,
     "runs": _distinct(lambda v: type(v) is str, "a list of folders", fewest=0),
     "betas": _BETAS,
@@ -124,6 +128,7 @@ RULES: dict[str, Rule] = {
     "use_vllm": _one_of("auto", "true", "false"),
     "shares": _distinct(lambda v: type(v) in (int, float) and 0 <= v <= 1, "a list of numbers from 0 to 1"),
     "interpolated": _distinct(lambda v: type(v) in (int, float) and 0 < v < 1, "a list of numbers in (0, 1)", fewest=0),
+    "measure": _one_of("forward_kl", "spillover"),
     "launcher": _one_of("local", "ray", "slurm"),
 }
 

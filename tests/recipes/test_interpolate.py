@@ -62,7 +62,7 @@ def test_a_policy_between_is_a_measured_run_for_a_sweeps_table(
 ) -> None:
     monkeypatch.setenv("VLA_RAZOR_CACHE", str(tmp_path / "cache"))
     base, _ = folders
-    config = compose("sweep", [f"policy={base}", "device=cpu", "interpolated=[0.5]"])
+    config = compose("sweep", [f"policy={base}", "device=cpu", "interpolated=[0.5]", "sft.probe_states=4"])
     model, images = load_model(base), np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)
     prompts = model.processor.prompt_ids(["pick can"] * 4)
     tokens = model.config.first_action_id + torch.arange(7).repeat(4, 1)
@@ -72,9 +72,9 @@ def test_a_policy_between_is_a_measured_run_for_a_sweeps_table(
     probe_set.save_to(tmp_path / "cache" / "probe_sets" / origin.key, probe)
     small_policy(1).save_pretrained(tmp_path / "tuned" / "step_7")
     for _ in range(2):  # what has finished is left alone
-        interpolate_recipe.measured(config, tmp_path / "tuned" / "step_7", tmp_path / "run", 0.5, 4)
+        interpolate_recipe.measured(config, tmp_path / "tuned" / "step_7", tmp_path / "run", 0.5, config.sft)
     (row,) = metrics(tmp_path / "run")
-    assert row["step"] == 7 and row["forward_kl"] > 0 < row["activation_l2"]
+    assert row["step"] == 7 and row["forward_kl"] > 0 < row["activation_l2"] and "spillover" in row
     made = load_model(tmp_path / "run").state_dict()
     for name, weight in load_model(base).state_dict().items():
         torch.testing.assert_close(made[name], (weight + small_policy(1).state_dict()[name]) / 2)

@@ -6,11 +6,13 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from tests.study.support import row, rows, write
+from tests.study.support import BASE, row, rows, write
 from vla_razor import cli
+from vla_razor.study import forecast
 
 
 def report(*words: object) -> Result:
@@ -97,6 +99,26 @@ def test_few_runs_are_shown_without_a_law(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "2 runs are too few for a law" in result.output and not list((tmp_path / "run").glob("law*"))
     assert "too few for a law" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_law_of_spillover(tmp_path: Path) -> None:
+    """Here forward KL says nothing and spillover, which may be negative, everything."""
+    draw, spilled = np.random.default_rng(0), []
+    for one in rows():
+        x = draw.uniform(-1, 2) if one["step"] else 0.0
+        spilled.append(one | {"spillover": x, "prior": BASE["prior"] - 0.1 * x})
+    result = report(write(tmp_path / "runs", spilled), "measure=spillover", f"out={tmp_path / 'run'}")
+    assert result.exit_code == 0, result.output
+    fitted = forecast.load(tmp_path / "run", "robot")
+    assert fitted.measure == "spillover" and fitted.r2 > 0.999 and fitted.reach[0] < -0.8 and fitted.reach[1] > 1.8
+    assert fitted.forecast(1.0).forgotten == pytest.approx(0.1) and fitted.forecast(0.0).forgotten == pytest.approx(
+        0, abs=1e-9
+    )
+    assert "with d the spillover" in (tmp_path / "run" / "report.html").read_text()
+    assert "the law of spillover had not seen" in result.output
+    without = report(write(tmp_path / "without", rows()), "measure=spillover", f"out={tmp_path / 'other'}")
+    assert without.exit_code == 0 and "not every run has measured spillover" in without.output
 
 
 def test_bad_input_is_one_message(tmp_path: Path) -> None:

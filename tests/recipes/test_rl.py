@@ -202,9 +202,10 @@ def test_interrupted_killed_and_resumed_ends_the_same(
     assert_same_end(finished, out)
 
 
-def law(folder: Path, forgotten: float) -> Path:
+def law(folder: Path, forgotten: float, measure: str = "forward_kl") -> Path:
     """A law that forecasts the same whatever the divergence."""
-    fitted = FittedLaw("robot", "forward_kl", (forgotten, 0.0, 0.0), 0.9, 100.0, -0.1, 0.1, 6)
+    fitted = FittedLaw("robot", measure, (forgotten, 0.0, 0.0), 0.9, (0.0, 100.0), -0.1, 0.1, 6)
+    folder.mkdir(exist_ok=True)
     forecast.save(folder / "law.json", fitted)
     return folder
 
@@ -227,6 +228,10 @@ def test_a_budget_needs_a_law_that_can_be_watched(tmp_path: Path) -> None:
         (["forgetting_budget=0.05"], "forgetting_budget needs law=FILE"),
         (["forgetting_budget=0.05", f"law={law(tmp_path, 0.1)}", "probe_every=0"], "probe_every=0 never measures it"),
         (["forgetting_budget=0.05", f"law={tmp_path / 'nowhere.json'}"], "cannot be read"),
+        (
+            ["forgetting_budget=0.05", f"law={law(tmp_path / 'spillover', 0.1, 'spillover')}", "other_instructions=[]"],
+            "of spillover, which other_instructions=[] never measures",
+        ),
         (["forgetting_budget=5"], "above 0 and below 1"),
     ):
         result = CliRunner().invoke(cli.app, ["rl", *words, f"out={tmp_path / 'run'}"])

@@ -2,7 +2,7 @@
 
 import errno
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -45,10 +45,10 @@ def tuned() -> OpenVLA:
     return tiny(nudge=0.02)
 
 
-def made_up(base: OpenVLA, states: int = 12) -> ProbeSet:
+def made_up(base: OpenVLA, states: int = 12, prompts: Sequence[str] = PROMPTS) -> ProbeSet:
     """A probe set of random pictures, with the base's own tokens."""
     images = np.random.default_rng(0).integers(0, 256, (states, 64, 64, 3), np.uint8)
-    input_ids = base.processor.prompt_ids([PROMPTS[index % 2] for index in range(states)])
+    input_ids = base.processor.prompt_ids([prompts[index % len(prompts)] for index in range(states)])
     pixels = base.processor.pixel_values(images)
     tokens = base.sample_actions(pixels, input_ids, 1.0, torch.Generator().manual_seed(0)).tokens
     log_probs, hidden = action_outputs(base, images, input_ids, tokens)
@@ -105,6 +105,42 @@ def test_activations_and_entropy_by_independent_arithmetic(base: OpenVLA, tuned:
     assert measured["entropy"] == pytest.approx(entropy.item(), rel=1e-4)
     assert measure(base, probe)["activation_l2"] == pytest.approx(0, abs=1e-5)
     assert "activation_l1" not in measure(tuned, replace(probe, base_hidden=None))
+
+
+@torch.no_grad()
+def test_spillover_is_what_reverse_kl_is_more_under_other_instructions(base: OpenVLA, tuned: OpenVLA) -> None:
+    probe = made_up(base, prompts=["pick can"])
+    probe.elsewhere = elsewhere = probe_set.under(base, probe, ["open top drawer", "pick can", "pick drawer"])
+    asked = base.processor.prompt_ids(["open top drawer", "pick drawer"] * 6)
+    assert elsewhere.input_ids == asked, "the probe set's own instruction is left out"
+    assert measure(base, probe)["spillover"] == pytest.approx(0, abs=1e-6)
+
+    def reverse(prompts: list[list[int]], tokens: torch.Tensor) -> float:
+        pixels = base.processor.pixel_values(probe.images)
+        before, after = (Categorical(logits=m.action_logits(pixels, prompts, tokens).double()) for m in (base, tuned))
+        return kl_divergence(after, before).mean().item()
+
+    expected = reverse(asked, elsewhere.tokens) - reverse(probe.input_ids, probe.tokens)
+    assert measure(tuned, probe, batch_size=5)["spillover"] == pytest.approx(expected, rel=1e-3)
+    again = probe_set.under(base, probe, ["open top drawer", "pick drawer"])
+    assert torch.equal(again.tokens, elsewhere.tokens), "the base's actions are drawn from a seed"
+    assert "spillover" not in measure(tuned, replace(probe, elsewhere=None))
+    with pytest.raises(UserError, match=r"\['pick can'\]: none is of another task than pick_can"):
+        probe_set.under(base, probe, ["pick can"])
+
+
+def test_a_policy_that_changed_under_one_instruction_alone_spills_nothing(base: OpenVLA) -> None:
+    probe = made_up(base, prompts=["pick can"])
+    probe.elsewhere = probe_set.under(base, probe, ["open top drawer"])
+    spilled = {}
+    for word in ("pick", "drawer"):
+        model = tiny()
+        (_, token, *_) = model.processor.prompt_ids([word], "bare")[0]
+        model.language_model.model.embed_tokens.weight.data[token] += 1
+        measured = measure(model, probe)
+        spilled[word] = measured["spillover"], measured["reverse_kl"]
+    assert spilled["pick"][0] == pytest.approx(-spilled["pick"][1]) and spilled["pick"][1] > 1e-4
+    assert spilled["drawer"][0] > 1e-4 and spilled["drawer"][1] == pytest.approx(0, abs=1e-6)
 
 
 def test_the_parts_sum_to_the_total(tuned: OpenVLA, probe: ProbeSet) -> None:
@@ -251,8 +287,9 @@ class TestCollecting:
 
         monkeypatch.setattr(probe_set, "rollout", None)  # the second time nothing is simulated
         monkeypatch.setattr(probe_set, "make_vector_env", None)
-        again = probe_set.obtain(tiny(), ENV, states=10)
+        again = probe_set.obtain(tiny(), ENV, states=10, other_instructions=["open top drawer"])
         assert torch.equal(again.base_log_probs, probe.base_log_probs)
+        assert again.elsewhere and probe.elsewhere is None
 
     def test_the_same_seed_collects_the_same(self, base: OpenVLA, envs: Any) -> None:
         origin = probe_set.origin_of(base, ENV, states=1000, seed=3)

@@ -93,13 +93,14 @@ def test_a_law_is_read_back(tmp_path: Path) -> None:
 
 
 def test_beyond_what_was_seen_the_law_stays_where_it_is() -> None:
-    fitted = FittedLaw("robot", "forward_kl", (0.0, 0.0, 0.05), 1.0, 2.0, -0.1, 0.2, 6)
-    far = fitted.forecast(50.0)
+    fitted = FittedLaw("robot", "spillover", (0.0, 0.0, 0.05), 1.0, (-1.0, 2.0), -0.1, 0.2, 6)
+    far, below = fitted.forecast(50.0), fitted.forecast(-3.0)
     assert far.forgotten == pytest.approx(0.2) and (far.low, far.high) == pytest.approx((0.1, 0.4)) and not far.known
+    assert below.forgotten == pytest.approx(0.05) and not below.known and fitted.forecast(-1.0).known
 
 
 def test_a_budget_is_spent_where_the_forecast_reaches_it() -> None:
-    guard = Guard(FittedLaw("robot", "forward_kl", (0.0, 0.1, 0.0), 1.0, 2.0, -0.1, 0.2, 6), 0.05)
+    guard = Guard(FittedLaw("robot", "forward_kl", (0.0, 0.1, 0.0), 1.0, (0.0, 2.0), -0.1, 0.2, 6), 0.05)
     assert not guard.is_spent({"forward_kl": 0.4}) and guard.is_spent({"forward_kl": 0.6})
     logged = guard.scalars({"forward_kl": 0.4})
     assert [logged[f"predicted_{name}"] for name in ("forgetting", "low", "high")] == pytest.approx([0.04, -0.06, 0.24])

@@ -40,9 +40,10 @@ def run(config: DictConfig, run: Run) -> None:
         Console().print(folder, highlight=False, soft_wrap=True)
 
 
-def measured(config: DictConfig, tuned: Path, folder: Path, share: float, states: int) -> None:
+def measured(config: DictConfig, tuned: Path, folder: Path, share: float, probed: DictConfig) -> None:
     """The policy `share` of the way from `config.policy` to its tuned checkpoint, measured on the probe set of
-    `config.env`, as a finished run of as many steps as the checkpoint's name says; one that has finished is left alone.
+    `config.env` as the training `probed` was, as a finished run of as many steps as the checkpoint's name says; one
+    that has finished is left alone.
     """
     if (folder / "summary.json").is_file():
         return
@@ -55,7 +56,8 @@ def measured(config: DictConfig, tuned: Path, folder: Path, share: float, states
             model.merge_lora()
         model = between(base, model, share)
         settings = {key: config[key] for key in ("unnorm_key", "num_envs", "num_workers")}
-        probe = probe_set.obtain(base, config.env, states=states, **settings)
+        settings |= {"states": probed.probe_states, "other_instructions": probed.get("other_instructions", [])}
+        probe = probe_set.obtain(base, config.env, **settings)
         step = int(tuned.name.removeprefix("step_"))
         run.log(step, **training.probe_scalars(probe_set.measure(model, probe)))
         run.save(step, model.save_pretrained, {})

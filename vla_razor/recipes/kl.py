@@ -64,6 +64,9 @@ def report(console: Console, config: DictConfig, measured: dict[str, Any]) -> No
     names = TOKENS if length == len(TOKENS) else tuple(map(str, range(length)))
     _line(console, "by token", dict(zip(names, measured["by_position"], strict=True)))
     _line(console, "by control step", {str(row["time"]): row["per_token"] for row in measured["by_time"]})
+    if "spillover" in measured:
+        value = f"{measured['spillover']:+.3g} nats a token (reverse KL there minus here)"
+        console.print(f"spillover to other tasks' instructions: {value}", highlight=False)
     console.print(f"closest tempered base: t = {measured['temperature']:.3f} (below 1 is sharper)", highlight=False)
 
 
@@ -73,7 +76,7 @@ def _line(console: Console, title: str, values: dict[str, float]) -> None:
 
 def _probe(config: DictConfig, model: OpenVLA) -> ProbeSet:
     """From the cache, or collected now. The base of an adapter is the same model with the adapter disabled."""
-    settings = {key: config[key] for key in ("seed", "unnorm_key", "num_envs", "num_workers")}
+    settings = {key: config[key] for key in ("seed", "unnorm_key", "other_instructions", "num_envs", "num_workers")}
     settings |= {"states": config.probe_states, "progress": progress}
     if config.base is None and model.has_adapter:
         with model.adapter_disabled():

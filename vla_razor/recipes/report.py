@@ -32,14 +32,13 @@ from vla_razor.study.table import Result, Study
 FILM = Path("videos") / "side_by_side.mp4"
 LARGEST_FILM = 8 << 20
 """Bytes; a longer film is not put into the page."""
-MEASURE = "forward_kl"
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Of new-task success, at which groups are compared."""
 PAGE = Path(vla_razor.__file__).parent / "assets" / "report.html"
 CAPTIONS = {
     "1_trade_off": "What each policy learned and kept; the line is the exponential through those near the frontier.",
-    "2_law": "Prior success lost against forward KL on the new task, all methods together. The line is the law; 90% of "
-    "unseen runs lie within the band.",
+    "2_law": "Prior success lost against what the law is of, all methods together. The line is the law; 90% of unseen "
+    "runs lie within the band.",
     "3_predictors": "Prior success lost against every measure.",
     "4_prior_tasks": "Each prior task, at the end of each run.",
 }
@@ -56,7 +55,7 @@ def run(config: DictConfig, run: Run) -> None:
     console, parts = Console(), {}
     with progress("report", len(domains)) as advance:
         for domain in domains:
-            parts[domain] = _part(study, domain, run.path / "plots" / domain)
+            parts[domain] = _part(study, domain, config.measure, run.path / "plots" / domain)
             advance()
     laws = {domain: part["law"] for domain, part in parts.items() if part["law"]}
     for domain, fitted in laws.items():
@@ -64,7 +63,12 @@ def run(config: DictConfig, run: Run) -> None:
     films = [_film(folder) for folder in folders if (folder / FILM).is_file()]
     page = Environment(autoescape=True).from_string(PAGE.read_text())
     text = page.render(
-        captions=CAPTIONS, parts=parts, left_out=study.left_out, films=[film for film in films if film], folders=folders
+        captions=CAPTIONS,
+        measures=figures.MEASURES,
+        parts=parts,
+        left_out=study.left_out,
+        films=[film for film in films if film],
+        folders=folders,
     )
     atomic_write(run.path / "report.html", text.encode())
     for domain, part in parts.items():
@@ -75,11 +79,11 @@ def run(config: DictConfig, run: Run) -> None:
     run.finish({"left_out": study.left_out, "domains": {domain: _summary(part) for domain, part in parts.items()}})
 
 
-def _part(study: Study, domain: str, folder: Path) -> dict[str, Any]:
+def _part(study: Study, domain: str, measure: str, folder: Path) -> dict[str, Any]:
     """What there is to say of a domain; what needs more runs than there are is None or empty."""
     results = study.of(domain)
     try:
-        fitted = forecast.fit(results, MEASURE)
+        fitted = forecast.fit(results, measure)
     except UserError as reason:
         fitted, why = None, str(reason)
     else:
@@ -100,7 +104,7 @@ def _part(study: Study, domain: str, folder: Path) -> dict[str, Any]:
         "frontiers": {name: law.frontier(group)[0] for name, group in groups.items()},
         "matched": _matched(groups) if len(groups) > 1 else {},
         "predictors": predictors,
-        "residuals": law.residuals(results, part=lambda result: _group(result, names)) if fitted else {},
+        "residuals": law.residuals(results, measure, part=lambda result: _group(result, names)) if fitted else {},
         "validation": _validation(results, list(predictors), names) if fitted else {},
         "figures": {
             path.stem: plots.inline_svg(path, f"{domain}-{path.stem}") for path in sorted(folder.glob("*.svg"))
@@ -164,10 +168,11 @@ def _show(console: Console, domain: str, part: dict[str, Any]) -> None:
             interval = f"{found['r2']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
             shown.add_row(name, interval, f"{found['kendall_tau']:.2f}")
         console.print(shown)
-    if MEASURE in part["validation"]:
+    measure = part["law"].measure if part["law"] else ""
+    if measure in part["validation"]:
         shown = Table("held out", "runs", "mean absolute error", "bias", "within the 90% interval")
-        shown.title = f"{domain}: forecasts of runs that the law of {MEASURE} had not seen"
-        for kind, by_part in part["validation"][MEASURE].items():
+        shown.title = f"{domain}: forecasts of runs that the law of {measure} had not seen"
+        for kind, by_part in part["validation"][measure].items():
             for name, held in by_part.items():
                 error, bias = f"{100 * held.mean_absolute_error:.1f} points", f"{100 * held.bias:+.1f}"
                 shown.add_row(f"{kind} {name}", str(held.runs), error, bias, f"{held.covered:.0%}")

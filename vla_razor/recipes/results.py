@@ -27,7 +27,7 @@ MEASURES = {
 }
 """Columns of the results table, and what metrics.jsonl calls them."""
 CHANGES = ("weight_l1", "weight_l2", "weight_spectral", "weight_rank", "weight_rank_bfloat16", "weight_sparsity")
-CHANGES += ("weight_sparsity_bfloat16", "activation_l1", "activation_l2")
+CHANGES += ("weight_sparsity_bfloat16", "activation_l1", "activation_l2", "spillover")
 """Further columns, null where a run has not measured them."""
 TITLE = 30
 """Height in pixels of the line above a film."""
@@ -43,8 +43,8 @@ def forgotten(outcome: Outcome, outcomes: Sequence[Outcome]) -> Difference:
 def write_rows(out: Path, outcomes: Sequence[Outcome], failures: Mapping[Training, str]) -> None:
     """results.parquet: a row a policy, merged in sorted order from a shard a run in results/.
 
-    Divergences are in nats, forward and reverse KL a token, sharpening and displacement an action. Wall times, which
-    alone are not reproducible, are in a table of their own: wall_seconds.parquet.
+    Divergences are in nats, forward and reverse KL and spillover a token, sharpening and displacement an action. Wall
+    times, which alone are not reproducible, are in a table of their own: wall_seconds.parquet.
     """
     kept = [outcome for outcome in outcomes if outcome.method != "base" or outcome is outcomes[0]]
     write_table(

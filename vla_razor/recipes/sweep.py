@@ -89,7 +89,7 @@ def job(out: Path, number: int) -> None:
     stage(console, config, training.folder, verb, **{**data, **training.changes, "seed": training.seed})
     for one, share in [(training, None), *zip(between(config, training), _shares(config), strict=True)]:
         if share is not None:
-            interpolate.measured(config, training.checkpoints(1)[0], one.folder, share, config[verb].probe_states)
+            interpolate.measured(config, training.checkpoints(1)[0], one.folder, share, config[verb])
         comparison.measure_weights(config.policy, one, config.checkpoints)
         for kind in ("new", "prior"):
             policies = [str(path) for path in one.checkpoints(config.checkpoints)]

@@ -214,6 +214,7 @@ def open_probe(config: DictConfig, base: Base, envs: VectorEnv | None = None) ->
     if not config.probe_every:
         return None
     settings = {key: config[key] for key in ("unnorm_key", "num_envs", "num_workers")}
+    settings |= {"other_instructions": config.get("other_instructions", [])}  # runs begun before there was such a key
     with base.model() as model:
         return probe_set.obtain(model, config.env, states=config.probe_states, envs=envs, **settings)
 
@@ -222,7 +223,15 @@ def probe_scalars(measured: Mapping[str, Any]) -> dict[str, float]:
     """What `probe_set.measure` found, in nats, under the names it is logged by."""
     names = {"per_token": "forward_kl", "per_action": "forward_kl_per_action"}
     names |= {"reverse_kl": "probe_reverse_kl", "entropy": "probe_entropy"}
-    same = ("sharpening", "displacement", "total_variation", "l2_distance", "activation_l1", "activation_l2")
+    same = (
+        "sharpening",
+        "displacement",
+        "total_variation",
+        "l2_distance",
+        "spillover",
+        "activation_l1",
+        "activation_l2",
+    )
     return {names.get(name, name): measured[name] for name in (*names, *same) if name in measured}
 
 

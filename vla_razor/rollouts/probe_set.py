@@ -4,6 +4,9 @@ Forward KL is E_{x ~ task} E_{y ~ base} sum_t KL(base(. | x, y_<t) || tuned(. | 
 base visits on the new task's grid of start positions, up to its first success; y are the base's own action tokens;
 the inner KL is summed exactly over the 256 action ids, renormalised, which is what both policies sample from. Nothing
 of it needs the simulator again.
+
+The same images under the instructions of other tasks, with what the base does there, tell how far a policy moved where
+it was not asked to: its spillover (docs/study.md). Of these tasks nothing but their instructions is needed.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +30,7 @@ from torch import Tensor
 
 from vla_razor.config import robot_in
 from vla_razor.core import divergence, similarity
+from vla_razor.core.divergence import Divergences
 from vla_razor.errors import RunFailed, UserError
 from vla_razor.files import atomic_folder, cache_root, full_disk_reported, write_json
 from vla_razor.policies.openvla import OpenVLA
@@ -78,6 +82,8 @@ class ProbeSet:
     time: Int64[Tensor, " N"]
     origin: Origin
     base_hidden: Float[Tensor, "N A H"] | None = None
+    elsewhere: ProbeSet | None = None
+    """The same images under other tasks' instructions; not kept in the cache, but made anew from the base."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -90,6 +96,7 @@ def obtain(
     states: int,
     seed: int = 0,
     unnorm_key: str | None = None,
+    other_instructions: Sequence[str] = (),
     num_envs: int = 48,
     num_workers: int = 2,
     envs: VectorEnv | None = None,
@@ -97,19 +104,21 @@ def obtain(
 ) -> ProbeSet:
     """The probe set of `base` on `env_config`'s task: from the cache, or collected and kept there.
 
-    Environments are made only where something must be collected and none are given as `envs`; `progress` makes the bar
-    to show then.
+    With `other_instructions`, those of other tasks that the base knows, it is probed `elsewhere` too. Environments are
+    made only where something must be collected and none are given as `envs`; `progress` makes the bar to show then.
     """
     origin = origin_of(base, env_config, states=states, seed=seed)
     folder = cache_folder() / origin.key
     if (folder / "probe.json").is_file():
-        return load_from(folder)
-    if envs is None:
-        with closing(make_vector_env(env_config, num_envs, num_workers, base.device)) as own:
-            probe = collect(base, own, env_config, origin, unnorm_key=unnorm_key, progress=progress)
+        probe = load_from(folder)
     else:
-        probe = collect(base, envs, env_config, origin, unnorm_key=unnorm_key, progress=progress)
-    save_to(folder, probe)
+        with ExitStack() as stack:
+            if envs is None:
+                envs = stack.enter_context(closing(make_vector_env(env_config, num_envs, num_workers, base.device)))
+            probe = collect(base, envs, env_config, origin, unnorm_key=unnorm_key, progress=progress)
+        save_to(folder, probe)
+    if other_instructions:
+        probe.elsewhere = under(base, probe, other_instructions)
     return probe
 
 
@@ -161,6 +170,29 @@ def collect(
     return ProbeSet(images, input_ids, tokens, log_probs, time, origin, hidden)
 
 
+@torch.no_grad()
+def under(base: OpenVLA, probe: ProbeSet, instructions: Sequence[str], batch_size: int = 64) -> ProbeSet:
+    """The probe set's images under other instructions, one after the other in turn, with the base's own actions there.
+
+    Its own instructions are left out. Raises UserError where no other remains.
+    """
+    prompts = base.processor.prompt_ids(instructions, base.config.prompt)
+    others = [prompt for prompt in prompts if prompt not in probe.input_ids]
+    if not others:
+        raise UserError(f"other_instructions={list(instructions)}: none is of another task than {probe.origin.task}.")
+    input_ids = [others[index % len(others)] for index in range(len(probe))]
+    generator = torch.Generator().manual_seed(episode_seed(probe.origin.seed))
+    chosen = [
+        base.sample_actions(
+            base.processor.pixel_values(probe.images[rows]), input_ids[rows], base.config.temperature, generator
+        ).tokens
+        for rows in (slice(start, start + batch_size) for start in range(0, len(probe), batch_size))
+    ]
+    tokens = torch.cat(chosen).long().cpu()
+    log_probs, hidden = action_outputs(base, probe.images, input_ids, tokens)
+    return ProbeSet(probe.images, input_ids, tokens, log_probs, probe.time, probe.origin, hidden)
+
+
 def action_log_probs(
     model: OpenVLA,
     images: UInt8[np.ndarray, "N H W 3"],
@@ -210,6 +242,8 @@ def measure(
       the sum over its tokens; sharpening + displacement = per_action, and displacement may be negative.
     - `temperature`: the t* that defines sharpening; below 1 the policy is sharper than its base.
     - `reverse_kl`, `total_variation`, `l2_distance`: means over tokens, at the same states.
+    - `spillover`: reverse KL under the instructions of other tasks minus `reverse_kl`, a token, where the probe set has
+      been put `elsewhere`. Below 0 the policy has changed most where it was taught.
     - `entropy`: of the model's distributions, a mean over tokens; low where it has committed itself to one action.
     - `activation_l1`, `activation_l2`: how far its activations are from the base's, where the probe set has these.
     - `k1`, `k3`: sampled cross-checks of `per_action`, from the base's tokens, each with its standard error.
@@ -242,6 +276,7 @@ def measure(
         "l2_distance": float(apart.l2_distance.mean()),
         "entropy": float(-torch.xlogy(tuned.exp(), tuned.exp()).sum(-1).double().mean()),
         **_activation_changes(probe.base_hidden, hidden),
+        **_spillover(apart, model, probe.elsewhere, temperature, batch_size),
         "k1": _estimate(divergence.k1, base, tuned, chosen),
         "k3": _estimate(divergence.k3, base, tuned, chosen),
         "by_position": forward.mean(0).tolist(),
@@ -316,6 +351,16 @@ def _activation_changes(base: Tensor | None, tuned: Tensor) -> dict[str, float]:
     before, after = base.flatten(0, 1), tuned.flatten(0, 1)
     changes = {"l1": similarity.activation_l1, "l2": similarity.activation_l2}
     return {f"activation_{name}": float(change(before, after)) for name, change in changes.items()}
+
+
+def _spillover(
+    here: Divergences, model: OpenVLA, elsewhere: ProbeSet | None, temperature: float | None, batch_size: int
+) -> dict[str, float]:
+    if elsewhere is None:
+        return {}
+    where, settings = (elsewhere.images, elsewhere.input_ids, elsewhere.tokens), {"temperature": temperature}
+    tuned = action_log_probs(model, *where, **settings, batch_size=batch_size)
+    return {"spillover": float(divergence.reverse_kl(elsewhere.base_log_probs, tuned).mean() - here.reverse_kl.mean())}
 
 
 def _estimate(

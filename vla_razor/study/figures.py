@@ -23,6 +23,8 @@ from vla_razor.study.table import Result
 
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#333333")
 Colours = Mapping[str, str]
+MEASURES = {"forward_kl": "forward KL", "spillover": "spillover"}
+"""What a law may be of."""
 MANY = 500
 """Marks in a figure."""
 
@@ -63,21 +65,23 @@ def trade_off(
 
 
 def forgetting(path: Path, points: Sequence[Any], colours: Colours, fitted: FittedLaw | None = None) -> None:
-    """Prior success lost against forward KL, one curve for all methods (paper, Figure 3, middle); with `fitted`, its
-    forecast and the band that holds 90% of unseen runs.
+    """Prior success lost against forward KL, one curve for all methods (paper, Figure 3, middle); with `fitted`,
+    against its measure, with its forecast and the band that holds 90% of unseen runs.
     """
+    measure = fitted.measure if fitted else "forward_kl"
     with plots.figure(path, 1, 1, (6, 4.2)) as (axis,):
-        _scatter(axis, points, "forward_kl", "forgotten", colours)
+        _scatter(axis, points, measure, "forgotten", colours)
         if fitted:
-            at = np.linspace(0, fitted.reach, 200)
+            at = np.linspace(*fitted.reach, 200)
             found = [fitted.forecast(x) for x in at]
             axis.plot(at, [f.forgotten for f in found], color="black", linewidth=1, linestyle="--")
             axis.fill_between(
                 at, [f.low for f in found], [f.high for f in found], color="black", alpha=0.08, linewidth=0
             )
         else:
-            _fitted(axis, points, "forward_kl")
-        axis.set(title="Forgetting against forward KL", xlabel="forward KL (nats)", ylabel="prior success lost")
+            _fitted(axis, points, measure)
+        name = MEASURES[measure]
+        axis.set(title=f"Forgetting against {name}", xlabel=f"{name} (nats)", ylabel="prior success lost")
         _percent(axis, "y")
         axis.legend(fontsize=8)
 

@@ -15,7 +15,7 @@ from vla_razor.files import write_json
 from vla_razor.study import law
 from vla_razor.study.table import Result
 
-SCHEMA = 1
+SCHEMA = 2
 FILE = "law.json"
 
 
@@ -33,27 +33,31 @@ class Forecast(NamedTuple):
 class FittedLaw(NamedTuple):
     """Prior success lost as a polynomial in a measure on the probe set, and how far runs lie from it.
 
-    `reach` is the largest divergence among the runs, `below` and `above` the quantiles of truth minus forecast.
+    `reach` is from the smallest divergence among the runs and their base to the largest, `below` and `above` are the
+    quantiles of truth minus forecast.
     """
 
     domain: str
     measure: str
     coefficients: tuple[float, ...]
     r2: float
-    reach: float
+    reach: tuple[float, float]
     below: float
     above: float
     runs: int
 
     def forecast(self, divergence: float) -> Forecast:
         """At a divergence, in the measure's unit."""
+        low, high = self.reach
         expected = law.value(self.coefficients, divergence, self.reach)
-        return Forecast(expected, expected + self.below, expected + self.above, divergence <= self.reach)
+        return Forecast(expected, expected + self.below, expected + self.above, low <= divergence <= high)
 
 
 def fit(results: Sequence[Result], measure: str = "forward_kl") -> FittedLaw:
     """The law of these policies, all of one domain. Raises UserError where they are too few, or do not vary."""
     runs = {result.run for result in results}
+    if any(measure not in result.measures for result in results):
+        raise UserError(f"not every run has measured {measure}: there is no law of it.")
     interval = law.spread(results, measure)
     if interval is None:
         raise UserError(
@@ -62,7 +66,9 @@ def fit(results: Sequence[Result], measure: str = "forward_kl") -> FittedLaw:
         )
     x, lost = [r.measures[measure] for r in results], [r.forgotten for r in results]
     found = forgetting_law.fit(x, lost, [r.run for r in results], generator=np.random.default_rng(0))
-    return FittedLaw(results[0].domain, measure, found.coefficients, found.r2, max(x), *interval, len(runs))
+    return FittedLaw(
+        results[0].domain, measure, found.coefficients, found.r2, law.reach_of(results, measure), *interval, len(runs)
+    )
 
 
 def save(path: Path, fitted: FittedLaw) -> None:
@@ -81,7 +87,8 @@ def load(path: Path, domain: str) -> FittedLaw:
         if content["schema"] != SCHEMA:
             raise ValueError("another schema")
         fitted = FittedLaw(**{name: content[name] for name in FittedLaw._fields})
-        fitted = fitted._replace(coefficients=tuple(map(float, fitted.coefficients)))
+        low, high = map(float, fitted.reach)
+        fitted = fitted._replace(coefficients=tuple(map(float, fitted.coefficients)), reach=(low, high))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"law={path} cannot be read ({error}). vla-razor report RUNS writes one.") from error
     if fitted.domain != domain:
@@ -107,7 +114,10 @@ class Guard:
             raise UserError("forgetting_budget needs law=FILE, which vla-razor report RUNS writes.")
         if not config.probe_every:
             raise UserError("forgetting_budget is watched on the probe set: probe_every=0 never measures it.")
-        return cls(load(Path(config.law), domain), config.forgetting_budget)
+        fitted = load(Path(config.law), domain)
+        if fitted.measure == "spillover" and not config.other_instructions:
+            raise UserError(f"law={config.law} is of spillover, which other_instructions=[] never measures.")
+        return cls(fitted, config.forgetting_budget)
 
     def forecast(self, measured: Mapping[str, float]) -> Forecast:
         """What the training has probably forgotten, by what was measured on the probe set."""

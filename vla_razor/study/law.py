@@ -124,11 +124,17 @@ def validation(results: Sequence[Result], measure: str, held: Callable[[Result],
     return found
 
 
-def value(coefficients: Sequence[float], x: float, reach: float) -> float:
+def value(coefficients: Sequence[float], x: float, reach: tuple[float, float]) -> float:
     """The law at a divergence x. Beyond `reach`, where it was fitted to nothing, it goes on as it ends there: a
     polynomial would rise or fall without limit.
     """
-    return float(sum(c * min(x, reach) ** power for power, c in enumerate(coefficients)))
+    return float(np.polynomial.Polynomial(coefficients)(np.clip(x, *reach)))
+
+
+def reach_of(results: Sequence[Result], measure: str) -> tuple[float, float]:
+    """The least and the greatest of the results' divergences, with the base's, which is 0."""
+    values = [result.measures[measure] for result in results]
+    return min(0.0, *values), max(0.0, *values)
 
 
 def _split(results: Sequence[Result], held: Callable[[Result], Any]) -> list[tuple[list[Result], list[Result]]]:
@@ -138,7 +144,7 @@ def _split(results: Sequence[Result], held: Callable[[Result], Any]) -> list[tup
 
 def _errors(rest: Sequence[Result], own: Sequence[Result], measure: str) -> np.ndarray:
     """Truth minus forecast."""
-    coefficients, reach = _fitted(rest, measure), max(result.measures[measure] for result in rest)
+    coefficients, reach = _fitted(rest, measure), reach_of(rest, measure)
     return np.array([r.forgotten - value(coefficients, r.measures[measure], reach) for r in own])
 
 

@@ -14,7 +14,7 @@ from vla_razor.errors import UserError
 
 FILE = "results.parquet"
 FACTS = ("domain", "method", "seed", "run", "step", "learning_rate", "new", "prior", "status", "reason")
-MEASURES = ("forward_kl", "reverse_kl", "total_variation", "l2_distance", "sharpening", "displacement")
+MEASURES = ("forward_kl", "reverse_kl", "total_variation", "l2_distance", "sharpening", "displacement", "spillover")
 """Columns that say how far a policy moved; those that begin with weight_ or activation_ do too."""
 
 
