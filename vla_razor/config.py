@@ -92,7 +92,7 @@ _KEYS = {
     "max_examples eval_prompts examples staleness",
     _POSITIVE: "learning_rate gain_learning_rate eps max_grad_norm lora_alpha temperature lowest_rate highest_rate "
     "timeout",
-    _NUMBER: "weight_decay kl_coefficient margin",
+    _NUMBER: "weight_decay kl_coefficient spillover_coefficient margin",
     _CHANGES: "sft_runs rl_runs",
     _MAPPING: "cold_start slurm",
 }

@@ -20,6 +20,7 @@ from tests.recipes.support import (
     write_store,
 )
 from vla_razor import cli, config
+from vla_razor.errors import UserError
 from vla_razor.policies.openvla.policy import OpenVLAPolicy
 from vla_razor.recipes import sft
 from vla_razor.recipes.training import Base, Trainer
@@ -81,6 +82,45 @@ def test_a_penalty_holds_the_policy_back(demos: Path, policy: Path) -> None:
     free, held = losses
     assert held["token_accuracy"] <= free["token_accuracy"]
     assert held["forward_kl_of_batch"] < 0.5
+
+
+def test_a_penalty_on_spillover_is_the_forward_kl_under_another_instruction(demos: Path, policy: Path) -> None:
+    """A base that is hotter than the policy, whose one other instruction is known."""
+    words = [f"policy={policy}", "temperature=2", "other_instructions=[pick can,open top drawer]"]
+    settings = config.compose("sft", [*QUICK, *words, "spillover_coefficient=0.5"])
+    data = demonstrations.load(demos, settings.env)
+    acting, rows = OpenVLAPolicy(small_policy()), torch.arange(24)
+    tokens, base = acting.model.tokenize(data.actions), Base(acting.model, settings)
+    plain, penalised = (
+        sft.learn(
+            model := OpenVLAPolicy(small_policy()),
+            Trainer(model.model, settings, 5),
+            settings,
+            data,
+            tokens,
+            rows,
+            given,
+        )
+        for given in (None, base)
+    )
+    assert penalised["loss"] == pytest.approx(plain["loss"] + 0.5 * penalised["forward_kl_elsewhere"], rel=1e-4)
+    model, pixels = small_policy(), acting.model.processor.pixel_values(data.images[:24])
+    prompts = model.processor.prompt_ids(["open top drawer"] * 24)
+    penalties = sft.Penalties(OpenVLAPolicy(model), base, settings, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        penalties.of(pixels, model.processor.prompt_ids(["pick can"] * 24), tokens[:24])
+        draws = torch.Generator().manual_seed(0)
+        for _ in range(24):
+            torch.randint(1, (), generator=draws)
+        with base.model() as before:
+            chosen = before.sample_actions(pixels, prompts, 2.0, draws).tokens
+            hot = torch.log_softmax(before.action_logits(pixels, prompts, chosen) / 2, -1)
+        cold = torch.log_softmax(model.action_logits(pixels, prompts, chosen), -1)
+    expected = torch.nn.functional.kl_div(cold, hot, log_target=True, reduction="none").sum((1, 2)).mean()
+    assert penalties.means() == {"forward_kl_elsewhere": pytest.approx(expected.item(), rel=1e-4)}
+    settings.other_instructions = ["pick can"]
+    with pytest.raises(UserError, match="needs other_instructions"):
+        sft.learn(acting, Trainer(acting.model, settings, 5), settings, data, tokens, rows, base)
 
 
 def test_a_share_of_every_batch_is_replayed_and_an_epoch_is_still_one_of_the_new_task() -> None:

@@ -60,9 +60,7 @@ def run(config: DictConfig, run: Run) -> None:
                 for rows in batches(config, iteration, len(tokens)):
                     if scalars:
                         run.log(trainer.step, **scalars)
-                    scalars = sft.learn(
-                        policy, trainer, config, visited, tokens, rows, base if config.kl_coefficient else None
-                    )
+                    scalars = sft.learn(policy, trainer, config, visited, tokens, rows, base)
                 scalars |= rl.played(episodes, timing) | {"guidance": corrected.guidance}
                 if probe and training.is_due(iteration + 1, config.probe_every, config.iterations):
                     scalars |= training.measure(model, probe, trainer, guard)

@@ -7,13 +7,15 @@ vocabulary and with the end token.
 
 Where it departs from the paper: the normalisation gains have a learning rate of their own and the vision stacks stay as
 they are, so that SFT and REINFORCE train the same parameters in the same way. There is no penalty on KL(base || policy)
-at the demonstrated states unless `kl_coefficient` asks for one, and no replay unless `replay` does: demonstrations of
-the prior tasks, which take `replay_share` of every batch. An epoch is then still one of the new task's.
+at the demonstrated states unless `kl_coefficient` asks for one, none on it at the same images under the instructions of
+other tasks (what the policy would do there if it were asked to; none of these tasks is needed) unless
+`spillover_coefficient` does, and no replay unless `replay` does: demonstrations of the prior tasks, which take
+`replay_share` of every batch. An epoch is then still one of the new task's.
 """
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -59,7 +61,7 @@ def run(config: DictConfig, run: Run) -> None:
         while not trainer.done:
             rows = batch(config, trainer.step, count, len(tokens))
             with training.uninterrupted():
-                scalars = learn(policy, trainer, config, data, tokens, rows, base if config.kl_coefficient else None)
+                scalars = learn(policy, trainer, config, data, tokens, rows, base)
                 if probe and training.is_due(trainer.step, config.probe_every, trainer.total_steps):
                     scalars |= training.measure(model, probe, trainer, guard)
                 run.log(trainer.step, **scalars)
@@ -107,19 +109,19 @@ def learn(
     rows: Int[Tensor, " B"],
     base: Base | None = None,
 ) -> dict[str, float]:
-    """One update on the control steps `rows`, with a penalty on KL(base || policy) there if `base` is given. Returns
-    what is logged, that KL in nats an action among it.
+    """One update on the control steps `rows`, with the penalties on KL(base || policy) that `config` asks for if `base`
+    is given. Returns what is logged, these KLs in nats an action among it.
 
     Raises `RunFailed` where the loss is not finite.
     """
     begin = time.perf_counter()
     shifts = _shifts(len(rows), config.augmentation, training.generator(config.seed, trainer.step, 1))
     accuracy = Accuracy()
-    forward_kl: list[Tensor] = []
-    update = trainer.update(_shares(policy, config, data, tokens, rows, shifts, accuracy, base, forward_kl))
+    penalties = Penalties(policy, base, config, training.generator(config.seed, trainer.step, 3)) if base else None
+    update = trainer.update(_shares(policy, config, data, tokens, rows, shifts, accuracy, penalties))
     seconds = time.perf_counter() - begin
-    penalised = {"forward_kl_of_batch": float(torch.cat(forward_kl).mean())} if forward_kl else {}
-    return {**update._asdict(), **accuracy.means(), **penalised, "states_per_second": len(rows) / seconds}
+    paid = penalties.means() if penalties else {}
+    return {**update._asdict(), **accuracy.means(), **paid, "states_per_second": len(rows) / seconds}
 
 
 @dataclass
@@ -137,6 +139,55 @@ class Accuracy:
     def means(self) -> dict[str, float]:
         """Empty where nothing was counted: `loss=openvla` forms no logits over the action ids."""
         return {"token_accuracy": self.hits / self.tokens} if self.tokens else {}
+
+
+@dataclass
+class Penalties:
+    """KL(base || policy) in nats an action that is paid for: at the demonstrated states by `config.kl_coefficient`, at
+    their images under the instructions of other tasks, with the base's own actions there, by
+    `config.spillover_coefficient`.
+    """
+
+    policy: OpenVLAPolicy
+    base: Base
+    config: DictConfig
+    generator: torch.Generator
+    paid: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def of(
+        self, pixels: Float[Tensor, "B C H W"], prompts: Sequence[list[int]], tokens: Int[Tensor, "B A"]
+    ) -> Tensor | float:
+        """What they add to a micro-batch's loss."""
+        total: Tensor | float = 0.0
+        if self.config.kl_coefficient:
+            total += self.config.kl_coefficient * self._drift("forward_kl_of_batch", pixels, prompts, tokens)
+        if weight := self.config.get("spillover_coefficient", 0.0):  # runs begun before there was such a key
+            others = [self._another(prompt) for prompt in prompts]
+            with self.base.model() as before:
+                chosen = before.sample_actions(pixels, others, before.config.temperature, self.generator).tokens
+            total += weight * self._drift("forward_kl_elsewhere", pixels, others, chosen)
+        return total
+
+    def means(self) -> dict[str, float]:
+        """Over the batch; empty without penalties."""
+        return {name: float(torch.cat(parts).mean()) for name, parts in self.paid.items()}
+
+    def _drift(
+        self, name: str, pixels: Float[Tensor, "B C H W"], prompts: Sequence[list[int]], tokens: Int[Tensor, "B A"]
+    ) -> Float[Tensor, ""]:
+        with self.base.model() as before, torch.no_grad():
+            log_base = training.log_distribution(before, pixels, prompts, tokens)
+        log_policy = training.log_distribution(self.policy.model, pixels, prompts, tokens)
+        divergences = divergence.forward_kl(log_base, log_policy).sum(-1)
+        self.paid.setdefault(name, []).append(divergences.detach())
+        return divergences.mean()
+
+    def _another(self, prompt: list[int]) -> list[int]:
+        """One of the other instructions' prompts, drawn."""
+        others = [one for one in self.policy.prompt_ids(list(self.config.other_instructions)) if one != prompt]
+        if not others:
+            raise UserError("spillover_coefficient needs other_instructions: those of other tasks.")
+        return others[int(torch.randint(len(others), (), generator=self.generator))]
 
 
 def shifted(images: np.ndarray, shifts: Int[Tensor, "B 2"]) -> np.ndarray:
@@ -159,14 +210,9 @@ def _shares(
     rows: Int[Tensor, " B"],
     shifts: Int[Tensor, "B 2"],
     accuracy: Accuracy,
-    base: Base | None,
-    forward_kl: list[Tensor],
+    penalties: Penalties | None,
 ) -> Iterator[Tensor]:
-    """Each micro-batch's part of the loss; the parts add up to the mean over the batch.
-
-    With `base`, KL(base || policy) of every state's action goes into `forward_kl` and, times its coefficient, into the
-    loss.
-    """
+    """Each micro-batch's part of the loss; the parts add up to the mean over the batch."""
     model = policy.model
     for part, moves in zip(rows.split(config.micro_batch_size), shifts.split(config.micro_batch_size), strict=True):
         pixels = model.processor.pixel_values(shifted(data.images[part.numpy()], moves)).to(model.device)
@@ -179,13 +225,8 @@ def _shares(
             chosen = targets - model.config.first_action_id
             loss = losses.cross_entropy(logits, chosen)
             accuracy.add(logits.detach(), chosen)
-        if base is not None:
-            with base.model() as before, torch.no_grad():
-                log_base = training.log_distribution(before, pixels, prompts, targets)
-            log_policy = training.log_distribution(model, pixels, prompts, targets)
-            divergences = divergence.forward_kl(log_base, log_policy).sum(-1)
-            forward_kl.append(divergences.detach())
-            loss = loss + config.kl_coefficient * divergences.mean()
+        if penalties:
+            loss = loss + penalties.of(pixels, prompts, targets)
         yield loss * (len(part) / len(rows))
 
 

@@ -43,7 +43,7 @@ METHODS = {
     "distill": ("distill", {}),
 }
 """The verb of each, and which collections it learns from: the verb's key and the name of the folder."""
-VARIANTS = ("kl_coefficient", "lora_rank", "replay_share", "staleness")
+VARIANTS = ("kl_coefficient", "spillover_coefficient", "lora_rank", "replay_share", "staleness")
 """Settings that make a method another one in the table."""
 
 
