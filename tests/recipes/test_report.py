@@ -44,7 +44,7 @@ def finished(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactor
 
 @pytest.mark.slow
 def test_what_a_report_leaves(finished: Path) -> None:
-    figures = {"1_trade_off", "2_law", "3_predictors", "4_prior_tasks"}
+    figures = {"1_trade_off", "2_law", "3_predictors", "4_prior_tasks", "5_learning_curves"}
     for domain in ("robot", "language"):
         drawn = {path.name for path in (finished / "plots" / domain).iterdir()}
         assert drawn == {f"{name}.{kind}" for name in figures for kind in ("png", "svg")}

@@ -14,9 +14,10 @@ from vla_razor import cli
 from vla_razor.config import compose
 from vla_razor.errors import UserError
 from vla_razor.policies.load import TINY
-from vla_razor.recipes import launchers, sweep
+from vla_razor.recipes import launchers, results, sweep
 from vla_razor.rollouts import demonstrations
 from vla_razor.runs import read_config
+from vla_razor.videos import read_film
 
 SMALL = [
     *("prior=open_top_drawer", "num_envs=4", "num_workers=1", "device=cpu", "logger=none"),
@@ -153,6 +154,10 @@ def test_what_a_sweep_leaves(finished: Path) -> None:
     assert 0 < halfway["forward_kl"] < moved["forward_kl"]
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["runs"] == 3 and set(summary["failed"]) == {"sft_own_2_seed0"}
+    frames = read_film(finished / "videos" / "side_by_side.mp4")
+    assert len(frames) > 3 and frames[0].shape[1] == 5 * frames[0].shape[0] - 5 * results.TITLE, (
+        "base, methods, between"
+    )
     runs = {"sft_own_1_seed0", "sft_own_2_seed0", "rl_seed0"}
     assert {path.stem for path in (finished / "logs").iterdir()} == runs
 

@@ -20,15 +20,15 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from vla_razor import plots
 from vla_razor.errors import RunFailed, UserError, nearest
 from vla_razor.files import atomic_write
 from vla_razor.recipes import comparison, evaluate, results
-from vla_razor.recipes.comparison import Column, Outcome, Training
+from vla_razor.recipes.comparison import Outcome, Training
 from vla_razor.recipes.stages import stage
 from vla_razor.recipes.training import NotFinite
 from vla_razor.rollouts.starts import parse_grid
 from vla_razor.runs import Run
+from vla_razor.study.table import FILM
 
 EVALUATION_SEED = 0
 
@@ -81,7 +81,9 @@ def present(
     atomic_write(out / "table.txt", comparison.as_text(table).encode())
     results.write_rows(out, outcomes, failures)
     results.draw(out / "plots", outcomes, columns, trainings, _episodes(config.rl))
-    results.film(out / "videos" / "side_by_side.mp4", _films(config, out, columns), evaluate.FPS)
+    new = out / f"new{_suffix(config, config.seeds[0])}"
+    films = results.films_of(columns, lambda _: new, config.env.tasks[0], config.videos)
+    results.film(out / FILM, films, evaluate.FPS)
     console.print(f"figures in {out / 'plots'}, film in {out / 'videos'}, rows in results.parquet", highlight=False)
     return {
         "policies": {column.name: column.entry(_states(trainings)) for column in columns},
@@ -114,18 +116,6 @@ def _check(settings: DictConfig, method: str, changes: Mapping[str, Any]) -> Non
     save, probe = ({**settings, **changes}[key] for key in ("save_every", "probe_every"))
     if not probe or save % probe:
         raise UserError(f"{method}: probe_every={probe} must divide save_every={save}: every checkpoint is measured.")
-
-
-def _films(config: DictConfig, out: Path, columns: Sequence[Column]) -> dict[str, list[Path]]:
-    """The films of the base and of the first run of each method, of the same starts of the new task."""
-    firsts = {column.members[0].method: column.members[0] for column in reversed(columns)}
-    folder = out / f"new{_suffix(config, config.seeds[0])}"
-    task = config.env.tasks[0]
-    return {
-        plots.NAMES[method]: [evaluate.film_path(folder, firsts[method].policy, task, n) for n in range(config.videos)]
-        for method in ("base", "sft", "rl")
-        if method in firsts
-    }
 
 
 def _states(trainings: Sequence[Training]) -> int:

@@ -29,7 +29,6 @@ from vla_razor.study import figures, forecast, law, table
 from vla_razor.study.forecast import FittedLaw
 from vla_razor.study.table import Result, Study
 
-FILM = Path("videos") / "side_by_side.mp4"
 LARGEST_FILM = 8 << 20
 """Bytes; a longer film is not put into the page."""
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -40,7 +39,8 @@ CAPTIONS = {
     "2_law": "Prior success lost against what the law is of, all methods together. The line is the law; 90% of unseen "
     "runs lie within the band.",
     "3_predictors": "Prior success lost against every measure.",
-    "4_prior_tasks": "Each prior task, at the end of each run.",
+    "4_prior_tasks": "Each prior task, at the end of each run; a method's mean with its 95% interval over runs.",
+    "5_learning_curves": "Success as training went on, from the base on: a line a run.",
 }
 
 
@@ -60,7 +60,7 @@ def run(config: DictConfig, run: Run) -> None:
     laws = {domain: part["law"] for domain, part in parts.items() if part["law"]}
     for domain, fitted in laws.items():
         forecast.save(run.path / (forecast.FILE if len(laws) == 1 else f"law_{domain}.json"), fitted)
-    films = [_film(folder) for folder in folders if (folder / FILM).is_file()]
+    films = [_film(folder) for folder in folders if (folder / table.FILM).is_file()]
     page = Environment(autoescape=True).from_string(PAGE.read_text())
     text = page.render(
         captions=CAPTIONS,
@@ -95,6 +95,7 @@ def _part(study: Study, domain: str, measure: str, folder: Path) -> dict[str, An
     for result in sorted(results, key=lambda result: result.method):
         groups.setdefault(_group(result, names), []).append(result)
     _draw(folder, groups, bases, fitted, list(predictors))
+    figures.learning_curves(folder / "5_learning_curves", results, figures.colours_of(results), study.bases_of(domain))
     return {
         "results": results,
         "bases": bases,
@@ -201,5 +202,5 @@ def _summary(part: dict[str, Any]) -> dict[str, Any]:
 
 def _film(folder: Path) -> str | None:
     """As a data address, so that the page asks nobody for anything."""
-    content = (folder / FILM).read_bytes()
+    content = (folder / table.FILM).read_bytes()
     return None if len(content) > LARGEST_FILM else f"data:video/mp4;base64,{base64.b64encode(content).decode()}"

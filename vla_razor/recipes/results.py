@@ -1,6 +1,6 @@
 """What a demo leaves for further study: the results table, figures, a film, and what predicts forgetting."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from vla_razor import plots
 from vla_razor.files import atomic_write
 from vla_razor.plots import Bars, Curve, Point
 from vla_razor.recipes.comparison import READING, Column, Outcome, Training, change
+from vla_razor.recipes.evaluate import film_path
 from vla_razor.statistics import Difference, Rate
 from vla_razor.study import law, table
 from vla_razor.videos import read_film, write_film
@@ -93,6 +94,22 @@ def draw(
     plots.success_against_kl(folder / "success_against_kl.png", points)
     plots.retention_bars(folder / "retention.png", bars)
     plots.forgetting(folder / "forgetting.png", points[1:])
+
+
+def films_of(
+    columns: Sequence[Column], evaluation: Callable[[Outcome], Path], task: str, count: int
+) -> dict[str, list[Path]]:
+    """The films of `count` starts of a task: the base's and those of each method's first run, by name in figures.
+
+    `evaluation` is the run folder that a policy was evaluated in.
+    """
+    firsts: dict[str, Outcome] = {}
+    for column in columns:
+        firsts.setdefault(column.members[0].method, column.members[0])
+    return {
+        plots.NAMES.get(method, method): [film_path(evaluation(one), one.policy, task, n) for n in range(count)]
+        for method, one in firsts.items()
+    }
 
 
 def film(path: Path, parts: Mapping[str, Sequence[Path]], fps: float) -> None:

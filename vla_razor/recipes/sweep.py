@@ -29,10 +29,11 @@ from rich.console import Console
 from vla_razor.config import scenes
 from vla_razor.errors import UserError
 from vla_razor.files import atomic_write
-from vla_razor.recipes import axes, comparison, interpolate, launchers, results
+from vla_razor.recipes import axes, comparison, evaluate, interpolate, launchers, results
 from vla_razor.recipes.comparison import Outcome, Training
 from vla_razor.recipes.stages import stage
 from vla_razor.runs import Run, read_config
+from vla_razor.study.table import FILM
 
 EVALUATION_SEED = 0
 METHODS = {
@@ -65,6 +66,10 @@ def run(config: DictConfig, run: Run) -> None:
     table = comparison.table(columns)
     console.print(table)
     atomic_write(out / "table.txt", comparison.as_text(table).encode())
+    films = results.films_of(
+        columns, lambda one: out / f"{one.run}_new", config.env.tasks[0], config.get("videos", 0)
+    )  # sweeps begun before there was such a key film nothing
+    results.film(out / FILM, films, evaluate.FPS)
     console.print(f"rows in {out / 'results.parquet'}; read them with: vla-razor report {run.path}", highlight=False)
     failed = {training.folder.name: reason for training, reason in failures.items()}
     run.finish({"runs": len(trainings), "failed": failed, "predictors": results.predictors(out)})
@@ -118,7 +123,8 @@ def _evaluate(console: Console, config: DictConfig, folder: Path, kind: str, pol
     """Of policies, from the starts that all of the sweep share."""
     first, *others = policies
     settings: dict[str, Any] = {"policy": first, "against": ",".join(others) or None, "seed": EVALUATION_SEED}
-    settings |= {"episodes": config[f"{kind}_episodes"]} | ({"env": config.prior} if kind == "prior" else {})
+    settings |= {"episodes": config[f"{kind}_episodes"]}
+    settings |= {"env": config.prior} if kind == "prior" else {"videos": config.get("videos", 0)}
     stage(console, config, folder, "eval", **settings)
 
 

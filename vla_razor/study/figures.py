@@ -17,6 +17,7 @@ from matplotlib.ticker import PercentFormatter
 
 from vla_razor import plots
 from vla_razor.core import forgetting_law, pareto
+from vla_razor.statistics import mean_with_interval
 from vla_razor.study.forecast import FittedLaw
 from vla_razor.study.law import fittable
 from vla_razor.study.table import Result
@@ -122,12 +123,36 @@ def prior_tasks(path: Path, results: Sequence[Result], colours: Colours) -> None
             for place, task in enumerate(tasks):
                 values = [result.priors[task] for result in own]
                 axis.plot([place + offset] * len(values), values, "o", color=colours[method], alpha=0.5, markersize=4)
-                axis.plot([place + offset - 0.1, place + offset + 0.1], [np.mean(values)] * 2, color=colours[method])
+                mean, low, high = mean_with_interval([values])
+                axis.plot([place + offset - 0.1, place + offset + 0.1], [mean] * 2, color=colours[method])
+                axis.vlines(place + offset, low, high, color=colours[method], linewidth=1)
             axis.plot([], [], "o", color=colours[method], label=method)
         axis.set_xticks(range(len(tasks)), [task.replace("_", " ") for task in tasks], rotation=20, ha="right")
         axis.set(title="Prior tasks, run by run", ylabel="success")
         _percent(axis, "y")
         axis.legend(fontsize=8)
+
+
+def learning_curves(
+    path: Path, results: Sequence[Result], colours: Colours, bases: Mapping[str, tuple[float, float]]
+) -> None:
+    """New- and prior-task success at each run's checkpoints, from its base on, whose [new, prior] is given by model."""
+    runs: dict[str, list[Result]] = {}
+    for result in sorted(results, key=lambda result: result.step):
+        runs.setdefault(result.run, []).append(result)
+    with plots.figure(path, 1, 2, (10, 3.8)) as axes:
+        for place, (axis, what) in enumerate(zip(axes, ("new", "prior"), strict=True)):
+            for own in runs.values():
+                done = [0.0, *(result.step / own[-1].step for result in own)]
+                success = [bases[own[0].model][place], *(getattr(result, what) for result in own)]
+                axis.plot(
+                    done, success, color=colours[own[0].method], alpha=0.5, linewidth=1, rasterized=len(runs) > MANY
+                )
+            axis.set(title=f"The {what} task{'s' * place}", xlabel="share of the training", ylabel="success")
+            _percent(axis, "xy")
+        for method in dict.fromkeys(result.method for result in results):
+            axes[0].plot([], [], color=colours[method], label=method)
+        axes[0].legend(fontsize=7)
 
 
 def plasticity(path: Path, learned: Sequence[Any], task: str) -> None:

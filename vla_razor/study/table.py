@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from vla_razor.errors import UserError
 
 FILE = "results.parquet"
+FILM = Path("videos") / "side_by_side.mp4"
 FACTS = ("domain", "method", "seed", "run", "step", "learning_rate", "new", "prior", "status", "reason")
 MEASURES = ("forward_kl", "reverse_kl", "total_variation", "l2_distance", "sharpening", "displacement", "spillover")
 """Columns that say how far a policy moved; those that begin with weight_ or activation_ do too."""
