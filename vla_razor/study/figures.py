@@ -125,7 +125,7 @@ def prior_tasks(path: Path, results: Sequence[Result], colours: Colours) -> None
                 axis.plot([place + offset] * len(values), values, "o", color=colours[method], alpha=0.5, markersize=4)
                 mean, low, high = mean_with_interval([values])
                 axis.plot([place + offset - 0.1, place + offset + 0.1], [mean] * 2, color=colours[method])
-                axis.vlines(place + offset, low, high, color=colours[method], linewidth=1)
+                axis.vlines(place + offset, max(0, low), min(1, high), color=colours[method], linewidth=1)
             axis.plot([], [], "o", color=colours[method], label=method)
         axis.set_xticks(range(len(tasks)), [task.replace("_", " ") for task in tasks], rotation=20, ha="right")
         axis.set(title="Prior tasks, run by run", ylabel="success")
