@@ -40,7 +40,7 @@ CAPTIONS = {
     "runs lie within the band.",
     "3_predictors": "Prior success lost against every measure.",
     "4_prior_tasks": "Each prior task, at the end of each run; a method's mean with its 95% interval over runs.",
-    "5_learning_curves": "Success as training went on, from the base on: a line a run.",
+    "5_learning_curves": "Success as training went on, from the base on: each method's mean, and a thin line a run.",
 }
 
 

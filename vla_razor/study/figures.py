@@ -33,7 +33,7 @@ MANY = 500
 def colours_of(points: Sequence[Any]) -> dict[str, str]:
     """A colour for each method: the project's own, else the next of the palette."""
     names = sorted({point.method for point in points})
-    many = [to_hex(colour) for colour in colormaps["tab20"](range(20))]
+    many = [to_hex(colour) for colour in colormaps["tab20"](range(4, 20))]
     free = [colour for colour in (*PALETTE, *many) if colour not in plots.COLOURS.values()]
     return {name: plots.COLOURS.get(name, free[index % len(free)]) for index, name in enumerate(names)}
 
@@ -136,22 +136,26 @@ def prior_tasks(path: Path, results: Sequence[Result], colours: Colours) -> None
 def learning_curves(
     path: Path, results: Sequence[Result], colours: Colours, bases: Mapping[str, tuple[float, float]]
 ) -> None:
-    """New- and prior-task success at each run's checkpoints, from its base on, whose [new, prior] is given by model."""
+    """New- and prior-task success at each run's checkpoints, from its base on, whose [new, prior] is given by model: a
+    thin line a run, and each method's mean.
+    """
     runs: dict[str, list[Result]] = {}
     for result in sorted(results, key=lambda result: result.step):
         runs.setdefault(result.run, []).append(result)
+    share = np.linspace(0, 1, 101)
     with plots.figure(path, 1, 2, (10, 3.8)) as axes:
         for place, (axis, what) in enumerate(zip(axes, ("new", "prior"), strict=True)):
+            means: dict[str, list[np.ndarray]] = {}
             for own in runs.values():
                 done = [0.0, *(result.step / own[-1].step for result in own)]
                 success = [bases[own[0].model][place], *(getattr(result, what) for result in own)]
-                axis.plot(
-                    done, success, color=colours[own[0].method], alpha=0.5, linewidth=1, rasterized=len(runs) > MANY
-                )
+                colour = colours[own[0].method]
+                axis.plot(done, success, color=colour, alpha=0.25, linewidth=0.8, rasterized=len(runs) > MANY)
+                means.setdefault(own[0].method, []).append(np.interp(share, done, success))
+            for method, curves in means.items():
+                axis.plot(share, np.mean(curves, 0), color=colours[method], label=method)
             axis.set(title=f"The {what} task{'s' * place}", xlabel="share of the training", ylabel="success")
             _percent(axis, "xy")
-        for method in dict.fromkeys(result.method for result in results):
-            axes[0].plot([], [], color=colours[method], label=method)
         axes[0].legend(fontsize=7)
 
 
