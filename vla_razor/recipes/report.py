@@ -94,8 +94,7 @@ def _part(study: Study, domain: str, measure: str, folder: Path) -> dict[str, An
     groups: dict[str, list[Result]] = {}
     for result in sorted(results, key=lambda result: result.method):
         groups.setdefault(_group(result, names), []).append(result)
-    _draw(folder, groups, bases, fitted, list(predictors))
-    figures.learning_curves(folder / "5_learning_curves", results, figures.colours_of(results), study.bases_of(domain))
+    _draw(folder, groups, names, bases, fitted, list(predictors))
     return {
         "results": results,
         "bases": bases,
@@ -140,6 +139,7 @@ def _validation(
 def _draw(
     folder: Path,
     groups: Mapping[str, Sequence[Result]],
+    names: Mapping[str, str],
     bases: Mapping[str, tuple[float, float]],
     fitted: FittedLaw | None,
     measures: Sequence[str],
@@ -152,6 +152,8 @@ def _draw(
         figures.predictors(folder / "3_predictors", results, measures, colours)
     if results[0].priors:
         figures.prior_tasks(folder / "4_prior_tasks", results, colours)
+    starts = {model: bases[name] for model, name in names.items()}
+    figures.learning_curves(folder / "5_learning_curves", results, colours, starts)
 
 
 def _show(console: Console, domain: str, part: dict[str, Any]) -> None:

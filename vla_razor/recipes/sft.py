@@ -162,7 +162,7 @@ class Penalties:
         if self.config.kl_coefficient:
             total += self.config.kl_coefficient * self._drift("forward_kl_of_batch", pixels, prompts, tokens)
         if weight := self.config.get("spillover_coefficient", 0.0):  # runs begun before there was such a key
-            others = [self._another(prompt) for prompt in prompts]
+            others = self._others(prompts)
             with self.base.model() as before:
                 chosen = before.sample_actions(pixels, others, before.config.temperature, self.generator).tokens
             total += weight * self._drift("forward_kl_elsewhere", pixels, others, chosen)
@@ -182,12 +182,13 @@ class Penalties:
         self.paid.setdefault(name, []).append(divergences.detach())
         return divergences.mean()
 
-    def _another(self, prompt: list[int]) -> list[int]:
-        """One of the other instructions' prompts, drawn."""
-        others = [one for one in self.policy.prompt_ids(list(self.config.other_instructions)) if one != prompt]
-        if not others:
+    def _others(self, prompts: Sequence[list[int]]) -> list[list[int]]:
+        """For each prompt one of the other instructions', drawn."""
+        known = self.policy.prompt_ids(list(self.config.other_instructions))
+        choices = [[one for one in known if one != prompt] for prompt in prompts]
+        if not all(choices):
             raise UserError("spillover_coefficient needs other_instructions: those of other tasks.")
-        return others[int(torch.randint(len(others), (), generator=self.generator))]
+        return [others[int(torch.randint(len(others), (), generator=self.generator))] for others in choices]
 
 
 def shifted(images: np.ndarray, shifts: Int[Tensor, "B 2"]) -> np.ndarray:

@@ -30,7 +30,6 @@ from torch import Tensor
 
 from vla_razor.config import robot_in
 from vla_razor.core import divergence, similarity
-from vla_razor.core.divergence import Divergences
 from vla_razor.errors import RunFailed, UserError
 from vla_razor.files import atomic_folder, cache_root, full_disk_reported, write_json
 from vla_razor.policies.openvla import OpenVLA
@@ -189,8 +188,8 @@ def under(base: OpenVLA, probe: ProbeSet, instructions: Sequence[str], batch_siz
         for rows in (slice(start, start + batch_size) for start in range(0, len(probe), batch_size))
     ]
     tokens = torch.cat(chosen).long().cpu()
-    log_probs, hidden = action_outputs(base, probe.images, input_ids, tokens)
-    return ProbeSet(probe.images, input_ids, tokens, log_probs, probe.time, probe.origin, hidden)
+    log_probs = action_log_probs(base, probe.images, input_ids, tokens)
+    return ProbeSet(probe.images, input_ids, tokens, log_probs, probe.time, probe.origin)
 
 
 def action_log_probs(
@@ -276,7 +275,7 @@ def measure(
         "l2_distance": float(apart.l2_distance.mean()),
         "entropy": float(-torch.xlogy(tuned.exp(), tuned.exp()).sum(-1).double().mean()),
         **_activation_changes(probe.base_hidden, hidden),
-        **_spillover(apart, model, probe.elsewhere, temperature, batch_size),
+        **_spillover(apart.reverse_kl, model, probe.elsewhere, temperature, batch_size),
         "k1": _estimate(divergence.k1, base, tuned, chosen),
         "k3": _estimate(divergence.k3, base, tuned, chosen),
         "by_position": forward.mean(0).tolist(),
@@ -354,13 +353,13 @@ def _activation_changes(base: Tensor | None, tuned: Tensor) -> dict[str, float]:
 
 
 def _spillover(
-    here: Divergences, model: OpenVLA, elsewhere: ProbeSet | None, temperature: float | None, batch_size: int
+    here: Float[Tensor, "N A"], model: OpenVLA, elsewhere: ProbeSet | None, temperature: float | None, batch_size: int
 ) -> dict[str, float]:
     if elsewhere is None:
         return {}
     where, settings = (elsewhere.images, elsewhere.input_ids, elsewhere.tokens), {"temperature": temperature}
     tuned = action_log_probs(model, *where, **settings, batch_size=batch_size)
-    return {"spillover": float(divergence.reverse_kl(elsewhere.base_log_probs, tuned).mean() - here.reverse_kl.mean())}
+    return {"spillover": float(divergence.reverse_kl(elsewhere.base_log_probs, tuned).mean() - here.mean())}
 
 
 def _estimate(

@@ -13,7 +13,7 @@ from vla_razor.core import forgetting_law
 from vla_razor.errors import UserError
 from vla_razor.files import write_json
 from vla_razor.study import law
-from vla_razor.study.table import Result
+from vla_razor.study.table import Result, measures_of
 
 SCHEMA = 2
 FILE = "law.json"
@@ -56,7 +56,7 @@ class FittedLaw(NamedTuple):
 def fit(results: Sequence[Result], measure: str = "forward_kl") -> FittedLaw:
     """The law of these policies, all of one domain. Raises UserError where they are too few, or do not vary."""
     runs = {result.run for result in results}
-    if any(measure not in result.measures for result in results):
+    if measure not in measures_of(results):
         raise UserError(f"not every run has measured {measure}: there is no law of it.")
     interval = law.spread(results, measure)
     if interval is None:
