@@ -304,6 +304,14 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
         Run.resume(tmp_path / "nowhere")
 
 
+def test_a_run_begun_before_there_was_a_setting_goes_on_as_it_was(out: Path) -> None:
+    trained(out)
+    with Run.resume(out) as run:
+        assert run.config.spillover_coefficient == 0
+        assert run.config.learning_rate == CONFIG.learning_rate
+        assert "interpolated" not in run.config, "a sweep's"
+
+
 @pytest.mark.parametrize("content", [b"a: [1", b"\xff\xfe\x00", b"just a text", b"- 1", b"seed: 1", b""])
 def test_a_corrupted_config(out: Path, content: bytes) -> None:
     trained(out)

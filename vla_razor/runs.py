@@ -23,7 +23,7 @@ from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from filelock import BaseFileLock, FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
@@ -35,6 +35,13 @@ from vla_razor.trackers import Tracker, make_tracker
 from vla_razor_envs import assets
 
 SCHEMA = 1
+LATER: dict[str, dict[str, Any]] = {
+    "rl": {"other_instructions": []},
+    "sft": {"other_instructions": [], "spillover_coefficient": 0.0},
+    "distill": {"other_instructions": [], "spillover_coefficient": 0.0},
+    "sweep": {"interpolated": [], "videos": 0},
+}
+"""By verb: settings that runs begun before there were such keys lack, and what they were then."""
 PACKAGES = ("torch", "transformers", "timm", "peft", "trl", "lm_eval", "mani_skill", "sapien", "gymnasium", "numpy")
 
 
@@ -302,9 +309,10 @@ def _refuse_used(path: Path) -> None:
 
 
 def _settings(config: Any) -> DictConfig:
-    """Closed: reading a key that is not there is an error, not None."""
-    OmegaConf.set_struct(config, True)
-    return config
+    """Closed: reading a key that is not there is an error, not None. What a run begun earlier lacks is filled in."""
+    settings = OmegaConf.merge(LATER.get(config.verb, {}), config)
+    OmegaConf.set_struct(settings, True)
+    return cast(DictConfig, settings)
 
 
 def _read_state(path: Path) -> dict[str, Any]:

@@ -5,16 +5,19 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from tests.recipes.support import peak_of
+from tests.recipes.support import peak_of, small_policy
 from vla_razor import cli
 from vla_razor.config import compose
 from vla_razor.policies.openvla import OpenVLA
+from vla_razor.policies.openvla.policy import OpenVLAPolicy
 from vla_razor.policies.openvla.tiny import make_tiny
-from vla_razor.recipes import plan, training
+from vla_razor.recipes import plan, sft, training
 from vla_razor.recipes.footprint import OVERHEAD
 from vla_razor.recipes.plan import PolicyFootprint
+from vla_razor.rollouts import demonstrations
 
 SIZES: dict[str, Any] = {
     "tiny": {"hidden": 128, "layers": 3, "heads": 4, "intermediate": 320},
@@ -51,6 +54,19 @@ def test_the_memory_of_an_update_is_what_is_measured(tmp_path: Path, size: str, 
     optimizer.step()
     moments = [v for state in optimizer.state.values() for v in state.values() if v.numel() > 1]
     assert planned.optimizer == pytest.approx(sum(v.numel() * v.element_size() for v in moments), rel=0.01)
+
+
+@pytest.mark.parametrize("given", ["kl_coefficient=0.1", "spillover_coefficient=0.1"])
+def test_the_operations_of_a_penalty_are_what_is_measured(demos: Path, policy: Path, given: str) -> None:
+    config = compose("sft", [f"policy={policy}", "train_vision=true", "lora_rank=4", "device=cpu", given])
+    acting, data = OpenVLAPolicy(small_policy()), demonstrations.load(demos, config.env)
+    acting.model.add_lora(4, generator=torch.Generator().manual_seed(0))
+    base, rows = training.Base(acting.model, config), torch.arange(16)
+    tokens, trainer = acting.model.tokenize(data.actions), training.Trainer(acting.model, config, 2)
+    with FlopCounterMode(display=False) as counter:
+        sft.learn(acting, trainer, config, data, tokens, rows, base)
+    planned = plan.learning_flop(config, plan.footprint(plan.model_of(config), config))
+    assert planned == pytest.approx(counter.get_total_flops() / len(rows), rel=0.1)
 
 
 @pytest.fixture(scope="module")

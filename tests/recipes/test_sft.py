@@ -108,7 +108,7 @@ def test_a_penalty_on_spillover_is_the_forward_kl_under_another_instruction(demo
     prompts = model.processor.prompt_ids(["open top drawer"] * 24)
     penalties = sft.Penalties(OpenVLAPolicy(model), base, settings, torch.Generator().manual_seed(0))
     with torch.no_grad():
-        penalties.of(pixels, model.processor.prompt_ids(["pick can"] * 24), tokens[:24])
+        list(penalties.of(pixels, model.processor.prompt_ids(["pick can"] * 24), tokens[:24]))
         draws = torch.Generator().manual_seed(0)
         for _ in range(24):
             torch.randint(1, (), generator=draws)

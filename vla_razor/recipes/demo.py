@@ -22,7 +22,7 @@ from rich.console import Console
 
 from vla_razor.errors import RunFailed, UserError, nearest
 from vla_razor.files import atomic_write
-from vla_razor.recipes import comparison, evaluate, results
+from vla_razor.recipes import comparison, results
 from vla_razor.recipes.comparison import Outcome, Training
 from vla_razor.recipes.stages import stage
 from vla_razor.recipes.training import NotFinite
@@ -82,8 +82,7 @@ def present(
     results.write_rows(out, outcomes, failures)
     results.draw(out / "plots", outcomes, columns, trainings, _episodes(config.rl))
     new = out / f"new{_suffix(config, config.seeds[0])}"
-    films = results.films_of(columns, lambda _: new, config.env.tasks[0], config.videos)
-    results.film(out / FILM, films, evaluate.FPS)
+    results.film(out / FILM, columns, lambda _: new, config.env.tasks[0], config.videos)
     console.print(f"figures in {out / 'plots'}, film in {out / 'videos'}, rows in results.parquet", highlight=False)
     return {
         "policies": {column.name: column.entry(_states(trainings)) for column in columns},

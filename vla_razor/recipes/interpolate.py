@@ -56,7 +56,7 @@ def measured(config: DictConfig, tuned: Path, folder: Path, share: float, probed
             model.merge_lora()
         model = between(base, model, share)
         settings = {key: config[key] for key in ("unnorm_key", "num_envs", "num_workers")}
-        settings |= {"states": probed.probe_states, "other_instructions": probed.get("other_instructions", [])}
+        settings |= {"states": probed.probe_states, "other_instructions": probed.other_instructions}
         probe = probe_set.obtain(base, config.env, **settings)
         step = int(tuned.name.removeprefix("step_"))
         run.log(step, **training.probe_scalars(probe_set.measure(model, probe)))

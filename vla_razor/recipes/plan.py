@@ -61,12 +61,13 @@ KNOWN: dict[str, dict[str, Any]] = {
 @dataclass(frozen=True)
 class PolicyFootprint(Footprint):
     """Of a policy: `rollout` is what a decision holds at its height, its cache among it, by environments; `cache` that
-    of one alone. A state is one image, prompt and action.
+    of one alone, `forward_flop` what the forward passes of an update take. A state is one image, prompt and action.
     """
 
     rollout: Line
     cache: float
     decision_flop: float
+    forward_flop: float
     tokens: int
 
 
@@ -103,6 +104,7 @@ def footprint(model: OpenVLA, config: DictConfig) -> PolicyFootprint:
         rollout=Line.through(few, many),
         cache=_cache_bytes(model),
         decision_flop=decision,
+        forward_flop=_forward(model),
         tokens=_tokens(model) + _action_tokens(model),
     )
 
@@ -137,14 +139,19 @@ def _described(policy: str) -> tuple[dict[str, Any], Processor | None]:
 
 def _update(model: OpenVLA, batch: int) -> tuple[float, float]:
     """Peak bytes beside weights and gradients, and FLOP a state, of one micro-batch forward and backward."""
-
-    def update() -> None:
-        tokens = torch.zeros(batch, _action_tokens(model), dtype=torch.long)
-        logits = model.action_logits(_pixels(model, batch), _prompts(model, batch), tokens)
-        torch.log_softmax(logits, -1).sum().backward()
-
-    peak, flop = measured(model, update)
+    peak, flop = measured(model, lambda: torch.log_softmax(_logits(model, batch), -1).sum().backward())
     return peak, flop / batch
+
+
+@torch.no_grad()
+def _forward(model: OpenVLA) -> float:
+    """FLOP of one state's forward pass."""
+    return measured(model, lambda: _logits(model, 1))[1]
+
+
+def _logits(model: OpenVLA, batch: int) -> Tensor:
+    tokens = torch.zeros(batch, _action_tokens(model), dtype=torch.long)
+    return model.action_logits(_pixels(model, batch), _prompts(model, batch), tokens)
 
 
 @torch.no_grad()
@@ -216,6 +223,18 @@ def work_of(config: DictConfig) -> Work:
     return Work(0, config.batch_size, None if states is None else config.epochs * -(-states // new))
 
 
+def learning_flop(config: DictConfig, takes: PolicyFootprint) -> float:
+    """FLOP for a state learnt from, penalties included: each has a forward pass of the base; of SFT each has an
+    update's passes of its own, and spillover's a decision of the base.
+    """
+    flop, penalty = takes.update_flop, takes.forward_flop
+    if config.verb != "rl":
+        penalty += takes.update_flop
+        if config.spillover_coefficient:
+            flop += penalty + takes.decision_flop
+    return flop + penalty if config.kl_coefficient else flop
+
+
 def horizon_of(env: DictConfig) -> int:
     """The control steps of a full episode, from the environments' own setup record."""
     spec = gymnasium.spec(scenes(env)[0].id)
@@ -244,7 +263,7 @@ def _show(console: Console, config: DictConfig) -> None:
     takes = footprint(model, config)
     console.print(_sizes(config, takes))
     rate = UTILIZATION * flops_of(card)
-    policy = (work.simulated * takes.decision_flop + work.learnt * takes.update_flop) / rate
+    policy = (work.simulated * takes.decision_flop + work.learnt * learning_flop(config, takes)) / rate
     simulator = work.simulated / (SIMULATOR[robot_of(config.env)] * config.num_workers)
     unit = "step" if config.verb == "sft" else "iteration"
     named = card.name if card else "this CPU"

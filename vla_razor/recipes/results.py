@@ -13,7 +13,7 @@ from vla_razor import plots
 from vla_razor.files import atomic_write
 from vla_razor.plots import Bars, Curve, Point
 from vla_razor.recipes.comparison import READING, Column, Outcome, Training, change
-from vla_razor.recipes.evaluate import film_path
+from vla_razor.recipes.evaluate import FPS, film_path
 from vla_razor.statistics import Difference, Rate
 from vla_razor.study import law, table
 from vla_razor.videos import read_film, write_film
@@ -96,33 +96,25 @@ def draw(
     plots.forgetting(folder / "forgetting.png", points[1:])
 
 
-def films_of(
-    columns: Sequence[Column], evaluation: Callable[[Outcome], Path], task: str, count: int
-) -> dict[str, list[Path]]:
-    """The films of `count` starts of a task: the base's and those of each method's first run, by name in figures.
+def film(path: Path, columns: Sequence[Column], evaluation: Callable[[Outcome], Path], task: str, count: int) -> None:
+    """One film of `count` starts of a task: the base and each method's first run side by side, under their names.
 
-    `evaluation` is the run folder that a policy was evaluated in.
+    `evaluation` is the run folder that a policy was evaluated in. Starts that were not filmed are left out.
     """
     firsts: dict[str, Outcome] = {}
     for column in columns:
         firsts.setdefault(column.members[0].method, column.members[0])
-    return {
-        plots.NAMES.get(method, method): [film_path(evaluation(one), one.policy, task, n) for n in range(count)]
-        for method, one in firsts.items()
-    }
-
-
-def film(path: Path, parts: Mapping[str, Sequence[Path]], fps: float) -> None:
-    """One film of several, side by side under their names: the first of every part, then the second, and so on."""
+    names = [plots.NAMES.get(method, method) for method in firsts]
     frames: list[np.ndarray] = []
-    for takes in zip(*parts.values(), strict=True):
+    for number in range(count):
+        takes = [film_path(evaluation(one), one.policy, task, number) for one in firsts.values()]
         if all(take.is_file() for take in takes):
             pictures = [
-                [_titled(frame, name) for frame in read_film(take)] for name, take in zip(parts, takes, strict=True)
+                [_titled(frame, name) for frame in read_film(take)] for name, take in zip(names, takes, strict=True)
             ]
             frames += [np.concatenate(row, axis=1) for row in zip(*pictures, strict=True)]
     if frames:
-        write_film(path, frames, fps, side=1)
+        write_film(path, frames, FPS, side=1)
 
 
 def _row(outcome: Outcome) -> dict[str, Any]:

@@ -156,17 +156,15 @@ class Penalties:
 
     def of(
         self, pixels: Float[Tensor, "B C H W"], prompts: Sequence[list[int]], tokens: Int[Tensor, "B A"]
-    ) -> Tensor | float:
-        """What they add to a micro-batch's loss."""
-        total: Tensor | float = 0.0
+    ) -> Iterator[Tensor]:
+        """What they add to a micro-batch's loss, one after the other: each holds a pass of the policy."""
         if self.config.kl_coefficient:
-            total += self.config.kl_coefficient * self._drift("forward_kl_of_batch", pixels, prompts, tokens)
-        if weight := self.config.get("spillover_coefficient", 0.0):  # runs begun before there was such a key
+            yield self.config.kl_coefficient * self._drift("forward_kl_of_batch", pixels, prompts, tokens)
+        if self.config.spillover_coefficient:
             others = self._others(prompts)
             with self.base.model() as before:
                 chosen = before.sample_actions(pixels, others, before.config.temperature, self.generator).tokens
-            total += weight * self._drift("forward_kl_elsewhere", pixels, others, chosen)
-        return total
+            yield self.config.spillover_coefficient * self._drift("forward_kl_elsewhere", pixels, others, chosen)
 
     def means(self) -> dict[str, float]:
         """Over the batch; empty without penalties."""
@@ -213,7 +211,7 @@ def _shares(
     accuracy: Accuracy,
     penalties: Penalties | None,
 ) -> Iterator[Tensor]:
-    """Each micro-batch's part of the loss; the parts add up to the mean over the batch."""
+    """Each micro-batch's part of the loss, and of each penalty; the parts add up to the mean over the batch."""
     model = policy.model
     for part, moves in zip(rows.split(config.micro_batch_size), shifts.split(config.micro_batch_size), strict=True):
         pixels = model.processor.pixel_values(shifted(data.images[part.numpy()], moves)).to(model.device)
@@ -226,9 +224,10 @@ def _shares(
             chosen = targets - model.config.first_action_id
             loss = losses.cross_entropy(logits, chosen)
             accuracy.add(logits.detach(), chosen)
-        if penalties:
-            loss = loss + penalties.of(pixels, prompts, targets)
-        yield loss * (len(part) / len(rows))
+        share = len(part) / len(rows)
+        yield share * loss
+        for penalty in penalties.of(pixels, prompts, targets) if penalties else ():
+            yield share * penalty
 
 
 def _shifts(count: int, reach: int, generator: torch.Generator) -> Int[Tensor, "B 2"]:

@@ -29,7 +29,7 @@ from rich.console import Console
 from vla_razor.config import scenes
 from vla_razor.errors import UserError
 from vla_razor.files import atomic_write
-from vla_razor.recipes import axes, comparison, evaluate, interpolate, launchers, results
+from vla_razor.recipes import axes, comparison, interpolate, launchers, results
 from vla_razor.recipes.comparison import Outcome, Training
 from vla_razor.recipes.stages import stage
 from vla_razor.runs import Run, read_config
@@ -66,10 +66,7 @@ def run(config: DictConfig, run: Run) -> None:
     table = comparison.table(columns)
     console.print(table)
     atomic_write(out / "table.txt", comparison.as_text(table).encode())
-    films = results.films_of(
-        columns, lambda one: out / f"{one.run}_new", config.env.tasks[0], config.get("videos", 0)
-    )  # sweeps begun before there was such a key film nothing
-    results.film(out / FILM, films, evaluate.FPS)
+    results.film(out / FILM, columns, lambda one: out / f"{one.run}_new", config.env.tasks[0], config.videos)
     console.print(f"rows in {out / 'results.parquet'}; read them with: vla-razor report {run.path}", highlight=False)
     failed = {training.folder.name: reason for training, reason in failures.items()}
     run.finish({"runs": len(trainings), "failed": failed, "predictors": results.predictors(out)})
@@ -92,9 +89,10 @@ def job(out: Path, number: int) -> None:
     verb, _ = METHODS[training.method]
     data = {key: str(folder) for key, folder in collections_of(out, training).items()}
     stage(console, config, training.folder, verb, **{**data, **training.changes, "seed": training.seed})
-    for one, share in [(training, None), *zip(between(config, training), _shares(config), strict=True)]:
+    trained = read_config(training.folder / "config.yaml")
+    for one, share in [(training, None), *zip(between(config, training), config.interpolated, strict=True)]:
         if share is not None:
-            interpolate.measured(config, training.checkpoints(1)[0], one.folder, share, config[verb])
+            interpolate.measured(config, training.checkpoints(1)[0], one.folder, share, trained)
         comparison.measure_weights(config.policy, one, config.checkpoints)
         for kind in ("new", "prior"):
             policies = [str(path) for path in one.checkpoints(config.checkpoints)]
@@ -103,7 +101,7 @@ def job(out: Path, number: int) -> None:
 
 def between(config: DictConfig, training: Training) -> list[Training]:
     """The policies on the line from the base to a run's last one, for the table each a run of its own."""
-    ends = [f"share{100 * share:g}" for share in _shares(config)]
+    ends = [f"share{100 * share:g}" for share in config.interpolated]
     return [
         replace(
             training,
@@ -111,12 +109,8 @@ def between(config: DictConfig, training: Training) -> list[Training]:
             setting=f"{training.setting}_{end}",
             variant=f"{training.variant} share={share}".lstrip(),
         )
-        for end, share in zip(ends, _shares(config), strict=True)
+        for end, share in zip(ends, config.interpolated, strict=True)
     ]
-
-
-def _shares(config: DictConfig) -> list[float]:
-    return config.get("interpolated", [])  # sweeps begun before there was such a key are still read
 
 
 def _evaluate(console: Console, config: DictConfig, folder: Path, kind: str, policies: Sequence[str]) -> None:
@@ -124,7 +118,7 @@ def _evaluate(console: Console, config: DictConfig, folder: Path, kind: str, pol
     first, *others = policies
     settings: dict[str, Any] = {"policy": first, "against": ",".join(others) or None, "seed": EVALUATION_SEED}
     settings |= {"episodes": config[f"{kind}_episodes"]}
-    settings |= {"env": config.prior} if kind == "prior" else {"videos": config.get("videos", 0)}
+    settings |= {"env": config.prior} if kind == "prior" else {"videos": config.videos}
     stage(console, config, folder, "eval", **settings)
 
 

@@ -213,8 +213,7 @@ def open_probe(config: DictConfig, base: Base, envs: VectorEnv | None = None) ->
     """The base's probe set on the new task, made in `envs` where it is not in the cache; None for `probe_every=0`."""
     if not config.probe_every:
         return None
-    settings = {key: config[key] for key in ("unnorm_key", "num_envs", "num_workers")}
-    settings |= {"other_instructions": config.get("other_instructions", [])}  # runs begun before there was such a key
+    settings = {key: config[key] for key in ("unnorm_key", "other_instructions", "num_envs", "num_workers")}
     with base.model() as model:
         return probe_set.obtain(model, config.env, states=config.probe_states, envs=envs, **settings)
 
