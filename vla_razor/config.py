@@ -103,6 +103,7 @@ RULES: dict[str, Rule] = {
     "widths": _WIDTHS,
     "schedules": _SCHEDULES,
     "methods": _NAMES,
+    "method": _one_of("rl", "sft"),
     "other_instructions": _SENTENCES,
     "prior_tasks": _NAMES,
     "runs": _distinct(lambda v: type(v) is str, "a list of folders", fewest=0),

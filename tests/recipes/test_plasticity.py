@@ -43,11 +43,12 @@ def test_a_curve_is_pooled_at_its_ends_and_over_all_without_lost_episodes(tmp_pa
     assert (learned.seed, learned.method, learned.spent, learned.entropy) == (5, "sft", 2.0, 2.0)
     assert learned.first == wilson(1 + 2 + 1, 11) and learned.last == wilson(3 + 4 + 4, 12)
     assert learned.all == wilson(1 + 2 + 1 + 2 + 3 + 4 + 4, 27)
+    assert learned.steps == [1, 2, 3, 4, 5, 6, 7] and learned.curve == [1 / 3, *rates[1:]]
 
 
 def test_kl_that_costs_learning_has_a_negative_tau() -> None:
     rates = [wilson(n, 10) for n in (8, 6, 3)]
-    learned = [Learned(str(n), "rl", 0, float(n), 1.0, [], rate, rate, rate) for n, rate in enumerate(rates)]
+    learned = [Learned(str(n), "rl", 0, float(n), 1.0, [], [], rate, rate, rate) for n, rate in enumerate(rates)]
     assert plasticity.correlation(learned) == -1
     assert plasticity.correlation(learned[:2]) is None
 
@@ -78,13 +79,25 @@ def test_a_whole_comparison(tmp_path: Path, vla_razor: CommandLine) -> None:
         pytest.skip("the embedded base policy has not been made")
     small = ["iterations=1", "grid=1x1", "per_point=4", "probe_states=16", "probe_every=1", "save_every=1"]
     shared = ["num_envs=4", "num_workers=1", "device=cpu", "logger=none"]
-    vla_razor.run("rl", *small, *shared, "eval_episodes=0", f"out={tmp_path / 'tuned'}")
+    tuned = tmp_path / "tuned"
+    vla_razor.run("rl", *small, *shared, "eval_episodes=0", f"out={tuned}")
     settings = [f"rl.{word}" for word in small]
-    done = vla_razor.run(
-        "plasticity", tmp_path / "tuned", "env=open_top_drawer", *settings, *shared, f"out={tmp_path / 'run'}"
-    )
+    done = vla_razor.run("plasticity", tuned, "env=open_top_drawer", *settings, *shared, f"out={tmp_path / 'run'}")
     assert "open_top_drawer learned by REINFORCE" in done.stdout
     learned = json.loads((tmp_path / "run" / "summary.json").read_text())["learned"]
-    spent = metrics(tmp_path / "tuned")[-1]["forward_kl_per_action"]
+    spent = metrics(tuned)[-1]["forward_kl_per_action"]
     assert [(one["name"], one["spent"]) for one in learned] == [("base", 0), ("tuned", spent)]
     assert {path.name for path in (tmp_path / "run" / "plots").iterdir()} == {"plasticity.png", "plasticity.svg"}
+
+    taught, words = tmp_path / "taught", ["collect.grid=2x1", "collect.per_point=1", "sft.epochs=1", "sft.save_every=1"]
+    words += ["sft.batch_size=16", "sft.probe_states=16", "eval.episodes=4"]
+    arguments = ["plasticity", tuned, "env=open_top_drawer", "method=sft", *words, *shared, f"out={taught}"]
+    done = vla_razor.run(*arguments)
+    assert "open_top_drawer learned by SFT on demonstrations" in done.stdout
+    assert "first 1 evaluation" in done.stdout
+    base, _ = json.loads((taught / "summary.json").read_text())["learned"]
+    updates = len(metrics(taught / "base_seed0"))
+    assert base["steps"] == list(range(updates + 1)) and updates > 1
+    assert base["first"]["episodes"] == base["last"]["episodes"] == 4
+    assert base["all"]["episodes"] == 4 * len(base["curve"])
+    assert 0 < base["entropy"] < 5.6, "a distribution over 256 actions"

@@ -140,7 +140,7 @@ def read(
     folders `new` and `prior`. Those know a checkpoint by where it was then: all may have been moved since, together.
     """
     own = [training for training in trainings if training.finished]
-    by_task = [{name: p for folder in folders for name, p in _successes(folder).items()} for folders in (new, prior)]
+    by_task = [{name: p for folder in folders for name, p in successes(folder).items()} for folders in (new, prior)]
     hits = _hits([row for folder in (*new, *prior) for row in read_lines(folder / "episodes.jsonl")])
     evaluated_as = {Path(name).parts[-3:]: name for name in hits if name != policy}  # run, checkpoints, step
 
@@ -222,7 +222,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def _successes(folder: Path) -> dict[str, dict[str, Success]]:
+def successes(folder: Path) -> dict[str, dict[str, Success]]:
     """Policy -> task -> success, as an evaluation has it."""
     policies = json.loads((folder / "summary.json").read_text())["policies"]
     return {name: {**entry["new_task"], **entry["prior_tasks"]} for name, entry in policies.items()}

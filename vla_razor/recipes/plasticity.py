@@ -1,16 +1,18 @@
 """`vla-razor plasticity RUNS...`: how well a policy that has been fine-tuned still learns something else.
 
-RUNS are fine-tunings of one base, such as a sweep's. The base and the last policy of each run are trained on `env` by
-REINFORCE, all in the same way and from the same starts; every training is a run folder below `out`, so that an
+RUNS are fine-tunings of one base, such as a sweep's. The base and the last policy of each run are trained on `env`, all
+in the same way and from the same starts or demonstrations; every training is a run folder below `out`, so that an
 interrupted comparison goes on. What each learned is set against the forward KL that its run had spent on the task
 before, and against the entropy of its distribution at the beginning: where a policy hardly explores any more, REINFORCE
 has nothing to choose from.
 
-The learning curve is the success of each iteration's episodes, on the grid that is learned from. The paper measures
-forgetting alone.
+By REINFORCE (`method=rl`) the learning curve is the success of each iteration's episodes, on the grid that is learned
+from. A task that no policy ever solves has no reward to learn from: `method=sft` learns it from the scripted expert's
+demonstrations, and the curve is the success of each checkpoint, the policy before among them, from random starts. The
+paper measures forgetting alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,24 +22,28 @@ from rich.table import Table
 from scipy.stats import kendalltau
 
 from vla_razor.errors import UserError
-from vla_razor.recipes.comparison import read_lines
-from vla_razor.recipes.evaluate import shown
+from vla_razor.recipes.comparison import READING, read_lines, step_of, successes
+from vla_razor.recipes.evaluate import open_model, shown
 from vla_razor.recipes.stages import stage
+from vla_razor.rollouts import probe_set
 from vla_razor.rollouts.starts import parse_grid
 from vla_razor.runs import Run, origin_of, read_config
-from vla_razor.statistics import Rate, wilson
+from vla_razor.statistics import Rate, pooled, wilson
 from vla_razor.study import figures
 
-WINDOW = 3
-"""Iterations whose episodes are pooled at the beginning and at the end."""
+SEED = 0
+"""Of the demonstrations and of the starts that are evaluated."""
+NAMES = {"rl": "REINFORCE", "sft": "SFT on demonstrations"}
+WINDOWS = {"rl": (3, "iterations"), "sft": (1, "evaluation")}
+"""How many points of the curve are pooled at its beginning and at its end, and what they are."""
 
 
 class Learned(NamedTuple):
     """How a policy learned the second task.
 
     `spent` is the forward KL of its fine-tuning before, in nats an action, 0 for the base; `method` the verb of that;
-    `curve` the success of each iteration; `entropy`, of the first one, is in nats a token. `all` pools every iteration:
-    the area below the curve.
+    `curve` the success at each of `steps`; `entropy`, at the beginning, is in nats a token. `all` pools the whole
+    curve: the area below it.
     """
 
     name: str
@@ -45,6 +51,7 @@ class Learned(NamedTuple):
     seed: int
     spent: float
     entropy: float
+    steps: list[int]
     curve: list[float]
     first: Rate
     last: Rate
@@ -70,9 +77,10 @@ def run(config: DictConfig, run: Run) -> None:
         for name, history in histories(config.runs, config.env.name).items()
         for seed in config.seeds
     ]
-    for name, history, seed in trainings:
-        stage(console, config, out / f"{name}_seed{seed}", "rl", policy=history.policy, seed=seed)
-    learned = [read(out / f"{name}_seed{seed}", name, history) for name, history, seed in trainings]
+    teach = {"rl": practise, "sft": imitate}[config.method]
+    learned = [
+        teach(console, config, out / f"{name}_seed{seed}", name, history, seed) for name, history, seed in trainings
+    ]
     console.print(table(config, learned))
     figures.plasticity(out / "plots" / "plasticity", learned, config.env.name)
     console.print(f"figures in {out / 'plots'}", highlight=False)
@@ -108,25 +116,61 @@ def histories(runs: Sequence[str], task: str) -> dict[str, History]:
     return found
 
 
+def practise(console: Console, config: DictConfig, folder: Path, name: str, history: History, seed: int) -> Learned:
+    """A policy trained by REINFORCE into `folder`."""
+    stage(console, config, folder, "rl", policy=history.policy, seed=seed)
+    return read(folder, name, history)
+
+
 def read(folder: Path, name: str, history: History) -> Learned:
-    """What a second training's folder says."""
+    """What a training by REINFORCE says."""
     rows, settings = read_lines(folder / "metrics.jsonl"), read_config(folder / "config.yaml")
     columns, lines = parse_grid(settings.grid)
     episodes = columns * lines * settings.per_point * (1 if settings.env.grid else len(settings.env.tasks))
     counts = [(round(row["success"] * (n := episodes - row["lost_episodes"])), n) for row in rows]
+    curve = {row["step"]: wilson(*count) for row, count in zip(rows, counts, strict=True)}
+    return learned_from("rl", name, history, settings.seed, rows[0]["entropy"], curve)
 
-    def pooled(part: slice) -> Rate:
-        wins, played = (sum(column) for column in zip(*counts[part], strict=True))
-        return wilson(wins, played)
 
-    parts = (slice(WINDOW), slice(-WINDOW, None), slice(None))
-    curve = [row["success"] for row in rows]
-    facts = history.method, settings.seed, history.spent, rows[0]["entropy"]
-    return Learned(name, *facts, curve, *map(pooled, parts))
+def imitate(console: Console, config: DictConfig, folder: Path, name: str, history: History, seed: int) -> Learned:
+    """A policy trained into `folder` on demonstrations that all share, and evaluated at every checkpoint beside it."""
+    demos, evaluation = folder.with_name("demos"), folder.with_name(f"{folder.name}_eval")
+    stage(console, config, demos, "collect", policy="scripted", seed=SEED)
+    stage(console, config, folder, "sft", policy=history.policy, demos=str(demos), seed=seed)
+    paths = {step_of(path): path for path in (folder / "checkpoints").iterdir()}
+    policies = {0: history.policy} | {step: str(paths[step]) for step in sorted(paths)}
+    before, *after = policies.values()
+    stage(console, config, evaluation, "eval", policy=before, against=",".join(after), seed=SEED)
+    found = successes(evaluation)
+    curve = {step: pooled(found[policy].values())[READING] for step, policy in policies.items()}
+    return learned_from("sft", name, history, seed, entropy_of(history.policy, folder), curve)
+
+
+def entropy_of(policy: str, folder: Path) -> float:
+    """In nats a token, of a policy at the states that it visits in the task which was then learned into `folder`."""
+    config = read_config(folder / "config.yaml")
+    model = open_model(policy, config)
+    settings = {key: config[key] for key in ("unnorm_key", "num_envs", "num_workers")}
+    probe = probe_set.obtain(model, config.env, states=config.probe_states, **settings)
+    return probe_set.measure(model, probe)["entropy"]
+
+
+def learned_from(
+    method: str, name: str, history: History, seed: int, entropy: float, curve: Mapping[int, Rate]
+) -> Learned:
+    """What a curve comes to, by the method that it was learned by."""
+    points, (window, _) = list(curve.values()), WINDOWS[method]
+
+    def over(part: slice) -> Rate:
+        return wilson(sum(rate["successes"] for rate in points[part]), sum(rate["episodes"] for rate in points[part]))
+
+    rates = [rate["rate"] for rate in points]
+    ends = map(over, (slice(window), slice(-window, None), slice(None)))
+    return Learned(name, history.method, seed, history.spent, entropy, list(curve), rates, *ends)
 
 
 def correlation(learned: Sequence[Learned]) -> float | None:
-    """Kendall's tau of the KL that was spent with the success over all iterations; None where it says nothing."""
+    """Kendall's tau of the KL that was spent with the success over the whole curve; None where it says nothing."""
     pairs = [(one.spent, one.all["rate"]) for one in learned]
     if min(len(set(column)) for column in zip(*pairs, strict=True)) < 3:
         return None
@@ -136,9 +180,10 @@ def correlation(learned: Sequence[Learned]) -> float | None:
 
 def table(config: DictConfig, learned: Sequence[Learned]) -> Table:
     """A line a training, by rising KL."""
-    title = f"{config.env.name} learned by REINFORCE after a fine-tuning [Wilson 95%]"
+    title = f"{config.env.name} learned by {NAMES[config.method]} after a fine-tuning [Wilson 95%]"
+    window, unit = WINDOWS[config.method]
     found = Table("policy", "seed", "KL spent, nats an action", "entropy, nats a token", title=title)
-    for name in (f"first {WINDOW} iterations", f"last {WINDOW}", "all"):
+    for name in (f"first {window} {unit}", f"last {window}", "all"):
         found.add_column(name, justify="right")
     for one in sorted(learned, key=lambda one: (one.spent, one.name, one.seed)):
         rates = (shown(rate) for rate in (one.first, one.last, one.all))

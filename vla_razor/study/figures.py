@@ -161,13 +161,13 @@ def learning_curves(
 
 def plasticity(path: Path, learned: Sequence[Any], task: str) -> None:
     """How each policy learns another task, by the KL that its fine-tuning had spent: anything with a method, `spent` in
-    nats an action, a `curve` of success by iteration, and the rate over `all` iterations.
+    nats an action, a `curve` of success at `steps`, and the rate over `all` of them.
     """
     colours, most = colours_of(learned), max(one.spent for one in learned) or 1.0
     with plots.figure(path, 1, 2, (10, 3.8)) as (curves, against):
         for one in sorted(learned, key=lambda one: one.spent):
             shade = colormaps["viridis"](0.9 * one.spent / most)
-            curves.plot(range(1, len(one.curve) + 1), one.curve, color=shade, label=f"{one.name} ({one.spent:.1f})")
+            curves.plot(one.steps, one.curve, color=shade, label=f"{one.name} ({one.spent:.1f})")
         for method, colour in colours.items():
             own = [one for one in learned if one.method == method]
             rates = [one.all for one in own]
@@ -176,9 +176,9 @@ def plasticity(path: Path, learned: Sequence[Any], task: str) -> None:
             against.errorbar(
                 places, [r["rate"] for r in rates], whiskers.clip(0), fmt="o", color=colour, capsize=2, label=method
             )
-        curves.set(title=f"Learning {task.replace('_', ' ')}", xlabel="iteration", ylabel="success on the grid")
+        curves.set(title=f"Learning {task.replace('_', ' ')}", xlabel="update", ylabel="success")
         against.set(
-            title="... over all iterations", xlabel="forward KL spent before (nats an action)", ylabel="success"
+            title="... over the whole curve", xlabel="forward KL spent before (nats an action)", ylabel="success"
         )
         for axis in (curves, against):
             _percent(axis, "y")
