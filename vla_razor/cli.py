@@ -333,8 +333,11 @@ def _remove_unused(folder: Path) -> None:
 
 def _execute(run: "Run") -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch's idle threads must leave the cores to the simulation
+    from vla_razor.files import full_disk_reported
+
     try:
-        recipe_of(run.config.verb).run(run.config, run)
+        with full_disk_reported(run.path, f"free some space, then go on with: vla-razor resume {run.path}"):
+            recipe_of(run.config.verb).run(run.config, run)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted; go on with: vla-razor resume {run.path}") from None
 

@@ -167,6 +167,8 @@ def compose(verb: str, overrides: Iterable[str] = ()) -> DictConfig:
     config = _compose_files(verb, groups)
     for section in [key for key in config if key in verbs()]:
         config[section] = _section(section, config[section], groups)
+    if verb in SWEEPS:
+        axes |= {key: [values.pop(key)] for key in list(values) if _is_of_trainings(config, key)}
     for key in [key for key in ("robot", "image_size") if key in values]:
         _assign(config, verb, key, values.pop(key))
     _place_robot(config)
@@ -245,6 +247,14 @@ def _axes(values: dict[str, str]) -> dict[str, list[str]]:
         if key in axes:
             del values[key]
     return axes
+
+
+def _is_of_trainings(config: DictConfig, key: str) -> bool:
+    """Whether a key of a sweep is of its trainings, of one or of all: an axis then, also with a single value."""
+    section, _, name = key.rpartition(".")
+    trainings = [part for part in config if part in verbs() and "learning_rate" in config[part]]
+    chosen = [section] if section else trainings if key not in config else []
+    return any(part in trainings and name in config[part] for part in chosen)
 
 
 def _environments(config: DictConfig) -> list[DictConfig]:

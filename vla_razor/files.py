@@ -89,6 +89,8 @@ def full_disk_reported(path: Path, advice: str = "free some space.") -> Iterator
     """Turn a full disk while writing to `path` into one clear `RunFailed`, however the writing library words it."""
     try:
         yield
+    except RunFailed:
+        raise
     except Exception as error:
         if not _says_disk_full(error):
             raise

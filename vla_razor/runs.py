@@ -223,17 +223,24 @@ def checkpoint_folder(path: Path) -> Path | None:
         return path
     checkpoints = _numbered(path / "checkpoints")
     if not checkpoints:
+        if others := sorted(path.glob("checkpoints/share_*")):
+            raise UserError(f"{path} holds policies between two others: name one of them, such as {others[0]}.")
         raise UserError(f"{path}: this run has no checkpoint yet. Go on with: vla-razor resume {path}")
     return checkpoints[-1][1]
 
 
 def origin_of(spec: str | Path, key: str) -> str:
     """What the run that trained a policy (`key`: policy) or a model (model), given by its folder or a checkpoint in it,
-    started from. Raises UserError where there is no such run.
+    started from; of one between a base and a tuned one, that base. Raises UserError where there is no such run.
     """
     for folder in (Path(spec), Path(spec).parent.parent):
         if (folder / "config.yaml").is_file():
-            return read_config(folder / "config.yaml")[key]
+            config = read_config(folder / "config.yaml")
+            if config.verb == "interpolate":
+                return config.base or origin_of(config[key], key)
+            if key not in config:
+                raise UserError(f"{folder} is a run of {config.verb}, which trains no {key}.")
+            return config[key]
     raise UserError(f"{key}={spec} does not say what it was fine-tuned from: give base=.")
 
 

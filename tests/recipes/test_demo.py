@@ -17,6 +17,7 @@ from vla_razor import config
 from vla_razor.policies.load import TINY
 from vla_razor.recipes import comparison, demo, results
 from vla_razor.recipes.comparison import Outcome, Training, step_of
+from vla_razor.recipes.evaluate import film_path
 from vla_razor.statistics import Success, paired_difference, policy_summary, wilson
 from vla_razor.videos import read_film, write_film
 
@@ -208,7 +209,7 @@ def test_what_is_presented(stages: tuple[list[Training], list[Outcome]], tmp_pat
     frame = np.zeros((64, 64, 3), np.uint8)
     for name in ("tiny", *(str(t.checkpoints(1)[0]) for t in trainings[:2])):
         for number in range(settings.videos - 1):
-            write_film(demo.evaluate.film_path(tmp_path / "new_seed0", name, "pick_can", number), [frame] * 3, 5)
+            write_film(film_path(tmp_path / "new_seed0", name, "pick_can", number), [frame] * 3, 5)
     summary = demo.present(Console(file=io.StringIO()), settings, tmp_path, outcomes, trainings, {})
     assert set(summary["policies"]) == {"base", "sft", "rl"}
     assert summary["changes"]["sft"]["prior"]["difference"] == -0.5

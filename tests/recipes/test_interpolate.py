@@ -10,11 +10,13 @@ from typer.testing import CliRunner, Result
 from tests.recipes.support import metrics, small_policy
 from vla_razor import cli
 from vla_razor.config import compose
+from vla_razor.errors import UserError
 from vla_razor.policies.load import load_model
 from vla_razor.policies.openvla.tiny import make_tiny
 from vla_razor.recipes import interpolate as interpolate_recipe
 from vla_razor.rollouts import probe_set
 from vla_razor.rollouts.probe_set import ProbeSet
+from vla_razor.runs import origin_of
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,15 @@ def test_the_ends_and_the_middle(folders: tuple[Path, Path], tmp_path: Path) -> 
     for name in before:
         assert torch.equal(first[name], before[name]) and torch.equal(last[name], after[name])
         torch.testing.assert_close(middle[name], (before[name] + after[name]) / 2)
+
+
+def test_a_policy_between_comes_from_the_base(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    base, tuned = folders
+    out = tmp_path / "run"
+    assert interpolate(out, f"policy={tuned}", f"base={base}", "shares=[0.5]").exit_code == 0
+    assert origin_of(out / "checkpoints" / "share_50", "policy") == str(base)
+    with pytest.raises(UserError, match="share_50"):
+        load_model(out)
 
 
 def test_an_adapter_is_merged_first(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -73,6 +84,7 @@ def test_a_policy_between_is_a_measured_run_for_a_sweeps_table(
     small_policy(1).save_pretrained(tmp_path / "tuned" / "step_7")
     for _ in range(2):  # what has finished is left alone
         interpolate_recipe.measured(config, tmp_path / "tuned" / "step_7", tmp_path / "run", 0.5, config.sft)
+    assert origin_of(tmp_path / "run", "policy") == str(base)
     (row,) = metrics(tmp_path / "run")
     assert row["step"] == 7 and row["forward_kl"] > 0 < row["activation_l2"] and "spillover" in row
     made = load_model(tmp_path / "run").state_dict()

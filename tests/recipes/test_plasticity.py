@@ -63,7 +63,9 @@ def test_bad_input_is_one_message(tmp_path: Path) -> None:
         ([good, twin], "two policies would be called run"),
         ([good, other], "different policies, elsewhere and tiny"),
         ([blind], "needs probe_every above 0"),
-        ([tmp_path / "nowhere"], "give base="),
+        ([tmp_path / "nowhere"], "nowhere is no finished run of sft, rl or distill"),
+        ([good.parent], "a is no finished run of sft"),
+        ([finished(tmp_path / "sweep", [], verb="sweep")], "Give the runs below it"),
         ([good, "env=pick_can"], "has learned pick_can already"),
     ):
         words = ["plasticity", *map(str, folders), f"out={tmp_path / 'run'}"]

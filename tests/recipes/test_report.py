@@ -1,5 +1,6 @@
 """`vla-razor report`: one page about several runs, in a real browser where there is one; bad input."""
 
+import errno
 import json
 import re
 import shutil
@@ -12,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from tests.study.support import BASE, row, rows, write
 from vla_razor import cli
+from vla_razor.recipes import report as report_recipe
 from vla_razor.study import forecast
 
 
@@ -53,6 +55,7 @@ def test_what_a_report_leaves(finished: Path) -> None:
     assert domains["language"]["residuals"]["sft"]["low"] > 0 > domains["language"]["residuals"]["rl"]["high"]
     assert set(domains["robot"]["validation"]["forward_kl"]) == {"method", "seed"}
     assert {path.name for path in finished.glob("law_*.json")} == {"law_robot.json", "law_language.json"}
+    assert [forecast.load(finished, domain).domain for domain in ("robot", "language")] == ["robot", "language"]
 
 
 @pytest.mark.slow
@@ -119,6 +122,28 @@ def test_a_law_of_spillover(tmp_path: Path) -> None:
     assert "the law of spillover had not seen" in result.output
     without = report(write(tmp_path / "without", rows()), "measure=spillover", f"out={tmp_path / 'other'}")
     assert without.exit_code == 0 and "not every run has measured spillover" in without.output
+
+
+def test_prior_tasks_that_only_some_were_asked(tmp_path: Path) -> None:
+    """Language models of two tables, the one's prior tasks not the other's, and a run of no step."""
+    parts = [[{**one, "model": model} for one in rows(seeds=1)] for model in ("A", "B")]
+    for one in parts[1]:
+        one["prior_other"] = one.pop("prior_open_top_drawer")
+        one["step"] = 0
+    folders = [write(tmp_path / name, part) for name, part in zip("ab", parts, strict=True)]
+    result = report(*folders, f"out={tmp_path / 'run'}")
+    assert result.exit_code == 0, result.output + str(result.exception)
+
+
+def test_a_full_disk_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(report_recipe, "atomic_write", full)
+    out = tmp_path / "run"
+    result = report(write(tmp_path / "few", rows(seeds=1)), f"out={out}")
+    assert result.exit_code == 1 and result.stderr.count("\n") == 1, result.output
+    assert f"out of disk while writing {out}" in result.stderr and f"vla-razor resume {out}" in result.stderr
 
 
 def test_bad_input_is_one_message(tmp_path: Path) -> None:

@@ -221,6 +221,8 @@ def test_a_spent_budget_ends_the_run(tmp_path: Path, vla_razor: CommandLine, arg
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["forecast"]["forgotten"] == pytest.approx(0.06)
     assert "forecast: 6.0% of prior success lost [-4.0, 16.0]" in done.stdout
+    said = "step 2: 6.0% of prior success lost [-4.0, 16.0], of a budget of 5.0%: the training ends"
+    assert said in " ".join(done.stdout.split())
 
 
 def test_a_budget_needs_a_law_that_can_be_watched(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from omegaconf import OmegaConf
 from typer.testing import CliRunner
 
 from tests.recipes.support import CommandLine
@@ -91,8 +90,26 @@ def test_policies_between_are_runs_of_their_own() -> None:
     found = [one for training in sweep.plan(config, Path("out")) for one in sweep.between(config, training)]
     assert [one.folder.name for one in found] == [f"rl_{n}_seed0_share{s}" for n in (1, 2) for s in (25, 50)]
     assert found[1].label == "rl kl_coefficient=0.1 share=0.5" and found[1].setting == "rl_1_share50"
-    older = OmegaConf.create({key: value for key, value in config.items() if key != "interpolated"})
-    assert not any(sweep.between(older, training) for training in sweep.plan(older, Path("out")))
+
+
+def test_one_value_is_an_axis_like_several() -> None:
+    words = ["method=sft,rl", "sft.learning_rate=6e-4", "rl.iterations=2", "jobs=2", "collect.noise=0.25"]
+    config = compose("sweep", words)
+    one, other = sweep.plan(config, Path("out"))
+    assert (one.label, one.learning_rate) == ("sft", 6e-4)
+    assert one.changes["gain_learning_rate"] == pytest.approx(2 * config.sft.gain_learning_rate), "in its ratio"
+    assert dict(other.changes) == {"iterations": 2}
+    assert (config.jobs, config.collect.noise) == (2, 0.25), "no training's"
+    (bare,) = sweep.plan(compose("sweep", ["method=rl", "learning_rate=1e-4", "rl.baseline=batch"]), Path("out"))
+    assert (bare.label, bare.learning_rate) == ("rl baseline=batch", 1e-4)
+    assert bare.changes["gain_learning_rate"] == pytest.approx(2 / 3 * config.rl.gain_learning_rate)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere.invalid:6379"])
+def test_a_cluster_that_does_not_answer_is_one_message(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(UserError, match=f"RAY_ADDRESS={address}: no cluster answers"):
+        list(launchers.launch(compose("sweep", ["launcher=ray"]), Path("out"), [(0, "sft_seed0")]))
 
 
 @pytest.mark.parametrize(
@@ -101,6 +118,9 @@ def test_policies_between_are_runs_of_their_own() -> None:
         (["interpolated=[1]"], "a list of numbers in (0, 1)"),
         (["learning_rat=1e-4,3e-4"], "Did you mean learning_rate"),
         (["method=sftt"], "Did you mean sft"),
+        (["sft.save_every=60"], "sft: probe_every=50 must divide save_every=60"),
+        (["rl.probe_every=0"], "rl: probe_every=0 must divide"),
+        (["learning_rat=1e-4"], "unknown key 'learning_rat'"),
         (["learning_rate=1e-4,-1"], "learning_rate=-1"),
         (["seed=0,x"], "seed=x"),
         (["prior=null"], "needs prior tasks"),

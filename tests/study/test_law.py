@@ -1,5 +1,6 @@
 """The law on tables whose law is known: predictors, residuals by method, forecasts of what was held out."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -87,9 +88,11 @@ def test_a_law_is_read_back(tmp_path: Path) -> None:
     assert found.forgotten == pytest.approx(0.05, abs=0.02) and found.low < 0.05 < found.high and found.known
     with pytest.raises(UserError, match="of robot runs, this one is of language"):
         forecast.load(tmp_path / "law.json", "language")
-    (tmp_path / "law.json").write_text("{}")
-    with pytest.raises(UserError, match="cannot be read"):
-        forecast.load(tmp_path, "robot")
+    whole = json.loads((tmp_path / "law.json").read_text())
+    for broken in ({}, whole | {"below": None}, whole | {"coefficients": []}, whole | {"measure": "entropy"}):
+        (tmp_path / "law.json").write_text(json.dumps(broken))
+        with pytest.raises(UserError, match="cannot be read"):
+            forecast.load(tmp_path, "robot")
 
 
 def test_beyond_what_was_seen_the_law_stays_where_it_is() -> None:

@@ -24,6 +24,21 @@ def test_runs_of_two_folders_are_told_apart(tmp_path: Path) -> None:
     assert {result.run for result in study.results} == {f"{f}/{m}_seed0" for f in ("one", "two") for m in ("sft", "rl")}
 
 
+def test_folders_of_one_name_are_called_by_their_paths(tmp_path: Path) -> None:
+    folders = [write(tmp_path / name / "sweep", rows(seeds=1)) for name in ("one", "two")]
+    assert {result.run for result in table.read(folders).results} == {
+        f"{folder}/{method}_seed0" for folder in folders for method in ("sft", "rl")
+    }
+
+
+def test_what_a_measure_lacks_is_told(tmp_path: Path) -> None:
+    made = rows(seeds=2)
+    made[-1]["reverse_kl"] = float("nan")
+    results = table.read([write(tmp_path, made)]).results
+    assert table.unmeasured(results) == {"reverse_kl": ["rl_seed1"]}
+    assert table.measures_of(results) == ["forward_kl"]
+
+
 def test_each_seed_is_measured_against_its_own_base(tmp_path: Path) -> None:
     """As in ParityMNIST, where every seed has a base."""
     bases = [row("base", seed, 0, 0.0, 0.1 * seed) for seed in (0, 1)]
@@ -59,6 +74,13 @@ def test_what_is_no_common_table_is_refused(tmp_path: Path) -> None:
     foreign = [row("base", 0, 0, 0.0, 0.0, model="B"), row("sft", 0, 1, 1.0, 0.1, model="A")]
     for folders, says in (
         ([one, other], "different bases"),
+        ([one, tmp_path / "other" / ".." / "one"], "given twice"),
+        ([write(tmp_path / "unknown_base", [row("base", 0, 0, 0.0, 0.0, prior=None), *rows()[1:]])], "not a number"),
+        (
+            [write(tmp_path / "seedless", [{k: v for k, v in r.items() if k != "seed"} for r in rows()])],
+            "no column seed",
+        ),
+        ([write(tmp_path / "worded", [{**r, "prior": "x"} for r in rows()])], "not a number"),
         ([tmp_path / "empty"], "there is no results table"),
         ([tmp_path / "text"], "cannot be read as a results table"),
         ([write(tmp_path / "none", [])], "it is empty"),

@@ -1,7 +1,8 @@
 """Which runs a sweep comes to, in the grammar of Hydra's multirun: `method=sft,rl learning_rate=1e-4,3e-4 seed=0,1,2`.
 
 A key that one method alone has, or that differs between methods, is given with its section: `rl.iterations=12,24`. The
-gains' learning rate, where a method has one, keeps its ratio to `learning_rate` unless it is given too.
+gains' learning rate, where a method has one, keeps its ratio to `learning_rate` unless it is given too; one value or
+several make no difference.
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,6 +50,13 @@ def plan(
                 folder = out / f"{name}_seed{seed}"
                 trainings[folder.name] = Training(folder, name, method, seed, rate, changes, variant)
     return list(trainings.values())
+
+
+def check_measured(settings: Mapping[str, Any], method: str) -> None:
+    """Raises UserError where a training would save a checkpoint that it has not measured."""
+    save, probe = settings["save_every"], settings["probe_every"]
+    if not probe or save % probe:
+        raise UserError(f"{method}: probe_every={probe} must divide save_every={save}: every checkpoint is measured.")
 
 
 def _check(

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from vla_razor.errors import RunFailed, UserError, nearest
 from vla_razor.files import atomic_write
-from vla_razor.recipes import comparison, results
+from vla_razor.recipes import axes, comparison, results
 from vla_razor.recipes.comparison import Outcome, Training
 from vla_razor.recipes.stages import stage
 from vla_razor.recipes.training import NotFinite
@@ -112,9 +112,7 @@ def _check(settings: DictConfig, method: str, changes: Mapping[str, Any]) -> Non
     for key in changes:
         if key not in settings:
             raise UserError(f"{method}_runs: unknown key {key!r}. {nearest(key, map(str, settings))}")
-    save, probe = ({**settings, **changes}[key] for key in ("save_every", "probe_every"))
-    if not probe or save % probe:
-        raise UserError(f"{method}: probe_every={probe} must divide save_every={save}: every checkpoint is measured.")
+    axes.check_measured({str(key): value for key, value in {**settings, **changes}.items()}, method)
 
 
 def _states(trainings: Sequence[Training]) -> int:

@@ -67,7 +67,7 @@ def run(config: DictConfig, run: Run) -> None:
                 run.log(trainer.step, **scalars)
                 if trainer.spent or training.is_due(iteration + 1, config.save_every, config.iterations):
                     save()
-            advance(success=scalars["success"], loss=scalars["loss"])
+            advance(success=scalars["success"], loss=scalars["loss"], **(guard.shown if guard else {}))
     training.finish(config, run, model, base, probe, guard)
 
 

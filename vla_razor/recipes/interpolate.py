@@ -47,7 +47,7 @@ def measured(config: DictConfig, tuned: Path, folder: Path, share: float, probed
     """
     if (folder / "summary.json").is_file():
         return
-    facts = {"policy": config.policy, "tuned": str(tuned), "share": share, "env": config.env, "logger": "none"}
+    facts = {"policy": str(tuned), "base": config.policy, "share": share, "env": config.env, "logger": "none"}
     begun = (folder / "config.yaml").is_file()
     with Run.resume(folder) if begun else Run.create(folder, OmegaConf.create(facts), "interpolate") as run:
         run.restore()

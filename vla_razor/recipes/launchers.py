@@ -2,6 +2,8 @@
 own, so that one that dies takes no other with it: the recipe's `job(out, number)`.
 """
 
+import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +21,8 @@ from vla_razor.recipes import recipe_of
 from vla_razor.recipes.comparison import Training
 from vla_razor.runs import read_config
 
+REACHED_WITHIN = 10.0
+"""Seconds in which Ray's head node must answer."""
 Outcome = tuple[int, str | None]
 """A run's number, and why it failed, if it did."""
 Failures = Mapping[Training, str]
@@ -66,7 +70,7 @@ def work(out: str, number: int, name: str) -> str | None:
 def launch(config: DictConfig, out: Path, names: Iterable[tuple[int, str]]) -> Iterator[Outcome]:
     """Do the numbered runs where `config.launcher` says, `config.jobs` at a time on this machine; each as it ends.
 
-    Raises UserError where the launcher's package is missing.
+    Raises UserError where the launcher's package is missing, or no cluster answers.
     """
     jobs = [(str(out), number, name) for number, name in names]
     if config.launcher == "ray":
@@ -88,10 +92,13 @@ def _ray(jobs: list[tuple[str, int, str]]) -> Iterator[Outcome]:
     import ray
     from ray.exceptions import RayError
 
+    _check_reachable(os.environ.get("RAY_ADDRESS", ""))
     ray.init(ignore_reinit_error=True, log_to_driver=False, include_dashboard=False)
     try:
-        gpus = 1 if ray.cluster_resources().get("GPU") else 0
-        remote = ray.remote(num_cpus=1 if gpus else 2, num_gpus=gpus, max_retries=0)(work)
+        resources = ray.cluster_resources()
+        gpus = 1 if resources.get("GPU") else 0
+        cores = 1 if gpus else min(2, int(resources.get("CPU", 1)))
+        remote = ray.remote(num_cpus=cores, num_gpus=gpus, max_retries=0)(work)
         waiting = {remote.remote(*job): job[1] for job in jobs}
         while waiting:
             (ready,), _ = ray.wait(list(waiting), num_returns=1)
@@ -102,6 +109,20 @@ def _ray(jobs: list[tuple[str, int, str]]) -> Iterator[Outcome]:
                 yield number, str(error).strip().splitlines()[0]
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Raises UserError where nobody listens at an address host:port: Ray itself would try again for minutes."""
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal() or "/" in host:  # none, or one in Ray's own words, such as auto or ray://...
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=REACHED_WITHIN).close()
+    except OSError as error:
+        raise UserError(
+            f"RAY_ADDRESS={address}: no cluster answers there ({error}). `ray start --head` begins one; without the "
+            "variable Ray uses this machine."
+        ) from error
 
 
 def _slurm(config: DictConfig, out: Path, jobs: list[tuple[str, int, str]]) -> Iterator[Outcome]:

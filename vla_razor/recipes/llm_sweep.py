@@ -30,6 +30,8 @@ from vla_razor.statistics import Difference
 from vla_razor.study.table import short_names
 
 VERBS = {method: f"llm_{method}" for method in LLM_TRAINING}
+VARIANTS = ("kl_coefficient", "lora_rank")
+"""Settings that make a method another one in the table."""
 MEASURES = ("forward_kl", "reverse_kl", "total_variation", "l2_distance")
 """Columns of the results table, called the same in metrics.jsonl."""
 
@@ -74,7 +76,7 @@ def plan(config: DictConfig, out: Path) -> list[Training]:
 
     Raises UserError where no method knows an axis, or a value is refused by its rule.
     """
-    return axes.plan(config, out, VERBS, shared=("model",))
+    return axes.plan(config, out, VERBS, shared=("model",), variants=VARIANTS)
 
 
 def job(out: Path, number: int) -> None:
@@ -180,7 +182,7 @@ def _row(config: DictConfig, outcome: Outcome, base: str) -> dict[str, Any]:
 def _facts(config: DictConfig, training: Training) -> dict[str, Any]:
     return {
         "domain": "language",
-        "method": training.method,
+        "method": training.label,
         "model": _model(config, training),
         "seed": training.seed,
         "run": training.folder.name,

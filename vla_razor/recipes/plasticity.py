@@ -95,6 +95,11 @@ def histories(runs: Sequence[str], task: str) -> dict[str, History]:
     """
     if not runs:
         raise UserError("plasticity is of fine-tunings that there are: vla-razor plasticity DIR... --env TASK")
+    for folder in map(Path, runs):
+        verb = read_config(folder / "config.yaml").verb if (folder / "config.yaml").is_file() else None
+        if verb not in ("sft", "rl", "distill", "interpolate") or not (folder / "summary.json").is_file():
+            example = f" Give the runs below it, such as {folder}/*_seed0." if verb in ("sweep", "demo") else ""
+            raise UserError(f"{folder} is no finished run of sft, rl or distill.{example}")
     bases = {origin_of(folder, "policy") for folder in runs}
     if len(bases) > 1:
         raise UserError(
@@ -102,8 +107,6 @@ def histories(runs: Sequence[str], task: str) -> dict[str, History]:
         )
     found = {"base": History(bases.pop(), "base", 0.0)}
     for folder in map(Path, runs):
-        if not (folder / "summary.json").is_file():
-            raise UserError(f"{folder} is no finished run of sft, rl or distill.")
         measured = [row for row in read_lines(folder / "metrics.jsonl") if "forward_kl_per_action" in row]
         if not measured:
             raise UserError(f"{folder} never measured forward KL: it needs probe_every above 0.")

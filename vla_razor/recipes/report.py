@@ -52,9 +52,13 @@ def run(config: DictConfig, run: Run) -> None:
     folders = [Path(folder) for folder in config.runs]
     study = table.read(folders)
     domains = list(dict.fromkeys(result.domain for result in study.results))
-    console, parts = Console(), {}
+    console, parts, gaps = Console(), {}, []
     with progress("report", len(domains)) as advance:
         for domain in domains:
+            gaps += [
+                f"{measure}: not measured in {runs[0]}{f' and {len(runs) - 1} others' if len(runs) > 1 else ''}"
+                for measure, runs in table.unmeasured(study.of(domain)).items()
+            ]
             parts[domain] = _part(study, domain, config.measure, run.path / "plots" / domain)
             advance()
     laws = {domain: part["law"] for domain, part in parts.items() if part["law"]}
@@ -64,16 +68,16 @@ def run(config: DictConfig, run: Run) -> None:
     page = Environment(autoescape=True).from_string(PAGE.read_text())
     text = page.render(
         captions=CAPTIONS,
-        measures=figures.MEASURES,
+        measures=forecast.LAWS,
         parts=parts,
-        left_out=study.left_out,
+        left_out=[*study.left_out, *gaps],
         films=[film for film in films if film],
         folders=folders,
     )
     atomic_write(run.path / "report.html", text.encode())
     for domain, part in parts.items():
         _show(console, domain, part)
-    for line in study.left_out:
+    for line in [*study.left_out, *gaps]:
         console.print(f"in no fit: {line}", highlight=False)
     console.print(f"{run.path / 'report.html'}, figures in {run.path / 'plots'}", highlight=False)
     run.finish({"left_out": study.left_out, "domains": {domain: _summary(part) for domain, part in parts.items()}})

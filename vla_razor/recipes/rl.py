@@ -64,7 +64,7 @@ def run(config: DictConfig, run: Run) -> None:
                 run.log(trainer.step, **scalars)
                 if trainer.spent or training.is_due(trainer.step, config.save_every, config.iterations):
                     save()
-            advance(success=scalars["success"], entropy=scalars["entropy"])
+            advance(success=scalars["success"], entropy=scalars["entropy"], **(guard.shown if guard else {}))
     training.finish(config, run, model, base, probe, guard)
 
 

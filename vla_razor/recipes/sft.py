@@ -67,7 +67,7 @@ def run(config: DictConfig, run: Run) -> None:
                 run.log(trainer.step, **scalars)
                 if trainer.spent or training.is_due(trainer.step, config.save_every, trainer.total_steps):
                     save()
-            advance(loss=scalars["loss"])
+            advance(loss=scalars["loss"], **(guard.shown if guard else {}))
     training.finish(config, run, model, base, probe, guard)
 
 

@@ -44,7 +44,8 @@ METHODS = {
     "distill": ("distill", {}),
 }
 """The verb of each, and which collections it learns from: the verb's key and the name of the folder."""
-VARIANTS = ("kl_coefficient", "spillover_coefficient", "lora_rank", "replay_share", "staleness")
+VARIANTS = ("kl_coefficient", "spillover_coefficient", "lora_rank", "replay_share", "staleness", "guidance")
+VARIANTS += ("loss", "baseline", "normalizer")
 """Settings that make a method another one in the table."""
 
 
@@ -75,11 +76,16 @@ def run(config: DictConfig, run: Run) -> None:
 def plan(config: DictConfig, out: Path) -> list[Training]:
     """The runs: every combination of the axes' values that a method knows, each once.
 
-    Raises UserError where no method knows an axis, a value is refused by its rule, or there are no prior tasks.
+    Raises UserError where no method knows an axis, a value is refused by its rule, a checkpoint would not be measured,
+    or there are no prior tasks.
     """
     if config.prior is None:
         raise UserError("prior=null: a sweep needs prior tasks, or there is nothing to forget.")
-    return axes.plan(config, out, {method: verb for method, (verb, _) in METHODS.items()}, variants=VARIANTS)
+    trainings = axes.plan(config, out, {method: verb for method, (verb, _) in METHODS.items()}, variants=VARIANTS)
+    for training in trainings:
+        verb, _ = METHODS[training.method]
+        axes.check_measured({**config[verb], **training.changes}, training.method)
+    return trainings
 
 
 def job(out: Path, number: int) -> None:

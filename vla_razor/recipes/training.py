@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from omegaconf import DictConfig
+from rich import get_console
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -266,9 +267,7 @@ def finish(
         parts = f"sharpening {drift['sharpening']:.3g}, displacement {drift['displacement']:.3g}"
         console.print(f"forward KL {drift['per_action']:.3g} nats an action ({parts})", highlight=False)
     if forecast:
-        interval = f"[{100 * forecast.low:.1f}, {100 * forecast.high:.1f}]"
-        beyond = "" if forecast.known else ", beyond all runs that the law knows"
-        console.print(f"forecast: {forecast.forgotten:.1%} of prior success lost {interval}{beyond}", highlight=False)
+        console.print(f"forecast: {forecast}", highlight=False)
 
 
 def _evaluated(config: DictConfig, policies: dict[str, Policy]) -> dict[str, Results]:
@@ -299,9 +298,11 @@ def measure(model: OpenVLA, probe: ProbeSet, trainer: Trainer, guard: Guard | No
         return scalars
     if guard.is_spent(scalars):
         if trainer.config.on_budget == "stop":
-            trainer.spent = True
+            trainer.spent, done = True, "the training ends"
         else:
-            trainer.peaks = [peak / 2 for peak in trainer.peaks]
+            trainer.peaks, done = [peak / 2 for peak in trainer.peaks], "its learning rates are halved"
+        said = f"step {trainer.step}: {guard.forecast(scalars)}, of a budget of {guard.budget:.1%}: {done}"
+        get_console().print(said, highlight=False)  # the console of the progress bar
     return scalars | guard.scalars(scalars)
 
 

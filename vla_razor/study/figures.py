@@ -18,14 +18,12 @@ from matplotlib.ticker import PercentFormatter
 from vla_razor import plots
 from vla_razor.core import forgetting_law, pareto
 from vla_razor.statistics import mean_with_interval
-from vla_razor.study.forecast import FittedLaw
+from vla_razor.study.forecast import LAWS, FittedLaw
 from vla_razor.study.law import fittable
 from vla_razor.study.table import Result
 
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#333333")
 Colours = Mapping[str, str]
-MEASURES = {"forward_kl": "forward KL", "spillover": "spillover"}
-"""What a law may be of."""
 MANY = 500
 """Marks in a figure."""
 
@@ -81,7 +79,7 @@ def forgetting(path: Path, points: Sequence[Any], colours: Colours, fitted: Fitt
             )
         else:
             _fitted(axis, points, measure)
-        name = MEASURES[measure]
+        name = LAWS[measure]
         axis.set(title=f"Forgetting against {name}", xlabel=f"{name} (nats)", ylabel="prior success lost")
         _percent(axis, "y")
         axis.legend(fontsize=8)
@@ -114,14 +112,16 @@ def predictors(path: Path, points: Sequence[Any], names: Sequence[str], colours:
 def prior_tasks(path: Path, results: Sequence[Result], colours: Colours) -> None:
     """What each run's last policy can still do, task by task."""
     last = {result.run: result for result in sorted(results, key=lambda result: result.step)}.values()
-    tasks = list(results[0].priors)
+    tasks = list(dict.fromkeys(task for result in results for task in result.priors))
     with plots.figure(path, 1, 1, (1.3 * len(tasks) + 2, 3.6)) as (axis,):
         methods = sorted({result.method for result in last})
         for index, method in enumerate(methods):
             own = [result for result in last if result.method == method]
             offset = (index - (len(methods) - 1) / 2) * 0.8 / len(methods)
             for place, task in enumerate(tasks):
-                values = [result.priors[task] for result in own]
+                values = [result.priors[task] for result in own if task in result.priors]
+                if not values:
+                    continue
                 axis.plot([place + offset] * len(values), values, "o", color=colours[method], alpha=0.5, markersize=4)
                 mean, low, high = mean_with_interval([values])
                 axis.plot([place + offset - 0.1, place + offset + 0.1], [mean] * 2, color=colours[method])
@@ -147,7 +147,7 @@ def learning_curves(
         for place, (axis, what) in enumerate(zip(axes, ("new", "prior"), strict=True)):
             means: dict[str, list[np.ndarray]] = {}
             for own in runs.values():
-                done = [0.0, *(result.step / own[-1].step for result in own)]
+                done = [0.0, *(result.step / max(own[-1].step, 1) for result in own)]
                 success = [bases[own[0].model][place], *(getattr(result, what) for result in own)]
                 colour = colours[own[0].method]
                 axis.plot(done, success, color=colour, alpha=0.25, linewidth=0.8, rasterized=len(runs) > MANY)

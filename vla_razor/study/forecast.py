@@ -13,10 +13,12 @@ from vla_razor.core import forgetting_law
 from vla_razor.errors import UserError
 from vla_razor.files import write_json
 from vla_razor.study import law
-from vla_razor.study.table import Result, measures_of
+from vla_razor.study.table import Result, measures_of, unmeasured
 
 SCHEMA = 2
 FILE = "law.json"
+LAWS = {"forward_kl": "forward KL", "spillover": "spillover"}
+"""What a law may be of, and what it is called: measures that every training logs."""
 
 
 class Forecast(NamedTuple):
@@ -28,6 +30,10 @@ class Forecast(NamedTuple):
     low: float
     high: float
     known: bool
+
+    def __str__(self) -> str:
+        beyond = "" if self.known else ", beyond all runs that the law knows"
+        return f"{self.forgotten:.1%} of prior success lost [{100 * self.low:.1f}, {100 * self.high:.1f}]{beyond}"
 
 
 class FittedLaw(NamedTuple):
@@ -57,7 +63,8 @@ def fit(results: Sequence[Result], measure: str = "forward_kl") -> FittedLaw:
     """The law of these policies, all of one domain. Raises UserError where they are too few, or do not vary."""
     runs = {result.run for result in results}
     if measure not in measures_of(results):
-        raise UserError(f"not every run has measured {measure}: there is no law of it.")
+        lacking = unmeasured(results).get(measure, runs)
+        raise UserError(f"not every run has measured {measure} ({min(lacking)} has not): there is no law of it.")
     interval = law.spread(results, measure)
     if interval is None:
         raise UserError(
@@ -81,14 +88,19 @@ def load(path: Path, domain: str) -> FittedLaw:
 
     Raises UserError where it cannot be read, or is the law of another domain.
     """
-    path = path / FILE if path.is_dir() else path
+    if path.is_dir():
+        own = path / f"law_{domain}.json"  # of a report on several domains
+        path = own if own.is_file() else path / FILE
     try:
         content: Mapping[str, Any] = json.loads(path.read_text())
         if content["schema"] != SCHEMA:
             raise ValueError("another schema")
         fitted = FittedLaw(**{name: content[name] for name in FittedLaw._fields})
-        low, high = map(float, fitted.reach)
-        fitted = fitted._replace(coefficients=tuple(map(float, fitted.coefficients)), reach=(low, high))
+        (low, high), (below, above) = map(float, fitted.reach), map(float, (fitted.below, fitted.above))
+        coefficients = tuple(map(float, fitted.coefficients))
+        if not coefficients or fitted.measure not in LAWS:
+            raise ValueError(f"no law of {' or '.join(LAWS)}")
+        fitted = fitted._replace(coefficients=coefficients, reach=(low, high), below=below, above=above)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"law={path} cannot be read ({error}). vla-razor report RUNS writes one.") from error
     if fitted.domain != domain:
@@ -101,6 +113,8 @@ class Guard:
 
     def __init__(self, fitted: FittedLaw, budget: float) -> None:
         self.fitted, self.budget = fitted, budget
+        self.shown: dict[str, float] = {}
+        """The latest forecast and the budget, for a progress bar."""
 
     @classmethod
     def of(cls, config: Any, domain: str) -> Guard | None:
@@ -126,6 +140,7 @@ class Guard:
     def scalars(self, measured: Mapping[str, float]) -> dict[str, float]:
         """The forecast, for a row of metrics.jsonl."""
         found = self.forecast(measured)
+        self.shown = {"predicted_forgetting": found.forgotten, "budget": self.budget}
         return {"predicted_forgetting": found.forgotten, "predicted_low": found.low, "predicted_high": found.high}
 
     def is_spent(self, measured: Mapping[str, float]) -> bool:

@@ -57,20 +57,26 @@ class Study(NamedTuple):
 
 
 def read(folders: Sequence[Path]) -> Study:
-    """The rows of all folders; a run is called by its folder's name too where there are several.
+    """The rows of all folders; a run is called by its folder's name too where there are several (its whole path where
+    two end alike).
 
     A run that failed, or has a number that is not finite, is in `left_out` with its reason.
 
-    Raises UserError where a folder holds no table, one that lacks a column or a base, or no finished run, and where two
-    tables of a domain have different bases of one model.
+    Raises UserError where a folder is given twice, holds no table, one that lacks a column or a base, or no finished
+    run, and where two tables of a domain have different bases of one model.
     """
     study = Study([], {}, [])
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise UserError(f"{', '.join(map(str, folders))}: one of the folders is given twice.")
+    names = short_names(map(str, folders))
     for folder in folders:
         rows = _rows(folder)
-        prefix = f"{folder.name}/" if len(folders) > 1 else ""
+        prefix = f"{names[str(folder)]}/" if len(folders) > 1 else ""
         bases = [row for row in rows if row["method"] == "base"]
         if not bases:
             raise UserError(f"{folder / FILE} has no row of a base: forgetting cannot be measured.")
+        if not all(_is_finite(base[kind]) for base in bases for kind in ("new", "prior")):
+            raise UserError(f"{folder / FILE}: success of the base is not a number: forgetting cannot be measured.")
         _same_base(study, folder, bases)
         for row in rows:
             if row["method"] != "base":
@@ -83,6 +89,13 @@ def read(folders: Sequence[Path]) -> Study:
 def measures_of(results: Sequence[Result]) -> list[str]:
     """The measures that every one of the policies has, in the table's order."""
     return [name for name in results[0].measures if all(name in result.measures for result in results)]
+
+
+def unmeasured(results: Sequence[Result]) -> dict[str, list[str]]:
+    """The measures that some of the policies have and others have not, with the runs of these."""
+    names = dict.fromkeys(name for result in results for name in result.measures)
+    lacking = {name: [r.run for r in results if name not in r.measures] for name in names}
+    return {name: list(dict.fromkeys(runs)) for name, runs in lacking.items() if runs}
 
 
 def short_names(models: Iterable[str]) -> dict[str, str]:
@@ -101,9 +114,8 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path}: there is no results table; expected {made}.") from None
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(f"{path} cannot be read as a results table: {error}") from error
-    missing = [
-        name for name in ("domain", "method", "run", "new", "prior", "forward_kl") if rows and name not in rows[0]
-    ]
+    columns = ("domain", "method", "seed", "run", "step", "new", "prior", "forward_kl")
+    missing = [name for name in columns if rows and name not in rows[0]]
     if missing or not rows:
         raise UserError(
             f"{path} is no results table: {'no column ' + ', '.join(missing) if missing else 'it is empty'}."
@@ -138,6 +150,10 @@ def _base_of(row: Mapping[str, Any], bases: Sequence[Mapping[str, Any]], folder:
     return next((b for b in like if b["seed"] == row["seed"]), like[0] if like else own[0])
 
 
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
 def _add(study: Study, row: Mapping[str, Any], base: Mapping[str, Any], prefix: str) -> None:
     name = f"{prefix}{row['run']}"
     measures = {key: row[key] for key in row if key in MEASURES or key.startswith(("weight_", "activation_"))}
@@ -145,7 +161,7 @@ def _add(study: Study, row: Mapping[str, Any], base: Mapping[str, Any], prefix: 
         study.left_out.append(f"{name}: {row.get('reason') or row['status']}")
         return
     numbers = {"new": row["new"], "prior": row["prior"], "forward_kl": measures["forward_kl"]}
-    broken = [key for key, value in numbers.items() if value is None or not math.isfinite(value)]
+    broken = [key for key, value in numbers.items() if not _is_finite(value)]
     if broken:
         study.left_out.append(f"{name}, step {row['step']}: {', '.join(broken)} not finite")
         return
@@ -157,6 +173,6 @@ def _add(study: Study, row: Mapping[str, Any], base: Mapping[str, Any], prefix: 
             learning_rate=row.get("learning_rate"),
             forgotten=base["prior"] - row["prior"],
             priors={key.removeprefix("prior_"): row[key] for key in row if key.startswith("prior_")},
-            measures={key: value for key, value in measures.items() if value is not None and math.isfinite(value)},
+            measures={key: value for key, value in measures.items() if _is_finite(value)},
         )
     )
