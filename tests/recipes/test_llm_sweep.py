@@ -111,6 +111,7 @@ def test_what_a_sweep_leaves(finished: Path, given: list[str]) -> None:
         assert row["domain"] == "language" and row["status"] == "done" and row["learning_rate"] == 1e-3
         assert min(row[name] for name in llm_sweep.MEASURES) > 0
         assert row["prior"] == pytest.approx((row["prior_text"] + row["prior_winogrande"]) / 2)
+    assert tuned[1]["weight_l2"] > tuned[0]["weight_l2"] > 0 < tuned[0]["weight_spectral"] < tuned[0]["weight_l2"]
     assert tuned[1]["forward_kl"] > tuned[0]["forward_kl"] > found["base_2", 0]["forward_kl"] == 0
     settings = json.loads((finished / "summary.json").read_text())["settings"]
     assert set(settings) == {"sft_1", "sft_3"} and settings["sft_3"]["model"] == two

@@ -123,13 +123,14 @@ def measure_weights(base: str, training: Training, count: int) -> None:
     run; what is there already is left alone.
     """
     for checkpoint in training.checkpoints(count):
-        path = _weight_changes(training, checkpoint)
+        path = weight_changes(training, checkpoint)
         if not path.is_file():
             changes = weight_change.summary(stored_weights(base), stored_weights(checkpoint))
             write_json(path, {f"weight_{name}": value for name, value in changes.items()})
 
 
-def _weight_changes(training: Training, checkpoint: Path) -> Path:
+def weight_changes(training: Training, checkpoint: Path) -> Path:
+    """Where they are kept."""
     return training.folder / "weight_changes" / f"{checkpoint.name}.json"
 
 
@@ -156,7 +157,7 @@ def read(
         facts |= {"method": training.label, "run": training.folder.name}
         rows, paths = {row["step"]: row for row in training.rows()}, training.checkpoints(checkpoints)
         for path in paths:
-            step, last, weights = step_of(path), path == paths[-1], _weight_changes(training, path)
+            step, last, weights = step_of(path), path == paths[-1], weight_changes(training, path)
             drift = rows[step] | (json.loads(weights.read_text()) if weights.is_file() else {})
             outcomes.append(outcome(str(path), drift, step=step, last=last, **facts))
     return outcomes

@@ -120,8 +120,10 @@ def film(path: Path, columns: Sequence[Column], evaluation: Callable[[Outcome], 
 def _row(outcome: Outcome) -> dict[str, Any]:
     rates = {f"prior_{task}": success[READING]["rate"] for task, success in outcome.prior.items()}
     measures: dict[str, float | None] = {column: outcome.drift[logged] for column, logged in MEASURES.items()}
-    unknown = 0.0 if outcome.method == "base" else None
-    measures |= {column: outcome.drift.get(column, unknown) for column in CHANGES}
+    unmoved = 0.0 if outcome.method == "base" else None
+    measures |= {column: outcome.drift.get(column, unmoved) for column in CHANGES}
+    if outcome.method == "base":
+        measures |= {"weight_sparsity": 1.0, "weight_sparsity_bfloat16": 1.0}  # no weight has changed
     return {
         "domain": "robot",
         "method": outcome.method,

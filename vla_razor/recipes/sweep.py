@@ -80,7 +80,9 @@ def plan(config: DictConfig, out: Path) -> list[Training]:
     or there are no prior tasks.
     """
     if config.prior is None:
-        raise UserError("prior=null: a sweep needs prior tasks, or there is nothing to forget.")
+        raise UserError(
+            f"a sweep needs prior tasks, or there is nothing to forget: prior has none beside env={config.env.name}."
+        )
     trainings = axes.plan(config, out, {method: verb for method, (verb, _) in METHODS.items()}, variants=VARIANTS)
     for training in trainings:
         verb, _ = METHODS[training.method]
