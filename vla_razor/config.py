@@ -129,7 +129,7 @@ RULES: dict[str, Rule] = {
     "use_vllm": _one_of("auto", "true", "false"),
     "shares": _distinct(lambda v: type(v) in (int, float) and 0 <= v <= 1, "a list of numbers from 0 to 1"),
     "interpolated": _distinct(lambda v: type(v) in (int, float) and 0 < v < 1, "a list of numbers in (0, 1)", fewest=0),
-    "measure": _one_of("forward_kl", "spillover"),
+    "measure": _one_of("forward_kl", "spillover", "activation_l2"),
     "launcher": _one_of("local", "ray", "slurm"),
 }
 

@@ -80,7 +80,7 @@ def forgetting(path: Path, points: Sequence[Any], colours: Colours, fitted: Fitt
         else:
             _fitted(axis, points, measure)
         name = LAWS[measure]
-        axis.set(title=f"Forgetting against {name}", xlabel=f"{name} (nats)", ylabel="prior success lost")
+        axis.set(title=f"Forgetting against {name.partition(' (')[0]}", xlabel=name, ylabel="prior success lost")
         _percent(axis, "y")
         axis.legend(fontsize=8)
 

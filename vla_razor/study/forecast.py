@@ -17,8 +17,12 @@ from vla_razor.study.table import Result, measures_of, unmeasured
 
 SCHEMA = 2
 FILE = "law.json"
-LAWS = {"forward_kl": "forward KL", "spillover": "spillover"}
-"""What a law may be of, and what it is called: measures that every training logs."""
+LAWS = {
+    "forward_kl": "forward KL (nats)",
+    "spillover": "spillover (nats)",
+    "activation_l2": "the activations' change (L2)",
+}
+"""What a law may be of, and how it is called: measures that every training logs."""
 
 
 class Forecast(NamedTuple):
