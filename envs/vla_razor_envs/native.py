@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .single import build, check_start, find_setup, find_spaces
-from .vector import Observations, SlotVectorEnv, Start, Tick
+from .vector import Observations, SlotVectorEnv, Start, Tick, check_action
 
 
 class NativeVectorEnv(SlotVectorEnv):
@@ -44,12 +44,12 @@ class NativeVectorEnv(SlotVectorEnv):
 
     def send(self, actions: np.ndarray, active: np.ndarray, starts: Mapping[int, Start]) -> None:
         """Simulates at once: there is one group of slots."""
+        actions = check_action(self.setup, self.action_space, actions, active)
         rewards, terminated, truncated = np.zeros(self.num_envs, np.float32), *np.zeros((2, self.num_envs), bool)
         observation, info = {}, {}
         if active.any():
-            box = self.single_action_space
-            clipped = np.clip(np.where(active[:, None], actions, 0), box.low, box.high).astype(np.float32)  # pyright: ignore[reportAttributeAccessIssue]
-            observation, *outcome, info = self.task.step(torch.from_numpy(clipped).to(self.task.device))
+            taken = torch.from_numpy(np.where(active[:, None], actions, np.float32(0)))
+            observation, *outcome, info = self.task.step(taken.to(self.task.device))
             rewards, terminated, truncated = (np.where(active, part.cpu().numpy(), 0) for part in outcome)
             terminated, truncated = terminated.astype(bool), truncated.astype(bool)
         if starts:

@@ -30,9 +30,9 @@ from . import RenderingUnavailable
 from .pool import Face, PoolVectorEnv
 from .records import DrawerSetup, PickCanSetup, Setup
 from .setups import DRAWER_TASKS
-from .single import check_action, check_start, find_setup
+from .single import check_start, find_setup
 from .starts import draw_can, draw_station
-from .vector import Start
+from .vector import Start, check_action
 
 VARIABLE = "VLA_RAZOR_SIMPLER_PYTHON"
 NO_VULKAN = ("vk::", "rendering device", f"exit code {-signal.SIGSEGV}")  # without a driver, SAPIEN 2.2 crashes

@@ -14,6 +14,7 @@ from . import RenderingUnavailable
 from .records import DrawerSetup, PickCanSetup, Setup
 from .setups import DRAWER_TASKS, SETUPS
 from .variants import varied
+from .vector import check_action
 
 REMEDY = "`vla-razor doctor` names the remedy"
 START_KEYS = {"pick_can": ("object_xy", "orientation"), "drawer": ("station", "task")}
@@ -50,18 +51,6 @@ def check_start(family: str, setup: Setup, start: dict[str, Any]) -> dict[str, A
         if known is not None and value not in known:
             raise ValueError(f"reset option {key} is {value!r}; expected one of {', '.join(known)}")
     return dict(start)
-
-
-def check_action(setup: Setup, box: Any, action: np.ndarray) -> np.ndarray:
-    """The action [7] inside the box, or ValueError that says what is wrong with it."""
-    if action.shape != (7,) or not np.isfinite(action).all():
-        raise ValueError(f"action is {action!r}; expected seven finite numbers")
-    clipped = np.clip(action, box.low, box.high)
-    if not setup.clips_actions and not np.array_equal(clipped, action):
-        raise ValueError(
-            f"action is {action!r}; expected numbers within {box.low} and {box.high}: metres, radians and the gripper"
-        )
-    return clipped
 
 
 def build(family: str, setup: Setup, image_size: tuple[int, int], task: str | None, device: str, num_envs: int) -> Any:
@@ -161,7 +150,7 @@ class SingleEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         """One control step; ValueError where the action is not seven finite numbers, or lies outside a box that the
         setup does not clip to.
         """
-        action = check_action(self.setup, self.action_space, np.asarray(action, np.float32))
+        action = check_action(self.setup, self.action_space, action)
         observation, reward, terminated, truncated, info = self.task.step(torch.from_numpy(action)[None])
         return self._observed(observation), reward.item(), terminated.item(), truncated.item(), self._described(info)
 

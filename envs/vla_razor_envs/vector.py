@@ -10,6 +10,8 @@ from gymnasium import Space
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from .records import Setup
+
 Observations = dict[str, np.ndarray]
 Start = tuple[int | None, dict[str, Any]]  # seed and reset options of one episode
 Tick = tuple[Observations, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
@@ -39,6 +41,25 @@ def make(
 
     env_id = {task: f"vla_razor/{name}" for name, task in TASKS.items()}[family]
     return PoolVectorEnv(env_id, num_envs, num_workers=num_workers, timeout=timeout, **kwargs)
+
+
+def check_action(setup: Setup, box: Any, action: Any, active: Any = True) -> np.ndarray:
+    """The action [7], or the actions [N, 7] of all slots, inside the box; ValueError says what is wrong with which.
+    Those of slots that are not `active` (bool [N]) may be anything.
+    """
+    action = np.asarray(action, np.float32)
+    if action.shape != box.shape:
+        expected = f"{box.shape}, seven finite numbers for each environment"
+        raise ValueError(f"action is an array of shape {action.shape}; expected {expected}")
+    clipped = np.clip(action, box.low, box.high)
+    finite, inside = np.isfinite(action).all(-1), (clipped == action).all(-1)
+    wrong = active & ~(finite & (inside | setup.clips_actions))
+    for index in map(tuple, np.argwhere(wrong)):  # () for a single action
+        where = f"action of slot {index[0]}" if index else "action"
+        within = f"numbers within {box.low[index]} and {box.high[index]}: metres, radians and the gripper"
+        expected = within if finite[index] else "seven finite numbers"
+        raise ValueError(f"{where} is {action[index]!r}; expected {expected}")
+    return clipped
 
 
 class SlotVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):

@@ -1,6 +1,7 @@
 """The Google robot's tasks: where they start, what an action does, and what is refused."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import vla_razor_envs  # noqa: F401
 from vla_razor.policies.scripted import ScriptedExpert
 from vla_razor_envs.assets import AssetsUnusable
 from vla_razor_envs.google_robot import ARM, GRIPPER, SUBSTEP, drive
+from vla_razor_envs.native import NativeVectorEnv
 from vla_razor_envs.records import lift_until_released, lift_while_high
 from vla_razor_envs.setups import GOOGLE_DRAWER, GOOGLE_PICK_CAN
 from vla_razor_envs.starts import draw_can, draw_station
@@ -147,6 +149,21 @@ def test_actions_that_make_no_sense_are_refused_and_harm_nothing(can: gymnasium.
     with pytest.raises(ValueError, match=r"action is .*expected"):
         can.step(action)
     np.testing.assert_allclose(can.step(act())[-1]["tcp_pose"], before, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_one_simulation_of_all_slots_refuses_the_same_actions_and_not_those_of_idle_slots(shared: Path) -> None:
+    arguments: dict[str, Any] = dict(robot="google_robot", image_size=(8, 10), overlay=False, device="cpu")
+    with closing(NativeVectorEnv("pick_can", 1, **arguments)) as envs:
+        before = envs.reset(seed=2, options={"orientation": "upright"})[1]["tcp_pose"]
+        for action in (act(x=1.5), act(x=np.nan), act(gripper=-np.inf)):
+            with pytest.raises(ValueError, match=r"action of slot 0 is .*expected"):
+                envs.step(action[None])
+        with pytest.raises(ValueError, match=r"shape \(7,\); expected \(1, 7\)"):
+            envs.step(act())
+        np.testing.assert_allclose(envs.step(act()[None])[-1]["tcp_pose"], before, atol=1e-3)
+        envs.active[:] = False
+        envs.step(act(x=np.nan)[None])
 
 
 @pytest.mark.slow
