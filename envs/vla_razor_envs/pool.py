@@ -27,7 +27,7 @@ import numpy as np
 from gymnasium import Space, spaces
 
 from .serving import Layout, SharedArrays, serve
-from .vector import SlotVectorEnv, Start, Tick
+from .vector import SlotVectorEnv, Start, Tick, check_action
 
 # Starts a worker for some slots: its process, with the face of multiprocessing's, and the connection to it.
 Launch = Callable[[range], tuple[Any, Any]]
@@ -47,8 +47,9 @@ class PoolVectorEnv(SlotVectorEnv):
     """Each slot holds an environment `gymnasium.make(env_id, **kwargs)` in one of `num_workers` processes.
 
     A worker that dies, or takes longer than `timeout` seconds over a tick, is restarted and its slots are lost. An
-    error that an environment raises is raised here with the same type and text; reset the slots before going on. The
-    pool ends its processes and frees its shared memory when it is closed, collected, or the interpreter exits.
+    action that will not do is refused before any slot has moved. An error that an environment raises is raised here
+    with the same type and text; reset the slots before going on. The pool ends its processes and frees its shared
+    memory when it is closed, collected, or the interpreter exits.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class PoolVectorEnv(SlotVectorEnv):
     def send(self, actions: np.ndarray, active: np.ndarray, starts: Mapping[int, Start]) -> None:
         if self.closed:
             raise RuntimeError("the pool is closed")
+        actions = check_action(self.setup, self.action_space, actions, active)
         requests: list[_Request] = []
         for worker in self._workers:
             resets = {slot: starts[slot] for slot in worker.slots if slot in starts}

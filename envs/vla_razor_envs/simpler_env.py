@@ -32,7 +32,7 @@ from .records import DrawerSetup, PickCanSetup, Setup
 from .setups import DRAWER_TASKS
 from .single import check_start, find_setup
 from .starts import draw_can, draw_station
-from .vector import Start, check_action
+from .vector import Start
 
 VARIABLE = "VLA_RAZOR_SIMPLER_PYTHON"
 NO_VULKAN = ("vk::", "rendering device", f"exit code {-signal.SIGSEGV}")  # without a driver, SAPIEN 2.2 crashes
@@ -116,9 +116,6 @@ class SimplerVectorEnv(PoolVectorEnv):
             raise
 
     def send(self, actions: np.ndarray, active: np.ndarray, starts: Mapping[int, Start]) -> None:
-        actions = np.asarray(actions, np.float32)
-        for slot in np.flatnonzero(active):
-            check_action(self.setup, self.single_action_space, actions[slot])
         super().send(actions, active, {slot: self._begun(*start) for slot, start in starts.items()})
 
     def _begun(self, seed: int | None, options: dict[str, Any]) -> Start:

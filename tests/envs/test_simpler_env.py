@@ -269,6 +269,8 @@ def test_bad_arguments_and_actions_are_refused(python: str) -> None:
             actions[2, 1] = bad
             with pytest.raises(ValueError, match=complaint):
                 envs.step(actions)
+        with pytest.raises(ValueError, match=r"expected \(4, 7\)"):
+            envs.step(NOTHING[0])
         envs.active = np.array([True, True, False, True])
         assert shown(envs.step(actions)[0]) == [11, 21, 30, 41], "what an inactive slot is sent does not matter"
 

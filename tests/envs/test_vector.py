@@ -160,6 +160,23 @@ def test_after_an_error_nothing_is_left_to_receive() -> None:
         assert counts(envs.reset(seed=3)[0]) == [3, 4, 5, 6]
 
 
+def test_an_action_that_will_not_do_is_refused_before_any_slot_has_moved() -> None:
+    with closing(pool()) as envs:
+        envs.reset(seed=[10, 20, 30, 40])
+        envs.send(NOTHING, FRONT, {})
+        for bad, complaint in ((np.nan, "expected seven finite numbers"), (1.5, "expected numbers within")):
+            actions = NOTHING.copy()
+            actions[3, 6] = bad
+            with pytest.raises(ValueError, match=f"action of slot 3 is .*{complaint}"):
+                envs.send(actions, BACK, {})
+        for shape in ((7,), (1, 7), (4, 6), (8, 7)):
+            with pytest.raises(ValueError, match=r"expected \(4, 7\)"):
+                envs.send(np.zeros(shape), BACK, {})
+        envs.send(actions, np.array([False, False, True, False]), {})
+        assert counts({key: value[:2] for key, value in envs.receive()[0].items()}) == [11, 21]
+        assert counts(envs.receive()[0]) == [11, 21, 31, 40]
+
+
 def test_workers_are_told_to_keep_to_one_thread_and_the_parent_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LP_NUM_THREADS", "7")
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
