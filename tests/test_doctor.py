@@ -101,8 +101,8 @@ def test_google_robot_is_optional(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     (tmp_path / "LICENSE").write_text("the only file")
     check = doctor.check_assets()
     assert check.ok is None
-    assert "missing" in check.found
-    assert "vla-razor assets fetch" in check.remedy
+    assert "VLA_RAZOR_ASSETS" not in check.found
+    assert f"VLA_RAZOR_ASSETS names {tmp_path}: mend that folder, or unset the variable" in check.remedy
 
 
 def test_google_robot_is_found(shared: Path, monkeypatch: pytest.MonkeyPatch):

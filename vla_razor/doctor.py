@@ -103,14 +103,14 @@ def check_vulkan() -> Check:
 
 def check_assets() -> Check:
     """The Google robot of SimplerEnv. Optional: the main job uses the Panda, which ManiSkill ships."""
-    from vla_razor_envs.assets import GROUPS, REMEDY, AssetsUnusable, asset_folder, has
+    from vla_razor_envs.assets import GROUPS, AssetsUnusable, asset_folder, has, remedy
 
     try:
         there = [group for group in GROUPS if has(group)]
     except AssetsUnusable as error:
-        return Check(None, str(error).removesuffix(REMEDY).strip(), REMEDY)
+        return Check(None, str(error).removesuffix(remedy()).strip(), remedy())
     if "tasks" not in there:
-        return Check(None, "Panda (ships with ManiSkill); no Google robot, which is optional", REMEDY)
+        return Check(None, "Panda (ships with ManiSkill); no Google robot, which is optional", remedy())
     absent = [group for group in GROUPS if group not in there]
     without = f"; without {', '.join(absent)}, which are optional" if absent else ""
     return Check(True, f"Panda (ships with ManiSkill), Google robot ({asset_folder()}){without}")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .cache import cache_root
 
-REMEDY = "Run: vla-razor assets fetch (or name a folder that has them: VLA_RAZOR_ASSETS=DIR)."
+VARIABLE = "VLA_RAZOR_ASSETS"
 _LIST = json.loads(Path(__file__).with_name("assets").joinpath("real2sim.json").read_text())
 REPOSITORY, COMMIT = _LIST["repository"], _LIST["commit"]
 GROUPS: dict[str, dict[str, str]] = _LIST["groups"]
@@ -34,14 +34,21 @@ def cache_folder() -> Path:
 
 def asset_folder() -> Path:
     """The folder in use: `$VLA_RAZOR_ASSETS`, or else the cache folder. Not looked at yet."""
-    return Path(os.environ.get("VLA_RAZOR_ASSETS") or cache_folder()).absolute()
+    return Path(os.environ.get(VARIABLE) or cache_folder()).absolute()
+
+
+def remedy() -> str:
+    """What to do where files of the folder in use are missing or wrong."""
+    if named := os.environ.get(VARIABLE):
+        return f"{VARIABLE} names {named}: mend that folder, or unset the variable and run: vla-razor assets fetch."
+    return f"Run: vla-razor assets fetch (or name a folder that has them: {VARIABLE}=DIR)."
 
 
 def asset_root(group: str = "tasks") -> Path:
     """The folder in use, after every file of the group was found to be the one that the list names.
 
     Raises:
-        AssetsUnusable: a file is missing, cut short or changed; the message names it and the command that mends it.
+        AssetsUnusable: a file is missing, cut short or changed; the message names it and what mends it.
     """
     folder = asset_folder()
     _check(folder, group)
@@ -82,12 +89,12 @@ def _check(folder: Path, group: str) -> None:
     missing = [path for path in files if not (folder / path).is_file()]
     if missing:
         raise AssetsUnusable(
-            f"{len(missing)} of {len(files)} asset files missing in {folder}: {_some(missing)}. {REMEDY}"
+            f"{len(missing)} of {len(files)} asset files missing in {folder}: {_some(missing)}. {remedy()}"
         )
     changed = [path for path, checksum in files.items() if not is_right((folder / path).read_bytes(), checksum)]
     if changed:
         origin = f"{REPOSITORY}@{COMMIT[:7]}"
-        raise AssetsUnusable(f"Asset files in {folder} that are not those of {origin}: {_some(changed)}. {REMEDY}")
+        raise AssetsUnusable(f"Asset files in {folder} that are not those of {origin}: {_some(changed)}. {remedy()}")
 
 
 def _some(paths: list[str]) -> str:

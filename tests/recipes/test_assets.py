@@ -181,7 +181,13 @@ def test_a_run_records_what_the_can_stands_on(server: Server):
 
 def test_a_named_folder_is_used_in_place(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("VLA_RAZOR_ASSETS", str(tmp_path))
-    with pytest.raises(files.AssetsUnusable, match="2 of 2 asset files missing"):
+    advice = f"VLA_RAZOR_ASSETS names {tmp_path}: mend that folder, or unset the variable and run: vla-razor assets"
+    with pytest.raises(files.AssetsUnusable, match=f"2 of 2 asset files missing in {tmp_path}: .*{advice}"):
+        files.asset_root()
+    for path in GROUPS["tasks"]:
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_bytes(b"other")
+    with pytest.raises(files.AssetsUnusable, match=f"Asset files in {tmp_path} that are not those of .*{advice}"):
         files.asset_root()
 
 
