@@ -27,6 +27,8 @@ def find_setup(family: str, robot: str, overlay: bool | None = None, variant: st
     if (family, robot) not in SETUPS:
         robots = [name for task, name in SETUPS if task == family]
         raise ValueError(f"{family} has no robot {robot!r}; expected one of {', '.join(robots)}")
+    if not isinstance(overlay, bool | None):
+        raise ValueError(f"overlay is {overlay!r}; expected True, False or None")
     setup = varied(SETUPS[family, robot], family, robot, variant)
     if overlay and not setup.photo:
         what = f"variant {variant}" if variant else f"robot {robot}"

@@ -83,6 +83,8 @@ def test_the_photograph_is_there_unless_refused():
         ("panda", {"variant": "darker"}, "variant is 'darker'; expected None"),
         ("google_robot", {"variant": "darker", "overlay": True}, "variant darker has no photograph"),
         ("panda", {"overlay": True}, "robot panda has no photograph"),
+        ("google_robot", {"overlay": "no"}, "overlay is 'no'; expected True, False or None"),
+        ("google_robot", {"overlay": 0}, "overlay is 0; expected True, False or None"),
     ],
 )
 def test_what_there_is_not_is_refused(robot: str, arguments: dict, message: str):
