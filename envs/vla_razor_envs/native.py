@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .single import build, check_start, find_setup, find_spaces
+from .single import build, check_size, check_start, find_setup, find_spaces
 from .vector import Observations, SlotVectorEnv, Start, Tick, check_action
 
 
@@ -38,9 +38,9 @@ class NativeVectorEnv(SlotVectorEnv):
         setup = find_setup(family, robot, overlay, variant)
         given = {"task": task, "orientation": orientation, "station": station}
         self.default_start = check_start(family, setup, {k: v for k, v in given.items() if v is not None})
-        height, width = (int(size) for size in image_size)
-        self.task = build(family, setup, (height, width), task, device, num_envs)
-        super().__init__(num_envs, *find_spaces(self.task, (height, width)), setup)
+        size = check_size(image_size)
+        self.task = build(family, setup, size, task, device, num_envs)
+        super().__init__(num_envs, *find_spaces(self.task, size), setup)
 
     def send(self, actions: np.ndarray, active: np.ndarray, starts: Mapping[int, Start]) -> None:
         """Simulates at once: there is one group of slots."""

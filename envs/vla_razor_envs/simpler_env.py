@@ -30,7 +30,7 @@ from . import RenderingUnavailable
 from .pool import Face, PoolVectorEnv
 from .records import DrawerSetup, PickCanSetup, Setup
 from .setups import DRAWER_TASKS
-from .single import check_start, find_setup
+from .single import check_size, check_start, find_setup
 from .starts import draw_can, draw_station
 from .vector import Start
 
@@ -103,7 +103,7 @@ class SimplerVectorEnv(PoolVectorEnv):
         self.setup: Any = find_setup(family, ROBOT, overlay)
         given = {"task": task, "orientation": orientation, "station": station}
         self.default_start = check_start(family, self.setup, {k: v for k, v in given.items() if v is not None})
-        self.image_size = [int(size) for size in image_size]
+        self.image_size = list(check_size(image_size))
         self.arguments = dict(arguments or {})
         python = find_python(python_executable)
         try:

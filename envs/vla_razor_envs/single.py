@@ -24,8 +24,8 @@ def find_setup(family: str, robot: str, overlay: bool | None = None, variant: st
     """The setup record of a task family and robot, changed as `SingleEnv`'s arguments say. ValueError says which of
     them is unknown, and what there is.
     """
-    if (family, robot) not in SETUPS:
-        robots = [name for task, name in SETUPS if task == family]
+    robots = [name for task, name in SETUPS if task == family]
+    if robot not in robots:
         raise ValueError(f"{family} has no robot {robot!r}; expected one of {', '.join(robots)}")
     if not isinstance(overlay, bool | None):
         raise ValueError(f"overlay is {overlay!r}; expected True, False or None")
@@ -34,6 +34,14 @@ def find_setup(family: str, robot: str, overlay: bool | None = None, variant: st
         what = f"variant {variant}" if variant else f"robot {robot}"
         raise ValueError(f"overlay is True, but {what} has no photograph to stand behind it; expected False or None")
     return replace(setup, photo=None) if overlay is False else setup
+
+
+def check_size(image_size: Any) -> tuple[int, int]:
+    """Height and width in pixels, or ValueError that says what was expected."""
+    if np.shape(image_size) != (2,) or not all(isinstance(side, int | np.integer) and side > 0 for side in image_size):
+        raise ValueError(f"image_size is {image_size!r}; expected height and width in pixels, as in (64, 64)")
+    height, width = map(int, image_size)
+    return height, width
 
 
 def check_start(family: str, setup: Setup, start: dict[str, Any]) -> dict[str, Any]:
@@ -131,10 +139,10 @@ class SingleEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self.setup = find_setup(family, robot, overlay, variant)
         given = {"task": task, "orientation": orientation, "station": station}
         self.default_start = check_start(family, self.setup, {k: v for k, v in given.items() if v is not None})
-        height, width = (int(size) for size in image_size)
-        self.task = build(family, self.setup, (height, width), task, device="cpu", num_envs=1)
-        self.observation_space, self.action_space = find_spaces(self.task, (height, width))
-        self._image = np.zeros((height, width, 3), np.uint8)
+        size = check_size(image_size)
+        self.task = build(family, self.setup, size, task, device="cpu", num_envs=1)
+        self.observation_space, self.action_space = find_spaces(self.task, size)
+        self._image = np.zeros((*size, 3), np.uint8)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

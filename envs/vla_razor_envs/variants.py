@@ -38,7 +38,7 @@ def varied(setup: Setup, family: str, robot: str, name: str | None) -> Setup:
     if name is None:
         return setup
     known = VARIANTS.get((family, robot), {})
-    if name not in known:
+    if name not in list(known):  # whatever it is: a list cannot be looked up
         raise ValueError(f"variant is {name!r}; expected {'one of ' if known else ''}{', '.join(known) or None}")
     variant = known[name]
     return replace(setup, **{"photo": None, **variant.changes} if not variant.photograph else variant.changes)

@@ -84,10 +84,16 @@ def test_the_photograph_is_there_unless_refused():
         ("google_robot", {"variant": "darker", "overlay": True}, "variant darker has no photograph"),
         ("panda", {"overlay": True}, "robot panda has no photograph"),
         ("google_robot", {"overlay": "no"}, "overlay is 'no'; expected True, False or None"),
+        ("google_robot", {"variant": ["darker"]}, r"variant is \['darker'\]; expected one of"),
+        (["panda"], {}, r"no robot \['panda'\]; expected one of panda"),
+        *(
+            ("panda", {"image_size": size}, "image_size is .*; expected height and width in pixels")
+            for size in (0, 64, (0, 64), (64, -1), (64,), [64, 64.5], ["a", "b"])
+        ),
         ("google_robot", {"overlay": 0}, "overlay is 0; expected True, False or None"),
     ],
 )
-def test_what_there_is_not_is_refused(robot: str, arguments: dict, message: str):
+def test_what_there_is_not_is_refused(robot: str | list[str], arguments: dict, message: str):
     with pytest.raises(ValueError, match=message):
         gymnasium.make(f"vla_razor_envs:{CAN}", robot=robot, **arguments)
 

@@ -66,6 +66,14 @@ CASES = {
     "demonstrations of another size": (f"{SFT} env.make.image_size=[32,32]", "expected image size (32, 32)"),
     "several scenes to learn": ("rl env=all", "rl takes one scene"),
     "the same policy twice": ("eval policy={policy} against={policy}", "give different policies"),
+    "an area of no numbers": ("collect env.grid.x=[a,b]", "env.grid.x=['a', 'b']: expected two numbers"),
+    "an area of three ends": ("collect env.grid.x=[0.3,-0.3,1]", "env.grid.x=[0.3, -0.3, 1]: expected two numbers"),
+    "a list of variants": ("collect robot=google_robot env.make.variant=[x]", "variant is ['x']; expected one of"),
+    "one side of pictures": ("collect env.make.image_size=[512]", "image_size is [512]; expected height and width"),
+    "no word for a photograph": (
+        "collect robot=google_robot env.make.overlay=maybe",
+        "overlay is 'maybe'; expected True, False or None",
+    ),
     "an unknown setting of a demo's run": ("demo sft_runs=[{{epoch:1}}]", "sft_runs: unknown key 'epoch'"),
     "checkpoints without a measure": (
         "demo rl.save_every=3 rl.probe_every=2",

@@ -1,6 +1,9 @@
 """Start states: what a grid spans, and that seeds mean the same start for ever."""
 
+from typing import Any
+
 import pytest
+from omegaconf import OmegaConf
 
 from vla_razor.config import compose
 from vla_razor.errors import UserError
@@ -56,6 +59,14 @@ SEED_OF_1234 = 1453298515
 def test_a_malformed_grid_is_refused(grid: str) -> None:
     with pytest.raises(UserError, match="such as 10x10"):
         parse_grid(grid)
+
+
+@pytest.mark.parametrize("ends", [["a", "b"], [0.3, -0.3, 1], [0.4], [0.4, float("nan")]])
+def test_ends_of_the_start_area_that_are_not_two_numbers_are_refused(ends: list[Any]) -> None:
+    settings = OmegaConf.create({**CAN, "grid": {"x": [0.42, 0.62], "y": ends}})
+    with pytest.raises(UserError) as error:
+        grid_starts(settings, "2x2", 1, 0)
+    assert str(error.value) == f"env.grid.y={ends}: expected two numbers, its ends in metres, as in [0.44,0.6]."
 
 
 def test_no_episode_a_point_is_refused() -> None:

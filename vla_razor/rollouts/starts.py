@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -67,10 +68,12 @@ def random_starts(tasks: Iterable[str], episodes: int, seed: int) -> list[Start]
 
 
 def _points(area: Mapping[str, Any], columns: int, rows: int) -> list[tuple[float, float]]:
-    return [(x, y) for x in _axis(area["x"], columns) for y in _axis(area["y"], rows)]
+    return [(x, y) for x in _axis("x", area["x"], columns) for y in _axis("y", area["y"], rows)]
 
 
-def _axis(ends: Sequence[float], count: int) -> list[float]:
+def _axis(name: str, ends: Sequence[float], count: int) -> list[float]:
+    if len(ends) != 2 or not all(isinstance(end, int | float) and math.isfinite(end) for end in ends):
+        raise UserError(f"env.grid.{name}={ends}: expected two numbers, its ends in metres, as in [0.44,0.6].")
     low, high = ends
     values = np.linspace(low, high, count) if count > 1 else [(low + high) / 2]
     return [round(float(value), 6) for value in values]
