@@ -14,6 +14,10 @@ class RenderingUnavailable(RuntimeError):
     """No usable Vulkan device: the scene cannot be built or rendered."""
 
 
+class StartRefused(ValueError):
+    """A reset option is unknown, or is not one of the values that the scene has."""
+
+
 def register() -> None:
     """Registers the tasks with Gymnasium, once; each also as SimplerEnv itself runs it: vla_razor/SimplerPickCan-v1."""
     for name, task in TASKS.items():

@@ -107,6 +107,8 @@ GOOGLE_PICK_CAN = PickCanSetup(
         stand_in="table.obj",
     ),
     table_top=0.87,
+    table_x=(-0.61, 0.02),  # the stand-in's, here and below: the stages' files could not be had
+    table_y=(-1.2, 1.2),
     can=MeshCan("data/custom/models/opened_coke_can", density=50, friction=0.5, damping=(0.1, 0.1)),
     area_x=(-0.35, -0.12),
     area_y=(-0.02, 0.42),

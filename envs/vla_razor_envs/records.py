@@ -173,6 +173,7 @@ class PickCanSetup(Setup):
     what to remember and what is lifted now; success is a lift now, or `sustained_steps` steps (in all) at
     `significant_height`.
 
+    `table_top` is the height of the table's top, `table_x` and `table_y` how far it reaches: a can beyond would fall.
     `orientations` are roll, pitch and yaw; `start_heights` the can's origin above the table's top at the start, for
     each of them. `distractors` are dropped around the settled can, one after another.
     """
@@ -180,6 +181,8 @@ class PickCanSetup(Setup):
     robot_xy: tuple[float, float]
     table: BoxTable | Stage
     table_top: float
+    table_x: tuple[float, float]
+    table_y: tuple[float, float]
     can: CylinderCan | MeshCan
     area_x: tuple[float, float]
     area_y: tuple[float, float]

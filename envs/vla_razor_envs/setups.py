@@ -72,6 +72,8 @@ PANDA_PICK_CAN = PickCanSetup(
     robot_xy=(0.0, 0.0),
     table=BoxTable(half_size=(0.5, 0.6, 0.02), top=(0.45, 0.0, 0.0)),
     table_top=0.0,
+    table_x=(-0.05, 0.95),
+    table_y=(-0.6, 0.6),
     # A real can (33 mm) leaves the Panda's 80 mm opening no room for error; 23 mm does. The angular damping stands in
     # for the rolling resistance that PhysX does not know.
     can=CylinderCan(radius=0.023, length=0.11, mass=0.05, friction=1.0, damping=(0.1, 10.0)),

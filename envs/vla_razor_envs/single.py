@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from . import RenderingUnavailable
+from . import RenderingUnavailable, StartRefused
 from .records import DrawerSetup, PickCanSetup, Setup
 from .setups import DRAWER_TASKS, SETUPS
 from .variants import varied
@@ -45,22 +45,29 @@ def check_size(image_size: Any) -> tuple[int, int]:
 
 
 def check_start(family: str, setup: Setup, start: dict[str, Any]) -> dict[str, Any]:
-    """Returns the reset options in plain types, or raises ValueError that says which one is wrong and what was
+    """Returns the reset options in plain types, or raises StartRefused that says which one is wrong and what was
     expected.
     """
     for key, value in start.items():
         if key not in START_KEYS[family]:
-            raise ValueError(f"reset option {key!r} is unknown to {family}; expected {', '.join(START_KEYS[family])}")
-        if key == "object_xy" and not (np.shape(value) == (2,) and np.isfinite(np.asarray(value, float)).all()):
-            raise ValueError(f"reset option object_xy is {value!r}; expected two finite numbers, x and y in metres")
+            expected = ", ".join(START_KEYS[family])
+            raise StartRefused(f"reset option {key!r} is unknown to {family}; expected {expected}")
+        if isinstance(setup, PickCanSetup) and key == "object_xy" and not _on_table(setup, value):
+            table = f"x in {list(setup.table_x)}, y in {list(setup.table_y)} metres"
+            raise StartRefused(f"reset option object_xy is {value!r}; expected a place on the table: {table}")
         known = {
             "orientation": tuple(setup.orientations) if isinstance(setup, PickCanSetup) else (),
             "task": DRAWER_TASKS,
             "station": tuple(setup.stations) if isinstance(setup, DrawerSetup) else (),
         }.get(key)
         if known is not None and value not in known:
-            raise ValueError(f"reset option {key} is {value!r}; expected one of {', '.join(known)}")
+            raise StartRefused(f"reset option {key} is {value!r}; expected one of {', '.join(known)}")
     return dict(start)
+
+
+def _on_table(setup: PickCanSetup, place: Any) -> bool:
+    place, (low, high) = np.asarray(place, float), np.transpose([setup.table_x, setup.table_y])
+    return place.shape == (2,) and bool(((low <= place) & (place <= high)).all())
 
 
 def build(family: str, setup: Setup, image_size: tuple[int, int], task: str | None, device: str, num_envs: int) -> Any:

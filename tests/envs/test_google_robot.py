@@ -1,5 +1,6 @@
 """The Google robot's tasks: where they start, what an action does, and what is refused."""
 
+import re
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import product
@@ -11,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-import vla_razor_envs  # noqa: F401
 from vla_razor.policies.scripted import ScriptedExpert
+from vla_razor_envs import StartRefused
 from vla_razor_envs.assets import AssetsUnusable
 from vla_razor_envs.google_robot import ARM, GRIPPER, SUBSTEP, drive
 from vla_razor_envs.native import NativeVectorEnv
-from vla_razor_envs.records import lift_until_released, lift_while_high
-from vla_razor_envs.setups import GOOGLE_DRAWER, GOOGLE_PICK_CAN
+from vla_razor_envs.records import PickCanSetup, lift_until_released, lift_while_high
+from vla_razor_envs.setups import GOOGLE_DRAWER, GOOGLE_PICK_CAN, PANDA_PICK_CAN
+from vla_razor_envs.single import check_start
 from vla_razor_envs.starts import draw_can, draw_station
 
 
@@ -74,6 +76,27 @@ def test_seeds_draw_inside_the_area_and_among_the_stations() -> None:
     assert ((places >= [-0.35, -0.02]) & (places <= [-0.12, 0.42])).all()
     assert {start["orientation"] for start in drawn} == {"upright", "lr_switch", "laid_vertically"}
     assert {draw_station(GOOGLE_DRAWER, seed)["station"] for seed in range(90)} == set(GOOGLE_DRAWER.stations)
+
+
+@pytest.mark.parametrize(
+    ("setup", "table"),
+    [
+        (PANDA_PICK_CAN, "x in [-0.05, 0.95], y in [-0.6, 0.6] metres"),
+        (GOOGLE_PICK_CAN, "x in [-0.61, 0.02], y in [-1.2, 1.2] metres"),
+    ],
+)
+def test_the_can_is_put_on_the_table_only(setup: PickCanSetup, table: str) -> None:
+    for place in [*product(setup.area_x, setup.area_y), *product(setup.table_x, setup.table_y)]:
+        assert check_start("pick_can", setup, {"object_xy": place}) == {"object_xy": place}
+    for place in ((5, 5), (setup.table_x[1] + 0.01, 0), (0, -1.21), (0, np.nan), (-np.inf, 0), (0,), 0.2):
+        with pytest.raises(StartRefused, match=f"object_xy is .*; expected a place on the table.*{re.escape(table)}"):
+            check_start("pick_can", setup, {"object_xy": place})
+
+
+def test_the_recorded_cans_stand_on_the_table(shared: Path) -> None:
+    for path in (shared / "traces").glob("coke*.npz"):
+        with np.load(path) as trace:
+            check_start("pick_can", GOOGLE_PICK_CAN, {"object_xy": trace["init_obj_xy_requested"]})
 
 
 @pytest.mark.slow

@@ -68,6 +68,10 @@ CASES = {
     "the same policy twice": ("eval policy={policy} against={policy}", "give different policies"),
     "an area of no numbers": ("collect env.grid.x=[a,b]", "env.grid.x=['a', 'b']: expected two numbers"),
     "an area of three ends": ("collect env.grid.x=[0.3,-0.3,1]", "env.grid.x=[0.3, -0.3, 1]: expected two numbers"),
+    "an area beside the table": (
+        "collect grid=1x1 num_envs=1 env.grid.x=[5,6]",
+        "a start is refused, see env.grid: reset option object_xy is (5.5, 0.0); expected a place on the table",
+    ),
     "a list of variants": ("collect robot=google_robot env.make.variant=[x]", "variant is ['x']; expected one of"),
     "one side of pictures": ("collect env.make.image_size=[512]", "image_size is [512]; expected height and width"),
     "no word for a photograph": (

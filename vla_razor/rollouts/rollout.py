@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from vla_razor.errors import UserError
 from vla_razor.policies import Policy
 from vla_razor.rollouts.starts import Start
+from vla_razor_envs import StartRefused
 
 RETRIES = 2  # of an episode whose simulation died
 
@@ -138,6 +139,8 @@ def rollout(
     Episodes end at the horizon, where the policy stops, or at their first success if `stop_at_success`. The batch stays
     full while starts are left. The same starts, number of slots and generator give the same episodes. An episode whose
     simulation died is started again up to twice. `progress` is called with each episode as it ends.
+
+    Raises UserError where the environments refuse a start.
     """
     run = _Run(envs, policy, starts, stop_at_success, generator, progress)
     begin, threads = time.perf_counter(), torch.get_num_threads()
@@ -148,6 +151,8 @@ def rollout(
             run.send(group)
         while run.sent:
             run.send(run.receive())
+    except StartRefused as error:
+        raise UserError(f"a start is refused, see env.grid: {error}.") from error
     finally:
         torch.set_num_threads(threads)
     run.timing.rest = time.perf_counter() - begin - run.timing.policy - run.timing.environment
