@@ -179,7 +179,7 @@ class Run:
             "verb": self.config.verb,
             "seed": self.config.get("seed"),
             "wall_seconds": round(self.seconds, 3),
-            "versions": versions(),
+            "versions": versions(self.config.get("robot")),
             "git_commit": git_commit(),
         }
         with self._disk_guard("summary.json"):
@@ -255,9 +255,9 @@ def read_config(path: Path) -> DictConfig:
     return _settings(config)
 
 
-def versions() -> dict[str, str]:
+def versions(robot: str | None = None) -> dict[str, str]:
     """Installed versions of what decides the numbers, without importing any of it; `real2sim` are the files of the
-    original simulation, and whether the can stands on its stage.
+    original simulation, and whether the can stands on its stage. SimplerEnv itself (simpler_env) has files of its own.
     """
     found = {"vla_razor": vla_razor.__version__, "python": platform.python_version()}
     for name in PACKAGES:
@@ -265,7 +265,7 @@ def versions() -> dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    if files := assets.version():
+    if robot != "simpler_env" and (files := assets.version()):
         found["real2sim"] = files
     return found
 

@@ -133,7 +133,6 @@ class SimplerVectorEnv(PoolVectorEnv):
         }
 
     def _face(self, description: Any) -> Face:
-        self.versions: dict[str, str] = description["versions"]
         image = spaces.Box(0, 255, (*self.image_size, 3), np.uint8)
         proprioception = spaces.Box(-np.inf, np.inf, (8,), np.float32)
         low, high = (np.array(description[end], np.float32) for end in ("low", "high"))

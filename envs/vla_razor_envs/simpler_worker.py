@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import json
-import platform
 import sys
 from importlib import metadata
 from multiprocessing.connection import Connection
@@ -60,16 +59,12 @@ def check_numpy() -> None:
     """Raises ImportError for a numpy with which SimplerEnv would run, and crash at the first step."""
     import numpy
 
-    sapien = _version("sapien")
+    try:
+        sapien = metadata.version("sapien")
+    except metadata.PackageNotFoundError:
+        return
     if sapien.startswith("2.") and int(numpy.__version__.split(".")[0]) >= 2:
         raise ImportError(f"the inverse kinematics of sapien {sapien} crashes with numpy {numpy.__version__}: use 1.x")
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "unknown"
 
 
 class Original:
@@ -126,14 +121,9 @@ class Original:
         return self._observed(observation, facts), float(reward), bool(terminated), bool(truncated), facts
 
     def described(self) -> dict[str, Any]:
-        """What the parent is told of the interpreter and of the environment."""
+        """What the parent is told of the environment."""
         box = self.env.action_space
-        packages = ("numpy", "sapien", "gymnasium", "ruckig")
-        return {
-            "low": box.low.tolist(),
-            "high": box.high.tolist(),
-            "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
-        }
+        return {"low": box.low.tolist(), "high": box.high.tolist()}
 
     def _observed(self, observation: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
         image = observation["image"][CAMERA]["rgb"]

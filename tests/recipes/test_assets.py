@@ -1,17 +1,19 @@
 """`vla-razor assets fetch` against a server that breaks off, lacks, changes and repeats files; and from a folder."""
 
 import hashlib
+import json
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
 import pytest
+from omegaconf import OmegaConf
 from typer.testing import CliRunner
 
 from vla_razor import cli
 from vla_razor.recipes import assets
-from vla_razor.runs import versions
+from vla_razor.runs import Run, versions
 from vla_razor_envs import assets as files
 
 CONTENTS = {"LICENSE": b"terms", "robot/arm one.obj": b"mesh" * 1000, "stage.glb": b"stage"}
@@ -169,7 +171,7 @@ def test_a_file_cut_short_or_changed_is_refused_and_mended(server: Server, conte
     assert files.asset_root()
 
 
-def test_a_run_records_what_the_can_stands_on(server: Server):
+def test_a_run_records_what_the_can_stands_on(server: Server, tmp_path: Path):
     assert "real2sim" not in versions()
     server.faults["/stage.glb"] = 404
     fetch()
@@ -177,6 +179,11 @@ def test_a_run_records_what_the_can_stands_on(server: Server):
     server.faults.clear()
     fetch()
     assert versions()["real2sim"] == "ef7a4d4, with its stage"
+    for robot in ("google_robot", "simpler_env"):
+        with Run.create(tmp_path / robot, OmegaConf.create({"robot": robot}), "eval") as run:
+            run.finish({})
+        recorded = json.loads((tmp_path / robot / "summary.json").read_text())["versions"]
+        assert ("real2sim" in recorded) == (robot == "google_robot"), "SimplerEnv itself has files of its own"
 
 
 def test_a_named_folder_is_used_in_place(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
