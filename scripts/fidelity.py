@@ -3,7 +3,7 @@
     python scripts/fidelity.py TRACES   # the folder with *.npz; prints the table of docs/simplerenv.md
 
 Before contact means before the recorded can or drawer has moved, or the recorded gripper has closed by more than half;
-where a can was dropped, its end is not compared: it rolls.
+a can that was dropped rolls, which is said beside where it ends.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _table(comparisons: list[Comparison]) -> str:
     ]
     for one in comparisons:
         before = one.tcp[one.before_contact] * 1e3
-        end = "rolls" if one.dropped else f"{one.thing[-1] * 1e3:.1f}"
+        end = f"{'rolls, ' if one.dropped else ''}{one.thing[-1] * 1e3:.1f}"
         rows.append(
             f"| `{one.name}` | {np.median(before):.2f} | {before.max():.2f} | {one.tcp.max() * 1e3:.1f} | {end} | "
             f"{len(one.differing['success'])} of {len(one.tcp) - 1} | {len(one.differing['ik'])} |"

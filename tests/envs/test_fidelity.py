@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.fidelity import Comparison, compare, traces
+from scripts.fidelity import Comparison, _table, compare, traces
 from vla_razor_envs.batched_kinematics import Iteration
 from vla_razor_envs.google_robot import ARM, FINGERS, PACKAGED
 from vla_razor_envs.kinematics import ClosedLoopSolver
@@ -43,6 +43,13 @@ def test_the_solver_gives_the_recorded_joint_targets_and_failures(shared: Path) 
                 assert bool(solved[0]) == known
                 if known:
                     np.testing.assert_allclose(solution[0], wanted, atol=1e-6)
+
+
+def test_the_table_says_how_far_off_a_dropped_can_ends() -> None:
+    still, row = np.zeros(2), "0.00 | 0.00 | 0.0 | rolls, 194.0 | 0 of 1 | 0 |"
+    differing = {"success": np.array([]), "ik": np.array([])}
+    dropped = Comparison("coke_edge_drop", still, np.array([0, 0.194]), differing, np.ones(2, bool), True)
+    assert _table([dropped]).endswith(f"| `coke_edge_drop` | {row}")
 
 
 @pytest.fixture(scope="module")
