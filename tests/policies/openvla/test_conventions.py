@@ -1,6 +1,7 @@
 """OpenVLA's words for the Google robot and back: against independent libraries, by hand, and round."""
 
 import math
+from itertools import accumulate
 
 import numpy as np
 import pytest
@@ -24,6 +25,8 @@ from vla_razor.policies.openvla.conventions import (
 
 angles = st.floats(-math.pi, math.pi, allow_nan=False)
 pitches = st.floats(-1.5, 1.5)
+stretches = st.tuples(st.integers(0, 8), st.sampled_from([1, 1, 2, 3, 16, 20]))  # openness in eighths, for how long
+runs = st.lists(stretches, min_size=1, max_size=12).map(lambda parts: np.repeat(*np.array(parts).T) / 8)
 CLOSED_END = 1.31
 
 
@@ -34,6 +37,11 @@ def finger_targets(changes: list[float]) -> list[float]:
         target = float(np.clip(target + CLOSED_END * change, -0.01, CLOSED_END))
         path.append(target)
     return path
+
+
+def between_the_stops(changes: list[float]) -> list[float]:
+    """What changes do to fingers, open at first, that are moved no further than closed and open: closedness."""
+    return list(accumulate(changes, lambda at, change: min(max(at + change, 0.0), 1.0), initial=0.0))
 
 
 def said(changes_at: list[int], length: int) -> np.ndarray:
@@ -101,21 +109,39 @@ def test_decisions_apart_move_the_fingers_as_they_say(gaps: list[int]) -> None:
     np.testing.assert_allclose(reached, 1 - values, atol=0.01)
 
 
-@given(st.lists(st.floats(-1, 1), min_size=1, max_size=40))
-def test_what_demonstrations_did_is_said_as_where_the_fingers_were_sent(changes: list[float]) -> None:
-    targets = np.array([0.0, *np.clip(finger_targets(changes), 0, CLOSED_END)])
+@given(runs)
+def test_whatever_words_did_is_said_again_so_that_it_does_the_same(values: np.ndarray) -> None:
+    changes = changes_of(values)
+    again = changes_of(openness(np.array(changes)))
+    assert between_the_stops(again) == between_the_stops(changes), "to the last bit: eighths have no rounding"
+
+
+@given(st.lists(st.floats(-1, 1), min_size=1, max_size=60))
+def test_what_is_said_of_any_demonstration_is_where_it_sends_the_fingers(changes: list[float]) -> None:
     values = openness(np.array(changes))
-    assert ((values >= 0) & (values <= 1)).all()
-    np.testing.assert_allclose(1 - values, targets[1:] / CLOSED_END, atol=0.01 * len(changes))
+    assert values[0] == 1, "the first step moves nothing"
+    reached = np.clip(finger_targets(changes_of(values)), 0, CLOSED_END) / CLOSED_END
+    np.testing.assert_allclose(1 - values, reached, atol=0.02)
 
 
-@given(st.lists(st.integers(HOLD, 30), max_size=3), st.integers(1, 10))
+@given(st.lists(st.integers(HOLD, 30), max_size=3), st.integers(0, 10))
 def test_a_demonstration_played_back_from_its_words_moves_the_fingers_alike(gaps: list[int], first: int) -> None:
-    steps = np.cumsum([first, *gaps]).tolist()
+    steps = [first, *(max(first, 1) + np.cumsum(gaps, dtype=int)).tolist()]  # nothing is heard before step 1
     commands = (1 - 2 * said(steps, steps[-1] + 20)).clip(-1, 1)  # sustained: +1 closes, -1 opens
     played = changes_of(openness(commands))
     before, after = finger_targets(commands.tolist()), finger_targets(played)
-    np.testing.assert_allclose(np.clip(before, 0, None), np.clip(after, 0, None), atol=0.02)
+    np.testing.assert_allclose(np.clip(before, 0, None)[1:], np.clip(after, 0, None)[1:], atol=0.02)
+
+
+def test_an_episode_that_begins_by_closing_says_open_once_and_closes_from_the_next_step() -> None:
+    values = openness(np.ones(40))  # the expert before it pushes a drawer shut
+    assert values.tolist() == [1.0] + [0.0] * 39
+    assert changes_of(values)[: HOLD + 1] == [0.0] + [1.0] * HOLD, "afterwards they are closed"
+
+
+def test_who_opens_again_while_closing_holds_is_heard_afterwards() -> None:
+    values = openness(np.array([-1.0] * 2 + [1.0] * 5 + [-1.0] * 30))
+    assert changes_of(values)[2 : 2 + 2 * HOLD] == [1.0] * HOLD + [-1.0] * HOLD
 
 
 @given(st.lists(st.tuples(*[st.floats(-0.3, 0.3)] * 6), min_size=1, max_size=6))

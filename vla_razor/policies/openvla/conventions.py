@@ -71,13 +71,23 @@ def sticky_change(openness: float, latch: Latch | None) -> tuple[float, Latch]:
 def openness(changes: Float[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:
     """What to say so that the gripper goes where an episode's `changes` of closedness take it, from open.
 
-    The inverse of `sticky_change` on an episode that begins open and whose decisions lie 15 steps apart.
+    The inverse of `sticky_change`: what any words did to the fingers, these do. The numbers themselves may differ where
+    a change goes further into a stop: who commands closed fingers to close has said so already. The first step of an
+    episode asks for nothing, and a decided change holds for 15 steps. There the words say where the fingers are, so
+    that what the episode wanted meanwhile is a change as soon as one is heard: an episode that begins by closing says
+    open once and closes from step 1 on; one that reverses a change too soon does so when its 15 steps are over.
     """
-    said, closedness = np.empty(len(changes)), 0.0
+    said, wanted, reached, latch = np.empty(len(changes)), 0.0, 0.0, Latch(1.0, left=1)
     for step, change in enumerate(changes):
-        closedness = min(max(closedness + float(change), 0.0), 1.0)
-        said[step] = 1.0 - closedness
+        wanted = _closedness(wanted + float(change))
+        reached = _closedness(reached + latch.change) if latch.left else wanted
+        said[step] = 1.0 - reached
+        _, latch = sticky_change(said[step], latch)
     return said
+
+
+def _closedness(value: float) -> float:
+    return min(max(value, 0.0), 1.0)
 
 
 def _fractal_to_environment(actions: Actions, memories: Sequence[Latch | None]) -> tuple[Actions, list[Latch]]:
