@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from vla_razor import cli
 from vla_razor.config import compose
 from vla_razor.errors import RunFailed, UserError
+from vla_razor.policies import rt1
 from vla_razor.policies.rt1 import PYTHON, WORKER, RT1Policy, environment_actions
 from vla_razor.recipes import evaluate
 
@@ -162,6 +165,32 @@ def test_an_interpreter_without_tensorflow_is_refused_with_the_remedy(tmp_path: 
         RT1Policy(tmp_path, python=bare)
     with pytest.raises(UserError, match=f"{PYTHON}=/nowhere: cannot be run"):
         RT1Policy(tmp_path, python="/nowhere")
+
+
+@pytest.mark.parametrize(
+    ("program", "problem"),
+    [
+        ("/bin/ls", "this prints something else than RT-1's process does."),
+        ("/bin/cat", "this prints something else than RT-1's process does."),
+        ("/bin/false", "RT-1's process has died (exit status 1)."),
+        ("sleeps", "this says nothing for 2 s."),
+    ],
+)
+def test_another_program_than_python_is_named_and_leaves_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, problem: str
+) -> None:
+    for name in ("saved_model.pb", "embeddings.npz"):
+        (tmp_path / name).touch()
+    sleeps, out = tmp_path / "sleeps", tmp_path / "run"
+    sleeps.write_text("#!/bin/sh\nexec sleep 100\n")
+    sleeps.chmod(0o755)
+    monkeypatch.setattr(rt1, "PATIENCE", 2.0)
+    monkeypatch.setenv(PYTHON, named := str(tmp_path / program))
+    result = CliRunner().invoke(cli.app, ["eval", "robot=google_robot", f"policy={tmp_path}", f"out={out}"])
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith(f"vla-razor: {PYTHON}={named}: expected a Python interpreter with TensorFlow")
+    assert result.stderr.endswith(f"{problem}\n")
+    assert not out.exists()
 
 
 def test_missing_embeddings_are_refused_with_what_they_are(tmp_path: Path) -> None:

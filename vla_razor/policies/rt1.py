@@ -8,6 +8,7 @@ concatenated, a gripper change below 0.01 is none, and the policy may end its ep
 """
 
 import os
+import select
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,8 @@ from vla_razor.policies import Decisions
 from vla_razor.policies.rt1_worker import read, write
 
 PYTHON = "VLA_RAZOR_TENSORFLOW_PYTHON"
+PATIENCE = 300.0
+"""Seconds for TensorFlow and the SavedModel to load."""
 TABLE = "embeddings.npz"
 STILL = 0.01
 WORKER = Path(__file__).with_name("rt1_worker.py")
@@ -115,10 +118,15 @@ class RT1Policy:
     def _ask_first(self, python: str) -> dict[str, Any]:
         """What the worker says of the model once it is loaded."""
         assert self._worker.stdout
+        expected = f"{PYTHON}={python}: expected a Python interpreter with TensorFlow"
+        if not select.select([self._worker.stdout], [], [], PATIENCE)[0]:
+            raise UserError(f"{expected}; this says nothing for {PATIENCE:g} s.")
         try:
             facts, _ = read(self._worker.stdout)
-        except EOFError:
-            facts = {"error": self._death()}
+        except ValueError as error:
+            raise UserError(f"{expected}; this prints something else than RT-1's process does.") from error
+        except EOFError as error:
+            raise UserError(f"{expected}. {self._death()}.") from error
         if facts.get("missing"):
             remedy = f"pip install 'vla-razor[rt1]', or name an interpreter with TensorFlow in {PYTHON}"
             raise UserError(f"RT-1 needs TensorFlow: {facts['error']}. {remedy}.")

@@ -1,8 +1,9 @@
 """RT-1's half that needs TensorFlow: a process that loads the SavedModel and answers on its standard streams.
 
 It is run as a file by an interpreter that has TensorFlow, and may have nothing else of ours: it imports the standard
-library, numpy and TensorFlow. A message is eight bytes of length and an .npz archive; the entry `head` holds JSON. The
-recurrent state of every episode stays here under a number; the other side says which numbers it no longer holds.
+library, numpy and TensorFlow. A message is the four bytes `RT-1`, eight of length and an .npz archive; the entry `head`
+holds JSON. The recurrent state of every episode stays here under a number; the other side says which numbers it no
+longer holds.
 """
 
 import io
@@ -16,6 +17,7 @@ import numpy as np
 
 TimeStep = namedtuple("TimeStep", ("step_type", "reward", "discount", "observation"))  # as tf-agents names it
 PARTS = {"world_vector": 3, "rotation_delta": 3, "gripper_closedness_action": 1, "terminate_episode": 3}
+MARK = b"RT-1"
 MIDDLE = 1  # the step type SimplerEnv gives every step, the first one too
 EMBEDDING = 512
 
@@ -29,15 +31,20 @@ def write(stream, head, **arrays):
     buffer = io.BytesIO()
     np.savez(buffer, head=np.frombuffer(json.dumps(head).encode(), np.uint8), **arrays)
     content = buffer.getvalue()
-    stream.write(len(content).to_bytes(8, "big") + content)
+    stream.write(MARK + len(content).to_bytes(8, "big") + content)
     stream.flush()
 
 
 def read(stream):
-    """Receives a message: its head and its arrays. Raises EOFError where the other side has gone."""
-    length = stream.read(8)
-    content = stream.read(int.from_bytes(length, "big")) if len(length) == 8 else b""
-    if len(length) < 8 or len(content) < int.from_bytes(length, "big"):
+    """Receives a message: its head and its arrays. Raises EOFError where the other side has gone, and ValueError where
+    it says something else.
+    """
+    begin = stream.read(len(MARK) + 8)
+    if not begin.startswith(MARK[: len(begin)]):
+        raise ValueError("no message")
+    length = int.from_bytes(begin[len(MARK) :], "big")
+    content = stream.read(length)
+    if len(begin) < len(MARK) + 8 or len(content) < length:
         raise EOFError
     archive = np.load(io.BytesIO(content), allow_pickle=False)
     arrays = {name: archive[name] for name in archive.files}
