@@ -53,6 +53,10 @@ CASES = {
     "unknown policy": ("rl policy=/nowhere/at-all", "/nowhere/at-all: no such checkpoint folder"),
     "no policy that learns": ("sft policy=scripted demos={demos}", "scripted: no such checkpoint folder"),
     "empty checkpoint": ("rl policy={empty}", "no config.json here"),
+    "neither OpenVLA nor RT-1": (
+        "eval robot=google_robot policy={empty}",
+        "RT-1's SavedModel would hold saved_model.pb",
+    ),
     "another architecture": ("rl policy={llama}", "model_type is 'llama', not 'openvla'"),
     "missing shard": ("rl policy={shardless}", "model-00001-of-00002.safetensors"),
     "damaged weights": ("rl policy={damaged}", "damaged or cut short"),

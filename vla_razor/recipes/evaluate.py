@@ -28,6 +28,7 @@ from vla_razor.files import atomic_write
 from vla_razor.policies import Policy
 from vla_razor.policies.load import load_model
 from vla_razor.policies.openvla import OpenVLA
+from vla_razor.policies.openvla.checkpoint import NoCheckpoint
 from vla_razor.policies.openvla.policy import OpenVLAPolicy
 from vla_razor.policies.rt1 import RT1Policy, is_saved_model
 from vla_razor.policies.scripted import ScriptedExpert
@@ -78,11 +79,18 @@ def open_policy(spec: str, config: DictConfig) -> Policy:
     """The scripted expert, RT-1 where `spec` is a SavedModel's folder, or a model at the configured temperature, greedy
     if asked for.
     """
+    robot = robot_of(config.env)
     if spec == "scripted":
-        return ScriptedExpert(robot=robot_of(config.env))
+        return ScriptedExpert(robot=robot)
     if is_saved_model(spec):
         return _open_rt1(spec, config)
-    return OpenVLAPolicy(open_model(spec, config), config.unnorm_key, config.get("greedy", False), robot_of(config.env))
+    try:
+        model = open_model(spec, config)
+    except NoCheckpoint as error:
+        if robot != "google_robot":
+            raise
+        raise UserError(f"{error} RT-1's SavedModel would hold saved_model.pb, which is not here either.") from error
+    return OpenVLAPolicy(model, config.unnorm_key, config.get("greedy", False), robot)
 
 
 def _open_rt1(spec: str, config: DictConfig) -> RT1Policy:

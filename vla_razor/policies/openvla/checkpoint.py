@@ -23,6 +23,10 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _HUB_FILES = ("*.safetensors", "*.json", "tokenizer.model")
 
 
+class NoCheckpoint(UserError):
+    """A folder without `config.json`."""
+
+
 def locate(folder_or_hub_id: str | Path) -> Path:
     """The checkpoint folder. Only a name that is no folder here and looks like `owner/name` asks the Hub."""
     folder = Path(folder_or_hub_id)
@@ -39,11 +43,11 @@ def locate(folder_or_hub_id: str | Path) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises `UserError` if the file is missing or is none."""
+    """A JSON object. Raises `NoCheckpoint` if the file is missing, `UserError` if it is none."""
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError:
-        raise UserError(f"{path.parent}: no {path.name} here; expected a checkpoint folder.") from None
+        raise NoCheckpoint(f"{path.parent}: no {path.name} here; expected a checkpoint folder.") from None
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error}).") from error
     if not isinstance(content, dict):
