@@ -1,5 +1,6 @@
 """`dry_run=true`: the numbers against measured ones, by hand, and that nothing is started."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ from typer.testing import CliRunner
 from tests.recipes.support import peak_of, small_policy
 from vla_razor import cli
 from vla_razor.config import compose
+from vla_razor.devices import CARDS, Card
 from vla_razor.policies.openvla import OpenVLA
 from vla_razor.policies.openvla.policy import OpenVLAPolicy
 from vla_razor.policies.openvla.tiny import make_tiny
 from vla_razor.recipes import plan, sft, training
-from vla_razor.recipes.footprint import OVERHEAD
+from vla_razor.recipes.footprint import OVERHEAD, card_named
 from vla_razor.recipes.plan import PolicyFootprint
 from vla_razor.rollouts import demonstrations
 
@@ -89,6 +91,42 @@ def test_openvla_with_lora_in_bfloat16(openvla: PolicyFootprint) -> None:
     assert 0 < batches[1] < batches[2] < batches[3]
     most = openvla.update_peak(batches[3])
     assert most + OVERHEAD <= 80 * 2**30 < most + OVERHEAD + openvla.activations.each
+
+
+@pytest.mark.slow
+def test_a_rollout_of_openvla_that_a_card_is_too_small_for(openvla: PolicyFootprint) -> None:
+    memory = CARDS["rtx4090"].memory
+    most = openvla.most_environments(memory)
+    assert openvla.largest_micro_batch(memory) > 0
+    assert 0 < most < 48
+    assert openvla.held() + openvla.rollout.at(most) + OVERHEAD <= memory
+    assert openvla.held() + openvla.rollout.at(most + 1) + OVERHEAD > memory
+
+
+def test_a_card_says_how_many_environments_of_a_rollout_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "CARDS", {"small": Card("small", OVERHEAD + 60e6, 1e12), "large": CARDS["h200"]})
+    shown = CliRunner().invoke(cli.app, ["rl", "dry_run=true", "num_envs=500"], env={"COLUMNS": "120"}).output
+    config = compose("rl", ["num_envs=500"])
+    most = plan.footprint(plan.model_of(config), config).most_environments(OVERHEAD + 60e6)
+    assert 1 < most < 500
+    assert "What fits where: an update, and a rollout without its simulator" in shown
+    assert re.search(rf"small .* does not fit, {most} do", shown)
+    assert re.search(r"H200 .* fits", shown)
+    learns = CliRunner().invoke(cli.app, ["sft", "dry_run=true"], env={"COLUMNS": "120"}).output
+    assert "What fits where: an update\n" in re.sub(" +\n", "\n", learns)
+
+
+def test_time_of_the_simulator_is_of_the_processes_that_run_it() -> None:
+    def seconds(*given: str) -> float | None:
+        config = compose("rl", ["num_workers=2", *given])
+        return plan.simulator_seconds(config, plan.Work(1320, 0, None), card_named(config.device))
+
+    assert seconds("robot=google_robot", "device=cpu") == pytest.approx(100), "13.2 a second of two"
+    assert seconds("robot=google_robot", "device=h100") is None, "simulated on the GPU, how fast is not known"
+    assert seconds("robot=simpler_env", "device=h100") == pytest.approx(1320 / 5.8), "in processes on any machine"
+    shown = CliRunner().invoke(cli.app, ["rl", "dry_run=true", "device=h100"], env={"COLUMNS": "200"}).output
+    assert "and a simulator on the GPU too, whose rate is not known" in shown
+    assert "without evaluations and the simulator" in shown
 
 
 @pytest.mark.parametrize("verb", ["rl", "sft", "demo", "mnist"])

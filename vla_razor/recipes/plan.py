@@ -20,13 +20,14 @@ from rich.table import Table
 from torch import Tensor
 
 from vla_razor.config import common_keys, robot_of, scenes
-from vla_razor.devices import CARDS
+from vla_razor.devices import CARDS, Card
 from vla_razor.errors import UserError
 from vla_razor.policies.load import TINY
 from vla_razor.policies.openvla import OpenVLA, OpenVLAConfig, Processor, checkpoint, decoder, lora
 from vla_razor.policies.openvla.model import on_meta
 from vla_razor.policies.openvla.tiny import preprocessor_settings
 from vla_razor.recipes.footprint import (
+    OVERHEAD,
     UTILIZATION,
     Footprint,
     Line,
@@ -46,8 +47,10 @@ from vla_razor.runs import checkpoint_folder
 
 PROMPT_TOKENS = 20
 """Of a prompt such as "pick coke can" in Llama's tokenizer, where the checkpoint's is not at hand."""
-SIMULATOR = {"panda": 130.0, "google_robot": 12.0}
-"""Control steps a second of one process, rendering included, on one core: 64 x 64, and 512 x 640."""
+SIMULATOR = {"panda": 130.0, "google_robot": 6.6, "simpler_env": 2.9}
+"""Control steps a second of one process, rendering included, on one core: 64 x 64, and 512 x 640. The latter two are of
+pick can in the table of docs/simplerenv.md: two processes together make 13.2 of ours and 5.9 of the original.
+"""
 KNOWN: dict[str, dict[str, Any]] = {
     "openvla/openvla-7b": {
         "model_type": "openvla",
@@ -69,6 +72,11 @@ class PolicyFootprint(Footprint):
     decision_flop: float
     forward_flop: float
     tokens: int
+
+    def most_environments(self, memory: float) -> int:
+        """Whose decisions, all in one batch, fit into so many bytes of a GPU; 0 where none does."""
+        free = memory - OVERHEAD - self.held()
+        return max(int((free - self.rollout.fixed) // self.rollout.each), 0)
 
 
 def show(config: DictConfig) -> None:
@@ -242,6 +250,16 @@ def horizon_of(env: DictConfig) -> int:
     return module.find_setup(spec.kwargs["family"], robot_of(env)).horizon
 
 
+def simulator_seconds(config: DictConfig, work: Work, card: Card | None) -> float | None:
+    """Of a step or iteration, in processes on a CPU. None where the simulator runs on the GPU that is named, as all but
+    SimplerEnv itself do beside a model there: nothing says yet how fast.
+    """
+    simulator = scenes(config.env)[0].make.get("robot", "simpler_env")
+    if work.simulated and card and simulator != "simpler_env":
+        return None
+    return work.simulated / (SIMULATOR[simulator] * config.num_workers)
+
+
 def _demonstrated(folder: str) -> int:
     paths = sorted((Path(folder) / FOLDER).glob("*.h5"))
     if not paths:
@@ -264,17 +282,19 @@ def _show(console: Console, config: DictConfig) -> None:
     console.print(_sizes(config, takes))
     rate = UTILIZATION * flops_of(card)
     policy = (work.simulated * takes.decision_flop + work.learnt * learning_flop(config, takes)) / rate
-    simulator = work.simulated / (SIMULATOR[robot_of(config.env)] * config.num_workers)
+    simulator = simulator_seconds(config, work, card)
     unit = "step" if config.verb == "sft" else "iteration"
     named = card.name if card else "this CPU"
     tokens = (work.simulated + work.learnt) * takes.tokens
     lines = [
         f"{unit}: at most {work.simulated:,} simulator steps, {work.learnt:,} states learnt from, {tokens:,} tokens",
         f"on {named} at {UTILIZATION:.0%} of {rate / UTILIZATION / 1e12:.3g} TFLOP/s: {time_text(policy)} of the "
-        f"model, {time_text(simulator)} of the simulator ({config.num_workers} processes)",
+        f"model, {_simulator_text(config, simulator)}",
     ]
     if work.steps:
-        lines.append(f"run: {work.steps:,} {unit}s, {time_text(work.steps * (policy + simulator))} without evaluations")
+        left_out = "evaluations" if simulator is not None else "evaluations and the simulator"
+        total = time_text(work.steps * (policy + (simulator or 0.0)))
+        lines.append(f"run: {work.steps:,} {unit}s, {total} without {left_out}")
     for line in lines:
         console.print(line, highlight=False)
     console.print(_cards(config, takes))
@@ -302,14 +322,26 @@ def _sizes(config: DictConfig, takes: PolicyFootprint) -> Table:
     return table
 
 
+def _simulator_text(config: DictConfig, seconds: float | None) -> str:
+    if seconds is None:
+        return "and a simulator on the GPU too, whose rate is not known"
+    return f"{time_text(seconds)} of the simulator ({config.num_workers} processes)"
+
+
 def _cards(config: DictConfig, takes: PolicyFootprint) -> Table:
-    """Which micro-batch fits onto which GPU, in an update."""
-    table = Table(
-        "GPU", "memory", f"largest micro-batch\n(asked for: {config.micro_batch_size})", title="What fits where"
-    )
+    """Which micro-batch fits onto which GPU in an update, and whether the rollout of a verb that learns from one does;
+    a simulation on the GPU itself is not counted.
+    """
+    envs, acts = config.num_envs, config.verb != "sft"
+    columns = [f"largest micro-batch\n(asked for: {config.micro_batch_size})"]
+    columns += [f"rollout of\n{envs} environments"] if acts else []
+    judged = "an update, and a rollout without its simulator" if acts else "an update"
+    table = Table("GPU", "memory", *columns, title=f"What fits where: {judged}")
     for card in CARDS.values():
-        largest = takes.largest_micro_batch(card.memory)
-        table.add_row(card.name, size_text(card.memory), str(largest) if largest else "does not fit")
+        largest, most = takes.largest_micro_batch(card.memory), takes.most_environments(card.memory)
+        room = f"does not fit, {most} do" if most else "does not fit"
+        cells = [str(largest) if largest else "does not fit", "fits" if most >= envs else room]
+        table.add_row(card.name, size_text(card.memory), *cells[: len(columns)])
     return table
 
 
