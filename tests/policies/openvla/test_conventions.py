@@ -1,6 +1,7 @@
 """OpenVLA's words for the Google robot and back: against independent libraries, by hand, and round."""
 
 import math
+from collections.abc import Callable
 from itertools import accumulate
 
 import numpy as np
@@ -10,6 +11,8 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 from transforms3d.euler import euler2mat
 
+from vla_razor.errors import UserError
+from vla_razor.policies.openvla import OpenVLA
 from vla_razor.policies.openvla.conventions import (
     ENVIRONMENT,
     FRACTAL,
@@ -22,6 +25,7 @@ from vla_razor.policies.openvla.conventions import (
     statistics_key,
     sticky_change,
 )
+from vla_razor.policies.openvla.policy import OpenVLAPolicy
 
 angles = st.floats(-math.pi, math.pi, allow_nan=False)
 pitches = st.floats(-1.5, 1.5)
@@ -155,14 +159,28 @@ def test_whole_actions_come_back(rows: list[tuple[float, ...]]) -> None:
 
 
 def test_a_data_set_says_which_convention_and_a_robot_which_data_set() -> None:
-    assert convention_of("fractal20220817_data") is FRACTAL
-    assert convention_of("vla_razor_google_robot") is convention_of(None) is ENVIRONMENT
+    assert convention_of("fractal20220817_data", "google_robot") is FRACTAL
+    assert convention_of("vla_razor_google_robot", "google_robot") is ENVIRONMENT
+    assert convention_of("mine", "panda") is convention_of(None, "panda") is ENVIRONMENT
     openvla, tiny = {"bridge_orig": 0, "fractal20220817_data": 0}, {"vla_razor_panda": 0, "vla_razor_google_robot": 0}
     assert statistics_key(openvla, None, "google_robot") == "fractal20220817_data"
     assert statistics_key(tiny, None, "google_robot") == "vla_razor_google_robot"
     assert statistics_key(tiny, None, "panda") == "vla_razor_panda"
     assert statistics_key(tiny, "other", "panda") == "other", "what is asked for is not replaced"
-    assert statistics_key({"mine": 0}, None, "google_robot") is None, "the only ones"
+    assert statistics_key({"mine": 0}, None, "google_robot") == "mine", "the only ones"
+    assert statistics_key({"mine": 0, "yours": 0}, None, "panda") is None, "not for us to choose"
+
+
+@pytest.mark.parametrize("key", ["fractal", "bridge_orig", "mine"])
+def test_a_data_set_in_unknown_units_does_not_move_the_google_robot(new_tiny: Callable[..., OpenVLA], key: str) -> None:
+    model = new_tiny(0)
+    model.config.norm_stats = {key: model.config.norm_stats["panda"]}
+    assert OpenVLAPolicy(model).convention is ENVIRONMENT
+    for asked in (None, key):
+        with pytest.raises(UserError, match=f"unnorm_key={key}: .* Known: fractal20220817_data .* vla_razor_google"):
+            OpenVLAPolicy(model, asked, robot="google_robot")
+    model.config.norm_stats["vla_razor_google_robot"] = model.config.norm_stats[key]
+    assert OpenVLAPolicy(model, robot="google_robot").convention is ENVIRONMENT, "the embedded policy's own"
 
 
 @pytest.mark.parametrize("values", [[1.0] * 5, [0.6, 1.0, 0.6]])

@@ -14,6 +14,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
+from vla_razor.errors import UserError
+
 HOLD = 15
 """Control steps for which a decided gripper change is repeated."""
 DECIDED = 0.5
@@ -116,14 +118,28 @@ SPOKEN_FOR: Mapping[str, tuple[str, ...]] = {
     "google_robot": ("vla_razor_google_robot", FRACTAL_KEY),
 }
 """By robot, the data sets whose statistics a policy may have for it, the best first."""
+CONVENTIONS = {"vla_razor_panda": ENVIRONMENT, "vla_razor_google_robot": ENVIRONMENT, FRACTAL_KEY: FRACTAL}
 
 
-def convention_of(key: str | None) -> Convention:
-    """The language of a data set's actions."""
-    return FRACTAL if key == FRACTAL_KEY else ENVIRONMENT
+def convention_of(key: str | None, robot: str) -> Convention:
+    """The language of a data set's actions: the environment's own for the Panda, if nothing else is known of it.
+
+    Raises `UserError` for the Google robot, whose data sets do not all speak one language.
+    """
+    if robot == "google_robot" and key not in CONVENTIONS:
+        own = " and ".join(name for name in CONVENTIONS if name != FRACTAL_KEY)
+        raise UserError(
+            f"unnorm_key={key}: it is not known in which units its actions move the Google robot. Known: {FRACTAL_KEY} "
+            f"(roll-pitch-yaw, openness); {own} (axis-angle, change of closedness: the environment's own). Give the "
+            "checkpoint's statistics the name of those whose units they have, in its dataset_statistics.json."
+        )
+    return CONVENTIONS.get(key or "", ENVIRONMENT)
 
 
 def statistics_key(norm_stats: Mapping[str, Any], key: str | None, robot: str) -> str | None:
-    """Whose statistics a policy should use: `key` if given, else the robot's, else None (which means the only ones)."""
+    """Whose statistics a policy should use: `key` if given, else the robot's, else the only ones; None where there is
+    no such thing.
+    """
     spoken = [name for name in SPOKEN_FOR.get(robot, ()) if name in norm_stats]
-    return key or (spoken[0] if spoken else None)
+    only = list(norm_stats) if len(norm_stats) == 1 else []
+    return key or next(iter(spoken + only), None)

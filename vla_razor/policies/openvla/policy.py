@@ -21,7 +21,7 @@ class OpenVLAPolicy:
     Args:
         model: what decides.
         unnorm_key: whose action statistics to use; None for those of the robot, or the only ones. They also say in
-            which convention the policy speaks. Raises `UserError` naming those there are.
+            which convention the policy speaks. Raises `UserError` naming those there are, or those that are known.
         greedy: take the likeliest token everywhere. The log-probabilities stay those of the policy's temperature.
         robot: whose environments it acts in.
     """
@@ -31,10 +31,10 @@ class OpenVLAPolicy:
     ) -> None:
         self.model = model
         self.unnorm_key = statistics_key(model.config.norm_stats, unnorm_key, robot)
-        self.convention = convention_of(self.unnorm_key)
+        self.num_tokens = len(ActionScale.of(model.config.norm_stats, self.unnorm_key).low)
+        self.convention = convention_of(self.unnorm_key, robot)
         self.greedy = greedy
         self.name = model.name_or_path or "openvla"
-        self.num_tokens = len(ActionScale.of(model.config.norm_stats, self.unnorm_key).low)
         self._prompts: dict[str, list[int]] = {}
 
     def act(
