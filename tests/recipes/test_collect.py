@@ -19,6 +19,7 @@ from vla_razor.policies import Decisions
 from vla_razor.recipes import collect
 from vla_razor.rollouts.demonstrations import FOLDER, read_store
 from vla_razor.rollouts.rollout import VectorEnv, make_vector_env
+from vla_razor.rollouts.starts import episode_seed
 from vla_razor.runs import Run
 from vla_razor_envs.pool import PoolVectorEnv
 
@@ -99,6 +100,15 @@ def test_only_successes_are_kept_and_every_attempt_is_counted(
     assert totals["attempts"] == sum(point["attempts"] for point in points)
     assert (totals["points"], totals["covered_points"], totals["lost"]) == (6, 4, 0)
 
+    short = [point for point in points if point["successes"] < 3]
+    assert summary["too_few"] == short
+    assert {0, 3} <= {point["grid_point"] for point in short}
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.count("too few: ") == len(short)
+    assert points[0]["last_failure"] == episode_seed(0, 0, 11), "the last of twelve attempts"
+    assert f"x = 0.440 m, y = -0.120 m: 0 of 12, last failed seed {points[0]['last_failure']}" in printed
+    assert points[1]["last_failure"] is None
+
     shards = read_store(tmp_path / "run")
     kept = [demonstration for shard in shards for demonstration in shard.demonstrations]
     assert len(kept) == totals["successes"]
@@ -106,7 +116,7 @@ def test_only_successes_are_kept_and_every_attempt_is_counted(
     assert {(d.policy, d.control_hz, d.camera) for d in kept} == {("mixed", 5, "overhead_camera")}
     assert len({demonstration.seed for demonstration in kept}) == len(kept), "every attempt has its own start"
     np.testing.assert_array_equal(kept[0].labels, kept[0].actions * 2)
-    assert f"{totals['successes']} episodes" in capsys.readouterr().out
+    assert f"{totals['successes']} episodes" in printed
 
 
 @pytest.mark.usefixtures("mixed")

@@ -2,8 +2,8 @@
 
 At every grid point episodes are run until `per_point` of them succeeded or `max_attempts` times as many were tried,
 one row of the grid after the other in full batches. Only successes are kept; what was attempted at each point is
-reported and written. Every finished row is a file of the store, so that an interrupted collection goes on with the next
-row and ends with the same bytes.
+reported and written, and points that got too few are listed. Every finished row is a file of the store, so that an
+interrupted collection goes on with the next row and ends with the same bytes.
 
 Where it departs from the paper: the demonstrations are of a scripted expert, which disturbs a share of its own steps
 (the labels stay undisturbed), where the paper's are of a pre-trained RT-1; `policy` takes any policy. An episode ends
@@ -61,7 +61,8 @@ def run(config: DictConfig, run: Run) -> None:
             shards.append(_shard(points, config, envs, policy, index, len(rows)))
             demonstrations.write(paths[index], shards[-1])
             run.log(index + 1, **_totals(shards[-1:]))
-    run.finish({"demonstrations": _totals(shards), "points": [point for shard in shards for point in shard.points]})
+    points = [point for shard in shards for point in shard.points]
+    run.finish({"demonstrations": _totals(shards), "too_few": _too_few(shards), "points": points})
     _report(Console(), run.path, shards)
 
 
@@ -87,6 +88,7 @@ class _Point:
     start: Start
     attempts: int = 0
     lost: int = 0
+    last_failure: int | None = None  # its seed
     kept: list[Episode] = field(default_factory=list)
 
     def next_starts(self, config: DictConfig) -> list[Start]:
@@ -99,11 +101,14 @@ class _Point:
         self.lost += episode.lost
         if episode.success_once:
             self.kept.append(episode)
+        elif not episode.lost:
+            self.last_failure = episode.start.seed
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self, wanted: int) -> dict[str, Any]:
         failures = self.attempts - self.lost - len(self.kept)
         counts = {"attempts": self.attempts, "successes": len(self.kept), "failures": failures, "lost": self.lost}
-        return {"grid_point": self.start.grid_point, "task": self.start.task, "start": self.start.options, **counts}
+        place = {"grid_point": self.start.grid_point, "task": self.start.task, "start": self.start.options}
+        return {**place, **counts, "wanted": wanted, "last_failure": self.last_failure}
 
 
 def _rows(config: DictConfig) -> list[list[Start]]:
@@ -156,7 +161,7 @@ def _shard(
 ) -> Shard:
     facts = {"control_hz": envs.setup.control_hz, "camera": envs.setup.camera.name, "policy": policy.name}
     kept = [demonstration(episode, **facts) for point in points for episode in point.kept]
-    return Shard(robot_of(config.env), index, count, [point.facts() for point in points], kept)
+    return Shard(robot_of(config.env), index, count, [point.facts(config.per_point) for point in points], kept)
 
 
 def _totals(shards: Sequence[Shard]) -> dict[str, Any]:
@@ -168,14 +173,20 @@ def _totals(shards: Sequence[Shard]) -> dict[str, Any]:
     return {"points": len(points), "covered_points": covered, "steps": steps, **counts}
 
 
+def _too_few(shards: Sequence[Shard]) -> list[dict[str, Any]]:
+    """The grid points with fewer successes than wanted; older stores do not say how many that were."""
+    points = [point for shard in shards for point in shard.points]
+    return [point for point in points if point["successes"] < point.get("wanted", 1)]
+
+
 def _report(console: Console, folder: Path, shards: Sequence[Shard]) -> None:
-    """Successes of attempts at every grid point, a line for each row, and the totals."""
+    """Successes of attempts at every grid point, a line for each row; the totals; the points that got too few."""
     table = Table("task", "row", "successes / attempts at each point", title=f"Demonstrations in {folder}")
     for shard in shards:
         cells = [f"{point['successes']}/{point['attempts']}" for point in shard.points]
         first = shard.points[0]
-        place = f"x = {first['start']['object_xy'][0]:.3f} m" if "object_xy" in first["start"] else str(shard.shard)
-        table.add_row(first["task"], place, "  ".join(f"{cell:>5}" for cell in cells))
+        row = f"x = {first['start']['object_xy'][0]:.3f} m" if "object_xy" in first["start"] else str(shard.shard)
+        table.add_row(first["task"], row, "  ".join(f"{cell:>5}" for cell in cells))
     console.print(table)
     totals = _totals(shards)
     rate = wilson(totals["successes"], totals["attempts"] - totals["lost"])
@@ -185,3 +196,8 @@ def _report(console: Console, folder: Path, shards: Sequence[Shard]) -> None:
         f"({rate['rate']:.0%} succeeded [{rate['low']:.0%}, {rate['high']:.0%}])",
         highlight=False,
     )
+    for point in _too_few(shards):
+        xy = point["start"].get("object_xy")
+        place = "x = {:.3f} m, y = {:.3f} m".format(*xy) if xy else f"point {point['grid_point']}"
+        counted = f"{point['successes']} of {point['attempts']}, last failed seed {point.get('last_failure')}"
+        console.print(f"too few: {point['task']}, {place}: {counted}", highlight=False)
