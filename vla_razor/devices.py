@@ -31,7 +31,7 @@ def device_named(device: str | torch.device) -> torch.device:
     if str(device) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if str(device) in CARDS:
-        raise UserError(f"device={device} is for dry_run=true; to train on one, say device=cuda.")
+        raise UserError(f"device={device} is for dry_run=true; to run on one, say device=cuda.")
     try:
         chosen = torch.device(device)
     except RuntimeError as error:

@@ -71,8 +71,8 @@ def _on_table(setup: PickCanSetup, place: Any) -> bool:
 
 
 def build(family: str, setup: Setup, image_size: tuple[int, int], task: str | None, device: str, num_envs: int) -> Any:
-    """Builds the batched task on `device` ("cpu": one environment; "cuda": any number). Raises RenderingUnavailable
-    without Vulkan, or without a library that the simulator needs.
+    """Builds the batched task on `device` ("cpu": one environment; "cuda" or "cuda:N": any number, rendered there too).
+    Raises RenderingUnavailable without Vulkan, or without a library that the simulator needs.
     """
     from .vulkan import use_software_vulkan
 
@@ -84,11 +84,9 @@ def build(family: str, setup: Setup, image_size: tuple[int, int], task: str | No
     except ImportError as error:  # a shared library of the system that mani_skill's own imports need
         raise RenderingUnavailable(f"the simulator cannot be loaded ({error}); {REMEDY}") from error
 
-    backend = "physx_cuda" if device == "cuda" else "physx_cpu"
-    render = "gpu" if torch.cuda.is_available() else "cpu"
-    common: dict[str, Any] = dict(
-        setup=setup, image_size=image_size, num_envs=num_envs, sim_backend=backend, render_backend=render
-    )
+    somewhere = "gpu" if torch.cuda.is_available() else "cpu"
+    where = {"sim_backend": f"physx_{device}", "render_backend": somewhere if device == "cpu" else f"sapien_{device}"}
+    common: dict[str, Any] = dict(setup=setup, image_size=image_size, num_envs=num_envs, **where)
     try:
         return PickCan(**common) if isinstance(setup, PickCanSetup) else Drawer(task=task or DRAWER_TASKS[0], **common)
     except RuntimeError as error:

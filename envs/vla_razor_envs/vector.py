@@ -28,15 +28,15 @@ def make(
     """The vector face of the task `family`; Gymnasium's `make_vec` calls it.
 
     On a CPU `num_workers` processes (default: one a core) share `num_envs` environments; one that takes longer than
-    `timeout` seconds over a step is restarted. With `device="cuda"` ManiSkill simulates the batch on the GPU, and both
-    are ignored.
+    `timeout` seconds over a step is restarted. With `device="cuda"` or "cuda:N" ManiSkill simulates the batch on the
+    GPU, and both are ignored.
     """
     from . import TASKS
 
     if device.startswith("cuda"):
         from .native import NativeVectorEnv
 
-        return NativeVectorEnv(family, num_envs, **kwargs)
+        return NativeVectorEnv(family, num_envs, device=device, **kwargs)
     from .pool import PoolVectorEnv
 
     env_id = {task: f"vla_razor/{name}" for name, task in TASKS.items()}[family]

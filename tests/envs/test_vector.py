@@ -316,6 +316,20 @@ def wait_until(holds: Callable[[], bool], what: str, seconds: float = 20.0) -> N
         time.sleep(0.05)
 
 
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_the_gpu_that_is_named_simulates_and_renders(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    class Built(Exception):
+        pass
+
+    def built(**arguments: Any) -> None:
+        raise Built(arguments["sim_backend"], arguments["render_backend"])
+
+    monkeypatch.setattr("vla_razor_envs.pick_can.PickCan", built)
+    with pytest.raises(Built) as where:
+        gymnasium.make_vec("vla_razor/PickCan-v1", 2, "vector_entry_point", device=device)  # pyright: ignore
+    assert where.value.args == (f"physx_{device}", f"sapien_{device}")
+
+
 @pytest.mark.slow
 def test_every_slot_of_the_real_tasks_gives_what_one_environment_gives() -> None:
     starts = [{"task": task} for task in ("open_top_drawer", "close_bottom_drawer", "open_middle_drawer")]

@@ -112,6 +112,20 @@ def test_a_missing_device(policy: Path, tmp_path: Path) -> None:
     assert result.stderr == "vla-razor: device=cuda: there is no CUDA device here; use device=cpu.\n"
 
 
+@pytest.mark.parametrize("verb", ["eval", "collect"])
+@pytest.mark.parametrize(("device", "message"), [("h100", "is for dry_run=true"), ("cuda", "no CUDA device here")])
+def test_a_missing_device_is_refused_to_the_expert_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, device: str, message: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    arguments = [verb, "policy=scripted", f"device={device}", f"out={tmp_path / 'run'}"]
+    result = CliRunner().invoke(cli.app, arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith(f"vla-razor: device={device}")
+    assert message in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def sft(out: Path, policy: Path, demos: Path, *more: str) -> list[str]:
     return ["sft", *QUIET, f"policy={policy}", f"demos={demos}", "batch_size=24", f"out={out}", *more]
 

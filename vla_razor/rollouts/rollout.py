@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
+from vla_razor.devices import device_named
 from vla_razor.errors import UserError
 from vla_razor.policies import Policy
 from vla_razor.rollouts.starts import Start
@@ -107,14 +108,13 @@ def make_vector_env(
 ) -> VectorEnv:
     """The vector environment of a config (`id`, `make`): a pool of CPU workers, or ManiSkill's batch on a GPU.
 
-    `device`: cpu, cuda, or auto for a GPU where there is one.
+    `device`: cpu, cuda, cuda:N, or auto for a GPU where there is one.
 
-    Raises UserError where a keyword argument is refused or nothing can be rendered.
+    Raises UserError where there is no such device, a keyword argument is refused or nothing can be rendered.
     """
     make = env_config["make"]
     kwargs: Any = OmegaConf.to_container(make) if OmegaConf.is_config(make) else make
-    found = "cuda" if torch.cuda.is_available() else "cpu"
-    where = {"num_workers": num_workers, "device": found if str(device) == "auto" else str(device)}
+    where = {"num_workers": num_workers, "device": str(device_named(device))}
     try:
         return gymnasium.make_vec(env_config["id"], num_envs, "vector_entry_point", **where, **kwargs)  # pyright: ignore
     except (ValueError, gymnasium.error.Error) as error:
