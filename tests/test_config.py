@@ -89,6 +89,7 @@ def test_values_take_their_type() -> None:
         ("rl", "betas=[0.9]", "expected two numbers in [0, 1)"),
         ("rl", "robot=gogle_robot", "expected google_robot | panda"),
         ("rl", "image_size=[512]", "expected [height, width]"),
+        ("rl", "sim_backend=physx", "auto | cpu | gpu"),
         ("rl", "prompt=chat", "expected template | bare"),
         ("rl", "device=tpu", "expected auto | cpu | cuda | cuda:N."),
         ("rl", "env.make.image_size=3", "expected a list"),
@@ -110,6 +111,8 @@ def test_a_robot_brings_its_scenes_area_and_camera_and_is_overridden_like_any_se
     assert settings.env.make.image_size == settings.prior.make.image_size == [64, 80]
     assert config.robot_of(settings.env) == "google_robot"
     assert config.compose("rl", ["env=drawer"]).env.make == {"robot": "panda", "image_size": [64, 64]}
+    apart = config.compose("sweep", ["sim_backend=cpu"])
+    assert apart.env.make.device == apart.prior.make.device == "cpu", "wherever the policy is"
     both = config.scenes(config.compose("eval", ["env=all", "robot=google_robot"]).env)
     assert {scene.make.robot for scene in both} == {"google_robot"}
     original = config.compose("eval", ["env=all", "robot=simpler_env", "env.drawer.make.station=a0"])

@@ -118,6 +118,7 @@ RULES: dict[str, Rule] = {
     "dtype": _one_of("float32", "bfloat16"),
     "robot": _one_of(*sorted(path.stem for path in (CONFIG_DIR / "robot").glob("*.yaml"))),
     "image_size": _SIZE,
+    "sim_backend": _one_of("auto", "cpu", "gpu"),
     "prompt": _one_of("template", "bare"),
     "logger": _one_of("tensorboard", "wandb", "trackio", "none"),
     "schedule": _one_of("constant", "cosine"),
@@ -169,7 +170,7 @@ def compose(verb: str, overrides: Iterable[str] = ()) -> DictConfig:
         config[section] = _section(section, config[section], groups)
     if verb in SWEEPS:
         axes |= {key: [values.pop(key)] for key in list(values) if _is_of_trainings(config, key)}
-    for key in [key for key in ("robot", "image_size") if key in values]:
+    for key in [key for key in ("robot", "image_size", "sim_backend") if key in values]:
         _assign(config, verb, key, values.pop(key))
     _place_robot(config)
     for key, text in values.items():
@@ -265,7 +266,7 @@ def _environments(config: DictConfig) -> list[DictConfig]:
 
 
 def _place_robot(config: DictConfig) -> None:
-    """Completes the scenes with what `config.robot` and `config.image_size` say of them."""
+    """Completes the scenes with what `config.robot`, `config.image_size` and `config.sim_backend` say of them."""
     if "robot" not in config:
         return
     settings = OmegaConf.load(CONFIG_DIR / "robot" / f"{config.robot}.yaml")
@@ -274,6 +275,8 @@ def _place_robot(config: DictConfig) -> None:
             scene.merge_with(settings.get(scene.id, {}))
             if config.image_size is not None:
                 scene.make.image_size = config.image_size
+            if config.sim_backend != "auto":
+                scene.make.device = {"cpu": "cpu", "gpu": "cuda"}[config.sim_backend]
 
 
 def _check_robot(config: DictConfig) -> None:

@@ -41,6 +41,8 @@ class PickCan(ManipulationTask):
     def _load_scene(self, options: dict[str, Any]) -> None:
         table = build_table(self.setup.table, self.scene)
         self.can = build_can(self.setup.can, self.scene, self.setup)
+        if self.setup.distractors and self.gpu_sim_enabled:
+            raise ValueError("distractors can be dropped around the can on a CPU alone: device=cpu, or another variant")
         self.distractors = [build_can(one, self.scene, self.setup, one.folder) for one in self.setup.distractors]
         self.obstacles = [*table, *self.distractors]
 
@@ -59,7 +61,7 @@ class PickCan(ManipulationTask):
         for number, thing in enumerate(self.distractors):
             thing.set_pose(sapien.Pose([ASIDE, number, 0.0]))
             thing.set_locked_motion_axes([True] * 6)
-        if self.setup.settling:
+        if self.setup.settling and not self.gpu_sim_enabled:
             self._settle(self.setup.settling, starts)
             self._scatter(self.setup.settling, starts, rotation)
 
@@ -67,13 +69,15 @@ class PickCan(ManipulationTask):
         setup = self.setup
         start = {**draw_can(setup, start["seed"]), **start}
         (x, y), orientation = start["object_xy"], start["orientation"]
+        if setup.settling and self.gpu_sim_enabled:
+            dx, dy, height, *rotation = setup.settling.rest[orientation]
+            return [x + dx, y + dy, setup.table_top + height], np.array(rotation)
         height = setup.start_heights[orientation]
         return [x, y, setup.table_top + height], euler2quat(*setup.orientations[orientation])
 
     def _settle(self, settling: Settling, starts: list[Start]) -> None:
         """Lets the can fall onto the table while the robot stands aside."""
-        if not self.gpu_sim_enabled:
-            self._renew_physics(settling.temporal)
+        self._renew_physics(settling.temporal)
         self._hold(self._rest_qpos(starts))
         self.stand(np.array([[*settling.robot_xy, 0.0]] * len(starts)))
         self.can.set_locked_motion_axes([False, False, False, True, True, False])
@@ -82,8 +86,7 @@ class PickCan(ManipulationTask):
         speed, turning = self.can.linear_velocity.norm(dim=1), self.can.angular_velocity.norm(dim=1)
         if ((speed > settling.still[0]) | (turning > settling.still[1])).any():
             self._simulate(settling.extra_seconds)
-        if not self.gpu_sim_enabled:
-            self._renew_physics(self.setup.physics.temporal)
+        self._renew_physics(self.setup.physics.temporal)
 
     def _scatter(self, settling: Settling, starts: list[Start], rotation: Tensor) -> None:
         """Drops the distractors around the can, one after another, turned as it was."""

@@ -143,7 +143,9 @@ class Stage:
 class Settling:
     """The can is dropped while the robot stands aside at `robot_xy`: `upright_seconds` in which it cannot tip over,
     `free_seconds`, and `extra_seconds` where it still moves faster than `still` (m/s, rad/s). `temporal` as in
-    `Physics`, for a CPU; on a GPU the solver cannot be exchanged.
+    `Physics`. A GPU cannot hold a can upright, nor let one scene settle while the others wait: there the can begins at
+    `rest`, by orientation where it has settled on a CPU, wherever on the table that was: the offset in x and y and the
+    height above the table, metres, and the quaternion.
     """
 
     temporal: bool
@@ -152,6 +154,7 @@ class Settling:
     free_seconds: float
     extra_seconds: float
     still: tuple[float, float]
+    rest: Mapping[str, tuple[float, float, float, float, float, float, float]]
 
 
 def lift_while_high(lifted: Any, held: Any, free: Any, risen: Any) -> tuple[Any, Any]:

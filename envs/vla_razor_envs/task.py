@@ -194,14 +194,9 @@ class ManipulationTask(BaseEnv):
         self.agent.robot.set_pose(Pose.create(pose))
 
     def _simulate(self, seconds: float) -> None:
-        """Lets time pass without control."""
-        if self.gpu_sim_enabled:
-            self.scene._gpu_apply_all()
-            self.scene.px.gpu_update_articulation_kinematics()
+        """Lets time pass without control, on a CPU."""
         for _ in range(int(self.setup.sim_hz * seconds)):
             self.scene.step()
-        if self.gpu_sim_enabled:
-            self.scene._gpu_fetch_all()
 
     def _rest_qpos(self, starts: list[Start]) -> Tensor:
         rest = np.float32([self.setup.start_qpos[joint.name] for joint in self.agent.robot.active_joints])

@@ -100,6 +100,19 @@ def test_the_recorded_cans_stand_on_the_table(shared: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+@pytest.mark.parametrize("orientation", ["upright", "lr_switch", "laid_vertically"])
+def test_on_a_gpu_the_can_begins_where_it_settles_on_a_cpu(
+    can: gymnasium.Env, orientation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, start = can.get_wrapper_attr("task"), {"object_xy": (-0.3, 0.1), "orientation": orientation, "seed": 0}
+    settled = can.reset(seed=0, options={key: start[key] for key in ("object_xy", "orientation")})[1]["object_pose"]
+    monkeypatch.setattr(type(task), "gpu_sim_enabled", True)
+    position, rotation = task._can_pose(start)
+    np.testing.assert_allclose(position, settled[:3], atol=1e-5)
+    assert abs(rotation @ settled[3:]) == pytest.approx(1, abs=1e-6)
+
+
 @pytest.mark.parametrize(("orientation", "z"), [("upright", 0.939), ("lr_switch", 0.902), ("laid_vertically", 0.902)])
 def test_the_can_settles_where_it_is_asked_to(can: gymnasium.Env, orientation: str, z: float) -> None:
     info = can.reset(seed=0, options={"object_xy": (-0.2, 0.2), "orientation": orientation})[1]

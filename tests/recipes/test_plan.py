@@ -123,6 +123,7 @@ def test_time_of_the_simulator_is_of_the_processes_that_run_it() -> None:
 
     assert seconds("robot=google_robot", "device=cpu") == pytest.approx(100), "13.2 a second of two"
     assert seconds("robot=google_robot", "device=h100") is None, "simulated on the GPU, how fast is not known"
+    assert seconds("robot=google_robot", "device=h100", "sim_backend=cpu") == pytest.approx(100)
     assert seconds("robot=simpler_env", "device=h100") == pytest.approx(1320 / 5.8), "in processes on any machine"
     shown = CliRunner().invoke(cli.app, ["rl", "dry_run=true", "device=h100"], env={"COLUMNS": "200"}).output
     assert "and a simulator on the GPU too, whose rate is not known" in shown

@@ -252,10 +252,11 @@ def horizon_of(env: DictConfig) -> int:
 
 def simulator_seconds(config: DictConfig, work: Work, card: Card | None) -> float | None:
     """Of a step or iteration, in processes on a CPU. None where the simulator runs on the GPU that is named, as all but
-    SimplerEnv itself do beside a model there: nothing says yet how fast.
+    SimplerEnv itself do beside a model there unless sim_backend=cpu: nothing says yet how fast.
     """
-    simulator = scenes(config.env)[0].make.get("robot", "simpler_env")
-    if work.simulated and card and simulator != "simpler_env":
+    make = scenes(config.env)[0].make
+    simulator = make.get("robot", "simpler_env")
+    if work.simulated and card and simulator != "simpler_env" and make.get("device") != "cpu":
         return None
     return work.simulated / (SIMULATOR[simulator] * config.num_workers)
 

@@ -108,13 +108,13 @@ def make_vector_env(
 ) -> VectorEnv:
     """The vector environment of a config (`id`, `make`): a pool of CPU workers, or ManiSkill's batch on a GPU.
 
-    `device`: cpu, cuda, cuda:N, or auto for a GPU where there is one.
+    `device`, unless `make` has one: cpu, cuda, cuda:N, or auto for a GPU where there is one.
 
     Raises UserError where there is no such device, a keyword argument is refused or nothing can be rendered.
     """
     make = env_config["make"]
-    kwargs: Any = OmegaConf.to_container(make) if OmegaConf.is_config(make) else make
-    where = {"num_workers": num_workers, "device": str(device_named(device))}
+    kwargs: Any = OmegaConf.to_container(make) if OmegaConf.is_config(make) else dict(make)
+    where = {"num_workers": num_workers, "device": str(device_named(kwargs.pop("device", device)))}
     try:
         return gymnasium.make_vec(env_config["id"], num_envs, "vector_entry_point", **where, **kwargs)  # pyright: ignore
     except (ValueError, gymnasium.error.Error) as error:
