@@ -18,6 +18,10 @@ class StartRefused(ValueError):
     """A reset option is unknown, or is not one of the values that the scene has."""
 
 
+class ActionRefused(ValueError):
+    """An action is not seven finite numbers, or lies outside a box that its robot does not clip to."""
+
+
 def register() -> None:
     """Registers the tasks with Gymnasium, once; each also as SimplerEnv itself runs it: vla_razor/SimplerPickCan-v1."""
     for name, task in TASKS.items():

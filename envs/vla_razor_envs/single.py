@@ -107,8 +107,8 @@ class SingleEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     """A task as a plain Gymnasium environment.
 
     Observation: `image` uint8 [H, W, 3] and `proprioception` float32 [8]. Action: float32 [7], base-frame metres (3),
-    axis-angle radians (3), gripper closedness in [-1, 1]; clipped to the box. Reward 0 or 1. `terminated` at success,
-    though stepping on is allowed; `truncated` at the horizon.
+    axis-angle radians (3), gripper closedness in [-1, 1]; beyond the box the Panda clips it and the Google robot
+    refuses it. Reward 0 or 1. `terminated` at success, though stepping on is allowed; `truncated` at the horizon.
 
     Args:
         family: "pick_can" or "drawer" (set by the registered id).

@@ -10,6 +10,7 @@ from gymnasium import Space
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from . import ActionRefused
 from .records import Setup
 
 Observations = dict[str, np.ndarray]
@@ -44,13 +45,13 @@ def make(
 
 
 def check_action(setup: Setup, box: Any, action: Any, active: Any = True) -> np.ndarray:
-    """The action [7], or the actions [N, 7] of all slots, inside the box; ValueError says what is wrong with which.
+    """The action [7], or the actions [N, 7] of all slots, inside the box; ActionRefused says what is wrong with which.
     Those of slots that are not `active` (bool [N]) may be anything.
     """
     action = np.asarray(action, np.float32)
     if action.shape != box.shape:
         expected = f"{box.shape}, seven finite numbers for each environment"
-        raise ValueError(f"action is an array of shape {action.shape}; expected {expected}")
+        raise ActionRefused(f"action is an array of shape {action.shape}; expected {expected}")
     clipped = np.clip(action, box.low, box.high)
     finite, inside = np.isfinite(action).all(-1), (clipped == action).all(-1)
     wrong = active & ~(finite & (inside | setup.clips_actions))
@@ -58,7 +59,7 @@ def check_action(setup: Setup, box: Any, action: Any, active: Any = True) -> np.
         where = f"action of slot {index[0]}" if index else "action"
         within = f"numbers within {box.low[index]} and {box.high[index]}: metres, radians and the gripper"
         expected = within if finite[index] else "seven finite numbers"
-        raise ValueError(f"{where} is {action[index]!r}; expected {expected}")
+        raise ActionRefused(f"{where} is {action[index]!r}; expected {expected}")
     return clipped
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vla_razor.config import compose
-from vla_razor.errors import UserError
+from vla_razor.errors import RunFailed, UserError
 from vla_razor.policies import Decisions
 from vla_razor.policies.scripted import ScriptedExpert
 from vla_razor.rollouts.rollout import Episode, Timing, VectorEnv, make_vector_env, rollout
@@ -136,6 +136,16 @@ def test_the_same_generator_gives_the_same_episodes_and_no_starts_give_none(coun
 
     np.testing.assert_array_equal(actions(), actions())
     assert rollout(counting, Counter(), [], stop_at_success=True, generator=generator())[0] == []
+
+
+def test_an_action_that_is_none_is_one_message(counting: PoolVectorEnv) -> None:
+    class Broken(Counter):
+        def act(self, *seen: Any, **named: Any) -> Decisions:
+            decided = super().act(*seen, **named)
+            return decided._replace(actions=np.full_like(decided.actions, np.nan))
+
+    with pytest.raises(RunFailed, match=r"what the robot cannot do: action of slot 0 is .*seven finite"):
+        rollout(counting, Broken(), starts_from(10), stop_at_success=False, generator=generator())
 
 
 @pytest.mark.parametrize("when", ["at_reset", "at_step"])

@@ -7,7 +7,7 @@ the same starts, and the differences come with a paired interval. The policy sam
 `greedy=true` takes the likeliest tokens instead and is reported under its own name.
 
 Where it departs from the paper: episodes do not stop at success, so that success at the end and success at any time are
-told apart; prior tasks are the six drawer tasks of the embedded cabinet.
+told apart.
 
 The run folder gets `episodes.jsonl`, a line an episode, and `videos/`, `videos` films a task and policy.
 """
@@ -40,7 +40,7 @@ from vla_razor.videos import write_film
 
 READINGS = ("success_at_end", "success_once")
 FPS = 5
-"""About real time: the tasks are controlled at 4 to 5 Hz."""
+"""About real time: the tasks are controlled at 3 to 5 Hz."""
 MOST_IN_TABLE = 2
 
 

@@ -16,10 +16,10 @@ import torch
 from omegaconf import OmegaConf
 
 from vla_razor.devices import device_named
-from vla_razor.errors import UserError
+from vla_razor.errors import RunFailed, UserError
 from vla_razor.policies import Policy
 from vla_razor.rollouts.starts import Start
-from vla_razor_envs import StartRefused
+from vla_razor_envs import ActionRefused, StartRefused
 
 RETRIES = 2  # of an episode whose simulation died
 
@@ -140,7 +140,7 @@ def rollout(
     full while starts are left. The same starts, number of slots and generator give the same episodes. An episode whose
     simulation died is started again up to twice. `progress` is called with each episode as it ends.
 
-    Raises UserError where the environments refuse a start.
+    Raises UserError where the environments refuse a start, RunFailed where they refuse an action of the policy.
     """
     run = _Run(envs, policy, starts, stop_at_success, generator, progress)
     begin, threads = time.perf_counter(), torch.get_num_threads()
@@ -153,6 +153,8 @@ def rollout(
             run.send(run.receive())
     except StartRefused as error:
         raise UserError(f"a start is refused, see env.grid: {error}.") from error
+    except ActionRefused as error:
+        raise RunFailed(f"the policy did what the robot cannot do: {error}.") from error
     finally:
         torch.set_num_threads(threads)
     run.timing.rest = time.perf_counter() - begin - run.timing.policy - run.timing.environment

@@ -113,8 +113,9 @@ class Processor:
         return torch.cat(stacks, dim=1)
 
     def shrunk(self, images: UInt8[np.ndarray, "B H W 3"]) -> UInt8[np.ndarray, "B h w 3"]:
-        """Images larger than the model takes, shrunk to its size by averaging areas, as SimplerEnv's evaluators do;
-        others, and those of a processor that keeps proportions, as they are.
+        """Images larger than the model takes, shrunk to its size by averaging areas (Pillow's box filter; OpenCV's,
+        which SimplerEnv's evaluators have, also weighs pixels on an edge); others, and those of a processor that keeps
+        proportions, as they are.
         """
         sizes = {transform.resize for transform in self.transforms}
         size = sizes.pop() if len(sizes) == 1 and self.letterbox is None else ()
