@@ -41,6 +41,7 @@ LATER: dict[str, dict[str, Any]] = {
     "distill": {"other_instructions": [], "spillover_coefficient": 0.0},
     "sweep": {"interpolated": [], "videos": 0},
     "plasticity": {"method": "rl"},
+    "interpolate": {"base": None},
 }
 """By verb: settings that runs begun before there were such keys lack, and what they were then."""
 PACKAGES = ("torch", "transformers", "timm", "peft", "trl", "lm_eval", "mani_skill", "sapien", "gymnasium", "numpy")
