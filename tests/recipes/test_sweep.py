@@ -1,6 +1,7 @@
 """`vla-razor sweep`: which runs it comes to, whole sweeps in the simulator, one on Ray, and bad input."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,34 @@ def test_bad_input_is_one_message(words: list[str], says: str, tmp_path: Path) -
 def test_slurm_is_asked_for_where_it_is_not(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Is sbatch on this machine"):
         list(launchers.launch(compose("sweep", ["launcher=slurm"]), tmp_path, [(0, "sft_seed0")]))
+
+
+@pytest.mark.slow
+def test_slurm_runs_each_in_a_job_of_an_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By submitit itself, with stand-ins for Slurm's commands that run an array's jobs on this machine."""
+    commands = {
+        "sbatch": """for task in $(seq $(sed -n 's/^#SBATCH --array=\\([0-9]*\\)-\\([0-9]*\\).*/\\1 \\2/p' "$1")); do
+            export SLURM_JOB_ID=7 SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID=$task SLURM_JOB_NODELIST=here
+            SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1 SLURM_NODEID=0 SLURM_PROCID=0 SLURM_LOCALID=0 sh "$1" >/dev/null 2>&1 &
+            done; echo Submitted batch job 7""",
+        "srun": 'while [ "${1#--}" != "$1" ]; do [ "$1" = --unbuffered ] || shift; shift; done; exec "$@"',
+        "sacct": "echo 'JobID|State|NodeList'; echo '7_[0-1]|RUNNING|here'",
+    }
+    for name, text in commands.items():
+        command = tmp_path / "bin" / name
+        command.parent.mkdir(exist_ok=True)
+        command.write_text(f"#!/bin/sh\n{text}\n")
+        command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    out = tmp_path / "run"
+    out.mkdir()
+    config = compose("sweep", ["launcher=slurm", "slurm={slurm_partition: cpu}"])
+    outcomes = dict(launchers.launch(config, out, [(0, "sft_seed0"), (1, "sft_seed1")]))
+    assert outcomes.keys() == {0, 1}
+    assert all("config.yaml cannot be read" in str(reason) for reason in outcomes.values()), "as nothing was begun here"
+    assert {path.name for path in (out / "logs").iterdir()} == {"sft_seed0.log", "sft_seed1.log"}
+    submitted = out / "slurm" / "7_submission.sh"
+    assert "#SBATCH --partition=cpu" in submitted.read_text()
 
 
 @pytest.fixture(scope="module")
