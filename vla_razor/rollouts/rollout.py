@@ -19,7 +19,6 @@ from vla_razor.devices import device_named
 from vla_razor.errors import RunFailed, UserError
 from vla_razor.policies import Policy
 from vla_razor.rollouts.starts import Start
-from vla_razor_envs import ActionRefused, StartRefused
 
 RETRIES = 2  # of an episode whose simulation died
 
@@ -151,10 +150,12 @@ def rollout(
             run.send(group)
         while run.sent:
             run.send(run.receive())
-    except StartRefused as error:
-        raise UserError(f"a start is refused, see env.grid: {error}.") from error
-    except ActionRefused as error:
-        raise RunFailed(f"the policy did what the robot cannot do: {error}.") from error
+    except ValueError as error:
+        if type(error).__name__ == "StartRefused":
+            raise UserError(f"a start is refused, see env.grid: {error}.") from error
+        if type(error).__name__ == "ActionRefused":
+            raise RunFailed(f"the policy did what the robot cannot do: {error}.") from error
+        raise
     finally:
         torch.set_num_threads(threads)
     run.timing.rest = time.perf_counter() - begin - run.timing.policy - run.timing.environment
