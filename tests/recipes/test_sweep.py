@@ -101,6 +101,9 @@ def test_one_value_is_an_axis_like_several() -> None:
     assert one.changes["gain_learning_rate"] == pytest.approx(2 * config.sft.gain_learning_rate), "in its ratio"
     assert dict(other.changes) == {"iterations": 2}
     assert (config.jobs, config.collect.noise) == (2, 0.25), "no training's"
+    assert sweep.plan(compose("sweep", ["method=sft", "sft.save_every=60", "checkpoints=1"]), Path("out")), (
+        "the last one is measured"
+    )
     (bare,) = sweep.plan(compose("sweep", ["method=rl", "learning_rate=1e-4", "rl.baseline=batch"]), Path("out"))
     assert (bare.label, bare.learning_rate) == ("rl baseline=batch", 1e-4)
     assert bare.changes["gain_learning_rate"] == pytest.approx(2 / 3 * config.rl.gain_learning_rate)

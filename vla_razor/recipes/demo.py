@@ -108,11 +108,12 @@ def plan(config: DictConfig, out: Path) -> list[Training]:
     return trainings
 
 
-def _check(settings: DictConfig, method: str, changes: Mapping[str, Any]) -> None:
+def _check(section: DictConfig, method: str, changes: Mapping[str, Any]) -> None:
+    settings = {str(key): value for key, value in section.items()}
     for key in changes:
         if key not in settings:
-            raise UserError(f"{method}_runs: unknown key {key!r}. {nearest(key, map(str, settings))}")
-    axes.check_measured({str(key): value for key, value in {**settings, **changes}.items()}, method)
+            raise UserError(f"{method}_runs: unknown key {key!r}. {nearest(key, settings)}")
+    axes.check_measured({**settings, **changes}, method)
 
 
 def _states(trainings: Sequence[Training]) -> int:

@@ -85,8 +85,9 @@ def plan(config: DictConfig, out: Path) -> list[Training]:
         )
     trainings = axes.plan(config, out, {method: verb for method, (verb, _) in METHODS.items()}, variants=VARIANTS)
     for training in trainings:
-        verb, _ = METHODS[training.method]
-        axes.check_measured({**config[verb], **training.changes}, training.method)
+        settings = {**config[METHODS[training.method][0]], **training.changes}
+        if config.checkpoints > 1 or not settings["probe_every"]:  # the last step is measured where any is
+            axes.check_measured(settings, training.method)
     return trainings
 
 
