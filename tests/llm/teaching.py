@@ -5,7 +5,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -26,8 +26,6 @@ class Server:
     asked: Counter[str] = field(default_factory=Counter)
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
-    now: int = 0
-    most: int = 0
     lock: Any = field(default_factory=threading.Lock)
 
 
@@ -46,15 +44,8 @@ class Handler(BaseHTTPRequestHandler):
             self.state.headers.append(dict(self.headers))
             before = self.state.asked[prompt]
             self.state.asked[prompt] += 1
-            self.state.now += 1
-            self.state.most = max(self.state.most, self.state.now)
-        try:
+        with suppress(BrokenPipeError, ConnectionResetError):
             self.state.behaviour(self, prompt, before)
-        except (BrokenPipeError, ConnectionResetError):
-            pass
-        finally:
-            with self.state.lock:
-                self.state.now -= 1
 
     def send(self, status: int, content: Any, length: int | None = None, **headers: str) -> None:
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
