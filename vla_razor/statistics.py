@@ -71,14 +71,19 @@ def success_summary(episodes: Iterable[Outcome]) -> Success:
     )
 
 
+def pooled_rate(rates: Iterable[Rate]) -> Rate:
+    """The rate of all the episodes together."""
+    parts = list(rates)
+    return wilson(sum(part["successes"] for part in parts), sum(part["episodes"] for part in parts))
+
+
 def pooled(summaries: Iterable[Success]) -> Success:
     """One summary of all the episodes together; with equally many a task, its rate is the mean over the tasks."""
     parts = list(summaries)
-
-    def total(key: str) -> Rate:
-        return wilson(sum(part[key]["successes"] for part in parts), sum(part[key]["episodes"] for part in parts))
-
-    return Success(success_at_end=total("success_at_end"), success_once=total("success_once"))
+    return Success(
+        success_at_end=pooled_rate(part["success_at_end"] for part in parts),
+        success_once=pooled_rate(part["success_once"] for part in parts),
+    )
 
 
 def policy_summary(

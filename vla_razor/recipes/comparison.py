@@ -6,7 +6,7 @@ task beside it.
 
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,8 +17,10 @@ from rich.console import Console
 from rich.table import Table
 
 from vla_razor.core import weight_change
+from vla_razor.core.weight_change import Weights
 from vla_razor.files import write_json
 from vla_razor.policies.load import stored_weights
+from vla_razor.progress import progress
 from vla_razor.recipes.evaluate import shown as shown_rate
 from vla_razor.statistics import Difference, Rate, Success, paired_difference, policy_summary, pooled
 
@@ -118,19 +120,33 @@ class Column(NamedTuple):
         return policy_summary(self.tasks("new"), self.tasks("prior"), {**forward_kl, "states": states})
 
 
-def measure_weights(base: str, training: Training, count: int) -> None:
+def measure_weights(
+    base: str,
+    training: Training,
+    count: int,
+    weights_of: Callable[[str | Path], Weights] = stored_weights,
+    **settings: float,
+) -> None:
     """How far the weights of each of `count` checkpoints have moved from the base's, kept in weight_changes/ of the
-    run; what is there already is left alone.
+    run; what is there already is left alone. `settings` are those of `weight_change.summary`.
     """
-    for checkpoint in training.checkpoints(count):
-        path = weight_changes(training, checkpoint)
-        if not path.is_file():
-            changes = weight_change.summary(stored_weights(base), stored_weights(checkpoint))
-            write_json(path, {f"weight_{name}": value for name, value in changes.items()})
+    waiting = [path for path in training.checkpoints(count) if not _weight_file(training, path).is_file()]
+    if not waiting:
+        return
+    before = weights_of(base)
+    with progress("weights", len(waiting) * len(before)) as advance:
+        for checkpoint in waiting:
+            changes = weight_change.summary(before, weights_of(checkpoint), done=advance, **settings)
+            write_json(_weight_file(training, checkpoint), {f"weight_{k}": value for k, value in changes.items()})
 
 
-def weight_changes(training: Training, checkpoint: Path) -> Path:
-    """Where they are kept."""
+def weight_changes(training: Training, checkpoint: Path) -> dict[str, Any]:
+    """What `measure_weights` found of a checkpoint; empty where it has not been asked."""
+    path = _weight_file(training, checkpoint)
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _weight_file(training: Training, checkpoint: Path) -> Path:
     return training.folder / "weight_changes" / f"{checkpoint.name}.json"
 
 
@@ -157,8 +173,8 @@ def read(
         facts |= {"method": training.label, "run": training.folder.name}
         rows, paths = {row["step"]: row for row in training.rows()}, training.checkpoints(checkpoints)
         for path in paths:
-            step, last, weights = step_of(path), path == paths[-1], weight_changes(training, path)
-            drift = rows[step] | (json.loads(weights.read_text()) if weights.is_file() else {})
+            step, last = step_of(path), path == paths[-1]
+            drift = rows[step] | weight_changes(training, path)
             outcomes.append(outcome(str(path), drift, step=step, last=last, **facts))
     return outcomes
 

@@ -9,7 +9,6 @@ Every run is a process of its own below `out`, on this machine, on Ray or on Slu
 with its reason; an interrupted sweep goes on with those that have not ended.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,14 +19,12 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from vla_razor.core import weight_change
 from vla_razor.errors import UserError
-from vla_razor.files import atomic_write, write_json
+from vla_razor.files import atomic_write
 from vla_razor.llm.models import open_model
 from vla_razor.llm.representations import weights_of
-from vla_razor.progress import progress
-from vla_razor.recipes import LLM_TRAINING, axes, launchers, llm_eval, results
-from vla_razor.recipes.comparison import Training, as_text, step_of, weight_changes
+from vla_razor.recipes import LLM_TRAINING, axes, comparison, launchers, llm_eval, results
+from vla_razor.recipes.comparison import Training, as_text, step_of
 from vla_razor.recipes.llm_demo import Column, answers_in, change, in_words
 from vla_razor.recipes.stages import stage
 from vla_razor.runs import Run, read_config
@@ -96,27 +93,16 @@ def job(out: Path, number: int) -> None:
     changes = {**training.changes, "seed": training.seed}
     saves = changes.get("save_every", config[verb].save_every)
     stage(console, config, training.folder, verb, **changes, probe_every=saves)
-    measure_weights(config, training)
+    comparison.measure_weights(
+        _model(config, training),
+        training,
+        config.checkpoints,
+        lambda spec: weights_of(open_model(spec, dtype=config.dtype)),
+        largest=LARGEST,
+    )
     for checkpoint in training.checkpoints(config.checkpoints):
         folder = _evaluation(training, checkpoint)
         stage(console, config, folder, "llm_eval", model=str(checkpoint))
-
-
-def measure_weights(config: DictConfig, training: Training) -> None:
-    """How far the weights of each checkpoint have moved from the base's, kept where `comparison.weight_changes` says;
-    what is there already is left alone.
-    """
-    waiting = [
-        path for path in training.checkpoints(config.checkpoints) if not weight_changes(training, path).is_file()
-    ]
-    if not waiting:
-        return
-    before = weights_of(open_model(_model(config, training), dtype=config.dtype))
-    with progress("weights", len(waiting) * len(before)) as advance:
-        for checkpoint in waiting:
-            after = weights_of(open_model(checkpoint, dtype=config.dtype))
-            changes = weight_change.summary(before, after, largest=LARGEST, done=advance)
-            write_json(weight_changes(training, checkpoint), {f"weight_{name}": v for name, v in changes.items()})
 
 
 def present(console: Console, config: DictConfig, outcomes: Sequence[Outcome], out: Path) -> dict[str, Any]:
@@ -177,10 +163,9 @@ def _write(
         rows = {row["step"]: row for row in training.rows()}
         checkpoints = training.checkpoints(config.checkpoints)
         for path in checkpoints:
-            found, weights = answers_in(_evaluation(training, path)), weight_changes(training, path)
+            found, drift = answers_in(_evaluation(training, path)), rows[step_of(path)]
             facts = (_model(config, training), training, step_of(path), path == checkpoints[-1])
-            moved = json.loads(weights.read_text()) if weights.is_file() else {}
-            outcomes.append(Outcome(*facts, found, rows[step_of(path)] | moved))
+            outcomes.append(Outcome(*facts, found, drift | comparison.weight_changes(training, path)))
     rows = [_row(config, outcome, bases[outcome.model].name) for outcome in outcomes]
     failed = [
         {**_facts(config, training), "status": "failed", "reason": reason, "step": None}

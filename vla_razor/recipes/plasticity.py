@@ -28,7 +28,7 @@ from vla_razor.recipes.stages import stage
 from vla_razor.rollouts import probe_set
 from vla_razor.rollouts.starts import parse_grid
 from vla_razor.runs import Run, origin_of, read_config
-from vla_razor.statistics import Rate, pooled, wilson
+from vla_razor.statistics import Rate, pooled, pooled_rate, wilson
 from vla_razor.study import figures
 
 SEED = 0
@@ -163,12 +163,8 @@ def learned_from(
 ) -> Learned:
     """What a curve comes to, by the method that it was learned by."""
     points, (window, _) = list(curve.values()), WINDOWS[method]
-
-    def over(part: slice) -> Rate:
-        return wilson(sum(rate["successes"] for rate in points[part]), sum(rate["episodes"] for rate in points[part]))
-
     rates = [rate["rate"] for rate in points]
-    ends = map(over, (slice(window), slice(-window, None), slice(None)))
+    ends = map(pooled_rate, (points[:window], points[-window:], points))
     return Learned(name, history.method, seed, history.spent, entropy, list(curve), rates, *ends)
 
 

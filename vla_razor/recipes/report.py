@@ -52,13 +52,10 @@ def run(config: DictConfig, run: Run) -> None:
     folders = [Path(folder) for folder in config.runs]
     study = table.read(folders)
     domains = list(dict.fromkeys(result.domain for result in study.results))
-    console, parts, gaps = Console(), {}, []
+    console, parts, left_out = Console(), {}, list(study.left_out)
     with progress("report", len(domains)) as advance:
         for domain in domains:
-            gaps += [
-                f"{measure}: not measured in {runs[0]}{f' and {len(runs) - 1} others' if len(runs) > 1 else ''}"
-                for measure, runs in table.unmeasured(study.of(domain)).items()
-            ]
+            left_out += _gaps(study.of(domain))
             parts[domain] = _part(study, domain, config.measure, run.path / "plots" / domain)
             advance()
     laws = {domain: part["law"] for domain, part in parts.items() if part["law"]}
@@ -70,17 +67,25 @@ def run(config: DictConfig, run: Run) -> None:
         captions=CAPTIONS,
         measures=forecast.LAWS,
         parts=parts,
-        left_out=[*study.left_out, *gaps],
+        left_out=left_out,
         films=[film for film in films if film],
         folders=folders,
     )
     atomic_write(run.path / "report.html", text.encode())
     for domain, part in parts.items():
         _show(console, domain, part)
-    for line in [*study.left_out, *gaps]:
+    for line in left_out:
         console.print(f"in no fit: {line}", highlight=False)
     console.print(f"{run.path / 'report.html'}, figures in {run.path / 'plots'}", highlight=False)
     run.finish({"left_out": study.left_out, "domains": {domain: _summary(part) for domain, part in parts.items()}})
+
+
+def _gaps(results: Sequence[Result]) -> list[str]:
+    """The measures that not every policy has, and so no fit."""
+    return [
+        f"{measure}: not measured in {first}" + (f" and {len(others)} others" if others else "")
+        for measure, (first, *others) in table.unmeasured(results).items()
+    ]
 
 
 def _part(study: Study, domain: str, measure: str, folder: Path) -> dict[str, Any]:
