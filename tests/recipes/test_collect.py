@@ -2,6 +2,7 @@
 
 import json
 import signal
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -17,7 +18,7 @@ from vla_razor.config import compose
 from vla_razor.errors import UserError
 from vla_razor.policies import Decisions
 from vla_razor.recipes import collect
-from vla_razor.rollouts.demonstrations import FOLDER, read_store
+from vla_razor.rollouts.demonstrations import FOLDER, Shard, read_store
 from vla_razor.rollouts.rollout import VectorEnv, make_vector_env
 from vla_razor.rollouts.starts import episode_seed
 from vla_razor.runs import Run
@@ -141,6 +142,21 @@ def test_a_resumed_collection_ends_with_the_same_bytes(tmp_path: Path, monkeypat
     assert contents(cut) == contents(whole)
     rows = [json.loads(line) for line in (cut / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
+
+
+@pytest.mark.usefixtures("mixed")
+def test_a_row_that_is_written_leaves_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, images = collect.demonstrations.write, []
+
+    def noted(path: Path, shard: Shard) -> None:
+        assert not [image for image in images if image() is not None]
+        images.extend(weakref.ref(demonstration.images) for demonstration in shard.demonstrations)
+        write(path, shard)
+
+    monkeypatch.setattr(collect.demonstrations, "write", noted)
+    gathered(tmp_path / "run", settings())
+    assert len(images) > 0
+    assert not [image for image in images if image() is not None]
 
 
 @pytest.mark.usefixtures("mixed")

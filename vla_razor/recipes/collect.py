@@ -14,7 +14,6 @@ start area, in the whole start.
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -46,20 +45,19 @@ def run(config: DictConfig, run: Run) -> None:
         raise UserError(f"env={config.env.name}: collect takes one scene, such as env=pick_can or env=drawer.")
     run.restore()
     rows = _rows(config)
-    paths = [run.path / FOLDER / f"row_{index:04d}.h5" for index in range(len(rows))]
-    shards = [demonstrations.read(path) for path in takewhile(Path.exists, paths)]
-    for index, shard in enumerate(shards):
-        run.log(index + 1, **_totals([shard]))
     wanted = config.per_point * len(rows[0])
-    policy = _policy(config)
-    with (
-        closing(_environments(config)) as envs,
-        progress("collect", wanted * len(rows), wanted * len(shards)) as advance,
-    ):
-        for index in range(len(shards), len(rows)):
-            points = _collect_row(envs, policy, rows[index], config, index, advance)
-            shards.append(_shard(points, config, envs, policy, index, len(rows)))
-            demonstrations.write(paths[index], shards[-1])
+    policy, shards = _policy(config), []
+    with closing(_environments(config)) as envs, progress("collect", wanted * len(rows)) as advance:
+        for index, row in enumerate(rows):
+            path = run.path / FOLDER / f"row_{index:04d}.h5"
+            if path.exists():
+                shards.append(demonstrations.without_images(demonstrations.read(path)))
+                for _ in range(wanted):
+                    advance()
+            else:
+                points = _collect_row(envs, policy, row, config, index, advance)
+                shards.append(_write(path, _shard(points, config, envs, policy, index, len(rows))))
+                del points  # the images of the paper's grid would be 18 GB
             run.log(index + 1, **_totals(shards[-1:]))
     points = [point for shard in shards for point in shard.points]
     run.finish({"demonstrations": _totals(shards), "too_few": _too_few(shards), "points": points})
@@ -68,16 +66,18 @@ def run(config: DictConfig, run: Run) -> None:
 
 def show(directory: Path) -> None:
     """Prints a summary of a store and writes a contact sheet and a film of samples beside it."""
-    console, shards = Console(), demonstrations.read_store(directory)
+    console, shards = Console(), demonstrations.read_store(directory, demonstrations.without_images)
     _report(console, directory, shards)
-    kept = [demonstration for shard in shards for demonstration in shard.demonstrations]
+    kept = [(shard.shard, index) for shard in shards for index in range(len(shard.demonstrations))]
     if not kept:
         return
-    samples = [kept[index] for index in sorted({round(i) for i in np.linspace(0, len(kept) - 1, SAMPLES)})]
-    strips = [[sample.images[round(t)] for t in np.linspace(0, len(sample.images) - 1, STRIP)] for sample in samples]
+    chosen = [kept[index] for index in sorted({round(i) for i in np.linspace(0, len(kept) - 1, SAMPLES)})]
+    samples = [demonstrations.read_images(directory, *place) for place in chosen]
+    strips = [[sample[round(t)] for t in np.linspace(0, len(sample) - 1, STRIP)] for sample in samples]
     sheet, film = directory / "plots" / "contact_sheet.png", directory / "videos" / "samples.mp4"
     write_picture(sheet, tiled([[enlarged(frame, PICTURE) for frame in strip] for strip in strips]))
-    write_film(film, [frame for sample in samples for frame in sample.images], samples[0].control_hz)
+    first = next(demonstration for shard in shards for demonstration in shard.demonstrations)
+    write_film(film, [frame for sample in samples for frame in sample], first.control_hz)
     console.print(f"{sheet}\n{film}", highlight=False)
 
 
@@ -162,6 +162,11 @@ def _shard(
     facts = {"control_hz": envs.setup.control_hz, "camera": envs.setup.camera.name, "policy": policy.name}
     kept = [demonstration(episode, **facts) for point in points for episode in point.kept]
     return Shard(robot_of(config.env), index, count, [point.facts(config.per_point) for point in points], kept)
+
+
+def _write(path: Path, shard: Shard) -> Shard:
+    demonstrations.write(path, shard)
+    return demonstrations.without_images(shard)
 
 
 def _totals(shards: Sequence[Shard]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ import numpy as np
 from vla_razor.config import robot_in
 from vla_razor.errors import UserError
 from vla_razor.files import atomic_write
+from vla_razor.progress import progress
 from vla_razor.rollouts.rollout import Episode
 
 SCHEMA = 1
@@ -110,7 +111,7 @@ def write(path: Path, shard: Shard) -> None:
         facts = {"robot": shard.robot, "shard": shard.shard, "shards": shard.shards, "points": json.dumps(shard.points)}
         file.attrs.update({"schema": SCHEMA, **facts})
         for index, demonstration in enumerate(shard.demonstrations):
-            _write_episode(file.create_group(f"episode_{index:05d}"), demonstration)
+            _write_episode(file.create_group(_group(index)), demonstration)
         file.attrs["checksum"] = _checksum(file)
     atomic_write(path, buffer.getvalue())
 
@@ -145,16 +146,26 @@ def read(path: Path) -> Shard:
         raise UserError(f"{path}: not a whole HDF5 file ({error}). {REMEDY}") from error
 
 
+def without_images(shard: Shard) -> Shard:
+    """A shard's episodes with none of their images, which are nearly all of it."""
+    episodes = [replace(episode, images=episode.images[:0].copy()) for episode in shard.demonstrations]
+    return replace(shard, demonstrations=episodes)
+
+
 def read_store(folder: str | Path, keep: Callable[[Shard], Shard] = lambda shard: shard) -> list[Shard]:
     """Every file of a store, in order; `folder` is what `vla-razor collect` wrote. Raises UserError as `read` does.
 
     Of each file stays what `keep` makes of it: all the images of a store may not fit into memory.
     """
     folder = Path(folder)
-    paths = sorted((folder / FOLDER).glob("*.h5"))
+    paths = _files(folder)
     if not paths:
         raise UserError(f"{folder} holds no demonstrations: expected {FOLDER}/*.h5, as vla-razor collect writes them.")
-    shards = [keep(read(path)) for path in paths]
+    shards = []
+    with progress(f"read {folder.name}", len(paths)) as advance:
+        for path in paths:
+            shards.append(keep(read(path)))
+            advance()
     for path, shard in zip(paths, shards, strict=True):
         _expect(path, "/", f"robot {shards[0].robot}", shard.robot == shards[0].robot, shard.robot)
     if [shard.shard for shard in shards] != list(range(shards[0].shards)):
@@ -163,6 +174,13 @@ def read_store(folder: str | Path, keep: Callable[[Shard], Shard] = lambda shard
             f"An interrupted collection goes on with: vla-razor resume {folder}"
         )
     return shards
+
+
+def read_images(folder: Path, shard: int, index: int) -> np.ndarray:
+    """The images uint8 [T, H, W, 3] of one episode of a store that has been read without them."""
+    with h5py.File(_files(folder)[shard]) as file:
+        episode: Any = file[_group(index)]
+        return np.asarray(episode["images"])
 
 
 def load(
@@ -192,6 +210,14 @@ def load(
         instructions=[demonstration.instruction for demonstration in episodes for _ in demonstration.success],
         episode=np.repeat(np.arange(len(episodes)), [len(demonstration.success) for demonstration in episodes]),
     )
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted((folder / FOLDER).glob("*.h5"))
+
+
+def _group(index: int) -> str:
+    return f"episode_{index:05d}"
 
 
 def _expect_made_in(folder: Path, env_config: Mapping[str, Any], shard: Shard) -> None:
