@@ -22,7 +22,7 @@ from mani_skill.agents.controllers.pd_joint_pos import PDJointPosController, PDJ
 from torch import Tensor
 
 from .batched_kinematics import BatchedSolver, Iteration
-from .geometry import Frame, displaced
+from .geometry import Frame, displaced, pose_of
 from .kinematics import ClosedLoopSolver
 
 
@@ -60,7 +60,7 @@ class EndEffectorDelta(PDJointPosController):
         """The joint positions [N, J] that a displacement [N, 6] of the end effector asks for."""
         qpos = self.articulation.get_qpos()
         self._start_qpos = qpos[:, self.active_joint_indices]
-        measured = self._base.localize(self.end_link.pose.raw_pose)
+        measured = self._base.localize(pose_of(self.end_link))
         target = displaced(measured, action)
         solution, self.solved = self.solve(qpos, target)
         return torch.where(self.solved[:, None], solution.to(qpos.dtype), self._start_qpos)

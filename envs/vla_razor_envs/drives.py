@@ -29,10 +29,9 @@ class JointDrives:
         changes = rows[1:] != rows[:-1]
         for setter, target in zip(setters, rows[0].tolist(), strict=True):
             setter(target)
-        moving = np.flatnonzero(changes.any(0))
+        (moving,), (steps,) = changes.any(0).nonzero(), changes.any(1).nonzero()
         self._moving = [setters[column] for column in moving]
-        last = np.flatnonzero(changes.any(1)).max(initial=-1) + 1
-        self._rows = iter([[], *rows[1 : last + 1, moving].tolist()])
+        self._rows = zip(*rows[: steps.max(initial=-1) + 2].T[moving].tolist(), strict=True)
 
     def command(self) -> None:
         """Commands the targets of the next physics step."""

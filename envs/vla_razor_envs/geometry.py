@@ -7,22 +7,24 @@ Poses are [N, 7]: x, y, z, qw, qx, qy, qz, metres and unit quaternions.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-# products[i, j, k]: what q_i p_j adds to component k of the Hamilton product q p, quaternions w, x, y, z.
-_PRODUCT = torch.zeros(4, 4, 4)
+# What q_i p_j adds to component k of the Hamilton product q p, quaternions w, x, y, z: [i, 4 j + k].
+_PRODUCT = torch.zeros(4, 16)
 for _i, _row in enumerate(("wxyz", "xwzy", "yzwx", "zyxw")):
     for _j, _k in enumerate(_row):
-        _PRODUCT[_i, _j, "wxyz".index(_k)] = (
+        _PRODUCT[_i, 4 * _j + "wxyz".index(_k)] = (
             -1.0 if (_i, _j) in {(1, 1), (2, 2), (3, 3), (1, 3), (2, 1), (3, 2)} else 1.0
         )
 
 
 def left_product(q: Tensor) -> Tensor:
     """The matrix [N, 4, 4] that multiplies row vectors p to the Hamilton products q p; q [N, 4]."""
-    return (q @ _PRODUCT.to(q.device).flatten(1)).unflatten(1, (4, 4))
+    return (q @ _PRODUCT.to(q.device)).view(-1, 4, 4)
 
 
 def from_rotation_vector(vector: Tensor) -> Tensor:
@@ -36,6 +38,14 @@ def rotate(q: Tensor, vector: Tensor) -> Tensor:
     """The vectors [N, 3] turned by the unit quaternions [N, 4]."""
     axis, twice = q[:, 1:], 2 * torch.linalg.cross(q[:, 1:], vector)
     return vector + q[:, :1] * twice + torch.linalg.cross(axis, twice)
+
+
+def pose_of(body: Any) -> Tensor:
+    """The world pose [N, 7] of an actor or a link. On a CPU without what ManiSkill makes of it on the way."""
+    if body.scene.gpu_sim_enabled:
+        return body.pose.raw_pose
+    pose = body._bodies[0].entity_pose
+    return torch.from_numpy(np.concatenate([pose.p, pose.q]))[None]
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from mani_skill.utils.structs import Actor, Pose
 from torch import Tensor
 from transforms3d.euler import euler2quat
 
+from .geometry import pose_of
 from .records import PickCanSetup, Settling
 from .scenes import build_can, build_table
 from .starts import draw_can, draw_distractors
@@ -51,7 +52,7 @@ class PickCan(ManipulationTask):
         zeros = torch.zeros(self.num_envs, device=self.device)
         self.rest_z = zeros.clone()
         self.grasp_steps, self.significant_steps = zeros.int(), zeros.int()
-        self.held, self.remembered, self.lifted = zeros.bool(), zeros.bool(), zeros.bool()
+        self.held, self.remembered, self.lifted, self.significantly = (zeros.bool() for _ in range(4))
 
     def _prepare(self, starts: list[Start]) -> None:
         poses = [self._can_pose(start) for start in starts]
@@ -116,8 +117,9 @@ class PickCan(ManipulationTask):
 
     def _place(self, env_idx: Tensor, starts: list[Start]) -> None:
         self.stand(np.array([[*self.setup.robot_xy, 0.0]] * len(starts)))
-        self.rest_z[env_idx] = self.can.pose.raw_pose[env_idx, 2]
-        for state in (self.grasp_steps, self.significant_steps, self.held, self.remembered, self.lifted):
+        self.rest_z[env_idx] = pose_of(self.can)[env_idx, 2]
+        counts, flags = (self.grasp_steps, self.significant_steps), (self.held, self.remembered, self.lifted)
+        for state in (*counts, *flags, self.significantly):
             state[env_idx] = 0
 
     def _track(self) -> None:
@@ -127,22 +129,20 @@ class PickCan(ManipulationTask):
         self.held = self.grasped(grip, setup.grasp_impulse, setup.grasp_angle)
         self.grasp_steps = torch.where(self.held, self.grasp_steps + 1, 0)
         free = others.norm(dim=2).amax(0) <= TOUCH
-        rise = self._rise()
+        rise = pose_of(self.can)[:, 2] - self.rest_z
         self.remembered, self.lifted = setup.lift(self.remembered, self.held, free, rise > setup.lift_height)
-        self.significant_steps += self.lifted & (rise > setup.significant_height)
-
-    def _rise(self) -> Tensor:
-        return self.can.pose.raw_pose[:, 2] - self.rest_z
+        self.significantly = self.lifted & (rise > setup.significant_height)
+        self.significant_steps += self.significantly
 
     def _facts(self) -> dict[str, Any]:
         setup = self.setup
-        pose = self.can.pose.raw_pose
+        pose = pose_of(self.can)
         return {
             "success": self.lifted | (self.significant_steps >= setup.sustained_steps),
             "is_grasped": self.held.clone(),
             "consecutive_grasp": self.grasp_steps >= 5,
             "lifted_object": self.lifted.clone(),
-            "lifted_object_significantly": self.lifted & (self._rise() > setup.significant_height),
+            "lifted_object_significantly": self.significantly.clone(),
             "object_pose": pose,
             "target_pose": self.in_base(pose),
         }

@@ -42,7 +42,7 @@ class PathFollower(PDJointPosController):
         self._times = torch.arange(self._sim_steps + 1, device=self.device).double() * self.scene.timestep
 
     def _follow(self, start: Tensor, velocity: Tensor, target: Tensor, with_velocities: bool = False) -> None:
-        self._path = self._plan(start.double(), velocity.double(), target.double(), self.config.limits, self._times)
+        self._path = self._plan(start, velocity, target, self.config.limits, self._times)
         positions, velocities = self._path
         self.drives.follow(positions[1:].clamp(*self._reach), velocities[1:] if with_velocities else None)
 
@@ -89,6 +89,11 @@ class PlannedGripperDelta(PathFollower):
     def _initialize_action_space(self) -> None:
         self.single_action_space = spaces.Box(-1.0, 1.0, (1,), dtype=np.float32)
 
+    def _initialize_joints(self) -> None:
+        super()._initialize_joints()
+        limits, margin = self.articulation.qlimits[:1, self.active_joint_indices], self.config.margin
+        self._bounds = limits[..., 0] - margin, limits[..., 1] + margin
+
     def reset(self) -> None:
         super().reset()
         now, new = self.qpos.double(), self.scene._reset_mask[:, None]
@@ -96,8 +101,7 @@ class PlannedGripperDelta(PathFollower):
 
     def set_action(self, action: Tensor) -> None:
         delta = action.double() * self.config.reach
-        limits, margin = self.articulation.qlimits[:, self.active_joint_indices], self.config.margin
-        moved = (self._commanded + delta).clamp(limits[..., 0] - margin, limits[..., 1] + margin).float()
+        moved = (self._commanded + delta).clamp(*self._bounds).float()
         self._target_qpos = torch.where(delta.abs() < self.config.smallest, self._target_qpos, moved)
         fastest = self.config.limits.velocity
         self._follow(self.qpos, self.qvel.clamp(-fastest, fastest), self._target_qpos, with_velocities=True)

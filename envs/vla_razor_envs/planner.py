@@ -35,18 +35,21 @@ def _plan(
         ruckig.Ruckig(joints).calculate(wanted, path)
     except ruckig.RuckigError:  # it trips over distances of rounding errors: there is no way to go
         return np.tile(target, (len(times), 1)), np.zeros((len(times), joints))
-    return _sample(path, np.minimum(times, path.duration)[:, None])
+    return _sample(path, np.minimum(times, path.duration))
 
 
 def _sample(path: ruckig.Trajectory, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Positions and velocities [T, J] at times [T, 1]: what the path's `at_time` says, for all times at once."""
+    """Positions and velocities [T, J] at times [T]: what the path's `at_time` says, for all times at once."""
     joints = path.profiles[0]
-    # By joint and piece, seven of constant jerk and the rest: the motion as it begins, and when.
-    motion = np.array([[[*joint.p], [*joint.v], [*joint.a], [*joint.j, 0.0], [*joint.t, 0.0]] for joint in joints])
-    ends = np.cumsum(motion[:, 4, :7], axis=1)
-    motion[:, 4, 0], motion[:, 4, 1:] = 0.0, ends
-    piece = (times >= ends.T[:, None]).sum(0) + 8 * np.arange(len(joints))
-    position, velocity, acceleration, jerk, begin = motion.swapaxes(0, 1).reshape(5, -1).take(piece, 1)
+    # By joint and piece, seven of constant jerk and the rest: the motion as it begins, and when the piece ends.
+    motion = np.array([[*each.p, *each.v, *each.a, *each.j, 0.0, *each.t, np.inf] for each in joints])
+    motion = motion.reshape(len(joints), 5, 8).swapaxes(0, 1)
+    ends = motion[4].cumsum(1)
+    motion[4, :, 0], motion[4, :, 1:] = 0.0, ends[:, :-1]
+    first = np.zeros((len(joints), 9), int)  # of the times that lie in a piece, and where the last piece has none left
+    first[:, 1:] = times.searchsorted(ends)
+    parts = motion.reshape(5, -1).repeat((first[:, 1:] - first[:, :-1]).ravel(), 1).reshape(5, len(joints), -1)
+    position, velocity, acceleration, jerk, begin = parts
     left = times - begin
     position = position + left * (velocity + left * (acceleration / 2 + left * jerk / 6))
-    return position, velocity + left * (acceleration + left * jerk / 2)
+    return position.T, (velocity + left * (acceleration + left * jerk / 2)).T

@@ -26,7 +26,7 @@ from torch import Tensor
 from transforms3d.euler import euler2quat
 
 from .assets import asset_root
-from .geometry import Frame, rotate
+from .geometry import Frame, pose_of, rotate
 from .overlay import composite, load_photo
 from .records import Setup
 from .scenes import light, polish
@@ -137,7 +137,7 @@ class ManipulationTask(BaseEnv):
         self._photos = torch.zeros(self.num_envs, *self.image_size, 3, dtype=torch.uint8, device=self.device)
         things = self.segmentation_id_map
         shown = [key for key, thing in things.items() if isinstance(thing, Link) or thing.px_body_type != "static"]
-        self.kept = torch.zeros(1 + max(things), dtype=torch.bool, device=self.device)
+        self.kept = torch.zeros(256, dtype=torch.bool, device=self.device)
         self.kept[shown] = True
 
     def _hang_photos(self, photo: str, env_idx: Tensor, starts: list[Start]) -> None:
@@ -232,19 +232,19 @@ class ManipulationTask(BaseEnv):
     def get_info(self) -> dict[str, Any]:
         """`info` of interfaces.md over N environments; poses are x, y, z, qw, qx, qy, qz."""
         gripper = self.agent.robot.get_qpos()[:, self.gripper_index]
-        return {"tcp_pose": self.in_base(self.tcp.pose.raw_pose), "gripper_position": gripper, **self._facts()}
+        return {"tcp_pose": self.in_base(pose_of(self.tcp)), "gripper_position": gripper, **self._facts()}
 
     def get_obs(self, info: dict[str, Any] | None = None, unflattened: bool = False) -> dict[str, Tensor]:
         """`image` uint8 [N, H, W, 3]; `proprioception` float32 [N, 8]: the TCP pose in the base frame and the gripper
         joint's position.
         """
         info = info or self.get_info()
-        seen = self._get_obs_sensor_data()[self.setup.camera.name]
-        image = seen["rgb"]
+        seen = self._get_obs_sensor_data(apply_texture_transforms=not self.setup.photo)[self.setup.camera.name]
         if self.setup.photo:
-            image = composite(image, seen["segmentation"], self.kept, self._photos)
+            things = seen["PositionSegmentation"][..., 3]
+            seen["rgb"] = composite(seen["Color"], things, self.kept, self._photos)
         return {
-            "image": image,
+            "image": seen["rgb"],
             "proprioception": torch.cat([info["tcp_pose"], info["gripper_position"][:, None]], dim=1),
         }
 
@@ -265,18 +265,19 @@ class ManipulationTask(BaseEnv):
             first, second = contact.bodies
             if mine is first or mine is second:
                 other, sign = (first, 1) if mine is second else (second, -1)
-                if other in rows:
-                    total[rows[other], 0] += sign * np.sum([point.impulse for point in contact.points], axis=0)
+                if (row := rows.get(other)) is not None:
+                    for point in contact.points:
+                        total[row, 0] += sign * point.impulse
         return torch.from_numpy(total)
 
     def grasped(self, pushes: Tensor, impulse: float, angle: float) -> Tensor:
         """bool [N]: a link of either finger is pushed by the thing with at least `impulse` N s, within `angle` degrees
         of the direction in which the finger opens. `pushes` [K, N, 3]: the thing's on the K links of `fingers`.
         """
+        if not pushes.any():  # most steps
+            return torch.zeros(pushes.shape[1], dtype=torch.bool, device=self.device)
         strength = pushes.norm(dim=2)
         firm = strength >= impulse
-        if not self._of_both(firm).any():  # most steps: the directions need not be known
-            return self._of_both(firm)
         turns = torch.stack([link.pose.q for link in self.fingers])
         opening = rotate(turns.flatten(0, 1), self._opening.expand_as(pushes).flatten(0, 1)).view_as(pushes)
         along = (pushes * opening).sum(2)

@@ -48,10 +48,12 @@ def check_action(setup: Setup, box: Any, action: Any, active: Any = True) -> np.
     """The action [7], or the actions [N, 7] of all slots, inside the box; ActionRefused says what is wrong with which.
     Those of slots that are not `active` (bool [N]) may be anything.
     """
-    action = np.asarray(action, np.float32)
+    action = np.array(action, np.float32)
     if action.shape != box.shape:
         expected = f"{box.shape}, seven finite numbers for each environment"
         raise ActionRefused(f"action is an array of shape {action.shape}; expected {expected}")
+    if ((box.low <= action) & (action <= box.high)).all():
+        return action
     clipped = np.clip(action, box.low, box.high)
     finite, inside = np.isfinite(action).all(-1), (clipped == action).all(-1)
     wrong = active & ~(finite & (inside | setup.clips_actions))

@@ -15,19 +15,19 @@ PICTURES = ("reset", "mid", "end")
 
 
 def test_kept_things_stay_and_the_rest_is_the_photograph():
-    image = torch.full((2, 1, 4, 3), 10, dtype=torch.uint8)
+    image = torch.full((2, 1, 4, 4), 10, dtype=torch.uint8)
     photo = torch.full((1, 1, 4, 3), 200, dtype=torch.uint8)
-    segmentation = torch.tensor([[0, 1, 2, 3], [3, 3, 0, 1]], dtype=torch.int16).reshape(2, 1, 4, 1)
-    kept = torch.tensor([False, False, True, True])
+    segmentation = torch.tensor([[0, 1, 2, 3], [3, 3, 0, 1]], dtype=torch.int16).reshape(2, 1, 4)
+    kept = torch.arange(256) >= 2
     seen = composite(image, segmentation, kept, photo)
     assert seen.dtype == torch.uint8
     assert seen[..., 0].tolist() == [[[200, 200, 10, 10]], [[10, 10, 200, 200]]]
 
 
 def test_each_scene_has_its_photograph():
-    image = torch.zeros(2, 1, 1, 3, dtype=torch.uint8)
+    image = torch.zeros(2, 1, 1, 4, dtype=torch.uint8)
     photos = torch.tensor([[[[1, 2, 3]]], [[[4, 5, 6]]]], dtype=torch.uint8)
-    seen = composite(image, torch.zeros(2, 1, 1, 1, dtype=torch.int16), torch.tensor([False]), photos)
+    seen = composite(image, torch.zeros(2, 1, 1, dtype=torch.int16), torch.zeros(256, dtype=torch.bool), photos)
     assert seen.tolist() == photos.tolist()
 
 
@@ -54,7 +54,7 @@ def test_the_original_composed_the_same(shared: Path, when: str):
         )
         kept = torch.tensor([names.get(str(number), "arena") != "arena" for number in range(256)])
         photo = load_photo(asset_root() / "data" / "real_inpainting" / str(trace["init_overlay"]), *raw.shape[:2])
-        seen = composite(raw[None], segmentation[None, ..., None], kept, photo[None])[0]
+        seen = composite(torch.nn.functional.pad(raw, (0, 1))[None], segmentation[None], kept, photo[None])[0]
         assert torch.equal(seen, rgb), f"{stem}: {(seen != rgb).any(2).float().mean():.4%} of the pixels differ"
 
 
