@@ -60,10 +60,12 @@ class EndEffectorDelta(PDJointPosController):
         """The joint positions [N, J] that a displacement [N, 6] of the end effector asks for."""
         qpos = self.articulation.get_qpos()
         self._start_qpos = qpos[:, self.active_joint_indices]
-        measured = self._base.localize(pose_of(self.end_link))
-        target = displaced(measured, action)
-        solution, self.solved = self.solve(qpos, target)
+        solution, self.solved = self.solve(qpos, self._displaced(action))
         return torch.where(self.solved[:, None], solution.to(qpos.dtype), self._start_qpos)
+
+    def _displaced(self, action: Tensor) -> Tensor:
+        """The pose [N, 7] in the base frame that the action asks for."""
+        return displaced(self._base.localize(pose_of(self.end_link)), action)
 
 
 @dataclass

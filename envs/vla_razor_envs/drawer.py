@@ -43,7 +43,9 @@ class Drawer(ManipulationTask):
         joints = [joint.name for joint in self.cabinet.active_joints]
         order = [next(i for i, joint in enumerate(joints) if joint.startswith(name)) for name in DRAWERS]
         self.columns = torch.tensor(order, device=self.device)
-        self._heights = torch.tensor(self.setup.drawer_z, device=self.device)
+        x, y, z = np.add(self.setup.cabinet_pose, self.setup.handle).tolist()
+        self._handles = torch.tensor([[x, y, 0.0, 1, 0, 0, 0]] * len(DRAWERS), device=self.device)
+        self._handles[:, 2] = z + torch.tensor(self.setup.drawer_z)
         self.drawer_of = torch.zeros(self.num_envs, dtype=torch.long, device=self.device)
         self.opening = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
 
@@ -76,11 +78,6 @@ class Drawer(ManipulationTask):
 
     def _handle(self, moved: Tensor) -> Tensor:
         """The world pose [N, 7] of the target drawer's handle bar; the cabinet stands square to the world."""
-        setup = self.setup
-        x, y, z = (place + offset for place, offset in zip(setup.cabinet_pose, setup.handle, strict=True))
-        pose = torch.zeros(len(moved), 7, device=self.device)
-        pose[:, 0] = x + setup.slide * moved
-        pose[:, 1] = y
-        pose[:, 2] = z + self._heights[self.drawer_of]
-        pose[:, 3] = 1
+        pose = self._handles[self.drawer_of]  # of a closed drawer
+        pose[:, 0] += self.setup.slide * moved
         return pose

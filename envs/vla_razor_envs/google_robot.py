@@ -2,7 +2,7 @@
 
 # ManiSkill's and SAPIEN's annotations are narrower than what they take.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportIncompatibleMethodOverride=false
-# pyright: reportIncompatibleVariableOverride=false, reportOperatorIssue=false, reportReturnType=false
+# pyright: reportIncompatibleVariableOverride=false, reportOperatorIssue=false, reportReturnType=false, reportCallIssue=false
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ ARM = {
 }
 FINGERS = ("joint_finger_right", "joint_finger_left")
 GRIPPER = (200.0, 8.0, 60.0, 6141.0)
+DRIVES = {**ARM, **dict.fromkeys(FINGERS, GRIPPER)}
 # Physics steps for which Coriolis and centrifugal forces are taken to stay as they are; anew at every step, as the
 # original has it, moves the TCP by less than a micrometre.
 CANCELLED_FOR = 9
@@ -49,6 +50,15 @@ INERTIAS = {
     "link_camera": (1e-8, 1e-8, 1e-8),
     "link_finger_nail_right": (3.12e-11, 5.67e-10, 5.41e-10),
     "link_finger_nail_left": (3.27e-11, 6.21e-10, 5.94e-10),
+}
+# wxyz: the axes themselves, of links for which SAPIEN 2.2.2 reads others out of the URDF's inertia than SAPIEN 3.
+AXES = {
+    "link_torso": (0.4905055, 0.4814976, -0.4850300, 0.5406573),
+    "link_shoulder": (0.4749509, 0.4266209, 0.4920361, 0.5918757),
+    "link_bicep": (-0.3339238, -0.2238279, 0.3706952, 0.8372461),
+    "link_forearm": (-0.0386979, 0.0014910, 0.0387052, 0.9985000),
+    "link_finger_right": (0.0431133, -0.2031138, 0.9568860, 0.2031140),
+    "link_finger_left": (0.0431133, -0.2031138, 0.9568860, 0.2031140),
 }
 # Link: material, and the least radius over which a contact of it resists turning, metres. URDF has no word for either.
 MATERIALS = {
@@ -132,11 +142,21 @@ class GoogleRobot(BaseAgent):
 
     def set_action(self, action: Tensor) -> None:
         """Hands the action [N, 7] to the controllers; the faces have checked it."""
+        if self._on_cpu and self.control_mode == "ee_delta_planned_under_load":
+            self._renew_drives()
         arm, gripper = self.controller.controllers.values()
         arm.set_action(action[:, :6])
         gripper.set_action(action[:, 6:])
         self._commands = arm.drives.command, gripper.drives.command
-        self._cancels = cycle([self._forces_are_told, *[False] * (CANCELLED_FOR - 1)])
+        self._cancels = cycle([self._on_cpu, *[False] * (CANCELLED_FOR - 1)])
+
+    def _renew_drives(self) -> None:
+        """Lets every joint's drive push as the original's does in the present position."""
+        inertia = self._model.compute_generalized_mass_matrix(self.robot._objs[0].qpos)
+        responses = np.linalg.inv(inertia).diagonal().tolist()
+        for joint, response in zip(self.robot.active_joints, responses, strict=True):
+            *gains, _ = DRIVES[joint.name]
+            joint._objs[0].set_drive_properties(*drive(*gains, response))
 
     def before_simulation_step(self) -> None:
         """Commands the next waypoints, and now and then cancels the Coriolis and centrifugal forces anew (nothing here
@@ -155,10 +175,15 @@ class GoogleRobot(BaseAgent):
         for name in FIXED:
             self.robot.links_map[name].set_collision_group_bit(2, FIXED_BIT, 1)
         articulation = self.robot._objs[0]
-        self._forces_are_told = self.device.type != "cuda"
+        self._on_cpu = self.device.type != "cuda"
         for name, inertia in INERTIAS.items():
             for link in self.robot.links_map[name]._objs:
                 link.set_inertia(np.float32(inertia))
+        for name, axes in AXES.items():
+            for link in self.robot.links_map[name]._objs:
+                link.set_cmass_local_pose(sapien.Pose(link.cmass_local_pose.p, axes))
+        if self._on_cpu:
+            self._model = articulation.create_pinocchio_model()
         self._set_forces, self._passive_forces = articulation.set_qf, articulation.compute_passive_force
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,18 @@ from sapien.wrapper.pinocchio_model import PinocchioModel
 from torch import Tensor
 
 from .batched_kinematics import Iteration
+
+
+def displaced(base: sapien.Pose, link: sapien.Pose, delta: Sequence[float]) -> Tensor:
+    """What `geometry.displaced` returns of one link's pose in the frame of its base, both poses being the world's: by
+    SAPIEN's own arithmetic, in a tenth of the time.
+    """
+    measured, (*shift, x, y, z) = base.inv() * link, delta
+    half = math.hypot(x, y, z) / 2
+    axis = math.sin(half) / half / 2 if half else 0.5
+    turn = sapien.Pose(q=[math.cos(half), axis * x, axis * y, axis * z])
+    turned = turn * sapien.Pose(q=measured.q)
+    return torch.from_numpy(np.concatenate([measured.p + np.asarray(shift), turned.q], dtype=np.float32))[None]
 
 
 class ClosedLoopSolver:

@@ -36,7 +36,7 @@ def composite(image: Tensor, things: Tensor, kept: Tensor, photo: Tensor) -> Ten
     """
     if image.is_cuda:
         return torch.where(kept[things.int()][..., None], image[..., :3], photo)
-    seen = photo.repeat(len(image) // len(photo), 1, 1, 1)
+    seen = photo.expand(len(image), -1, -1, -1).clone()
     shown = kept.numpy() * np.uint8(255)
     for rendered, shows, behind in zip(image.numpy(), things.numpy(), seen.numpy(), strict=True):
         mask = cv2.LUT(shows.astype(np.uint8), shown)

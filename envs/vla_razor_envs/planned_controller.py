@@ -4,7 +4,7 @@ asks for, followed from one physics step to the next.
 
 # ManiSkill's and SAPIEN's annotations are narrower than what they take.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportIncompatibleMethodOverride=false
-# pyright: reportIncompatibleVariableOverride=false, reportOperatorIssue=false, reportReturnType=false
+# pyright: reportIncompatibleVariableOverride=false, reportOperatorIssue=false, reportReturnType=false, reportCallIssue=false
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gymnasium import spaces
 from mani_skill.agents.controllers.pd_joint_pos import PDJointPosController, PDJointPosControllerConfig
 from torch import Tensor
 
-from . import batched_planner, planner
+from . import batched_planner, kinematics, planner
 from .batched_planner import Limits
 from .controller import EndEffectorDelta, EndEffectorDeltaConfig
 from .drives import JointDrives, TensorDrives
@@ -61,6 +61,12 @@ class PlannedEndEffectorDelta(PathFollower, EndEffectorDelta):
         begin = self.qpos.double(), torch.zeros_like(self.qpos).double()
         last = getattr(self, "_end", begin)
         self._end = tuple(torch.where(new, now, before) for now, before in zip(begin, last, strict=True))
+
+    def _displaced(self, action: Tensor) -> Tensor:
+        if self.device.type == "cuda":
+            return super()._displaced(action)
+        bodies = self.articulation._objs[0].root, self.end_link._objs[0]
+        return kinematics.displaced(*(body.entity_pose for body in bodies), action[0].tolist())
 
     def set_action(self, action: Tensor) -> None:
         start, velocity = self._end

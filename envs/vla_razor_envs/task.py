@@ -8,6 +8,7 @@ reset options and the seed that draws what they leave open.
 # ManiSkill's and SAPIEN's annotations are narrower than what they take.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportIncompatibleMethodOverride=false
 # pyright: reportIncompatibleVariableOverride=false, reportOperatorIssue=false, reportReturnType=false
+# pyright: reportOptionalMemberAccess=false
 
 from __future__ import annotations
 
@@ -210,12 +211,19 @@ class ManipulationTask(BaseEnv):
         """One control step for every environment; action [N, 7] in environment units. Success is judged, and goes on
         being judged, at every step.
         """
-        info = self.advance(action)
+        self._move(action)
+        self._look()  # a picture is drawn while success is judged
+        info = self._judge()
         truncated = self._elapsed_steps >= self.setup.horizon
-        return self.get_obs(info), info["success"].float(), info["success"].clone(), truncated, info
+        return self._seen(info), info["success"].float(), info["success"].clone(), truncated, info
 
     def advance(self, action: Tensor) -> dict[str, Any]:
         """A control step without its image; returns `info`."""
+        self._move(action)
+        return self._judge()
+
+    def _move(self, action: Tensor) -> None:
+        """The physics of a control step."""
         self.agent.set_action(action)
         if self.gpu_sim_enabled:
             self.scene.px.gpu_apply_articulation_target_position()
@@ -226,6 +234,8 @@ class ManipulationTask(BaseEnv):
         if self.gpu_sim_enabled:
             self.scene._gpu_fetch_all()
         self._elapsed_steps += 1
+
+    def _judge(self) -> dict[str, Any]:
         self._track()
         return self.get_info()
 
@@ -238,9 +248,21 @@ class ManipulationTask(BaseEnv):
         """`image` uint8 [N, H, W, 3]; `proprioception` float32 [N, 8]: the TCP pose in the base frame and the gripper
         joint's position.
         """
-        info = info or self.get_info()
-        seen = self._get_obs_sensor_data(apply_texture_transforms=not self.setup.photo)[self.setup.camera.name]
-        if self.setup.photo:
+        self._look()
+        return self._seen(info or self.get_info())
+
+    def _look(self) -> None:
+        """Begins to draw what the camera sees."""
+        self.scene.update_render(update_sensors=True, update_human_render_cameras=False)
+        self.capture_sensor_data()
+
+    def _seen(self, info: dict[str, Any]) -> dict[str, Tensor]:
+        """The observation, once it is drawn."""
+        camera, photo = self.scene.sensors[self.setup.camera.name], bool(self.setup.photo)
+        seen = camera.get_obs(depth=False, position=False, segmentation=photo, apply_texture_transforms=not photo)
+        if self.backend.render_device.is_cuda():
+            torch.cuda.synchronize()
+        if photo:
             things = seen["PositionSegmentation"][..., 3]
             seen["rgb"] = composite(seen["Color"], things, self.kept, self._photos)
         return {

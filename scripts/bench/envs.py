@@ -1,10 +1,11 @@
 """How many control steps a second the Google robot's environments make, against physics alone and the original.
 
 In turns, so that a busy spell of the machine hits all alike: ours; a bare loop that only steps the physics of the same
-scene (and renders it), with the joints driven to where each control step of ours drove them; and the original, where
-VLA_RAZOR_SIMPLER_PYTHON names its interpreter (else the figures that were recorded of it stand in). Shares and ratios
-are medians over the rounds. The gate: at least 90% of the bare loop. The goals: twice the original without rendering
-and at 512 x 640, and with two processes four times the original's one. The split shows what forbids a goal.
+scene (and renders it, and fetches the two textures that a picture is made of), with the joints driven to where each
+control step of ours drove them; and the original, where VLA_RAZOR_SIMPLER_PYTHON names its interpreter (else the
+figures that were recorded of it stand in). Shares and ratios are medians over the rounds. The gate: at least 90% of the
+bare loop. The goals: twice the original without rendering and at 512 x 640, and with two processes four times the
+original's one. The split shows what forbids a goal.
 
     python scripts/bench/envs.py [--families pick_can drawer] [--images none 224x224 512x640] [--processes 1 2] [--json]
 """
@@ -92,7 +93,8 @@ class Bench:
             if self.rendered:
                 scene.update_render()
                 camera.take_picture()
-                camera.get_picture("Color")
+                for texture in ("Color", "PositionSegmentation"):  # both go into a picture of visual matching
+                    camera.get_picture(texture)
 
     def run(self, way: str) -> dict[str, float]:
         """Seconds of one round from the same start; of "split", those of each phase too."""
@@ -102,7 +104,8 @@ class Bench:
             if way == "split":
                 agent, task = self.task.agent, self.task
                 stack.enter_context(timed(task.scene, "step", spent, "physics"))
-                stack.enter_context(timed(task, "_get_obs_sensor_data", spent, "rendering"))
+                stack.enter_context(timed(task, "_look", spent, "rendering"))
+                stack.enter_context(timed(next(iter(task.scene.sensors.values())), "get_obs", spent, "rendering"))
                 stack.enter_context(timed(agent, "set_action", spent, "controller"))
                 stack.enter_context(timed(agent, "before_simulation_step", spent, "controller"))
             begin = time.perf_counter()

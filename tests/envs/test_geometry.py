@@ -1,12 +1,14 @@
 """The rigid-body arithmetic against scipy's rotations."""
 
 import numpy as np
+import sapien
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.spatial.transform import Rotation
 
+from vla_razor_envs import kinematics
 from vla_razor_envs.geometry import Frame, displaced, rotate
 
 numbers = st.floats(-1, 1, width=32)
@@ -34,6 +36,19 @@ def test_a_displacement_adds_metres_and_left_multiplies_the_rotation_vector(
     moved = displaced(pose_of(place, start), torch.tensor(delta[None]))
     assert angle(rotation_of(moved), Rotation.from_rotvec(delta[3:]) * start) < 2e-3
     np.testing.assert_allclose(moved[0, :3], place + delta[:3], atol=1e-6)
+
+
+@settings(deadline=None)  # what the first call loads takes its time
+@given(places, quaternions, places, quaternions, arrays(np.float32, 6, elements=numbers))
+def test_one_pose_is_displaced_as_a_batch_is(
+    origin: np.ndarray, turn: np.ndarray, place: np.ndarray, q: np.ndarray, delta: np.ndarray
+) -> None:
+    base, link = pose_of(origin, Rotation.from_quat(turn)), pose_of(place, Rotation.from_quat(q))
+    batch = displaced(Frame.at(base).localize(link), torch.tensor(delta[None]))
+    before, now = (sapien.Pose(pose[0, :3].tolist(), pose[0, 3:].tolist()) for pose in (base, link))
+    one = kinematics.displaced(before, now, delta.tolist())
+    assert one.dtype == torch.float32
+    torch.testing.assert_close(one, batch, atol=1e-5, rtol=0)
 
 
 @given(places, quaternions, places, quaternions)

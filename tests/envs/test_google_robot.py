@@ -15,7 +15,7 @@ import torch
 from vla_razor.policies.scripted import ScriptedExpert
 from vla_razor_envs import StartRefused
 from vla_razor_envs.assets import AssetsUnusable
-from vla_razor_envs.google_robot import ARM, GRIPPER, SUBSTEP, drive
+from vla_razor_envs.google_robot import ARM, DRIVES, GRIPPER, SUBSTEP, drive
 from vla_razor_envs.native import NativeVectorEnv
 from vla_razor_envs.records import PickCanSetup, lift_until_released, lift_while_high
 from vla_razor_envs.setups import GOOGLE_DRAWER, GOOGLE_PICK_CAN, PANDA_PICK_CAN
@@ -68,6 +68,30 @@ def test_drives_push_as_hard_as_they_do_in_the_original(joint: tuple[float, floa
     ours, losses, same = drive(*joint)
     assert ours * 0.1 / 513 == pytest.approx(impulse)
     assert losses / ours == pytest.approx(damping / stiffness) and same == limit
+
+
+@pytest.mark.slow
+def test_joints_respond_as_they_do_in_the_original(drawer: gymnasium.Env) -> None:
+    """Which depends on every link's mass, centre, inertia and its axes."""
+    drawer.reset(seed=0)
+    robot: Any = drawer.unwrapped.task.agent  # type: ignore[attr-defined]
+    joints, articulation = robot.robot.active_joints, robot.robot._objs[0]
+    inertia = articulation.create_pinocchio_model().compute_generalized_mass_matrix(articulation.qpos)
+    responses = dict(zip([joint.name for joint in joints], np.linalg.inv(inertia).diagonal(), strict=True))
+    assert responses == pytest.approx({name: response for name, (*_, response) in DRIVES.items()}, rel=2e-3)
+
+
+@pytest.mark.slow
+def test_drives_under_load_follow_the_position(drawer: gymnasium.Env) -> None:
+    drawer.reset(seed=0)
+    joints = drawer.unwrapped.task.agent.robot.active_joints  # type: ignore[attr-defined]
+    torso = next(joint._objs[0] for joint in joints if joint.name == "joint_torso")
+    drawer.step(act())
+    start = torso.stiffness
+    assert start == pytest.approx(drive(*ARM["joint_torso"])[0], rel=2e-3)
+    for _ in range(12):
+        drawer.step(act(x=0.08))
+    assert torso.stiffness > 1.1 * start, "stretched out, the arm gives less way to the torso"
 
 
 def test_seeds_draw_inside_the_area_and_among_the_stations() -> None:
