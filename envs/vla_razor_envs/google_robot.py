@@ -24,8 +24,8 @@ from .scenes import FIXED_BIT, PACKAGED, leave_out_frames, load_robot
 DESCRIPTION = (
     "mani_skill2_real2sim/assets/descriptions/googlerobot_description/google_robot_meta_sim_fix_wheel_fix_fingertip"
 )
-# Joint: stiffness, damping, force limit, and response: rad/s for an impulse of 1 N m s in the start position, measured
-# in the original.
+# Joint: stiffness, damping, force limit, and response: rad/s for an impulse of 1 N m s in the start position, from the
+# original's mass matrix.
 ARM = {
     "joint_torso": (1700.0, 1059.9791902443303, 300.0, 16.94),
     "joint_shoulder": (1737.0471680861954, 1010.4720585373592, 300.0, 5.761),
