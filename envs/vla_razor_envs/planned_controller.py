@@ -97,8 +97,8 @@ class PlannedGripperDelta(PathFollower):
 
     def _initialize_joints(self) -> None:
         super()._initialize_joints()
-        limits, margin = self.articulation.qlimits[:1, self.active_joint_indices], self.config.margin
-        self._bounds = limits[..., 0] - margin, limits[..., 1] + margin
+        (low, high), margin = self._reach, self.config.margin
+        self._bounds = low - margin, high + margin
 
     def reset(self) -> None:
         super().reset()

@@ -300,7 +300,7 @@ class ManipulationTask(BaseEnv):
             return torch.zeros(pushes.shape[1], dtype=torch.bool, device=self.device)
         strength = pushes.norm(dim=2)
         firm = strength >= impulse
-        turns = torch.stack([link.pose.q for link in self.fingers])
+        turns = torch.stack([pose_of(link)[:, 3:] for link in self.fingers])
         opening = rotate(turns.flatten(0, 1), self._opening.expand_as(pushes).flatten(0, 1)).view_as(pushes)
         along = (pushes * opening).sum(2)
         return self._of_both(firm & (along >= strength * np.cos(np.deg2rad(angle))))

@@ -55,9 +55,7 @@ def run(config: DictConfig, run: Run) -> None:
                 for _ in range(wanted):
                     advance()
             else:
-                points = _collect_row(envs, policy, row, config, index, advance)
-                shards.append(_write(path, _shard(points, config, envs, policy, index, len(rows))))
-                del points  # the images of the paper's grid would be 18 GB
+                shards.append(_collect_shard(path, envs, policy, row, config, index, len(rows), advance))
             run.log(index + 1, **_totals(shards[-1:]))
     points = [point for shard in shards for point in shard.points]
     run.finish({"demonstrations": _totals(shards), "too_few": _too_few(shards), "points": points})
@@ -133,6 +131,23 @@ def _environments(config: DictConfig) -> VectorEnv:
     return envs
 
 
+def _collect_shard(
+    path: Path,
+    envs: VectorEnv,
+    policy: Policy,
+    starts: Sequence[Start],
+    config: DictConfig,
+    index: int,
+    count: int,
+    advance: Callable[[], None],
+) -> Shard:
+    """Fills one of `count` files, and returns it without its images: those of the paper's grid would be 18 GB."""
+    points = _collect_row(envs, policy, starts, config, index, advance)
+    shard = _shard(points, config, envs, policy, index, count)
+    demonstrations.write(path, shard)
+    return demonstrations.without_images(shard)
+
+
 def _collect_row(
     envs: VectorEnv,
     policy: Policy,
@@ -162,11 +177,6 @@ def _shard(
     facts = {"control_hz": envs.setup.control_hz, "camera": envs.setup.camera.name, "policy": policy.name}
     kept = [demonstration(episode, **facts) for point in points for episode in point.kept]
     return Shard(robot_of(config.env), index, count, [point.facts(config.per_point) for point in points], kept)
-
-
-def _write(path: Path, shard: Shard) -> Shard:
-    demonstrations.write(path, shard)
-    return demonstrations.without_images(shard)
 
 
 def _totals(shards: Sequence[Shard]) -> dict[str, Any]:
