@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from gymnasium import spaces
 from mani_skill.agents.controllers.pd_joint_pos import PDJointPosController, PDJointPosControllerConfig
 from torch import Tensor
@@ -59,9 +58,8 @@ class EndEffectorDelta(PDJointPosController):
     def _aim(self, action: Tensor) -> Tensor:
         """The joint positions [N, J] that a displacement [N, 6] of the end effector asks for."""
         qpos = self.articulation.get_qpos()
-        self._start_qpos = qpos[:, self.active_joint_indices]
         solution, self.solved = self.solve(qpos, self._displaced(action))
-        return torch.where(self.solved[:, None], solution.to(qpos.dtype), self._start_qpos)
+        return solution.to(qpos.dtype)
 
     def _displaced(self, action: Tensor) -> Tensor:
         """The pose [N, 7] in the base frame that the action asks for."""

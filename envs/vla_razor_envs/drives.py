@@ -1,60 +1,65 @@
-"""How joint targets reach PhysX before each physics step: a call a joint on a CPU, one tensor for all arms on a GPU."""
+"""How joint targets reach PhysX before each physics step: as forces on a CPU, as a tensor for all robots on a GPU."""
 
 # ManiSkill's and SAPIEN's annotations are narrower than what they take.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+# Physics steps for which a CPU's drives keep their targets, and Coriolis and centrifugal forces are taken to stay as
+# they are; the latter anew at every step, as the original has it, move the TCP by less than a micrometre.
+KEPT_FOR = 9
+
 
 class JointDrives:
-    """Commands one arm's joints on a CPU, each only as long as its target changes: the calls are most of what a step
-    costs beside physics.
+    """Drives one robot's joints on a CPU, and cancels the Coriolis and centrifugal forces.
+
+    A call a joint before each physics step would be most of what a step costs beside physics. So the drives get a new
+    target now and then, and all joints take in one call, as forces, what it would have moved since: a spring whose end
+    moves on is a spring whose end stays, and a force.
     """
 
-    def __init__(self, articulation: Any, joints: list[Any], indices: Tensor) -> None:
-        drives = [joint._objs[0] for joint in joints]
-        self._setters = [drive.set_drive_target for drive in drives]
-        self._speed_setters = [drive.set_drive_velocity_target for drive in drives]
+    def __init__(self, articulation: Any, joints: list[Any], indices: list[int]) -> None:
+        robot, self._joints, self._indices = articulation._objs[0], [joint._objs[0] for joint in joints], indices
+        self._setters = [joint.set_drive_target for joint in self._joints]
+        self._set_forces, self._passive_forces = robot.set_qf, robot.compute_passive_force
 
-    def follow(self, positions: Tensor, velocities: Tensor | None) -> None:
-        """Takes the targets [T, 1, J] of the coming T physics steps, with velocities where they are commanded too."""
-        setters, rows = list(self._setters), positions[:, 0].numpy()
-        if velocities is not None:
-            setters, rows = setters + self._speed_setters, np.hstack([rows, velocities[:, 0].numpy()])
-        changes = rows[1:] != rows[:-1]
-        for setter, target in zip(setters, rows[0].tolist(), strict=True):
-            setter(target)
-        (moving,), (steps,) = changes.any(0).nonzero(), changes.any(1).nonzero()
-        self._moving = [setters[column] for column in moving]
-        self._rows = zip(*rows[: steps.max(initial=-1) + 2].T[moving].tolist(), strict=True)
-
-    def command(self) -> None:
-        """Commands the targets of the next physics step."""
-        for setter, target in zip(self._moving, next(self._rows, ()), strict=False):
-            setter(target)
+    def follow(self, targets: np.ndarray, stiffness: np.ndarray, damping: np.ndarray) -> Iterator[None]:
+        """Takes the targets [T, J] of the coming T physics steps, one each time it is asked; stiffness [J] in N m/rad
+        and damping [J] in N m s/rad.
+        """
+        for joint, *gains in zip(self._joints, stiffness.tolist(), damping.tolist(), strict=True):
+            joint.set_drive_properties(*gains)
+        kept = targets[::KEPT_FOR]
+        forces = np.empty(targets.shape, np.float32)
+        forces[:, self._indices] = stiffness * (targets - kept.repeat(KEPT_FOR, 0)[: len(targets)])
+        for begin, row in zip(range(0, len(targets), KEPT_FOR), kept.tolist(), strict=True):
+            for setter, target in zip(self._setters, row, strict=True):
+                setter(target)
+            until_renewed = forces[begin : begin + KEPT_FOR]
+            until_renewed += self._passive_forces(False)  # without gravity: nothing here has weight
+            for force in until_renewed:
+                self._set_forces(force)
+                yield
 
 
 class TensorDrives:
-    """Commands the same joints of every arm on a GPU."""
+    """Commands the same joints of every robot on a GPU. Coriolis and centrifugal forces stay: PhysX does not tell them
+    there.
+    """
 
-    def __init__(self, articulation: Any, joints: list[Any], indices: Tensor) -> None:
+    def __init__(self, articulation: Any, indices: Tensor) -> None:
         self._px = articulation.px
         self._where = articulation.get_joint_target_indices(indices)
 
-    def follow(self, positions: Tensor, velocities: Tensor | None) -> None:
-        """Takes the targets [T, N, J] of the coming T physics steps, with velocities where they are commanded too."""
-        self._positions = iter(positions.float())
-        self._velocities = iter(() if velocities is None else velocities.float())
-
-    def command(self) -> None:
-        """Commands the targets of the next physics step."""
-        self._px.cuda_articulation_target_qpos.torch()[self._where] = next(self._positions)
-        self._px.gpu_apply_articulation_target_position()
-        if (velocities := next(self._velocities, None)) is not None:
-            self._px.cuda_articulation_target_qvel.torch()[self._where] = velocities
-            self._px.gpu_apply_articulation_target_velocity()
+    def follow(self, targets: Tensor) -> Iterator[None]:
+        """Commands the targets [T, N, J], one row each time it is asked."""
+        for row in targets.float():
+            self._px.cuda_articulation_target_qpos.torch()[self._where] = row
+            self._px.gpu_apply_articulation_target_position()
+            yield

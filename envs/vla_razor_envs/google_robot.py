@@ -6,18 +6,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import cycle
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
 import sapien
+import torch
 from mani_skill.agents.base_agent import BaseAgent
 from mani_skill.agents.controllers.base_controller import ControllerConfig
 from mani_skill.agents.registration import register_agent
 from torch import Tensor
 
 from .assets import asset_root
+from .drives import JointDrives, TensorDrives
+from .physx4 import ArmDrives
 from .planned_controller import PlannedEndEffectorDeltaConfig, PlannedGripperDeltaConfig
 from .scenes import FIXED_BIT, PACKAGED, leave_out_frames, load_robot
 
@@ -40,10 +42,7 @@ ARM = {
 FINGERS = ("joint_finger_right", "joint_finger_left")
 GRIPPER = (200.0, 8.0, 60.0, 6141.0)
 DRIVES = {**ARM, **dict.fromkeys(FINGERS, GRIPPER)}
-# Physics steps for which Coriolis and centrifugal forces are taken to stay as they are; anew at every step, as the
-# original has it, moves the TCP by less than a micrometre.
-CANCELLED_FOR = 9
-SUBSTEP = 1 / 513 / 25  # seconds: the original's solver splits a physics step into its 25 iterations
+TIMESTEP = 1 / 513  # seconds
 # kg m^2 about the principal axes, of links for which the URDF has none: SAPIEN 3 makes them 1e-6 at least.
 INERTIAS = {
     "link_gripper_tcp": (1e-8, 1e-8, 1e-8),
@@ -82,19 +81,8 @@ SURFACES = {
     "link_finger_nail_right": ("nail", 0.01),
 }
 FIXED = ("link_base", "link_wheel_left", "link_wheel_right", "link_rear_wheel_left", "link_rear_wheel_right")
-
-
-def drive(stiffness: float, damping: float, force_limit: float, response: float) -> tuple[float, float, float]:
-    """Stiffness, damping and force limit that act on a contact as the given ones do in the original.
-
-    PhysX 4's temporal solver passes once over drives and contacts in each substep h, and a drive's row reckons with a
-    joint that is free to move: it gives 1 / (1 + h (h stiffness + damping) response) of its force, and a contact that
-    then stops the joint never makes up for the rest. PhysX 5's older solver goes on until all of it is there. A light
-    joint without contacts follows its target alike, as only the ratio of damping to stiffness matters to it; the arm's
-    inertia makes a tenth of a millimetre, which is why it has such drives only for tasks that load it.
-    """
-    share = 1 / (1 + SUBSTEP * (SUBSTEP * stiffness + damping) * response)
-    return share * stiffness, share * damping, force_limit
+STIFFNESS, DAMPING, FORCE_LIMIT, RESPONSE = np.array(list(DRIVES.values())).T
+ORIGINAL = ArmDrives(STIFFNESS, DAMPING, TIMESTEP)
 
 
 @register_agent()
@@ -118,54 +106,55 @@ class GoogleRobot(BaseAgent):
 
     @property
     def _controller_configs(self) -> dict[str, dict[str, ControllerConfig]]:
-        names = ("stiffness", "damping", "force_limit")
-        gripper = PlannedGripperDeltaConfig(list(FINGERS), **dict(zip(names, drive(*GRIPPER), strict=True)))
-        free, loaded = [joint[:3] for joint in ARM.values()], [drive(*joint) for joint in ARM.values()]
+        share, arm = ORIGINAL.share(RESPONSE), len(ARM)
+        gains = share * STIFFNESS, share * DAMPING, FORCE_LIMIT
         return {
-            "ee_delta_planned": {"arm": self._arm(free), "gripper": gripper},
-            "ee_delta_planned_under_load": {"arm": self._arm(loaded), "gripper": gripper},
+            "ee_delta_planned": {
+                "arm": PlannedEndEffectorDeltaConfig(
+                    list(ARM),
+                    None,
+                    None,
+                    *(column[:arm].tolist() for column in gains),
+                    translation=1.0,
+                    rotation=1.5707963267948966,
+                    ee_link="link_gripper_tcp",
+                    urdf_path=str(PACKAGED / "google_robot_chain.urdf"),
+                    ik_step=0.1,
+                ),
+                "gripper": PlannedGripperDeltaConfig(
+                    list(FINGERS), None, None, *(column[arm:].tolist() for column in gains)
+                ),
+            }
         }
-
-    def _arm(self, gains: Iterable[tuple[float, float, float]]) -> PlannedEndEffectorDeltaConfig:
-        """The arm's controller, with the stiffness, damping and force limit of each joint."""
-        return PlannedEndEffectorDeltaConfig(
-            list(ARM),
-            None,
-            None,
-            *(list(column) for column in zip(*gains, strict=True)),
-            translation=1.0,
-            rotation=1.5707963267948966,
-            ee_link="link_gripper_tcp",
-            urdf_path=str(PACKAGED / "google_robot_chain.urdf"),
-            ik_step=0.1,
-        )
 
     def set_action(self, action: Tensor) -> None:
         """Hands the action [N, 7] to the controllers; the faces have checked it."""
-        if self._on_cpu and self.control_mode == "ee_delta_planned_under_load":
-            self._renew_drives()
         arm, gripper = self.controller.controllers.values()
         arm.set_action(action[:, :6])
         gripper.set_action(action[:, 6:])
-        self._commands = arm.drives.command, gripper.drives.command
-        self._cancels = cycle([self._on_cpu, *[False] * (CANCELLED_FOR - 1)])
+        wanted = torch.cat([arm.waypoints, gripper.waypoints], 2)
+        velocities = torch.zeros_like(wanted)
+        velocities[..., -len(FINGERS) :] = gripper.speeds  # the arm's are left to the positions
+        if self._on_cpu:
+            self._commands = self._like_the_original(wanted[:, 0].numpy(), velocities[:, 0].numpy())
+        else:  # a velocity is as good as a position further on
+            self._commands = self._drives.follow(wanted + velocities * velocities.new_tensor(DAMPING / STIFFNESS))
 
-    def _renew_drives(self) -> None:
-        """Lets every joint's drive push as the original's does in the present position."""
-        inertia = self._model.compute_generalized_mass_matrix(self.robot._objs[0].qpos)
-        responses = np.linalg.inv(inertia).diagonal().tolist()
-        for joint, response in zip(self.robot.active_joints, responses, strict=True):
-            *gains, _ = DRIVES[joint.name]
-            joint._objs[0].set_drive_properties(*drive(*gains, response))
+    def _like_the_original(self, wanted: np.ndarray, velocities: np.ndarray) -> Iterator[None]:
+        """Moves the joints as the waypoints [T, J] do in the original, with drives that push as its do."""
+        articulation, order = self.robot._objs[0], self._order
+        now = articulation.qpos[order], articulation.qvel[order]
+        targets, share = ORIGINAL.targets(*now, wanted, velocities, self._inertia_at)
+        return self._drives.follow(targets, share * STIFFNESS, share * DAMPING)
+
+    def _inertia_at(self, position: np.ndarray) -> np.ndarray:
+        qpos = np.empty(len(position), np.float32)
+        qpos[self._order] = position
+        return self._model.compute_generalized_mass_matrix(qpos)[self._among]
 
     def before_simulation_step(self) -> None:
-        """Commands the next waypoints, and now and then cancels the Coriolis and centrifugal forces anew (nothing here
-        has weight). On a GPU these forces stay: PhysX does not tell them there.
-        """
-        for command in self._commands:
-            command()
-        if next(self._cancels):
-            self._set_forces(self._passive_forces(False))  # without gravity
+        """Commands the next targets."""
+        next(self._commands)
 
     def _load_articulation(self, initial_pose: sapien.Pose | None = None) -> None:
         builder = load_robot(self, initial_pose)
@@ -174,17 +163,23 @@ class GoogleRobot(BaseAgent):
         self.robot_link_names = [link.name for link in self.robot.get_links()]
         for name in FIXED:
             self.robot.links_map[name].set_collision_group_bit(2, FIXED_BIT, 1)
-        articulation = self.robot._objs[0]
-        self._on_cpu = self.device.type != "cuda"
         for name, inertia in INERTIAS.items():
             for link in self.robot.links_map[name]._objs:
                 link.set_inertia(np.float32(inertia))
         for name, axes in AXES.items():
             for link in self.robot.links_map[name]._objs:
                 link.set_cmass_local_pose(sapien.Pose(link.cmass_local_pose.p, axes))
+        names = [joint.name for joint in self.robot.active_joints]
+        self._order = [names.index(name) for name in DRIVES]
+        self._on_cpu = self.device.type != "cuda"
         if self._on_cpu:
-            self._model = articulation.create_pinocchio_model()
-        self._set_forces, self._passive_forces = articulation.set_qf, articulation.compute_passive_force
+            self._model = self.robot._objs[0].create_pinocchio_model()
+            self._among = np.ix_(self._order, self._order)
+            self._drives = JointDrives(
+                self.robot, [self.robot.active_joints[index] for index in self._order], self._order
+            )
+        else:
+            self._drives = TensorDrives(self.robot, torch.tensor(self._order, device=self.device))
 
 
 @register_agent()

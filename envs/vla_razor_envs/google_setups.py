@@ -54,8 +54,8 @@ CAMERA = Camera(
 
 
 # The original solves with PhysX 4's temporal solver in 25 iterations. PhysX 5's moves driven joints otherwise: fingers
-# that hold a can drift aside until it slips. Its older solver moves free joints as the original does, and with more
-# iterations it holds as well.
+# that hold a can drift aside until it slips. Its older solver, with more iterations, moves free joints by exact
+# implicit steps, which physx4.py makes the original's, and holds as well.
 PHYSICS = Physics(
     robot_iterations=60,
     position_iterations=25,
@@ -66,11 +66,11 @@ PHYSICS = Physics(
 )
 
 
-def _google(horizon: int, control_mode: str, lighting: Lighting, photo: str) -> dict:
+def _google(horizon: int, lighting: Lighting, photo: str) -> dict:
     """What both tasks share: 3 Hz control of 171 physics steps each."""
     return dict(
         agent="vla_razor_google_robot",
-        control_mode=control_mode,
+        control_mode="ee_delta_planned",
         tcp_link="link_gripper_tcp",
         gripper=GRIPPER,
         start_qpos=START_QPOS,
@@ -91,7 +91,6 @@ def _google(horizon: int, control_mode: str, lighting: Lighting, photo: str) -> 
 GOOGLE_PICK_CAN = PickCanSetup(
     **_google(
         80,
-        "ee_delta_planned",  # a can of 20 g does not load the arm
         Lighting(
             (0.3, 0.3, 0.3),
             (((0, 0, -1), (2.2, 2.2, 2.2)), ((-1, -0.5, -1), (0.7, 0.7, 0.7)), ((1, 1, -1), (0.7, 0.7, 0.7))),
@@ -138,7 +137,6 @@ GOOGLE_PICK_CAN = PickCanSetup(
 GOOGLE_DRAWER = DrawerSetup(
     **_google(
         113,
-        "ee_delta_planned_under_load",
         Lighting((1, 1, 1), (((-cos(radians(75)), 0, -sin(radians(75))), (1, 1, 1)),)),
         "open_drawer_{station}",
     ),

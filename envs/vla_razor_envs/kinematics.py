@@ -52,10 +52,11 @@ class ClosedLoopSolver:
 
     def __call__(self, qpos: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """What `batched_kinematics.BatchedSolver` returns, of one articulation: positions [1, moving] of the moving
-        joints, from those of all joints [1, J] and the target [1, 7] in the base frame, and whether it is reached.
+        joints, from those of all joints [1, J] and the target [1, 7] in the base frame, and whether it is reached;
+        where it is not, the joints stay.
         """
         place, start = target[0].numpy(), qpos[0].numpy()
         solution, solved, _ = self.model.compute_inverse_kinematics(
             0, sapien.Pose(place[:3], place[3:]), initial_qpos=start, **self.settings
         )
-        return torch.from_numpy(solution[self.moving])[None], torch.tensor([solved])
+        return torch.from_numpy((solution if solved else start)[self.moving])[None], torch.tensor([solved])

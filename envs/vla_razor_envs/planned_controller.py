@@ -20,13 +20,13 @@ from torch import Tensor
 from . import batched_planner, kinematics, planner
 from .batched_planner import Limits
 from .controller import EndEffectorDelta, EndEffectorDeltaConfig
-from .drives import JointDrives, TensorDrives
 
 ARM_LIMITS, GRIPPER_LIMITS = Limits(1.5, 2.0, 50.0), Limits(1.0, 7.0, 50.0)
 
 
 class PathFollower(PDJointPosController):
-    """Commands the waypoints of a path [T + 1, N, J], one before each physics step; the first is where it begins.
+    """Plans a path [T + 1, N, J] whose waypoints are the drives' targets, one before each physics step; the first is
+    where it begins.
 
     A waypoint beyond a joint's limit is commanded as the limit: PhysX 4 clamps the targets of its drives, so that the
     joint slows down on its way there, and PhysX 5 does not, so that it would run into the limit.
@@ -34,20 +34,22 @@ class PathFollower(PDJointPosController):
 
     def _initialize_joints(self) -> None:
         super()._initialize_joints()
-        on_gpu = self.device.type == "cuda"
-        self._plan = batched_planner.plan if on_gpu else planner.plan
-        drives = TensorDrives if on_gpu else JointDrives
-        self.drives = drives(self.articulation, self.joints, self.active_joint_indices)
+        self._plan = batched_planner.plan if self.device.type == "cuda" else planner.plan
         self._reach = self.articulation.qlimits[:1, self.active_joint_indices].double().unbind(2)
         self._times = torch.arange(self._sim_steps + 1, device=self.device).double() * self.scene.timestep
 
-    def _follow(self, start: Tensor, velocity: Tensor, target: Tensor, with_velocities: bool = False) -> None:
+    def _follow(self, start: Tensor, velocity: Tensor, target: Tensor) -> None:
         self._path = self._plan(start, velocity, target, self.config.limits, self._times)
-        positions, velocities = self._path
-        self.drives.follow(positions[1:].clamp(*self._reach), velocities[1:] if with_velocities else None)
 
-    def before_simulation_step(self) -> None:
-        self.drives.command()
+    @property
+    def waypoints(self) -> Tensor:
+        """Positions to command, [T, N, J]."""
+        return self._path[0][1:].clamp(*self._reach)
+
+    @property
+    def speeds(self) -> Tensor:
+        """Velocities at the waypoints, [T, N, J]."""
+        return self._path[1][1:]
 
 
 class PlannedEndEffectorDelta(PathFollower, EndEffectorDelta):
@@ -110,7 +112,7 @@ class PlannedGripperDelta(PathFollower):
         moved = (self._commanded + delta).clamp(*self._bounds).float()
         self._target_qpos = torch.where(delta.abs() < self.config.smallest, self._target_qpos, moved)
         fastest = self.config.limits.velocity
-        self._follow(self.qpos, self.qvel.clamp(-fastest, fastest), self._target_qpos, with_velocities=True)
+        self._follow(self.qpos, self.qvel.clamp(-fastest, fastest), self._target_qpos)
         self._commanded = self._path[0][-1]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import ruckig
 import torch
+from numba import njit
 from torch import Tensor
 
 from .batched_planner import Limits
@@ -41,15 +42,23 @@ def _plan(
 def _sample(path: ruckig.Trajectory, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Positions and velocities [T, J] at times [T]: what the path's `at_time` says, for all times at once."""
     joints = path.profiles[0]
-    # By joint and piece, seven of constant jerk and the rest: the motion as it begins, and when the piece ends.
-    motion = np.array([[*each.p, *each.v, *each.a, *each.j, 0.0, *each.t, np.inf] for each in joints])
-    motion = motion.reshape(len(joints), 5, 8).swapaxes(0, 1)
-    ends = motion[4].cumsum(1)
-    motion[4, :, 0], motion[4, :, 1:] = 0.0, ends[:, :-1]
-    first = np.zeros((len(joints), 9), int)  # of the times that lie in a piece, and where the last piece has none left
-    first[:, 1:] = times.searchsorted(ends)
-    parts = motion.reshape(5, -1).repeat((first[:, 1:] - first[:, :-1]).ravel(), 1).reshape(5, len(joints), -1)
-    position, velocity, acceleration, jerk, begin = parts
-    left = times - begin
-    position = position + left * (velocity + left * (acceleration / 2 + left * jerk / 6))
-    return position.T, (velocity + left * (acceleration + left * jerk / 2)).T
+    motion = np.array([[each.p, each.v, each.a, [*each.j, 0.0]] for each in joints])
+    return _along(motion, np.array([[*each.t, np.inf] for each in joints]), times)
+
+
+@njit(cache=True)
+def _along(motion, durations, times):
+    """The same of joints that go through eight pieces of constant jerk: `durations` [J, 8], and how each begins,
+    `motion` [J, 4, 8]: position, velocity, acceleration, jerk.
+    """
+    positions, velocities = np.empty((len(times), len(motion))), np.empty((len(times), len(motion)))
+    for joint in range(len(motion)):
+        piece, begin = 0, 0.0
+        for step in range(len(times)):
+            while times[step] >= begin + durations[joint, piece]:
+                begin += durations[joint, piece]
+                piece += 1
+            left, (position, velocity, acceleration, jerk) = times[step] - begin, motion[joint, :, piece]
+            positions[step, joint] = position + left * (velocity + left * (acceleration / 2 + left * jerk / 6))
+            velocities[step, joint] = velocity + left * (acceleration + left * jerk / 2)
+    return positions, velocities

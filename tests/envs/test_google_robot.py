@@ -15,7 +15,8 @@ import torch
 from vla_razor.policies.scripted import ScriptedExpert
 from vla_razor_envs import StartRefused
 from vla_razor_envs.assets import AssetsUnusable
-from vla_razor_envs.google_robot import ARM, DRIVES, GRIPPER, SUBSTEP, drive
+from vla_razor_envs.drives import JointDrives
+from vla_razor_envs.google_robot import DRIVES, ORIGINAL, RESPONSE, STIFFNESS
 from vla_razor_envs.native import NativeVectorEnv
 from vla_razor_envs.records import PickCanSetup, lift_until_released, lift_while_high
 from vla_razor_envs.setups import GOOGLE_DRAWER, GOOGLE_PICK_CAN, PANDA_PICK_CAN
@@ -54,22 +55,6 @@ def test_the_two_lift_rules_differ_in_height_and_grasp_alone(lifted: bool, held:
     assert remembered == (held and (lifted or free)) and now == (remembered and risen)
 
 
-@pytest.mark.parametrize("joint", [*ARM.values(), GRIPPER], ids=[*ARM, "fingers"])
-def test_drives_push_as_hard_as_they_do_in_the_original(joint: tuple[float, float, float, float]) -> None:
-    """A joint held by something rigid, its drive 0.1 rad behind: each substep of the original's solver is an implicit
-    step of the free joint, after which the contact takes its speed away.
-    """
-    stiffness, damping, limit, response = joint
-    impulse = 0.0
-    for _ in range(25):
-        push, resistance = SUBSTEP * stiffness * 0.1, SUBSTEP * (SUBSTEP * stiffness + damping)
-        speed = response * push / (1 + response * resistance)
-        impulse += speed / response
-    ours, losses, same = drive(*joint)
-    assert ours * 0.1 / 513 == pytest.approx(impulse)
-    assert losses / ours == pytest.approx(damping / stiffness) and same == limit
-
-
 @pytest.mark.slow
 def test_joints_respond_as_they_do_in_the_original(drawer: gymnasium.Env) -> None:
     """Which depends on every link's mass, centre, inertia and its axes."""
@@ -82,16 +67,42 @@ def test_joints_respond_as_they_do_in_the_original(drawer: gymnasium.Env) -> Non
 
 
 @pytest.mark.slow
-def test_drives_under_load_follow_the_position(drawer: gymnasium.Env) -> None:
+def test_drives_push_as_the_originals_do_in_the_present_position(drawer: gymnasium.Env) -> None:
     drawer.reset(seed=0)
-    joints = drawer.unwrapped.task.agent.robot.active_joints  # type: ignore[attr-defined]
-    torso = next(joint._objs[0] for joint in joints if joint.name == "joint_torso")
+    torso = drawer.unwrapped.task.agent.robot.active_joints[0]._objs[0]  # type: ignore[attr-defined]
     drawer.step(act())
     start = torso.stiffness
-    assert start == pytest.approx(drive(*ARM["joint_torso"])[0], rel=2e-3)
+    assert start == pytest.approx(ORIGINAL.share(RESPONSE)[0] * STIFFNESS[0], rel=2e-3)
     for _ in range(12):
         drawer.step(act(x=0.08))
     assert torso.stiffness > 1.1 * start, "stretched out, the arm gives less way to the torso"
+
+
+@pytest.mark.slow
+def test_targets_taken_as_forces_move_the_arm_as_commands_do(
+    can: gymnasium.Env, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def commanded(
+        drives: JointDrives, targets: np.ndarray, stiffness: np.ndarray, damping: np.ndarray
+    ) -> Iterator[None]:
+        for joint, *gains in zip(drives._joints, stiffness.tolist(), damping.tolist(), strict=True):
+            joint.set_drive_properties(*gains)
+        for row in targets.tolist():
+            for joint, target in zip(drives._joints, row, strict=True):
+                joint.set_drive_target(target)
+            drives._set_forces(drives._passive_forces(False))
+            yield
+
+    def motion() -> list[np.ndarray]:
+        can.reset(seed=0, options={"object_xy": (-0.35, 0.42)})
+        robot = can.unwrapped.task.agent.robot  # type: ignore[attr-defined]
+        actions = [act(x=0.05, z=0.03, rz=0.2), act(x=-0.08, y=0.05, gripper=1.0), act(), act(ry=0.3)]
+        return [robot.get_qpos()[0].numpy() for action in actions if can.step(action)]
+
+    ours = motion()
+    monkeypatch.setattr(JointDrives, "follow", commanded)
+    np.testing.assert_allclose(ours, motion(), atol=2e-6)
+    assert np.ptp(ours, axis=0).max() > 0.1
 
 
 def test_seeds_draw_inside_the_area_and_among_the_stations() -> None:
@@ -123,7 +134,6 @@ def test_the_recorded_cans_stand_on_the_table(shared: Path) -> None:
             check_start("pick_can", GOOGLE_PICK_CAN, {"object_xy": trace["init_obj_xy_requested"]})
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 @pytest.mark.parametrize("orientation", ["upright", "lr_switch", "laid_vertically"])
 def test_on_a_gpu_the_can_begins_where_it_settles_on_a_cpu(
