@@ -123,12 +123,11 @@ class PickCan(ManipulationTask):
             state[env_idx] = 0
 
     def _track(self) -> None:
-        setup = self.setup
-        pushes = self.pushes(self.can, [*self.fingers, *self.obstacles])
-        grip, others = pushes[: len(self.fingers)], pushes[len(self.fingers) :]
-        self.held = self.grasped(grip, setup.grasp_impulse, setup.grasp_angle)
-        self.grasp_steps = torch.where(self.held, self.grasp_steps + 1, 0)
-        free = others.norm(dim=2).amax(0) <= TOUCH
+        setup, links = self.setup, len(self.fingers)
+        pushes, strengths = self.pushes(self.can, [*self.fingers, *self.obstacles])
+        self.held = self.grasped(pushes[:links], strengths[:links], setup.grasp_impulse, setup.grasp_angle)
+        self.grasp_steps = (self.grasp_steps + 1) * self.held
+        free = (strengths[links:] <= TOUCH).all(0)
         rise = pose_of(self.can)[:, 2] - self.rest_z
         self.remembered, self.lifted = setup.lift(self.remembered, self.held, free, rise > setup.lift_height)
         self.significantly = self.lifted & (rise > setup.significant_height)

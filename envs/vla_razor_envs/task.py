@@ -224,16 +224,17 @@ class ManipulationTask(BaseEnv):
 
     def _move(self, action: Tensor) -> None:
         """The physics of a control step."""
+        self._elapsed_steps += 1
         self.agent.set_action(action)
         if self.gpu_sim_enabled:
             self.scene.px.gpu_apply_articulation_target_position()
             self.scene.px.gpu_apply_articulation_target_velocity()
+        command, step = self.agent.before_simulation_step, self.scene.step
         for _ in range(self._sim_steps_per_control):
-            self.agent.before_simulation_step()
-            self.scene.step()
+            command()
+            step()
         if self.gpu_sim_enabled:
             self.scene._gpu_fetch_all()
-        self._elapsed_steps += 1
 
     def _judge(self) -> dict[str, Any]:
         self._track()
@@ -276,10 +277,13 @@ class ManipulationTask(BaseEnv):
         """A world pose [N, 7] in the frame of the robot's base."""
         return self._base.localize(pose)
 
-    def pushes(self, thing: Actor, others: Sequence[Actor | Link]) -> Tensor:
-        """The impulses [K, N, 3], N s, that each of the K others received from the thing in the last physics step."""
+    def pushes(self, thing: Actor, others: Sequence[Actor | Link]) -> tuple[Tensor, Tensor]:
+        """The impulses [K, N, 3], N s, that each of the K others received from the thing in the last physics step, and
+        their sizes [K, N].
+        """
         if self.gpu_sim_enabled:
-            return torch.stack([self.scene.get_pairwise_contact_impulses(other, thing) for other in others])
+            total = torch.stack([self.scene.get_pairwise_contact_impulses(other, thing) for other in others])
+            return total, total.norm(dim=2)
         # One pass over the contacts; ManiSkill's method makes one for each pair.
         mine, rows = thing._bodies[0], {other._bodies[0]: row for row, other in enumerate(others)}
         total = np.zeros((len(others), 1, 3), np.float32)
@@ -290,20 +294,20 @@ class ManipulationTask(BaseEnv):
                 if (row := rows.get(other)) is not None:
                     for point in contact.points:
                         total[row, 0] += sign * point.impulse
-        return torch.from_numpy(total)
+        return torch.from_numpy(total), torch.from_numpy(np.sqrt((total * total).sum(2)))
 
-    def grasped(self, pushes: Tensor, impulse: float, angle: float) -> Tensor:
+    def grasped(self, pushes: Tensor, strengths: Tensor, impulse: float, angle: float) -> Tensor:
         """bool [N]: a link of either finger is pushed by the thing with at least `impulse` N s, within `angle` degrees
-        of the direction in which the finger opens. `pushes` [K, N, 3]: the thing's on the K links of `fingers`.
+        of the direction in which the finger opens. `pushes` [K, N, 3] and their `strengths` [K, N]: the thing's on the
+        K links of `fingers`.
         """
-        if not pushes.any():  # most steps
-            return torch.zeros(pushes.shape[1], dtype=torch.bool, device=self.device)
-        strength = pushes.norm(dim=2)
-        firm = strength >= impulse
+        firm = strengths >= impulse
+        if not firm.any():  # most steps
+            return firm[0]
         turns = torch.stack([pose_of(link)[:, 3:] for link in self.fingers])
         opening = rotate(turns.flatten(0, 1), self._opening.expand_as(pushes).flatten(0, 1)).view_as(pushes)
         along = (pushes * opening).sum(2)
-        return self._of_both(firm & (along >= strength * np.cos(np.deg2rad(angle))))
+        return self._of_both(firm & (along >= strengths * np.cos(np.deg2rad(angle))))
 
     def _of_both(self, links: Tensor) -> Tensor:
         """bool [N]: true of a link of either finger; `links` [K, N], the fingers having K / 2 links each."""
