@@ -92,7 +92,6 @@ class PlannedGripperDelta(PathFollower):
     """
 
     config: PlannedGripperDeltaConfig
-    sets_target_qvel = True
 
     def _initialize_action_space(self) -> None:
         self.single_action_space = spaces.Box(-1.0, 1.0, (1,), dtype=np.float32)
