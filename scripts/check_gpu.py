@@ -22,7 +22,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from vla_razor_envs import batched_planner
 from vla_razor_envs.batched_kinematics import BatchedSolver, Iteration
 from vla_razor_envs.setups import DRAWER_TASKS, SETUPS
 from vla_razor_envs.single import build
@@ -50,7 +49,7 @@ def open_task(family: str, device: str, count: int) -> Any:
 def use_batched(task: Any) -> None:
     """Lets a CPU simulation be driven by the batched kinematics and planner."""
     for part in task.agent.controller.controllers.values():
-        part._plan = batched_planner.plan
+        part.compute_with(torch)
         if hasattr(part, "solve"):
             config, joints = part.config, [joint.name for joint in part.articulation.active_joints]
             iteration = Iteration(steps=config.ik_iterations, step=config.ik_step, damping=config.ik_damping)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from gymnasium import spaces
 from mani_skill.agents.controllers.pd_joint_pos import PDJointPosController, PDJointPosControllerConfig
 from torch import Tensor
@@ -59,11 +60,11 @@ class EndEffectorDelta(PDJointPosController):
         """The joint positions [N, J] that a displacement [N, 6] of the end effector asks for."""
         qpos = self.articulation.get_qpos()
         solution, self.solved = self.solve(qpos, self._displaced(action))
-        return solution.to(qpos.dtype)
+        return torch.as_tensor(solution).to(qpos.dtype)
 
     def _displaced(self, action: Tensor) -> Tensor:
         """The pose [N, 7] in the base frame that the action asks for."""
-        return displaced(self._base.localize(pose_of(self.end_link)), action)
+        return displaced(self._base.localize(torch.as_tensor(pose_of(self.end_link))), action)
 
 
 @dataclass

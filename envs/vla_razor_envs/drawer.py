@@ -42,12 +42,13 @@ class Drawer(ManipulationTask):
         self.tasks = [self.default_task] * self.num_envs
         joints = [joint.name for joint in self.cabinet.active_joints]
         order = [next(i for i, joint in enumerate(joints) if joint.startswith(name)) for name in DRAWERS]
-        self.columns = torch.tensor(order, device=self.device)
         x, y, z = np.add(self.setup.cabinet_pose, self.setup.handle).tolist()
-        self._handles = torch.tensor([[x, y, 0.0, 1, 0, 0, 0]] * len(DRAWERS), device=self.device)
-        self._handles[:, 2] = z + torch.tensor(self.setup.drawer_z)
-        self.drawer_of = torch.zeros(self.num_envs, dtype=torch.long, device=self.device)
-        self.opening = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
+        handles = torch.tensor([[x, y, 0.0, 1, 0, 0, 0]] * len(DRAWERS))
+        handles[:, 2] = z + torch.tensor(self.setup.drawer_z)
+        rows, no = torch.arange(self.num_envs), torch.zeros(self.num_envs, dtype=torch.bool)
+        self.columns, self._handles, self._rows, self.drawer_of, self.opening = (
+            self.xp.asarray(each.to(self.device)) for each in (torch.tensor(order), handles, rows, 0 * rows, no)
+        )
 
     def _place(self, env_idx: Tensor, starts: list[Start]) -> None:
         qpos = torch.zeros(len(starts), len(DRAWERS), device=self.device)
@@ -65,9 +66,9 @@ class Drawer(ManipulationTask):
         return station_name(self.setup, start)
 
     def _facts(self) -> dict[str, Any]:
-        qpos = self.cabinet.get_qpos()[:, self.columns]
-        moved = qpos.gather(1, self.drawer_of[:, None])[:, 0]
-        success = torch.where(self.opening, moved >= self.setup.open_at, moved <= self.setup.closed_at)
+        qpos = self.xp.asarray(self.cabinet.get_qpos())[:, self.columns]
+        moved = qpos[self._rows, self.drawer_of]
+        success = self.xp.where(self.opening, moved >= self.setup.open_at, moved <= self.setup.closed_at)
         handle = self._handle(moved)
         return {
             "success": success,
@@ -76,7 +77,7 @@ class Drawer(ManipulationTask):
             "target_pose": self.in_base(handle),
         }
 
-    def _handle(self, moved: Tensor) -> Tensor:
+    def _handle(self, moved: Any) -> Any:
         """The world pose [N, 7] of the target drawer's handle bar; the cabinet stands square to the world."""
         pose = self._handles[self.drawer_of]  # of a closed drawer
         pose[:, 0] += self.setup.slide * moved

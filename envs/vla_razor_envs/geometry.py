@@ -40,36 +40,40 @@ def rotate(q: Tensor, vector: Tensor) -> Tensor:
     return vector + q[:, :1] * twice + torch.linalg.cross(axis, twice)
 
 
-def pose_of(body: Any) -> Tensor:
-    """The world pose [N, 7] of an actor or a link. On a CPU without what ManiSkill makes of it on the way."""
+def pose_of(body: Any) -> Any:
+    """The world pose [N, 7] of an actor or a link: a tensor on a GPU, and on a CPU an array of numpy, without what
+    ManiSkill makes of it on the way.
+    """
     if body.scene.gpu_sim_enabled:
         return body.pose.raw_pose
     pose = body._bodies[0].entity_pose
-    return torch.from_numpy(np.concatenate([pose.p, pose.q]))[None]
+    return np.concatenate([pose.p, pose.q])[None]
 
 
 @dataclass(frozen=True)
 class Frame:
     """A frame in which a world pose p, as a row vector, is (p - origin) turn_back; origin [N, 7], its rotation left
-    zero, and turn_back [N, 7, 7].
+    zero, and turn_back [N, 7, 7], arrays of `xp`, which is torch or numpy.
     """
 
-    origin: Tensor
-    turn_back: Tensor
+    origin: Any
+    turn_back: Any
+    xp: Any
 
     @classmethod
-    def at(cls, pose: Tensor) -> Frame:
+    def at(cls, pose: Tensor, xp: Any = torch) -> Frame:
         """The frame of a pose [N, 7]."""
         conjugate = pose[:, 3:] * torch.tensor([1.0, -1.0, -1.0, -1.0], device=pose.device)
         axes = torch.eye(3, device=pose.device).repeat(len(pose), 1)
         turn_back = torch.zeros(len(pose), 7, 7, device=pose.device)
         turn_back[:, :3, :3] = rotate(conjugate.repeat_interleave(3, 0), axes).unflatten(0, (-1, 3))
         turn_back[:, 3:, 3:] = left_product(conjugate)
-        return cls(torch.cat([pose[:, :3], torch.zeros_like(conjugate)], 1), turn_back)
+        origin = torch.cat([pose[:, :3], torch.zeros_like(conjugate)], 1)
+        return cls(xp.asarray(origin), xp.asarray(turn_back), xp)
 
-    def localize(self, pose: Tensor) -> Tensor:
+    def localize(self, pose: Any) -> Any:
         """A world pose [N, 7] seen from this frame."""
-        return torch.bmm((pose - self.origin)[:, None], self.turn_back)[:, 0]
+        return self.xp.einsum("ni,nij->nj", pose - self.origin, self.turn_back)
 
 
 def displaced(pose: Tensor, delta: Tensor) -> Tensor:

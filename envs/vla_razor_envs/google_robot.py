@@ -129,14 +129,15 @@ class GoogleRobot(BaseAgent):
 
     def set_action(self, action: Tensor) -> None:
         """Hands the action [N, 7] to the controllers; the faces have checked it."""
-        arm, gripper = self.controller.controllers.values()
+        xp, (arm, gripper) = self.xp, self.controller.controllers.values()
+        action = xp.asarray(action)
         arm.set_action(action[:, :6])
         gripper.set_action(action[:, 6:])
-        wanted = torch.cat([arm.waypoints, gripper.waypoints], 2)
-        velocities = torch.zeros_like(wanted)
+        wanted = xp.concatenate([arm.waypoints, gripper.waypoints], 2)
+        velocities = xp.zeros_like(wanted)
         velocities[..., -len(FINGERS) :] = gripper.speeds  # the arm's are left to the positions
-        if self._on_cpu:
-            self._commands = self._like_the_original(wanted[:, 0].numpy(), velocities[:, 0].numpy())
+        if xp is np:
+            self._commands = self._like_the_original(wanted[:, 0], velocities[:, 0])
         else:  # a velocity is as good as a position further on
             self._commands = self._drives.follow(wanted + velocities * velocities.new_tensor(DAMPING / STIFFNESS))
 
@@ -171,8 +172,8 @@ class GoogleRobot(BaseAgent):
                 link.set_cmass_local_pose(sapien.Pose(link.cmass_local_pose.p, axes))
         names = [joint.name for joint in self.robot.active_joints]
         self._order = [names.index(name) for name in DRIVES]
-        self._on_cpu = self.device.type != "cuda"
-        if self._on_cpu:
+        self.xp: Any = torch if self.device.type == "cuda" else np
+        if self.xp is np:
             self._model = self.robot._objs[0].create_pinocchio_model()
             self._among = np.ix_(self._order, self._order)
             self._drives = JointDrives(

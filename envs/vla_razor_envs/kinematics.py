@@ -11,14 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import sapien
-import torch
 from sapien.wrapper.pinocchio_model import PinocchioModel
 from torch import Tensor
 
 from .batched_kinematics import Iteration
 
 
-def displaced(base: sapien.Pose, link: sapien.Pose, delta: Sequence[float]) -> Tensor:
+def displaced(base: sapien.Pose, link: sapien.Pose, delta: Sequence[float]) -> np.ndarray:
     """What `geometry.displaced` returns of one link's pose in the frame of its base, both poses being the world's: by
     SAPIEN's own arithmetic, in a fifth of the time.
     """
@@ -27,7 +26,7 @@ def displaced(base: sapien.Pose, link: sapien.Pose, delta: Sequence[float]) -> T
     axis = math.sin(half) / half / 2 if half else 0.5
     turn = sapien.Pose(q=[math.cos(half), axis * x, axis * y, axis * z])
     turned = turn * sapien.Pose(q=measured.q)
-    return torch.from_numpy(np.concatenate([measured.p + np.asarray(shift), turned.q], dtype=np.float32))[None]
+    return np.concatenate([measured.p + np.asarray(shift), turned.q], dtype=np.float32)[None]
 
 
 class ClosedLoopSolver:
@@ -50,13 +49,13 @@ class ClosedLoopSolver:
             damp=iteration.damping,
         )
 
-    def __call__(self, qpos: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, qpos: Tensor | np.ndarray, target: Tensor | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What `batched_kinematics.BatchedSolver` returns, of one articulation: positions [1, moving] of the moving
         joints, from those of all joints [1, J] and the target [1, 7] in the base frame, and whether it is reached;
         where it is not, the joints stay.
         """
-        place, start = target[0].numpy(), qpos[0].numpy()
+        place, start = np.asarray(target)[0], np.asarray(qpos)[0]
         solution, solved, _ = self.model.compute_inverse_kinematics(
             0, sapien.Pose(place[:3], place[3:]), initial_qpos=start, **self.settings
         )
-        return torch.from_numpy((solution if solved else start)[self.moving])[None], torch.tensor([solved])
+        return (solution if solved else start)[None, self.moving], np.array([solved])

@@ -50,9 +50,9 @@ class PickCan(ManipulationTask):
     def _after_reconfigure(self, options: dict[str, Any]) -> None:
         super()._after_reconfigure(options)
         zeros = torch.zeros(self.num_envs, device=self.device)
-        self.rest_z = zeros.clone()
-        self.grasp_steps, self.significant_steps = zeros.int(), zeros.int()
-        self.held, self.remembered, self.lifted, self.significantly = (zeros.bool() for _ in range(4))
+        self.rest_z, none, no = (self.xp.asarray(each) for each in (zeros, zeros.int(), zeros.bool()))
+        self.grasp_steps = self.significant_steps = none
+        self.held = self.remembered = self.lifted = self.significantly = no
 
     def _prepare(self, starts: list[Start]) -> None:
         poses = [self._can_pose(start) for start in starts]
@@ -117,10 +117,10 @@ class PickCan(ManipulationTask):
 
     def _place(self, env_idx: Tensor, starts: list[Start]) -> None:
         self.stand(np.array([[*self.setup.robot_xy, 0.0]] * len(starts)))
-        self.rest_z[env_idx] = pose_of(self.can)[env_idx, 2]
-        counts, flags = (self.grasp_steps, self.significant_steps), (self.held, self.remembered, self.lifted)
-        for state in (*counts, *flags, self.significantly):
-            state[env_idx] = 0
+        new = self.xp.asarray(self.scene._reset_mask)
+        self.rest_z = self.xp.where(new, pose_of(self.can)[:, 2], self.rest_z)
+        for name in ("grasp_steps", "significant_steps", "held", "remembered", "lifted", "significantly"):
+            setattr(self, name, getattr(self, name) * ~new)
 
     def _track(self) -> None:
         setup, links = self.setup, len(self.fingers)
@@ -131,17 +131,17 @@ class PickCan(ManipulationTask):
         rise = pose_of(self.can)[:, 2] - self.rest_z
         self.remembered, self.lifted = setup.lift(self.remembered, self.held, free, rise > setup.lift_height)
         self.significantly = self.lifted & (rise > setup.significant_height)
-        self.significant_steps += self.significantly
+        self.significant_steps = self.significant_steps + self.significantly
 
     def _facts(self) -> dict[str, Any]:
         setup = self.setup
         pose = pose_of(self.can)
         return {
             "success": self.lifted | (self.significant_steps >= setup.sustained_steps),
-            "is_grasped": self.held.clone(),
+            "is_grasped": self.held,
             "consecutive_grasp": self.grasp_steps >= 5,
-            "lifted_object": self.lifted.clone(),
-            "lifted_object_significantly": self.significantly.clone(),
+            "lifted_object": self.lifted,
+            "lifted_object_significantly": self.significantly,
             "object_pose": pose,
             "target_pose": self.in_base(pose),
         }

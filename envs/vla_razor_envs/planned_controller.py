@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from mani_skill.agents.controllers.pd_joint_pos import PDJointPosController, PDJointPosControllerConfig
-from torch import Tensor
 
 from . import batched_planner, kinematics, planner
 from .batched_planner import Limits
@@ -34,20 +33,28 @@ class PathFollower(PDJointPosController):
 
     def _initialize_joints(self) -> None:
         super()._initialize_joints()
-        self._plan = batched_planner.plan if self.device.type == "cuda" else planner.plan
-        self._reach = self.articulation.qlimits[:1, self.active_joint_indices].double().unbind(2)
-        self._times = torch.arange(self._sim_steps + 1, device=self.device).double() * self.scene.timestep
+        self.compute_with(torch if self.device.type == "cuda" else np)
 
-    def _follow(self, start: Tensor, velocity: Tensor, target: Tensor) -> None:
+    def compute_with(self, xp: Any) -> None:
+        """Keeps paths, and what they are planned from, in arrays of numpy, planned by ruckig, or of torch, planned for
+        all environments at once. For the one environment of a CPU, tensor operations would take longer than the plan.
+        """
+        self.xp, limits = xp, self.articulation.qlimits[:1, self.active_joint_indices].unbind(2)
+        self._plan = planner.plan if xp is np else batched_planner.plan
+        self._reach = [xp.asarray(limit, dtype=xp.float64) for limit in limits]
+        steps = torch.arange(self._sim_steps + 1, device=self.device).double()
+        self._times = xp.asarray(steps * self.scene.timestep)
+
+    def _follow(self, start: Any, velocity: Any, target: Any) -> None:
         self._path = self._plan(start, velocity, target, self.config.limits, self._times)
 
     @property
-    def waypoints(self) -> Tensor:
+    def waypoints(self) -> Any:
         """Positions to command, [T, N, J]."""
-        return self._path[0][1:].clamp(*self._reach)
+        return self._path[0][1:].clip(*self._reach)
 
     @property
-    def speeds(self) -> Tensor:
+    def speeds(self) -> Any:
         """Velocities at the waypoints, [T, N, J]."""
         return self._path[1][1:]
 
@@ -62,17 +69,18 @@ class PlannedEndEffectorDelta(PathFollower, EndEffectorDelta):
         new = self.scene._reset_mask[:, None]
         begin = self.qpos.double(), torch.zeros_like(self.qpos).double()
         last = getattr(self, "_end", begin)
-        self._end = tuple(torch.where(new, now, before) for now, before in zip(begin, last, strict=True))
+        self._end = tuple(self.xp.where(new, now, before) for now, before in zip(begin, last, strict=True))
 
-    def _displaced(self, action: Tensor) -> Tensor:
-        if self.device.type == "cuda":
-            return super()._displaced(action)
-        bodies = self.articulation._objs[0].root, self.end_link._objs[0]
-        return kinematics.displaced(*(body.entity_pose for body in bodies), action[0].tolist())
+    def _aim(self, action: Any) -> Any:
+        if self.xp is torch:
+            return super()._aim(action)
+        robot, end = self.articulation._objs[0], self.end_link._objs[0]
+        target = kinematics.displaced(robot.root.entity_pose, end.entity_pose, action[0].tolist())
+        solution, self.solved = self.solve(robot.qpos[None], target)
+        return solution.astype(np.float32)
 
-    def set_action(self, action: Tensor) -> None:
-        start, velocity = self._end
-        self._follow(start, velocity, self._aim(action))
+    def set_action(self, action: Any) -> None:
+        self._follow(*self._end, self._aim(self.xp.asarray(action)))
         positions, velocities = self._path
         self._end = positions[-1], velocities[-1]
 
@@ -88,7 +96,7 @@ class PlannedEndEffectorDeltaConfig(EndEffectorDeltaConfig):
 class PlannedGripperDelta(PathFollower):
     """One number moves both fingers: +1 closes by `reach` radians, -1 opens, from where they were last commanded to be;
     less than `smallest` radians repeats the last target. The path begins at the measured positions and velocities, and
-    its velocities are commanded too.
+    its `speeds` are to be commanded with it.
     """
 
     config: PlannedGripperDeltaConfig
@@ -96,22 +104,27 @@ class PlannedGripperDelta(PathFollower):
     def _initialize_action_space(self) -> None:
         self.single_action_space = spaces.Box(-1.0, 1.0, (1,), dtype=np.float32)
 
-    def _initialize_joints(self) -> None:
-        super()._initialize_joints()
+    def compute_with(self, xp: Any) -> None:
+        super().compute_with(xp)
         (low, high), margin = self._reach, self.config.margin
         self._bounds = low - margin, high + margin
+        self._columns = xp.asarray(self.active_joint_indices)
 
     def reset(self) -> None:
         super().reset()
-        now, new = self.qpos.double(), self.scene._reset_mask[:, None]
-        self._commanded = torch.where(new, now, getattr(self, "_commanded", now))
+        now, new = self.qpos, self.scene._reset_mask[:, None]
+        self._target = self.xp.where(new, now, getattr(self, "_target", now))
+        self._commanded = self.xp.where(new, now.double(), getattr(self, "_commanded", now))
 
-    def set_action(self, action: Tensor) -> None:
-        delta = action.double() * self.config.reach
-        moved = (self._commanded + delta).clamp(*self._bounds).float()
-        self._target_qpos = torch.where(delta.abs() < self.config.smallest, self._target_qpos, moved)
-        fastest = self.config.limits.velocity
-        self._follow(self.qpos, self.qvel.clamp(-fastest, fastest), self._target_qpos)
+    def set_action(self, action: Any) -> None:
+        xp, fastest = self.xp, self.config.limits.velocity
+        delta = xp.asarray(action, dtype=xp.float64) * self.config.reach
+        moved = xp.asarray((self._commanded + delta).clip(*self._bounds), dtype=xp.float32)
+        self._target = xp.where(abs(delta) < self.config.smallest, self._target, moved)
+        position, velocity = (
+            xp.asarray(part)[:, self._columns] for part in (self.articulation.qpos, self.articulation.qvel)
+        )
+        self._follow(position, velocity.clip(-fastest, fastest), self._target)
         self._commanded = self._path[0][-1]
 
 

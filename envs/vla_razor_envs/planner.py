@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import ruckig
-import torch
 from numba import njit
-from torch import Tensor
 
 from .batched_planner import Limits
 
 
-def plan(start: Tensor, velocity: Tensor, target: Tensor, limits: Limits, times: Tensor) -> tuple[Tensor, Tensor]:
-    """What `batched_planner.plan` returns, of one environment after the other."""
-    rows = [
-        _plan(*row, limits, times.numpy())
-        for row in zip(start.tolist(), velocity.tolist(), target.tolist(), strict=True)
-    ]
-    positions, velocities = torch.from_numpy(np.array(rows)).permute(1, 2, 0, 3)
+def plan(
+    start: np.ndarray, velocity: np.ndarray, target: np.ndarray, limits: Limits, times: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `batched_planner.plan` returns, of one environment after the other and in arrays of numpy."""
+    rows = [_plan(*row, limits, times) for row in zip(start.tolist(), velocity.tolist(), target.tolist(), strict=True)]
+    positions, velocities = (np.stack(part, 1) for part in zip(*rows, strict=True))
     return positions, velocities
 
 

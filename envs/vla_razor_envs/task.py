@@ -64,7 +64,7 @@ class ManipulationTask(BaseEnv):
         """Advances the success rule by one control step."""
 
     def _facts(self) -> dict[str, Any]:
-        """The task's part of `info`: tensors [N, ...] with `success` among them."""
+        """The task's part of `info`: arrays [N, ...] of `xp`, `success` among them, that nothing will write to."""
         raise NotImplementedError
 
     def instructions(self) -> list[str]:
@@ -124,13 +124,14 @@ class ManipulationTask(BaseEnv):
             polish(self.agent.robot, *self.setup.robot_material)
 
     def _after_reconfigure(self, options: dict[str, Any]) -> None:
+        # A step is judged by a few numbers: for those of one environment, numpy is several times faster than torch.
+        self.xp: Any = torch if self.gpu_sim_enabled else np
         for robot in self.agent.robot._objs:
             robot.set_solver_position_iterations(self.setup.physics.robot_iterations)
         links = self.agent.robot.links_map
         self.tcp: Link = links[self.setup.tcp_link]
         sides = self.setup.gripper.sides
         self.fingers: list[Link] = [links[name] for side in sides for name in side]
-        self._base = Frame.at(self.agent.robot.pose.raw_pose)
         opening = [way for side, way in zip(sides, self.setup.gripper.opening, strict=True) for _ in side]
         self._opening = torch.tensor(opening, dtype=torch.float32, device=self.device)[:, None]
         self.gripper_index = [joint.name for joint in self.agent.robot.active_joints].index(self.setup.gripper.joint)
@@ -157,7 +158,7 @@ class ManipulationTask(BaseEnv):
         self._place(env_idx, starts)
         if self.setup.photo:
             self._hang_photos(self.setup.photo, env_idx, starts)
-        self._base = Frame.at(self.agent.robot.pose.raw_pose)  # stands still during an episode
+        self._base = Frame.at(self.agent.robot.pose.raw_pose, self.xp)  # stands still during an episode
 
     def _renew_physics(self, temporal: bool) -> None:
         """Moves everything into a new PhysX scene with the temporal solver or the older one (about a millisecond): the
@@ -242,8 +243,9 @@ class ManipulationTask(BaseEnv):
 
     def get_info(self) -> dict[str, Any]:
         """`info` of interfaces.md over N environments; poses are x, y, z, qw, qx, qy, qz."""
-        gripper = self.agent.robot.get_qpos()[:, self.gripper_index]
-        return {"tcp_pose": self.in_base(pose_of(self.tcp)), "gripper_position": gripper, **self._facts()}
+        gripper = self.xp.asarray(self.agent.robot.get_qpos())[:, self.gripper_index]
+        facts = {"tcp_pose": self.in_base(pose_of(self.tcp)), "gripper_position": gripper, **self._facts()}
+        return {name: torch.as_tensor(fact) for name, fact in facts.items()}
 
     def get_obs(self, info: dict[str, Any] | None = None, unflattened: bool = False) -> dict[str, Tensor]:
         """`image` uint8 [N, H, W, 3]; `proprioception` float32 [N, 8]: the TCP pose in the base frame and the gripper
@@ -273,11 +275,11 @@ class ManipulationTask(BaseEnv):
 
     # ------------------------------------------------------------------ geometry and contact
 
-    def in_base(self, pose: Tensor) -> Tensor:
+    def in_base(self, pose: Any) -> Any:
         """A world pose [N, 7] in the frame of the robot's base."""
         return self._base.localize(pose)
 
-    def pushes(self, thing: Actor, others: Sequence[Actor | Link]) -> tuple[Tensor, Tensor]:
+    def pushes(self, thing: Actor, others: Sequence[Actor | Link]) -> tuple[Any, Any]:
         """The impulses [K, N, 3], N s, that each of the K others received from the thing in the last physics step, and
         their sizes [K, N].
         """
@@ -294,9 +296,9 @@ class ManipulationTask(BaseEnv):
                 if (row := rows.get(other)) is not None:
                     for point in contact.points:
                         total[row, 0] += sign * point.impulse
-        return torch.from_numpy(total), torch.from_numpy(np.sqrt((total * total).sum(2)))
+        return total, np.sqrt((total * total).sum(2))
 
-    def grasped(self, pushes: Tensor, strengths: Tensor, impulse: float, angle: float) -> Tensor:
+    def grasped(self, pushes: Any, strengths: Any, impulse: float, angle: float) -> Any:
         """bool [N]: a link of either finger is pushed by the thing with at least `impulse` N s, within `angle` degrees
         of the direction in which the finger opens. `pushes` [K, N, 3] and their `strengths` [K, N]: the thing's on the
         K links of `fingers`.
@@ -304,10 +306,11 @@ class ManipulationTask(BaseEnv):
         firm = strengths >= impulse
         if not firm.any():  # most steps
             return firm[0]
-        turns = torch.stack([pose_of(link)[:, 3:] for link in self.fingers])
+        firm, pushes, strengths = (torch.as_tensor(each) for each in (firm, pushes, strengths))
+        turns = torch.stack([torch.as_tensor(pose_of(link))[:, 3:] for link in self.fingers])
         opening = rotate(turns.flatten(0, 1), self._opening.expand_as(pushes).flatten(0, 1)).view_as(pushes)
         along = (pushes * opening).sum(2)
-        return self._of_both(firm & (along >= strengths * np.cos(np.deg2rad(angle))))
+        return self.xp.asarray(self._of_both(firm & (along >= strengths * np.cos(np.deg2rad(angle)))))
 
     def _of_both(self, links: Tensor) -> Tensor:
         """bool [N]: true of a link of either finger; `links` [K, N], the fingers having K / 2 links each."""

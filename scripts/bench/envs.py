@@ -73,7 +73,7 @@ class Bench:
     def _driven(self, action: np.ndarray) -> list[list[float]]:
         """Every ninth target of the control step's paths: bare physics is to make the same motion."""
         self._step(action)
-        return torch.cat([part.waypoints[::TOLD_EVERY, 0] for part in self.parts], 1).tolist()
+        return np.hstack([part.waypoints[::TOLD_EVERY, 0] for part in self.parts]).tolist()
 
     def _step(self, action: np.ndarray) -> None:
         if self.rendered:

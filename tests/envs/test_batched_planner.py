@@ -65,8 +65,7 @@ def test_paths_are_ruckigs(limits: Limits) -> None:
 
 def test_one_environment_after_the_other_is_ruckig_itself() -> None:
     case = draw(2, ARM, 40)
-    start, velocity, target = (torch.tensor(x) for x in case)
-    positions, velocities = planner.plan(start, velocity, target, ARM, torch.tensor(TIMES))
+    positions, velocities = planner.plan(*case, ARM, TIMES)
     expected, speeds = by_ruckig(case, ARM, TIMES)
     np.testing.assert_array_equal(positions, expected)
     np.testing.assert_allclose(velocities, speeds, rtol=0, atol=1e-15)

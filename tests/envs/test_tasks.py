@@ -165,6 +165,32 @@ def test_an_early_drop_loses_success_and_a_sustained_lift_keeps_it(can: gymnasiu
         assert move(can, [0] * 6, OPEN, steps=5)["success"] is kept
 
 
+@pytest.mark.parametrize("made", ["vla_razor/PickCan-v1", "vla_razor/Drawer-v1"])
+def test_success_is_judged_by_tensors_as_by_arrays(made: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    expert, generator = ScriptedExpert(), torch.Generator()
+    with closing(gymnasium.make(made)) as env:
+        infos, actions = [env.reset(seed=2)[1]], []
+        for _ in range(15):
+            actions.append(expert.act(np.zeros(0), [infos[-1]["instruction"]], [infos[-1]], generator).actions[0])
+            infos.append(env.step(actions[-1])[-1])
+        assert infos[-1]["success"]
+        judge_by_tensors(env.unwrapped.task, monkeypatch)  # type: ignore[attr-defined]
+        again = [env.reset(seed=2)[1], *(env.step(action)[-1] for action in actions)]
+    for expected, found in zip(infos, again, strict=True):
+        for name, fact in expected.items():
+            np.testing.assert_array_equal(found[name], fact, err_msg=name)
+
+
+def judge_by_tensors(task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets a CPU's task compute as a GPU's does."""
+    for module in ("pick_can", "task"):
+        monkeypatch.setattr(f"vla_razor_envs.{module}.pose_of", lambda body: body.pose.raw_pose)
+    pushes = task.pushes
+    task.pushes = lambda *bodies: tuple(torch.from_numpy(part) for part in pushes(*bodies))
+    arrays = {name: value for name, value in vars(task).items() if isinstance(value, np.ndarray)}
+    vars(task).update({name: torch.from_numpy(value) for name, value in arrays.items()}, xp=torch)
+
+
 def test_stepping_on_after_success_and_after_the_horizon_is_allowed(can: gymnasium.Env) -> None:
     can.reset(seed=0)
     truncations = [can.step(np.zeros(7, np.float32))[3] for _ in range(22)]
