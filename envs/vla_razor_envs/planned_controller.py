@@ -45,6 +45,10 @@ class PathFollower(PDJointPosController):
         steps = torch.arange(self._sim_steps + 1, device=self.device).double()
         self._times = xp.asarray(steps * self.scene.timestep)
 
+    def _renewed(self, now: Any, before: Any) -> Any:
+        """`now` where an episode begins, elsewhere what was `before`; [N, J]."""
+        return self.xp.where(self.scene._reset_mask[:, None], now, self.xp.asarray(before))
+
     def _follow(self, start: Any, velocity: Any, target: Any) -> None:
         self._path = self._plan(start, velocity, target, self.config.limits, self._times)
 
@@ -66,10 +70,8 @@ class PlannedEndEffectorDelta(PathFollower, EndEffectorDelta):
 
     def reset(self) -> None:
         super().reset()
-        new = self.scene._reset_mask[:, None]
         begin = self.qpos.double(), torch.zeros_like(self.qpos).double()
-        last = getattr(self, "_end", begin)
-        self._end = tuple(self.xp.where(new, now, before) for now, before in zip(begin, last, strict=True))
+        self._end = tuple(map(self._renewed, begin, getattr(self, "_end", begin)))
 
     def _aim(self, action: Any) -> Any:
         if self.xp is torch:
@@ -112,9 +114,9 @@ class PlannedGripperDelta(PathFollower):
 
     def reset(self) -> None:
         super().reset()
-        now, new = self.qpos, self.scene._reset_mask[:, None]
-        self._target = self.xp.where(new, now, getattr(self, "_target", now))
-        self._commanded = self.xp.where(new, now.double(), getattr(self, "_commanded", now))
+        now = self.qpos
+        self._target = self._renewed(now, getattr(self, "_target", now))
+        self._commanded = self._renewed(now.double(), getattr(self, "_commanded", now))
 
     def set_action(self, action: Any) -> None:
         xp, fastest = self.xp, self.config.limits.velocity
