@@ -25,13 +25,15 @@ CAN_FLAGS = ("is_grasped", "consecutive_grasp", "lifted_object", "lifted_object_
 
 @dataclass(frozen=True)
 class Comparison:
-    """One episode: distances in metres between the port's and the recorded poses at every step, the steps at which a
-    flag or the outcome of inverse kinematics differs, and which steps come before contact.
+    """One episode: distances in metres between the port's and the recorded poses at every step, and in radians between
+    the last targets of the fingers; the steps at which a flag or the outcome of inverse kinematics differs, and which
+    steps come before contact.
     """
 
     name: str
     tcp: np.ndarray
     thing: np.ndarray
+    fingers: np.ndarray
     differing: dict[str, np.ndarray]
     before_contact: np.ndarray
     dropped: bool
@@ -47,11 +49,12 @@ def replay(env: gymnasium.Env, path: Path) -> Comparison:
     with np.load(path) as file:
         trace = dict(file)
     can = "obj_pose_world" in trace
-    infos, solved = [env.reset(seed=0, options=start_of(trace))[1]], []
-    arm = env.unwrapped.task.agent.controller.controllers["arm"]  # type: ignore[attr-defined]
+    infos, solved, told = [env.reset(seed=0, options=start_of(trace))[1]], [], []
+    arm, gripper = env.unwrapped.task.agent.controller.controllers.values()  # type: ignore[attr-defined]
     for action in trace["action"]:
         infos.append(env.step(action)[-1])
         solved.append(bool(arm.solved[0]))
+        told.append(gripper.waypoints[-1, 0])
     tcp = _distance(np.array([info["tcp_pose"] for info in infos]), trace["tcp_pose_base"])
     if can:
         recorded = trace["obj_pose_world"]
@@ -70,7 +73,8 @@ def replay(env: gymnasium.Env, path: Path) -> Comparison:
     }
     differing["ik"] = np.flatnonzero(np.array(solved) != trace["ctrl_ik_success"])
     touched = np.maximum.accumulate((moved > 1e-3) | (trace["gripper_qpos"].max(1) > 0.7))
-    return Comparison(path.stem, tcp, thing, differing, ~touched, "drop" in path.stem)
+    fingers = np.abs(np.array(told) - trace["ctrl_gripper_path_end_qpos"]).max(1)
+    return Comparison(path.stem, tcp, thing, fingers, differing, ~touched, "drop" in path.stem)
 
 
 def compare(folder: Path) -> Iterator[Comparison]:

@@ -41,6 +41,12 @@ ARM = {
 }
 FINGERS = ("joint_finger_right", "joint_finger_left")
 GRIPPER = (200.0, 8.0, 60.0, 6141.0)
+# Of fingers, right and left, that hold something light between them: the factor on the share (physx4.py) with which
+# each drive of the original pushes, and what it reads of the speed of a finger that stands still, in rad/s for each N m
+# that the drive would push with. (Its solver goes over the drives and then over the contacts, one after another: what
+# its last pass leaves is read.) Measured in the original, in eight recorded episodes: 1.02 to 1.08 and 0.93 to 0.98 by
+# the forces of contacts, 0.021 to 0.024 and 0.038 to 0.043 by the speeds.
+PINCHING, READ = np.array([1.07, 0.96]), np.array([0.0222, 0.0405])
 DRIVES = {**ARM, **dict.fromkeys(FINGERS, GRIPPER)}
 TIMESTEP = 1 / 513  # seconds
 # kg m^2 about the principal axes, of links for which the URDF has none: SAPIEN 3 makes them 1e-6 at least.
@@ -83,6 +89,7 @@ SURFACES = {
 FIXED = ("link_base", "link_wheel_left", "link_wheel_right", "link_rear_wheel_left", "link_rear_wheel_right")
 STIFFNESS, DAMPING, FORCE_LIMIT, RESPONSE = np.array(list(DRIVES.values())).T
 ORIGINAL = ArmDrives(STIFFNESS, DAMPING, TIMESTEP)
+FACTOR = np.concatenate([np.ones(len(ARM)), PINCHING])
 
 
 @register_agent()
@@ -92,6 +99,7 @@ class GoogleRobot(BaseAgent):
     uid = "vla_razor_google_robot"
     assets, colours = "tasks", ""
     load_multiple_collisions = True
+    pinching: Any  # bool [N], whether the fingers hold something light between them: the task says so
     urdf_config: ClassVar[Any] = dict(
         _materials=MATERIALS,
         link={
@@ -122,7 +130,12 @@ class GoogleRobot(BaseAgent):
                     ik_step=0.1,
                 ),
                 "gripper": PlannedGripperDeltaConfig(
-                    list(FINGERS), None, None, *(column[arm:].tolist() for column in gains)
+                    list(FINGERS),
+                    None,
+                    None,
+                    *(column[arm:].tolist() for column in gains),
+                    read=READ.tolist(),
+                    drive=GRIPPER[:2],
                 ),
             }
         }
@@ -132,7 +145,7 @@ class GoogleRobot(BaseAgent):
         xp, (arm, gripper) = self.xp, self.controller.controllers.values()
         action = xp.asarray(action)
         arm.set_action(action[:, :6])
-        gripper.set_action(action[:, 6:])
+        gripper.set_action(action[:, 6:], self.pinching)
         wanted = xp.concatenate([arm.waypoints, gripper.waypoints], 2)
         velocities = xp.zeros_like(wanted)
         velocities[..., -len(FINGERS) :] = gripper.speeds  # the arm's are left to the positions
@@ -145,7 +158,8 @@ class GoogleRobot(BaseAgent):
         """Moves the joints as the waypoints [T, J] do in the original, with drives that push as its do."""
         articulation, order = self.robot._objs[0], self._order
         now = articulation.qpos[order], articulation.qvel[order]
-        targets, share = ORIGINAL.targets(*now, wanted, velocities, self._inertia_at)
+        factor = FACTOR if self.pinching[0] else np.ones_like(FACTOR)
+        targets, share = ORIGINAL.targets(*now, wanted, velocities, self._inertia_at, factor)
         return self._drives.follow(targets, share * STIFFNESS, share * DAMPING)
 
     def _inertia_at(self, position: np.ndarray) -> np.ndarray:

@@ -35,7 +35,7 @@ START_QPOS = {
     "joint_head_tilt": 0.7851361,
 }
 GRIPPER = Gripper(
-    sides=(("link_finger_tip_left", "link_finger_left"), ("link_finger_tip_right", "link_finger_right")),
+    sides=(("link_finger_tip_right", "link_finger_right"), ("link_finger_tip_left", "link_finger_left")),
     opening=((0, 1, 0), (0, 1, 0)),
     joint="joint_finger_right",
 )
@@ -58,6 +58,7 @@ CAMERA = Camera(
 # implicit steps, which physx4.py makes the original's, and holds as well.
 PHYSICS = Physics(
     robot_iterations=60,
+    pinching_iterations=120,
     position_iterations=25,
     temporal=False,
     persistent_contacts=False,

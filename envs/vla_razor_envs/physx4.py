@@ -51,6 +51,7 @@ class ArmDrives:
         wanted: np.ndarray,
         wanted_velocity: np.ndarray,
         inertia_at: Callable[[np.ndarray], np.ndarray],
+        factor: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The targets that make a free arm under PhysX 5, whose gains are these times the share, move as the original
         does towards the wanted ones.
@@ -59,6 +60,7 @@ class ArmDrives:
             position: of the joints, [J], radians; `velocity`, [J], rad/s.
             wanted: the original's targets for the T physics steps to come, [T, J]; `wanted_velocity` likewise, rad/s.
             inertia_at: the mass matrix [J, J] at joint positions [J].
+            factor: on each joint's share, [J].
 
         Returns:
             The targets [T, J], to be commanded without velocities, and the share of each joint [J] in the present
@@ -67,14 +69,14 @@ class ArmDrives:
         gains = self.stiffness, self.damping, self.timestep
         position, velocity = position.astype(np.float64), velocity.astype(np.float64)
         inertia = inertia_at(position), inertia_at(_lag(position, wanted, wanted_velocity, *gains))
-        return _targets(position, velocity, wanted, wanted_velocity, *inertia, *gains)
+        return _targets(position, velocity, wanted, wanted_velocity, *inertia, factor, *gains)
 
 
 @njit(cache=True)
-def _targets(position, velocity, wanted, wanted_velocity, inertia, inertia_then, stiffness, damping, timestep):
+def _targets(position, velocity, wanted, wanted_velocity, inertia, inertia_then, factor, stiffness, damping, timestep):
     gains = stiffness, damping, timestep
     response, response_then = np.linalg.inv(inertia), np.linalg.inv(inertia_then)
-    share = _share(np.diag(response), *gains)
+    share = factor * _share(np.diag(response), *gains)
     positions = _move(position, velocity, wanted, wanted_velocity, response, response_then, *gains)
     return _aim(positions, velocity, inertia, inertia_then, share * stiffness, *gains), share
 

@@ -52,7 +52,7 @@ class PickCan(ManipulationTask):
         zeros = torch.zeros(self.num_envs, device=self.device)
         self.rest_z, none, no = (self.xp.asarray(each) for each in (zeros, zeros.int(), zeros.bool()))
         self.grasp_steps = self.significant_steps = none
-        self.held = self.remembered = self.lifted = self.significantly = no
+        self.held = self.pinching = self.remembered = self.lifted = self.significantly = no
 
     def _prepare(self, starts: list[Start]) -> None:
         poses = [self._can_pose(start) for start in starts]
@@ -119,19 +119,30 @@ class PickCan(ManipulationTask):
         self.stand(np.array([[*self.setup.robot_xy, 0.0]] * len(starts)))
         new = self.xp.asarray(self.scene._reset_mask)
         self.rest_z = self.xp.where(new, pose_of(self.can)[:, 2], self.rest_z)
-        for name in ("grasp_steps", "significant_steps", "held", "remembered", "lifted", "significantly"):
+        counts, flags = ("grasp_steps", "significant_steps"), ("held", "remembered", "lifted", "significantly")
+        for name in (*counts, *flags, "pinching"):
             setattr(self, name, getattr(self, name) * ~new)
+        self._tell_robot()
 
     def _track(self) -> None:
         setup, links = self.setup, len(self.fingers)
         pushes, strengths = self.pushes(self.can, [*self.fingers, *self.obstacles])
         self.held = self.grasped(pushes[:links], strengths[:links], setup.grasp_impulse, setup.grasp_angle)
+        self.pinching = self._of_both(strengths[:links] > TOUCH)
+        self._tell_robot()
         self.grasp_steps = (self.grasp_steps + 1) * self.held
         free = (strengths[links:] <= TOUCH).all(0)
         rise = pose_of(self.can)[:, 2] - self.rest_z
         self.remembered, self.lifted = setup.lift(self.remembered, self.held, free, rise > setup.lift_height)
         self.significantly = self.lifted & (rise > setup.significant_height)
         self.significant_steps = self.significant_steps + self.significantly
+
+    def _tell_robot(self) -> None:
+        """That its fingers hold the can between them. On a CPU, physics looks closer then."""
+        self.agent.pinching = self.pinching
+        if not self.gpu_sim_enabled:
+            physics = self.setup.physics
+            self._iterate(physics.pinching_iterations if self.pinching[0] else physics.robot_iterations)
 
     def _facts(self) -> dict[str, Any]:
         setup = self.setup

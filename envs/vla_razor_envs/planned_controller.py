@@ -8,6 +8,7 @@ asks for, followed from one physics step to the next.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,8 +98,8 @@ class PlannedEndEffectorDeltaConfig(EndEffectorDeltaConfig):
 
 class PlannedGripperDelta(PathFollower):
     """One number moves both fingers: +1 closes by `reach` radians, -1 opens, from where they were last commanded to be;
-    less than `smallest` radians repeats the last target. The path begins at the measured positions and velocities, and
-    its `speeds` are to be commanded with it.
+    less than `smallest` radians repeats the last target. The path begins at the measured positions and velocities, as
+    the original would read them, and its `speeds` are to be commanded with it.
     """
 
     config: PlannedGripperDeltaConfig
@@ -111,35 +112,43 @@ class PlannedGripperDelta(PathFollower):
         (low, high), margin = self._reach, self.config.margin
         self._bounds = low - margin, high + margin
         self._columns = xp.asarray(self.active_joint_indices)
+        self._read = xp.asarray(torch.tensor(self.config.read, device=self.device).double())
 
     def reset(self) -> None:
         super().reset()
         now = self.qpos
         self._target = self._renewed(now, getattr(self, "_target", now))
         self._commanded = self._renewed(now.double(), getattr(self, "_commanded", now))
+        self._commanded_speed = self._renewed(0 * now, getattr(self, "_commanded_speed", now))
 
-    def set_action(self, action: Any) -> None:
-        xp, fastest = self.xp, self.config.limits.velocity
+    def set_action(self, action: Any, pinching: Any) -> None:
+        """The action [N, 1], and whether the fingers hold something light between them, [N]."""
+        xp, fastest, (stiffness, damping) = self.xp, self.config.limits.velocity, self.config.drive
         delta = xp.asarray(action, dtype=xp.float64) * self.config.reach
         moved = xp.asarray((self._commanded + delta).clip(*self._bounds), dtype=xp.float32)
         self._target = xp.where(abs(delta) < self.config.smallest, self._target, moved)
         position, velocity = (
             xp.asarray(part)[:, self._columns] for part in (self.articulation.qpos, self.articulation.qvel)
         )
+        push = stiffness * (self._commanded - position) + damping * self._commanded_speed
+        velocity = xp.where(xp.asarray(pinching)[:, None], self._read * push, velocity)
         self._follow(position, velocity.clip(-fastest, fastest), self._target)
-        self._commanded = self._path[0][-1]
+        self._commanded, self._commanded_speed = (part[-1] for part in self._path)
 
 
 @dataclass
 class PlannedGripperDeltaConfig(PDJointPosControllerConfig):
     """`reach`, `margin` beyond the joints' limits (a trick that keeps a force on what is grasped) and `smallest` in
-    radians.
+    radians; the original's `drive`, stiffness in N m/rad and damping in N m s/rad, and the speed `read` of each finger
+    that pinches something, rad/s for each N m that its drive would push with.
     """
 
     lower: Any = None
     upper: Any = None
     stiffness: Any = 0.0
     damping: Any = 0.0
+    drive: tuple[float, float] = (0.0, 0.0)
+    read: Sequence[float] = (0.0, 0.0)
     reach: float = 1.31
     margin: float = 0.01
     smallest: float = 1e-3

@@ -44,11 +44,13 @@ class Lighting:
 
 @dataclass(frozen=True)
 class Physics:
-    """PhysX's settings: solver iterations, of the robot and what it touches and of all else; whether the solver is the
-    temporal Gauss-Seidel one; `friction` is that of whatever names none.
+    """PhysX's settings: solver iterations, of the robot and what it touches, of them while its fingers hold something
+    light between them, and of all else; whether the solver is the temporal Gauss-Seidel one; `friction` is that of
+    whatever names none.
     """
 
     robot_iterations: int
+    pinching_iterations: int
     position_iterations: int
     temporal: bool
     persistent_contacts: bool

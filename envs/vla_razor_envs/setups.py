@@ -36,7 +36,13 @@ PANDA_GRIPPER = Gripper(
 # Nothing sleeps: how long a body has rested would carry over from one episode to the next. With ManiSkill's 15 solver
 # iterations physics costs half as much again as with 8, and the expert succeeds no more often.
 PANDA_PHYSICS = Physics(
-    robot_iterations=8, position_iterations=8, temporal=True, persistent_contacts=True, sleep_threshold=0, friction=0.3
+    robot_iterations=8,
+    pinching_iterations=8,
+    position_iterations=8,
+    temporal=True,
+    persistent_contacts=True,
+    sleep_threshold=0,
+    friction=0.3,
 )
 PANDA_LIGHTING = Lighting(
     (0.45, 0.45, 0.45), (((1, 0.6, -1.2), (0.9, 0.9, 0.9)), ((-0.4, -0.8, -1), (0.45, 0.45, 0.45)))

@@ -126,8 +126,7 @@ class ManipulationTask(BaseEnv):
     def _after_reconfigure(self, options: dict[str, Any]) -> None:
         # A step is judged by a few numbers: for those of one environment, numpy is several times faster than torch.
         self.xp: Any = torch if self.gpu_sim_enabled else np
-        for robot in self.agent.robot._objs:
-            robot.set_solver_position_iterations(self.setup.physics.robot_iterations)
+        self._iterate(self.setup.physics.robot_iterations)
         links = self.agent.robot.links_map
         self.tcp: Link = links[self.setup.tcp_link]
         sides = self.setup.gripper.sides
@@ -136,11 +135,19 @@ class ManipulationTask(BaseEnv):
         self._opening = torch.tensor(opening, dtype=torch.float32, device=self.device)[:, None]
         self.gripper_index = [joint.name for joint in self.agent.robot.active_joints].index(self.setup.gripper.joint)
 
+        # Whether the fingers hold something light between them, [N]: a robot may move otherwise then.
+        self.agent.pinching = self.xp.asarray(torch.zeros(self.num_envs, dtype=torch.bool, device=self.device))
+
         self._photos = torch.zeros(self.num_envs, *self.image_size, 3, dtype=torch.uint8, device=self.device)
         things = self.segmentation_id_map
         shown = [key for key, thing in things.items() if isinstance(thing, Link) or thing.px_body_type != "static"]
         self.kept = torch.zeros(256, dtype=torch.bool, device=self.device)
         self.kept[shown] = True
+
+    def _iterate(self, iterations: int) -> None:
+        """Sets how often a physics step goes over what the robots touch."""
+        for robot in self.agent.robot._objs:
+            robot.set_solver_position_iterations(iterations)
 
     def _hang_photos(self, photo: str, env_idx: Tensor, starts: list[Start]) -> None:
         """Puts the photograph of its station behind each scene."""
@@ -312,6 +319,6 @@ class ManipulationTask(BaseEnv):
         along = (pushes * opening).sum(2)
         return self.xp.asarray(self._of_both(firm & (along >= strengths * np.cos(np.deg2rad(angle)))))
 
-    def _of_both(self, links: Tensor) -> Tensor:
+    def _of_both(self, links: Any) -> Any:
         """bool [N]: true of a link of either finger; `links` [K, N], the fingers having K / 2 links each."""
-        return links.unflatten(0, (2, -1)).any(1).all(0)
+        return links.reshape(2, -1, self.num_envs).any(1).all(0)

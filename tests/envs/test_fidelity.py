@@ -49,7 +49,7 @@ def test_the_solver_gives_the_recorded_joint_targets_and_failures(shared: Path) 
 def test_the_table_says_how_far_off_a_dropped_can_ends() -> None:
     still, row = np.zeros(2), "0.00 | 0.00 | 0.0 | rolls, 194.0 | 0 of 1 | 0 |"
     differing = {"success": np.array([]), "ik": np.array([])}
-    dropped = Comparison("coke_edge_drop", still, np.array([0, 0.194]), differing, np.ones(2, bool), True)
+    dropped = Comparison("coke_edge_drop", still, np.array([0, 0.194]), still, differing, np.ones(2, bool), True)
     assert _table([dropped]).endswith(f"| `coke_edge_drop` | {row}")
 
 
@@ -83,3 +83,10 @@ def test_poses_agree_before_contact_and_at_the_end(comparisons: list[Comparison]
 def test_inverse_kinematics_fails_where_the_original_fails(comparisons: list[Comparison]) -> None:
     for one in comparisons:
         assert len(one.differing["ik"]) == 0, one.name
+
+
+@slow
+def test_fingers_that_close_on_a_can_are_told_what_the_originals_are(comparisons: list[Comparison]) -> None:
+    for one in comparisons:
+        if one.name.startswith("coke"):  # ours are told no more than their limit, 0.01 rad below
+            assert one.fingers.max() < 0.02, one.name

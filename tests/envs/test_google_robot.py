@@ -211,6 +211,28 @@ def test_the_expert_opens_and_closes_drawers(drawer: gymnasium.Env, task: str, s
 
 
 @pytest.mark.slow
+def test_fingers_squeeze_a_can_as_hard_as_the_originals_and_let_go_as_late(can: gymnasium.Env) -> None:
+    """The original reads the speed of a finger that a can stops as if it went on: the next path begins with that."""
+    expert, generator = ScriptedExpert(robot="google_robot"), torch.Generator()
+    task: Any = can.unwrapped.task  # type: ignore[attr-defined]
+    robot, gripper = task.agent.robot._objs[0], task.agent.controller.controllers["gripper"]
+    _, info = can.reset(seed=0, options={"object_xy": (-0.235, 0.2), "orientation": "upright"})
+    while not info["is_grasped"]:
+        assert robot.solver_position_iterations == 60
+        info = can.step(expert.act(np.zeros(0), [info["instruction"]], [info], generator).actions[0])[-1]
+    for _ in range(3):
+        can.step(act(gripper=1.0))
+    assert robot.solver_position_iterations == 120
+    ahead = gripper._commanded[0] - robot.qpos[task.agent._order[-2:]]
+    assert (ahead > 0.25).all() and ahead.sum() == pytest.approx(0.63, abs=0.04)  # from rest it would be 0.18 each
+    height = can.step(act(gripper=-1.0))[-1]["object_pose"][2]
+    assert abs(height - info["object_pose"][2]) < 0.01, "it still holds when the control step ends"
+    for _ in range(3):
+        can.step(act(gripper=-1.0))
+    assert robot.solver_position_iterations == 60
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "action", [np.zeros(6), np.full(7, np.nan), act(x=1.5), act(rz=-2.0), act(gripper=1.1)], ids=str
 )

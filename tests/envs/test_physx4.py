@@ -69,8 +69,9 @@ def implicit(arm: Arm, targets: np.ndarray, share: np.ndarray) -> np.ndarray:
     return np.array(places)
 
 
-def repeated(arm: Arm, wanted_velocity: np.ndarray = NO_SPEED) -> tuple[np.ndarray, np.ndarray]:
-    return arm.drives.targets(arm.place, np.zeros(JOINTS), arm.waypoints, wanted_velocity, lambda _: arm.inertia)
+def repeated(arm: Arm, wanted_velocity: np.ndarray = NO_SPEED, factor: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    factors, still = np.full(JOINTS, factor), np.zeros(JOINTS)
+    return arm.drives.targets(arm.place, still, arm.waypoints, wanted_velocity, lambda _: arm.inertia, factors)
 
 
 @settings(max_examples=25, deadline=None)
@@ -80,6 +81,13 @@ def test_implicit_steps_towards_the_targets_repeat_the_originals_motion(seed: in
     theirs = original(one)
     assert np.ptp(theirs, axis=0).max() > 1e-4, "it moves"
     np.testing.assert_allclose(implicit(one, *repeated(one)), theirs, atol=1e-6)
+
+
+def test_however_hard_the_drives_push_a_free_arm_moves_alike() -> None:
+    one = arm(4)
+    (_, shares), (targets, lower) = repeated(one), repeated(one, factor=0.5)
+    np.testing.assert_allclose(lower, shares / 2)
+    np.testing.assert_allclose(implicit(one, targets, lower), original(one), atol=1e-6)
 
 
 def test_without_them_it_would_be_another_motion() -> None:
