@@ -159,6 +159,7 @@ class ManipulationTask(BaseEnv):
             {"seed": int(seed)} for seed in np.broadcast_to(self._episode_seed, len(env_idx))
         ]
         if not self.gpu_sim_enabled:
+            self._iterate(self.setup.physics.robot_iterations)
             self._renew_physics(self.setup.physics.temporal)
         self._prepare(starts)
         self.agent.reset(self._rest_qpos(starts))
