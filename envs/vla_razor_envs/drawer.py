@@ -45,9 +45,10 @@ class Drawer(ManipulationTask):
         x, y, z = np.add(self.setup.cabinet_pose, self.setup.handle).tolist()
         handles = torch.tensor([[x, y, 0.0, 1, 0, 0, 0]] * len(DRAWERS))
         handles[:, 2] = z + torch.tensor(self.setup.drawer_z)
-        rows, no = torch.arange(self.num_envs), torch.zeros(self.num_envs, dtype=torch.bool)
+        rows = torch.arange(self.num_envs)
+        none, no = torch.zeros_like(rows), torch.zeros(self.num_envs, dtype=torch.bool)
         self.columns, self._handles, self._rows, self.drawer_of, self.opening = (
-            self.xp.asarray(each.to(self.device)) for each in (torch.tensor(order), handles, rows, 0 * rows, no)
+            self.xp.asarray(each.to(self.device)) for each in (torch.tensor(order), handles, rows, none, no)
         )
 
     def _place(self, env_idx: Tensor, starts: list[Start]) -> None:

@@ -82,8 +82,14 @@ def _targets(position, velocity, wanted, wanted_velocity, inertia, inertia_then,
 
 
 @njit(cache=True)
+def _resistance(stiffness, damping, timestep):
+    """The impulse by which a drive is held back for each rad/s that its joint has."""
+    return timestep * (timestep * stiffness + damping)
+
+
+@njit(cache=True)
 def _share(response, stiffness, damping, timestep):
-    resistance = timestep * (timestep * stiffness + damping)
+    resistance = _resistance(stiffness, damping, timestep)
     return 1 - (1 - 1 / (1 + resistance * response)) ** (PASSES + 1)
 
 
@@ -122,7 +128,7 @@ def _passes(response, resistance):
 def _move(position, velocity, wanted, wanted_velocity, response, response_then, stiffness, damping, timestep):
     """The original's positions [T + 1, J], float64; the response [J, J] changes evenly from step to step."""
     steps, joints = wanted.shape
-    resistance = timestep * (timestep * stiffness + damping)
+    resistance = _resistance(stiffness, damping, timestep)
     first, last = _passes(response, resistance), _passes(response_then, resistance)
     part = np.float32(timestep / PASSES)
     place, speed = position.astype(np.float32), velocity.copy()
