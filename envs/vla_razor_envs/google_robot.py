@@ -44,8 +44,9 @@ GRIPPER = (200.0, 8.0, 60.0, 6141.0)
 # Of fingers, right and left, that hold something light between them: the factor on the share (physx4.py) with which
 # each drive of the original pushes, and what it reads of the speed of a finger that stands still, in rad/s for each N m
 # that the drive would push with. (Its solver goes over the drives and then over the contacts, one after another: what
-# its last pass leaves is read.) Measured in the original, in eight recorded episodes: 1.02 to 1.08 and 0.93 to 0.98 by
-# the forces of contacts, 0.021 to 0.024 and 0.038 to 0.043 by the speeds.
+# its last pass leaves is read.) Measured in the original just after the fingers had closed: 1.02 to 1.08 and 0.93 to
+# 0.98, by the forces of contacts in three recorded episodes, and 0.021 to 0.024 and 0.038 to 0.043, by the speeds in
+# nine. They drift while a can is held, the left finger's down to 0.78 and 0.030.
 PINCHING, READ = np.array([1.07, 0.96]), np.array([0.0222, 0.0405])
 DRIVES = {**ARM, **dict.fromkeys(FINGERS, GRIPPER)}
 TIMESTEP = 1 / 513  # seconds
