@@ -150,12 +150,11 @@ def collect(
     Raises RunFailed where the simulation died in every episode.
     """
     policy = OpenVLAPolicy(base, unnorm_key, robot=robot_in(env_config["make"]))
-    generator = torch.Generator().manual_seed(episode_seed(origin.seed))
+    generator = torch.Generator().manual_seed(episode_seed("probe states", origin.seed))
+    noise = episode_seed("probe episodes", origin.seed)
     starts = grid_starts(env_config, GRID, 1, origin.seed)
     with progress("probe set", len(starts)) if progress else nullcontext(_silent) as advance:
-        episodes, _ = rollout(
-            envs, policy, starts, stop_at_success=True, generator=generator, progress=lambda _: advance()
-        )
+        episodes, _ = rollout(envs, policy, starts, stop_at_success=True, seed=noise, progress=lambda _: advance())
     visited = [(episode, t) for episode in episodes if not episode.lost for t in range(episode.length)]
     if not visited:
         raise RunFailed("the simulation died in every episode of the base policy: there are no states to probe.")
@@ -180,7 +179,7 @@ def under(base: OpenVLA, probe: ProbeSet, instructions: Sequence[str], batch_siz
     if not others:
         raise UserError(f"other_instructions={list(instructions)}: none is of another task than {probe.origin.task}.")
     input_ids = [others[index % len(others)] for index in range(len(probe))]
-    generator = torch.Generator().manual_seed(episode_seed(probe.origin.seed))
+    generator = torch.Generator().manual_seed(episode_seed("probe elsewhere", probe.origin.seed))
     chosen = [
         base.sample_actions(
             base.processor.pixel_values(probe.images[rows]), input_ids[rows], base.config.temperature, generator

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from vla_razor.devices import device_named
 from vla_razor.errors import RunFailed, UserError
 from vla_razor.policies import Policy
-from vla_razor.rollouts.starts import Start
+from vla_razor.rollouts.starts import Noise, Start
 
 RETRIES = 2  # of an episode whose simulation died
 
@@ -130,18 +130,20 @@ def rollout(
     starts: Sequence[Start],
     *,
     stop_at_success: bool,
-    generator: torch.Generator,
+    seed: int,
     progress: Callable[[Episode], None] | None = None,
 ) -> tuple[list[Episode], Timing]:
     """One episode from every start, in their order, and where the time went.
 
     Episodes end at the horizon, where the policy stops, or at their first success if `stop_at_success`. The batch stays
-    full while starts are left. The same starts, number of slots and generator give the same episodes. An episode whose
-    simulation died is started again up to twice. `progress` is called with each episode as it ends.
+    full while starts are left. A start and the seed give the same episode in whatever slot and company it is played, up
+    to the rounding of a model that decides about larger or smaller batches. An episode whose simulation died is started
+    again, with the same random numbers, up to twice. `progress` is called with each episode as it ends.
 
-    Raises UserError where the environments refuse a start, RunFailed where they refuse an action of the policy.
+    Raises UserError where the environments refuse a start, RunFailed where they refuse an action of the policy,
+    ValueError where two starts are the same: their episodes would be, see `Start.repeat`.
     """
-    run = _Run(envs, policy, starts, stop_at_success, generator, progress)
+    run = _Run(envs, policy, starts, stop_at_success, seed, progress)
     begin, threads = time.perf_counter(), torch.get_num_threads()
     if len(envs.groups) > 1:  # the workers are busy while the policy thinks
         torch.set_num_threads(max(1, threads // 2))
@@ -164,11 +166,12 @@ def rollout(
 
 @dataclass
 class _Recording:
-    """An episode on its way. `memory` is the policy's own, `stopped` that it wants no further step; `rows` are steps:
-    image, proprioception, action, tokens, log-probabilities, label.
+    """An episode on its way. `noise` are its random numbers, `memory` is the policy's own, `stopped` that it wants no
+    further step; `rows` are steps: image, proprioception, action, tokens, log-probabilities, label.
     """
 
     index: int
+    noise: Noise
     attempt: int = 0
     instruction: str = ""
     memory: Any = None
@@ -185,11 +188,13 @@ class _Run:
     policy: Policy
     starts: Sequence[Start]
     stop_at_success: bool
-    generator: torch.Generator
+    seed: int
     progress: Callable[[Episode], None] | None
 
     def __post_init__(self) -> None:
-        self.waiting = deque(_Recording(index) for index in range(len(self.starts)))
+        self.waiting = deque(_Recording(index, Noise(self.seed, start)) for index, start in enumerate(self.starts))
+        if len({recording.noise.key for recording in self.waiting}) < len(self.starts):
+            raise ValueError("two starts are the same, and so would their episodes be: number them in `repeat`")
         self.running: dict[int, _Recording] = {}
         self.episodes: dict[int, Episode] = {}
         self.sent: deque[tuple[list[int], list[int]]] = deque()  # a group, and those of its slots that take a step
@@ -233,8 +238,9 @@ class _Run:
         instructions = [recording.instruction for recording in recordings]
         memories = [recording.memory for recording in recordings]
         infos = [{key: values[slot] for key, values in self.infos.items()} for slot in slots]
+        generators = [recording.noise.at(len(recording.rows)) for recording in recordings]
         begin = time.perf_counter()
-        decisions = self.policy.act(images, instructions, infos, self.generator, memories)
+        decisions = self.policy.act(images, instructions, infos, generators, memories)
         optional = [_rows(part, len(slots)) for part in (decisions.tokens, decisions.log_probs, decisions.labels)]
         self.timing.policy += time.perf_counter() - begin
         seen = images if decisions.images is None else decisions.images
@@ -257,7 +263,7 @@ class _Run:
         recording = self.running[slot]
         if recording.attempt < RETRIES:
             del self.running[slot]
-            self.waiting.appendleft(_Recording(recording.index, recording.attempt + 1))
+            self.waiting.appendleft(_Recording(recording.index, recording.noise, recording.attempt + 1))
         else:
             seen = [self.observations["image"][:0], self.observations["proprioception"][:0]]
             recording.success.clear()

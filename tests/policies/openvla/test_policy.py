@@ -13,7 +13,7 @@ INSTRUCTIONS = ["open top drawer", "pick can", "open top drawer"]
 
 
 def _act(policy: Policy, images: np.ndarray, seed: int = 0) -> Decisions:
-    return policy.act(images, INSTRUCTIONS, [{}] * 3, torch.Generator().manual_seed(seed))
+    return policy.act(images, INSTRUCTIONS, [{}] * 3, [np.random.default_rng([seed, row]) for row in range(3)])
 
 
 @pytest.fixture

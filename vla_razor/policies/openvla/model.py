@@ -206,6 +206,7 @@ class OpenVLA(nn.Module):
         temperature: float = 0.0,
         generator: torch.Generator | None = None,
         num_tokens: int = 7,
+        uniforms: Float[Tensor, "B A"] | None = None,
     ) -> Samples:
         """Sample `num_tokens` action tokens a prompt, from the 256 action ids alone.
 
@@ -214,10 +215,13 @@ class OpenVLA(nn.Module):
             input_ids: prompts of any lengths, with or without the trailing empty token.
             temperature: 0 takes the likeliest token.
             generator: of any device (None: torch's global one). One call draws B x A uniforms from it.
+            uniforms: numbers in [0, 1) that were drawn before, one a token, instead of a generator.
         """
         if temperature < 0:
             raise ValueError(f"temperature must not be negative, got {temperature}")
-        uniforms = sampling.uniforms(len(pixels), num_tokens, generator).to(self.device) if temperature else None
+        if temperature and uniforms is None:
+            uniforms = sampling.uniforms(len(pixels), num_tokens, generator)
+        uniforms = uniforms.to(self.device) if temperature and uniforms is not None else None
         llama, first = self.language_model.model, self.config.first_action_id
         embeddings, lengths = self._prompt(pixels, input_ids)
         longest = embeddings.shape[1]
