@@ -190,24 +190,24 @@ def test_slots_and_workers_do_not_change_what_happens_on_real_physics() -> None:
     """The expert, which disturbs itself, and a policy that samples, in 48, 7 and 1 slots of 2 and 1 workers."""
     env = compose("rl", ["env=pick_can"]).env
     expert, sampling = ScriptedExpert(noise=0.5), OpenVLAPolicy(load_model("tiny"))
-    starts = grid_starts(env, "2x2", 3, seed=0)
+    starts = grid_starts(env, "2x2", 2, seed=0)
 
-    def run(num_envs: int, num_workers: int) -> tuple[list[Episode], list[Episode]]:
+    def run(num_envs: int, num_workers: int, count: int = 8) -> list[Episode]:
         with closing(make_vector_env(env, num_envs, num_workers, "cpu")) as envs:
-            return (
-                rollout(envs, expert, starts[::2], stop_at_success=True, seed=0)[0],
-                rollout(envs, sampling, starts, stop_at_success=True, seed=0)[0],
-            )
+            return [
+                *rollout(envs, sampling, starts[:count], stop_at_success=True, seed=0)[0],
+                *rollout(envs, expert, starts[:count:2], stop_at_success=True, seed=0)[0],
+            ]
 
-    experts, sampled = run(48, 2)
-    assert sum(episode.success_once for episode in experts) >= 5
+    reference = run(48, 2)
+    sampled, experts = reference[:8], reference[8:]
+    assert sum(episode.success_once for episode in experts) >= 3
     assert len({episode.length for episode in experts}) > 1, "slots are refilled at different times"
     assert {episode.instruction for episode in sampled} == {"pick coke can"}
     firsts = [tuple(episode.tokens[0]) for episode in sampled if episode.tokens is not None]
-    assert len(set(firsts)) == 12, "the episodes of a grid point are different ones"
-    for num_envs in (7, 1):
-        again = run(num_envs, 1)
-        for one, other in zip([*experts, *sampled], [*again[0], *again[1]], strict=True):
+    assert len(set(firsts)) == 8, "the episodes of a grid point are different ones"
+    for again, expected in ((run(7, 1), reference), (run(1, 1, count=2), [*sampled[:2], experts[0]])):
+        for one, other in zip(expected, again, strict=True):
             assert one.start == other.start and not other.lost
             for name in ("images", "proprioception", "actions", "labels", "tokens", "success"):
                 np.testing.assert_array_equal(getattr(one, name), getattr(other, name))

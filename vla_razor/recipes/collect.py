@@ -124,6 +124,9 @@ def _policy(config: DictConfig) -> Policy:
 
 def _environments(config: DictConfig) -> VectorEnv:
     envs = make_vector_env(config.env, config.num_envs, config.num_workers, config.device)
+    if envs.setup is None:
+        envs.close()
+        raise UserError(f"env.id={config.env.id}: to be stored it needs a `setup`, with control_hz and camera.name.")
     if envs.setup.camera.name != config.env.camera:
         envs.close()
         raise UserError(f"env.camera={config.env.camera}: the camera of this robot is {envs.setup.camera.name}.")

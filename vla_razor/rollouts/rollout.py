@@ -4,15 +4,17 @@ the next ones; meanwhile the other group is simulated.
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import gymnasium
 import numpy as np
 import torch
+from gymnasium.envs.registration import EnvSpec
 from omegaconf import OmegaConf
 
 from vla_razor.devices import device_named
@@ -21,6 +23,10 @@ from vla_razor.policies import Policy
 from vla_razor.rollouts.starts import Noise, Start
 
 RETRIES = 2  # of an episode whose simulation died
+POOL = "vla_razor_envs.pool:PoolVectorEnv"
+"""What runs environments that have no vector entry point of their own, on the CPU."""
+SHOWN, TOLD = {"image", "proprioception"}, {"instruction", "success"}
+"""What an environment's observations and its info must hold."""
 
 
 @dataclass
@@ -107,21 +113,46 @@ def make_vector_env(
 ) -> VectorEnv:
     """The vector environment of a config (`id`, `make`): a pool of CPU workers, or ManiSkill's batch on a GPU.
 
-    `device`, unless `make` has one: cpu, cuda, cuda:N, or auto for a GPU where there is one.
+    `device`, unless `make` has one: cpu, cuda, cuda:N, or auto for a GPU where there is one. An environment without a
+    vector entry point is put into a pool of CPU workers as it is.
 
-    Raises UserError where there is no such device, a keyword argument is refused or nothing can be rendered.
+    Raises UserError where there is no such environment or device, a keyword argument is refused or nothing can be
+    rendered.
     """
-    make = env_config["make"]
+    make, spec = env_config["make"], env_spec(env_config["id"])
     kwargs: Any = OmegaConf.to_container(make) if OmegaConf.is_config(make) else dict(make)
-    where = {"num_workers": num_workers, "device": str(device_named(kwargs.pop("device", device)))}
+    where = {"num_workers": num_workers, "device": str(simulated_on(env_config, device))}
+    kwargs.pop("device", None)
+    if spec.vector_entry_point is None:
+        where["env_id"], spec = env_config["id"], replace(spec, vector_entry_point=POOL)
+        del where["device"]
     try:
-        return gymnasium.make_vec(env_config["id"], num_envs, "vector_entry_point", **where, **kwargs)  # pyright: ignore
-    except (ValueError, gymnasium.error.Error) as error:
+        return gymnasium.make_vec(spec, num_envs, "vector_entry_point", **where, **kwargs)  # pyright: ignore
+    except (ValueError, TypeError, gymnasium.error.Error) as error:
         raise UserError(f"{env_config['id']}: {error}") from error
     except RuntimeError as error:
         if type(error).__name__ == "RenderingUnavailable":
             raise UserError(str(error)) from error
         raise
+
+
+def simulated_on(env_config: Mapping[str, Any], device: str | torch.device) -> torch.device:
+    """Where the environments of a config are simulated: `make.device` if it has one, else `device`."""
+    return device_named(env_config["make"].get("device", device))
+
+
+def env_spec(env_id: str) -> EnvSpec:
+    """What Gymnasium knows of an id; of `module:Namespace/Env-v0`, once the module has been imported.
+
+    Raises UserError where there is no such module or id.
+    """
+    module, _, name = env_id.rpartition(":")
+    try:
+        if module:
+            importlib.import_module(module)
+        return gymnasium.spec(name)
+    except (ImportError, gymnasium.error.Error) as error:
+        raise UserError(f"env.id={env_id}: {error}") from error
 
 
 def rollout(
@@ -140,8 +171,8 @@ def rollout(
     to the rounding of a model that decides about larger or smaller batches. An episode whose simulation died is started
     again, with the same random numbers, up to twice. `progress` is called with each episode as it ends.
 
-    Raises UserError where the environments refuse a start, RunFailed where they refuse an action of the policy,
-    ValueError where two starts are the same: their episodes would be, see `Start.repeat`.
+    Raises UserError where the environments refuse a start or lack what a policy is shown, RunFailed where they refuse
+    an action of the policy, ValueError where two starts are the same: their episodes would be, see `Start.repeat`.
     """
     run = _Run(envs, policy, starts, stop_at_success, seed, progress)
     begin, threads = time.perf_counter(), torch.get_num_threads()
@@ -222,6 +253,9 @@ class _Run:
         begin = time.perf_counter()
         self.observations, _, _, truncated, self.infos = self.envs.receive()
         self.timing.environment += time.perf_counter() - begin
+        if missing := (SHOWN - self.observations.keys()) | (TOLD - self.infos.keys()):
+            expected = f"observations of {', '.join(sorted(SHOWN))} and an info of {', '.join(sorted(TOLD))}"
+            raise UserError(f"the environment gives no {', '.join(sorted(missing))}; expected {expected}.")
         self.timing.env_steps += len(stepped)
         for slot in [slot for slot in group if slot in self.running]:
             if self.infos["lost"][slot]:

@@ -103,7 +103,8 @@ class OpenVLA(nn.Module):
         return model.to(device).eval()
 
     def save_pretrained(self, folder: str | Path, max_shard_size: str | int = "5GB") -> None:
-        """Write what `from_pretrained` reads, under the original's key names; with adapters, only them, as peft would.
+        """Write what `from_pretrained` reads, under the original's key names; with adapters, only them, as peft would,
+        and the policy's temperature and prompt.
 
         Written aside and renamed; a `folder` that holds anything is refused with a `UserError`.
         """
@@ -176,7 +177,7 @@ class OpenVLA(nn.Module):
         return self
 
     def load_lora(self, folder: str | Path) -> "OpenVLA":
-        """Add the adapter that `save_pretrained` or peft wrote to `folder`."""
+        """Add the adapter that `save_pretrained` or peft wrote to `folder`, and take on its policy's settings."""
         lora.load(self, Path(folder))
         return self
 
