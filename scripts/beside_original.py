@@ -18,7 +18,6 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -70,12 +69,12 @@ def start_of(family: str, seed: int) -> dict[str, Any]:
 
 def both(original: Any, port: gymnasium.Env, seed: int, start: dict[str, Any]) -> tuple[Infos, Infos]:
     """The infos of an episode in both."""
-    expert, generator = ScriptedExpert(noise=0.1, robot="google_robot"), torch.Generator().manual_seed(seed)
+    expert, generator = ScriptedExpert(noise=0.1, robot="google_robot"), np.random.default_rng(seed)
     theirs, ours = [first(original.reset(seed=seed, options=start)[1])], [port.reset(seed=seed, options=start)[1]]
     until = LONGEST
     while len(theirs) <= until:
         now = theirs[-1]
-        action = expert.act(np.zeros(0), [now["instruction"]], [now], generator).actions
+        action = expert.act(np.zeros(0), [now["instruction"]], [now], [generator]).actions
         theirs.append(first(original.step(action)[-1]))
         ours.append(port.step(action[0])[-1])
         if theirs[-1]["success"]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,10 +71,10 @@ class PrivilegedExpert(ScriptedExpert):
         images: Any,
         instructions: list[str],
         infos: list[dict[str, Any]],
-        generator: torch.Generator,
+        generators: Sequence[np.random.Generator],
         memories: Any = None,
     ) -> Decisions:
-        decisions = super().act(images, instructions, infos, generator)
+        decisions = super().act(images, instructions, infos, generators)
         offsets = np.stack([info["target_pose"][:3] - info["tcp_pose"][:3] for info in infos])
         return decisions._replace(labels=np.concatenate([self.clean_actions, offsets], axis=1))
 
@@ -100,7 +100,6 @@ def demonstrate(arguments: argparse.Namespace) -> dict[str, np.ndarray]:
     noisy = PrivilegedExpert(arguments.noise)
     columns: dict[str, list[Any]] = {name: [] for name in ("images", "instruction", "labels", "episode", "success")}
     names = [*(task.replace("_", " ") for task in DRAWERS), "pick coke can"]
-    generator = torch.Generator().manual_seed(arguments.seed)
     for scene in scenes(compose("eval", ["env=all"]).env):
         count = arguments.can_frames if scene.name == "pick_can" else arguments.drawer_frames
         shown = [task for task in scene.tasks if task not in arguments.without]
@@ -112,7 +111,7 @@ def demonstrate(arguments: argparse.Namespace) -> dict[str, np.ndarray]:
                 noisy,
                 starts,
                 stop_at_success=True,
-                generator=generator,
+                seed=arguments.seed,
                 progress=lambda _, bar=bar, task=task: bar.advance(task),
             )
         console.print(
@@ -233,11 +232,10 @@ def clone(
 def evaluate(model: OpenVLA, episodes: int, seed: int) -> dict[str, Rate]:
     """Success of every task at the policy's own temperature, with Wilson intervals."""
     results: dict[str, Rate] = {}
-    generator = torch.Generator().manual_seed(seed)
     for scene in scenes(compose("eval", ["env=all"]).env):
         starts = random_starts(scene.tasks, episodes, seed)
         with closing(make_vector_env(scene, 24, 2, "cpu")) as envs:
-            done, timing = rollout(envs, OpenVLAPolicy(model, KEY), starts, stop_at_success=True, generator=generator)
+            done, timing = rollout(envs, OpenVLAPolicy(model, KEY), starts, stop_at_success=True, seed=seed)
         console.print(
             f"{scene.name}: {timing.steps_per_second:.0f} steps/s, "
             f"policy {timing.policy:.1f} s of {timing.seconds:.1f} s"

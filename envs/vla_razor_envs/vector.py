@@ -44,7 +44,7 @@ def make(
     return PoolVectorEnv(env_id, num_envs, num_workers=num_workers, timeout=timeout, **kwargs)
 
 
-def check_action(setup: Setup, box: Any, action: Any, active: Any = True) -> np.ndarray:
+def check_action(setup: Setup | None, box: Any, action: Any, active: Any = True) -> np.ndarray:
     """The action [7], or the actions [N, 7] of all slots, inside the box; ActionRefused says what is wrong with which.
     Those of slots that are not `active` (bool [N]) may be anything.
     """
@@ -56,7 +56,7 @@ def check_action(setup: Setup, box: Any, action: Any, active: Any = True) -> np.
         return action
     clipped = np.clip(action, box.low, box.high)
     finite, inside = np.isfinite(action).all(-1), (clipped == action).all(-1)
-    wrong = active & ~(finite & (inside | setup.clips_actions))
+    wrong = active & ~(finite & (inside | getattr(setup, "clips_actions", False)))
     for index in map(tuple, np.argwhere(wrong)):  # () for a single action
         where = f"action of slot {index[0]}" if index else "action"
         within = f"numbers within {box.low[index]} and {box.high[index]}: metres, radians and the gripper"

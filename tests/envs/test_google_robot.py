@@ -10,7 +10,6 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
-import torch
 
 from vla_razor.policies.scripted import ScriptedExpert
 from vla_razor_envs import StartRefused
@@ -201,25 +200,25 @@ def test_drawers_start_and_count_as_the_original_does(drawer: gymnasium.Env) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize(("task", "station"), [("open_bottom_drawer", "b1"), ("close_top_drawer", "b2")])
 def test_the_expert_opens_and_closes_drawers(drawer: gymnasium.Env, task: str, station: str) -> None:
-    expert, generator = ScriptedExpert(robot="google_robot"), torch.Generator()
+    expert = ScriptedExpert(robot="google_robot")
     _, info = drawer.reset(seed=0, options={"task": task, "station": station})
     steps = 0
     while not info["success"]:
         assert steps < 60
-        info = drawer.step(expert.act(np.zeros(0), [info["instruction"]], [info], generator).actions[0])[-1]
+        info = drawer.step(expert.wanted([info["instruction"]], [info])[0])[-1]
         steps += 1
 
 
 @pytest.mark.slow
 def test_fingers_squeeze_a_can_as_hard_as_the_originals_and_let_go_as_late(can: gymnasium.Env) -> None:
     """The original reads the speed of a finger that a can stops as if it went on: the next path begins with that."""
-    expert, generator = ScriptedExpert(robot="google_robot"), torch.Generator()
+    expert = ScriptedExpert(robot="google_robot")
     task: Any = can.unwrapped.task  # type: ignore[attr-defined]
     robot, gripper = task.agent.robot._objs[0], task.agent.controller.controllers["gripper"]
     _, info = can.reset(seed=0, options={"object_xy": (-0.235, 0.2), "orientation": "upright"})
     while not info["is_grasped"]:
         assert robot.solver_position_iterations == 60
-        info = can.step(expert.act(np.zeros(0), [info["instruction"]], [info], generator).actions[0])[-1]
+        info = can.step(expert.wanted([info["instruction"]], [info])[0])[-1]
     for _ in range(3):
         can.step(act(gripper=1.0))
     assert robot.solver_position_iterations == 120

@@ -37,11 +37,11 @@ def solve(
     env: gymnasium.Env, seed: int, options: dict[str, Any], noise: float = 0.0
 ) -> tuple[list[bool], dict[str, Any]]:
     """Runs the expert until the first success or the horizon; returns `terminated` of every step and the last info."""
-    expert, generator = ScriptedExpert(noise), torch.Generator().manual_seed(seed)
+    expert, generators = ScriptedExpert(noise), [np.random.default_rng(seed)]
     observation, info = env.reset(seed=seed, options=options)
     flags, truncated = [], False
     while not truncated and not any(flags):
-        action = expert.act(observation["image"][None], [info["instruction"]], [info], generator).actions[0]
+        action = expert.act(observation["image"][None], [info["instruction"]], [info], generators).actions[0]
         observation, reward, terminated, truncated, info = env.step(action)
         assert reward == float(terminated) == float(info["success"])
         flags.append(terminated)
@@ -133,25 +133,23 @@ def test_a_closing_task_starts_open_and_an_opening_task_closed(drawer: gymnasium
 
 
 def test_opening_another_drawer_is_no_success(drawer: gymnasium.Env) -> None:
-    expert, generator = ScriptedExpert(), torch.Generator()
+    expert = ScriptedExpert()
     _, info = drawer.reset(seed=0, options={"task": "open_top_drawer"})
     for _ in range(15):
         bottom = info["target_pose"].copy()
         bottom[0] += info["drawer_qpos"][0] - info["drawer_qpos"][2]
         bottom[2] -= 0.26
-        action = expert.act(np.zeros(0), ["open bottom drawer"], [{**info, "target_pose": bottom}], generator).actions[
-            0
-        ]
+        action = expert.wanted(["open bottom drawer"], [{**info, "target_pose": bottom}])[0]
         _, _, terminated, _, info = drawer.step(action)
         assert not terminated
     assert info["drawer_qpos"][2] > 0.09
 
 
 def test_touching_the_can_without_lifting_is_no_success(can: gymnasium.Env) -> None:
-    expert, generator = ScriptedExpert(), torch.Generator()
+    expert = ScriptedExpert()
     _, info = can.reset(seed=1, options={"orientation": "upright"})
     while not info["is_grasped"]:
-        info = can.step(expert.act(np.zeros(0), [info["instruction"]], [info], generator).actions[0])[-1]
+        info = can.step(expert.wanted([info["instruction"]], [info])[0])[-1]
     info = move(can, [0] * 6, CLOSE, steps=6)
     assert info["is_grasped"] and info["consecutive_grasp"] and not info["lifted_object"] and not info["success"]
 
@@ -167,11 +165,11 @@ def test_an_early_drop_loses_success_and_a_sustained_lift_keeps_it(can: gymnasiu
 
 @pytest.mark.parametrize("made", ["vla_razor/PickCan-v1", "vla_razor/Drawer-v1"])
 def test_success_is_judged_by_tensors_as_by_arrays(made: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    expert, generator = ScriptedExpert(), torch.Generator()
+    expert = ScriptedExpert()
     with closing(gymnasium.make(made)) as env:
         infos, actions = [env.reset(seed=2)[1]], []
         for _ in range(15):
-            actions.append(expert.act(np.zeros(0), [infos[-1]["instruction"]], [infos[-1]], generator).actions[0])
+            actions.append(expert.wanted([infos[-1]["instruction"]], [infos[-1]])[0])
             infos.append(env.step(actions[-1])[-1])
         assert infos[-1]["success"]
         judge_by_tensors(env.unwrapped.task, monkeypatch)  # type: ignore[attr-defined]

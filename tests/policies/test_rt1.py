@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from vla_razor import cli
@@ -22,7 +21,7 @@ from vla_razor.recipes import evaluate
 
 ROOT = Path(__file__).resolve().parents[2]
 CAN, DRAWER = "pick coke can", "open top drawer"
-ANYTHING = torch.Generator()
+ANYTHING = [np.random.default_rng(0)] * 3
 WRONG = {
     "no_policy": "a SavedModel without action and get_initial_state",
     "no_time_step": "action takes a dict first; expected a time step of step_type, reward, discount, observation",

@@ -31,7 +31,7 @@ INSTRUCTION = "pick can"
 
 def small_policy(seed: int = 0) -> OpenVLA:
     """An untrained policy of 600 thousand parameters, most of them in the vision stacks."""
-    stats = {"panda": {"action": ACTION}}
+    stats = {"vla_razor_panda": {"action": ACTION}}
     shape = {"hidden": 32, "layers": 1, "heads": 2, "intermediate": 64}
     return make_tiny([INSTRUCTION], torch.Generator().manual_seed(seed), norm_stats=stats, **shape)
 

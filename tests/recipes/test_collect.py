@@ -3,14 +3,13 @@
 import json
 import signal
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from omegaconf import DictConfig
 
 from tests.recipes.support import CommandLine
@@ -38,14 +37,14 @@ class Mixed:
         images: np.ndarray,
         instructions: list[str],
         infos: list[dict[str, Any]],
-        generator: torch.Generator,
+        generators: Sequence[np.random.Generator],
         memories: Any = None,
     ) -> Decisions:
         actions = np.zeros((len(images), 7), np.float32)
         for action, instruction, info in zip(actions, instructions, infos, strict=True):
             odd = int(instruction.split()[-1]) % 2
             action[6] = {-1: -1, 0: 1, 1: 2 * odd - 1}[int(np.sign(info["object_xy"][1]))]
-        actions[:, 0] = torch.rand(len(images), generator=generator)
+        actions[:, 0] = [generator.random() for generator in generators]
         return Decisions(actions, labels=actions * 2)
 
 
@@ -106,7 +105,7 @@ def test_only_successes_are_kept_and_every_attempt_is_counted(
     assert {0, 3} <= {point["grid_point"] for point in short}
     printed = " ".join(capsys.readouterr().out.split())
     assert printed.count("too few: ") == len(short)
-    assert points[0]["last_failure"] == episode_seed(0, 0, 11), "the last of twelve attempts"
+    assert points[0]["last_failure"] == episode_seed("attempt", 0, 0, 11), "the last of twelve attempts"
     assert f"x = 0.440 m, y = -0.120 m: 0 of 12, last failed seed {points[0]['last_failure']}" in printed
     assert points[1]["last_failure"] is None
 

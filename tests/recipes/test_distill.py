@@ -26,16 +26,21 @@ def info(x: float) -> dict[str, Any]:
     return {"tcp_pose": pose, "target_pose": can, "is_grasped": False, "gripper_position": 0.04, "success": False}
 
 
+def draws(rows: int) -> list[np.random.Generator]:
+    """The same random numbers at every call, others in every row."""
+    return [np.random.default_rng(row) for row in range(rows)]
+
+
 def test_the_policy_acts_and_the_expert_is_imitated() -> None:
     policy, expert = OpenVLAPolicy(small_policy()), ScriptedExpert()
     images, asked = np.zeros((2, 64, 64, 3), np.uint8), [INSTRUCTION] * 2
     infos = [info(0.1), info(-0.1)]
-    alone = policy.act(images, asked, infos, torch.Generator().manual_seed(3))
-    decided = Corrected(policy, expert).act(images, asked, infos, torch.Generator().manual_seed(3))
+    alone = policy.act(images, asked, infos, draws(2))
+    decided = Corrected(policy, expert).act(images, asked, infos, draws(2))
     np.testing.assert_array_equal(decided.actions, alone.actions)
     assert decided.tokens is not None and alone.tokens is not None and decided.labels is not None
     assert torch.equal(decided.tokens, alone.tokens)
-    shown = expert.act(images, asked, infos, torch.Generator())
+    shown = expert.act(images, asked, infos, draws(2))
     np.testing.assert_array_equal(decided.labels, shown.actions)
     assert not decided.labels[:, 3:6].any(), "it points straight down already"
     assert decided.labels[0, 0] > 0 > decided.labels[1, 0], "towards the can"
@@ -46,7 +51,7 @@ def test_the_expert_takes_a_share_of_the_steps_that_falls_to_none() -> None:
     images, asked, infos = np.zeros((64, 64, 64, 3), np.uint8), [INSTRUCTION] * 64, [info(0.1)] * 64
     wanted = expert.wanted(asked, infos)
     for guidance, fewest, most in ((0.0, 0, 0), (0.5, 20, 44), (1.0, 64, 64)):
-        decided = Corrected(policy, expert, guidance).act(images, asked, infos, torch.Generator().manual_seed(0))
+        decided = Corrected(policy, expert, guidance).act(images, asked, infos, draws(64))
         assert fewest <= (decided.actions == wanted).all(1).sum() <= most
     chosen = config.compose("distill", ["iterations=3", "guidance=0.4"])
     assert [distill.guidance_at(chosen, n) for n in range(3)] == pytest.approx([0.4, 0.2, 0])
@@ -58,7 +63,7 @@ def test_a_tilt_that_no_image_shows_is_not_to_be_undone(tilt: float, undone: flo
     images, asked = np.zeros((1, 64, 64, 3), np.uint8), [INSTRUCTION]
     tilted = info(0.1)
     tilted["tcp_pose"][3:] = [np.sin(-tilt / 2), np.cos(tilt / 2), 0, 0]  # straight down is half a turn about x
-    decided = Corrected(OpenVLAPolicy(small_policy()), ScriptedExpert()).act(images, asked, [tilted], torch.Generator())
+    decided = Corrected(OpenVLAPolicy(small_policy()), ScriptedExpert()).act(images, asked, [tilted], draws(1))
     assert decided.labels is not None
     np.testing.assert_allclose(decided.labels[0, 3:6], [undone, 0, 0], atol=1e-6)
 

@@ -21,7 +21,7 @@ STATISTICS = {"q01": [-0.07] * 3 + [-0.25] * 3 + [-1.0], "q99": [0.07] * 3 + [0.
 
 
 def untrained(folder: Path) -> str:
-    stats = {"panda": {"action": STATISTICS}}
+    stats = {"vla_razor_panda": {"action": STATISTICS}}
     make_tiny(["pick can"], torch.Generator().manual_seed(0), norm_stats=stats).save_pretrained(folder)
     return str(folder)
 

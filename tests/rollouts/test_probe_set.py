@@ -2,6 +2,9 @@
 
 import errno
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -23,12 +26,16 @@ from vla_razor.rollouts.probe_set import Origin, ProbeSet, action_outputs, measu
 from vla_razor.rollouts.rollout import make_vector_env
 
 STATISTICS = {"q01": [-0.07] * 3 + [-0.25] * 3 + [-1.0], "q99": [0.07] * 3 + [0.25] * 3 + [1.0], "mask": [True] * 7}
-ORIGIN = Origin(base="b" * 64, task="pick_can", environment="[]", temperature=1.0, seed=0, states=12)
+ORIGIN = Origin(
+    base="b" * 64, task="pick_can", environment="[]", unnorm_key="panda", temperature=1.0, seed=0, states=12
+)
 PROMPTS = ("pick can", "open top drawer")
 
 
 def tiny(seed: int = 0, nudge: float = 0.0) -> OpenVLA:
-    model = make_tiny(PROMPTS, torch.Generator().manual_seed(seed), norm_stats={"panda": {"action": STATISTICS}})
+    model = make_tiny(
+        PROMPTS, torch.Generator().manual_seed(seed), norm_stats={"vla_razor_panda": {"action": STATISTICS}}
+    )
     noise = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         parameter.data += nudge * torch.randn(parameter.shape, generator=noise)
@@ -229,16 +236,165 @@ def test_a_cache_that_cannot_be_written(probe: ProbeSet, tmp_path: Path, monkeyp
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_whatever_decides_a_probe_set_names_it() -> None:
-    changes: list[dict[str, Any]] = [
-        {"base": "c"},
-        {"task": "drawer"},
-        {"environment": "[1]"},
-        {"temperature": 0.5},
-        {"seed": 1},
-        {"states": 13},
-    ]
-    assert len({replace(ORIGIN, **change).key for change in [{}, *changes]}) == 7
+TOY = {
+    "id": "toy_tasks:Toys/Reach-v0",
+    "name": "reach",
+    "tasks": ["reach"],
+    "make": {"size": 4, "robot": "panda"},
+    "grid": None,
+}
+STATED = {"states": 5, "seed": 0, "unnorm_key": "vla_razor_google_robot"}
+
+
+class Watched(dict):
+    """A configuration that remembers which of its keys were read."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.read: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        self.read.add(key)
+        return super().__getitem__(key)
+
+
+def two_tongued() -> OpenVLA:
+    """The policy with two data sets' statistics."""
+    model = tiny()
+    model.config.norm_stats = {
+        "vla_razor_panda": {"action": STATISTICS},
+        "vla_razor_google_robot": {"action": STATISTICS | {"q99": [0.1] * 7}},
+    }
+    return model
+
+
+@pytest.fixture
+def toys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Makes the user's module importable, here and in workers, and gives an empty cache."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "envs")
+    monkeypatch.setattr(probe_set, "GRID", "2x3")
+    monkeypatch.setattr(probe_set, "cache_folder", lambda: tmp_path / "probe_sets")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("toys")
+def test_whatever_collecting_reads_names_a_probe_set(base: OpenVLA) -> None:
+    toy = TOY | {"make": {"size": 4}}  # a user's environment knows of no robot
+    scene, model = Watched(toy), two_tongued()
+    model.config.norm_stats.pop("vla_razor_panda")
+    origin = probe_set.origin_of(model, scene, states=5, seed=0)
+    scene.read.clear()
+    with closing(make_vector_env(scene, 2, 1, "cpu")) as envs:
+        probe_set.collect(model, envs, scene, origin)
+    changed: dict[str, Any] = {
+        "id": "toy_tasks:Toys/Mute-v0",
+        "tasks": ["reach", "reach again"],
+        "make": {"size": 5},
+        "grid": {"x": [0, 1], "y": [0, 1]},
+    }
+    assert scene.read == changed.keys()
+    origins = [probe_set.origin_of(model, toy | {key: value}, states=5, seed=0) for key, value in changed.items()]
+    assert len({one.key for one in [origin, *origins]}) == 5
+
+
+@pytest.mark.usefixtures("toys")
+def test_whatever_of_the_policy_and_the_settings_decides_a_probe_set_names_it(
+    base: OpenVLA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def key(model: OpenVLA | None = None, **settings: Any) -> str:
+        return probe_set.origin_of(model or two_tongued(), TOY, **(STATED | settings)).key
+
+    def changed(**settings: Any) -> OpenVLA:
+        model = two_tongued()
+        for name, value in settings.items():
+            setattr(model.config, name, value)
+        return model
+
+    def nudged() -> OpenVLA:
+        model = two_tongued()
+        next(model.parameters()).data += 1e-3
+        return model
+
+    assert key(unnorm_key="vla_razor_panda") == key(unnorm_key=None), "named or found"
+    keys = [key(), key(changed(temperature=0.5)), key(changed(prompt="bare")), key(nudged())]
+    keys += [key(unnorm_key="vla_razor_panda"), key(seed=1), key(states=6)]
+    monkeypatch.setattr(probe_set, "GRID", "3x3")
+    assert len({*keys, key()}) == 8
+
+
+def test_one_drawer_is_not_all_of_them(base: OpenVLA) -> None:
+    overrides = [["env=drawer"], ["env=drawer", "env.tasks=[open_top_drawer]"], ["env=drawer", "image_size=[32,32]"]]
+    scenes = [config.compose("kl", given).env for given in overrides]
+    assert len({probe_set.origin_of(base, scene, states=3, seed=0).key for scene in scenes}) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("toys")
+def test_a_users_environment_is_probed_by_the_module_that_registers_it(base: OpenVLA) -> None:
+    model = two_tongued()
+    probe = probe_set.obtain(model, TOY | {"make": {"size": 6}}, **STATED)
+    assert probe.images.shape == (5, 32, 32, 3)
+    assert (probe.images[0] == 255).all(-1).sum() == 36
+    assert measure(model, probe)["per_action"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("toys")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"id": "no_such_module:Toys/Reach-v0"}, "env.id=no_such_module:Toys/Reach-v0: No module named"),
+        ({"id": "toy_tasks:Toys/Teach-v0"}, "env.id=toy_tasks:Toys/Teach-v0: .*Teach"),
+        ({"make": {"length": 3}}, "toy_tasks:Toys/Reach-v0: .*unexpected keyword argument 'length'"),
+        ({"id": "toy_tasks:Toys/Mute-v0", "make": {}}, "the environment gives no instruction; expected observations"),
+    ],
+)
+def test_an_environment_that_will_not_do_is_one_message(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        probe_set.obtain(
+            two_tongued(), TOY | {"make": {}} | change, **STATED | {"unnorm_key": "vla_razor_google_robot"}
+        )
+
+
+TWO = """
+import sys, time
+from pathlib import Path
+from tests.rollouts.test_probe_set import STATED, TOY, two_tongued
+from vla_razor.rollouts import probe_set
+
+if __name__ == "__main__":
+    me, folder = sys.argv[1], Path(sys.argv[2])
+    probe_set.GRID, collect = "2x3", probe_set.collect
+
+    def collected(*given, **named):
+        print("collects", flush=True)
+        time.sleep(2)
+        return collect(*given, **named)
+
+    probe_set.collect = collected
+    (folder / me).touch()
+    while len(list(folder.iterdir())) < 2:
+        time.sleep(0.02)
+    scene = TOY | {"make": {"size": 4}}
+    probe = probe_set.obtain(two_tongued(), scene, **STATED)
+    print("got", probe.tokens.sum().item(), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_of_two_processes_that_need_one_probe_set_one_collects_and_the_other_waits(tmp_path: Path) -> None:
+    root, ready = Path(__file__).parents[2], tmp_path / "ready"
+    ready.mkdir()
+    (script := tmp_path / "two.py").write_text(TWO)
+    paths = os.pathsep.join(map(str, (root, root / "envs", root / "tests" / "envs")))
+    environment = os.environ | {"PYTHONPATH": paths, "VLA_RAZOR_CACHE": str(tmp_path / "cache")}
+    commands = [[sys.executable, str(script), name, str(ready)] for name in ("one", "other")]
+    both = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for command in commands]
+    said = sorted(process.communicate(timeout=300)[0] for process in both)
+    assert [process.returncode for process in both] == [0, 0]
+    (waited, collected), (got,) = said, {text.splitlines()[-1] for text in said}
+    assert waited.splitlines() == ["another process collects this probe set: waiting for it", got]
+    assert collected.splitlines() == ["collects", got]
 
 
 def test_a_simulation_that_was_changed_makes_another_probe_set(
@@ -249,13 +405,13 @@ def test_a_simulation_that_was_changed_makes_another_probe_set(
     (package / "__init__.py").write_text("gravity = 9.81")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(registry, "Other-v0", EnvSpec("Other-v0", "other_tasks.tasks:Other"))
-    scene = {"id": "Other-v0", "name": "other", "make": {}, "grid": {}}
+    scene = {"id": "Other-v0", "name": "other", "tasks": [], "make": {}, "grid": {}}
     first, again = (probe_set.origin_of(base, scene, states=3, seed=0) for _ in range(2))
     (package / "__init__.py").write_text("gravity = 9.82")
     changed = probe_set.origin_of(base, scene, states=3, seed=0)
     assert first.key == again.key != changed.key
     ours = probe_set.origin_of(base, ENV, states=3, seed=0)
-    assert len(json.loads(ours.environment)[-1]) == 16
+    assert len(json.loads(ours.environment)["sources"]) == 16
     assert ours.environment != changed.environment
 
 

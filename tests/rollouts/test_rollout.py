@@ -1,6 +1,6 @@
 """Batched rollouts: exact bookkeeping on a counting environment, and the scripted expert on the real tasks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,11 @@ import torch
 from vla_razor.config import compose
 from vla_razor.errors import RunFailed, UserError
 from vla_razor.policies import Decisions
+from vla_razor.policies.load import load_model
+from vla_razor.policies.openvla.policy import OpenVLAPolicy
 from vla_razor.policies.scripted import ScriptedExpert
-from vla_razor.rollouts.rollout import Episode, Timing, VectorEnv, make_vector_env, rollout
-from vla_razor.rollouts.starts import Start, random_starts
+from vla_razor.rollouts.rollout import Episode, Timing, make_vector_env, rollout
+from vla_razor.rollouts.starts import Start, grid_starts
 from vla_razor_envs.pool import PoolVectorEnv
 
 FRAGILE = Path(__file__).parents[1] / "envs"
@@ -46,7 +48,7 @@ class Counter:
         images: np.ndarray,
         instructions: list[str],
         infos: list[dict[str, Any]],
-        generator: torch.Generator,
+        generators: Sequence[np.random.Generator],
         memories: Any = None,
     ) -> Decisions:
         numbers = images[:, 0, 0, 0].astype(int)
@@ -54,7 +56,7 @@ class Counter:
         self.batches.append(len(images))
         actions = np.zeros((len(images), 7), np.float32)
         actions[:, 6] = np.isin(numbers, self.good)
-        actions[:, 0] = torch.rand(len(images), generator=generator)
+        actions[:, 0] = [generator.random() for generator in generators]
         tokens = torch.from_numpy(np.stack([numbers, numbers + 100], axis=1))
         return Decisions(actions, tokens, -tokens.float(), labels=actions + 1)
 
@@ -63,16 +65,10 @@ def starts_from(*seeds: int) -> list[Start]:
     return [Start("count", seed=seed) for seed in seeds]
 
 
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
-
-
 def test_an_episode_holds_what_was_seen_decided_and_reached_in_the_order_of_starts(counting: PoolVectorEnv) -> None:
     policy, ended = Counter(21, 41), []
     starts = starts_from(10, 20, 30, 40, 50)
-    episodes, timing = rollout(
-        counting, policy, starts, stop_at_success=False, generator=generator(), progress=ended.append
-    )
+    episodes, timing = rollout(counting, policy, starts, stop_at_success=False, seed=0, progress=ended.append)
     assert [episode.start for episode in episodes] == starts
     assert sorted(map(id, ended)) == sorted(map(id, episodes))
     for episode in episodes:
@@ -103,9 +99,7 @@ def test_an_episode_holds_what_was_seen_decided_and_reached_in_the_order_of_star
 
 def test_stopping_at_success_frees_the_slot_for_the_next_start(counting: PoolVectorEnv) -> None:
     policy = Counter(10, 21)
-    episodes, timing = rollout(
-        counting, policy, starts_from(10, 20, 30, 40), stop_at_success=True, generator=generator()
-    )
+    episodes, timing = rollout(counting, policy, starts_from(10, 20, 30, 40), stop_at_success=True, seed=0)
     assert [episode.success.tolist() for episode in episodes] == [[True], [False, True], [False] * 3, [False] * 3]
     assert all(episode.success_at_end == episode.success_once for episode in episodes)
     assert timing.env_steps == 9
@@ -123,19 +117,37 @@ def test_one_group_is_decided_about_while_the_other_is_simulated(counting: PoolV
             return super().act(*seen, **named)
 
     policy = Watchful()
-    rollout(counting, policy, starts_from(10, 20, 30), stop_at_success=False, generator=generator())
+    rollout(counting, policy, starts_from(10, 20, 30), stop_at_success=False, seed=0)
     assert flying == [1] * 6
     assert set(during) == {max(1, threads // 2)}, "the workers have the other cores"
     assert torch.get_num_threads() == threads
 
 
-def test_the_same_generator_gives_the_same_episodes_and_no_starts_give_none(counting: PoolVectorEnv) -> None:
-    def actions() -> list[np.ndarray]:
-        episodes, _ = rollout(counting, Counter(), starts_from(1, 2, 3, 4), stop_at_success=True, generator=generator())
-        return [episode.actions for episode in episodes]
+def test_a_start_and_the_seed_give_the_same_episode_whatever_is_played_beside_it(counting: PoolVectorEnv) -> None:
+    def actions(starts: list[Start], slots: int = 3, seed: int = 0) -> list[np.ndarray]:
+        return [episode.actions for episode in rollout(Few(counting, slots), Counter(), starts, **ends, seed=seed)[0]]
 
-    np.testing.assert_array_equal(actions(), actions())
-    assert rollout(counting, Counter(), [], stop_at_success=True, generator=generator())[0] == []
+    ends: dict[str, Any] = {"stop_at_success": False}
+    starts = [*starts_from(1, 2, 3, 4), Start("count", seed=2, repeat=1)]
+    expected = actions(starts)
+    assert len(np.unique(np.array(expected)[..., 0])) == 15, "every step has a draw of its own"
+    for slots in (1, 2):
+        np.testing.assert_array_equal(actions(starts, slots), expected)
+    np.testing.assert_array_equal(actions(starts[::-2]), expected[::-2])
+    assert (np.array(actions(starts, seed=1)) != expected).any(2).all()
+    assert rollout(counting, Counter(), [], **ends, seed=0)[0] == []
+    with pytest.raises(ValueError, match="number them in `repeat`"):
+        actions(starts_from(1, 2, 1))
+
+
+class Few:
+    """A pool of which only some slots are used."""
+
+    def __init__(self, envs: Any, slots: int) -> None:
+        self.envs, self.groups = envs, [kept for group in envs.groups if (kept := [s for s in group if s < slots])]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.envs, name)
 
 
 def test_an_action_that_is_none_is_one_message(counting: PoolVectorEnv) -> None:
@@ -145,51 +157,60 @@ def test_an_action_that_is_none_is_one_message(counting: PoolVectorEnv) -> None:
             return decided._replace(actions=np.full_like(decided.actions, np.nan))
 
     with pytest.raises(RunFailed, match=r"what the robot cannot do: action of slot 0 is .*seven finite"):
-        rollout(counting, Broken(), starts_from(10), stop_at_success=False, generator=generator())
+        rollout(counting, Broken(), starts_from(10), stop_at_success=False, seed=0)
 
 
 @pytest.mark.parametrize("when", ["at_reset", "at_step"])
 def test_an_episode_whose_worker_died_is_started_again(counting: PoolVectorEnv, when: str, tmp_path: Path) -> None:
     starts = starts_from(10, 20, 30, 40)
     starts[1] = Start("count", {when: "die", "unless": str(tmp_path / "once")}, seed=20)
-    episodes, _ = rollout(counting, Counter(), starts, stop_at_success=False, generator=generator())
+    episodes, again = (rollout(counting, Counter(), starts, stop_at_success=False, seed=0)[0] for _ in range(2))
     assert [episode.images[:, 0, 0, 0].tolist() for episode in episodes] == [
         [s, s + 1, s + 2] for s in (10, 20, 30, 40)
     ]
     assert not any(episode.lost for episode in episodes)
+    np.testing.assert_array_equal(
+        [episode.actions for episode in episodes],
+        [episode.actions for episode in again],
+        err_msg="the second time nothing dies, and the same happens",
+    )
 
 
 def test_an_episode_lost_three_times_is_reported_as_lost_not_failed(counting: PoolVectorEnv) -> None:
     starts = [*starts_from(10), Start("count", {"at_step": "die"}, seed=20)]
-    episodes, _ = rollout(counting, Counter(), starts, stop_at_success=False, generator=generator())
+    episodes, _ = rollout(counting, Counter(), starts, stop_at_success=False, seed=0)
     assert [episode.lost for episode in episodes] == [False, True]
     assert episodes[1].length == len(episodes[1].images) == len(episodes[1].actions) == 0
     assert not episodes[1].success_once
     assert not episodes[1].success_at_end
 
 
-def can(num_envs: int, num_workers: int) -> VectorEnv:
-    return make_vector_env(compose("rl", ["env=pick_can"]).env, num_envs, num_workers, "cpu")
-
-
 @pytest.mark.slow
-def test_slots_and_workers_do_not_change_what_the_expert_does_on_real_physics() -> None:
-    starts = random_starts(["pick_can"], 7, seed=0)
+def test_slots_and_workers_do_not_change_what_happens_on_real_physics() -> None:
+    """The expert, which disturbs itself, and a policy that samples, in 48, 7 and 1 slots of 2 and 1 workers."""
+    env = compose("rl", ["env=pick_can"]).env
+    expert, sampling = ScriptedExpert(noise=0.5), OpenVLAPolicy(load_model("tiny"))
+    starts = grid_starts(env, "2x2", 2, seed=0)
 
-    def run(num_envs: int, num_workers: int) -> list[Episode]:
-        with closing(can(num_envs, num_workers)) as envs:
-            return rollout(envs, ScriptedExpert(), starts, stop_at_success=True, generator=generator())[0]
+    def run(num_envs: int, num_workers: int, count: int = 8) -> list[Episode]:
+        with closing(make_vector_env(env, num_envs, num_workers, "cpu")) as envs:
+            return [
+                *rollout(envs, sampling, starts[:count], stop_at_success=True, seed=0)[0],
+                *rollout(envs, expert, starts[:count:2], stop_at_success=True, seed=0)[0],
+            ]
 
-    reference = run(4, 2)
-    assert sum(episode.success_once for episode in reference) >= 6
-    assert len({episode.length for episode in reference}) > 1, "slots are refilled at different times"
-    for one, other in zip(reference, run(3, 1), strict=True):
-        assert one.start == other.start
-        assert one.instruction == other.instruction == "pick coke can"
-        for name in ("images", "proprioception", "actions", "labels", "success"):
-            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
-        assert one.tokens is None
-        assert not other.lost
+    reference = run(48, 2)
+    sampled, experts = reference[:8], reference[8:]
+    assert sum(episode.success_once for episode in experts) >= 3
+    assert len({episode.length for episode in experts}) > 1, "slots are refilled at different times"
+    assert {episode.instruction for episode in sampled} == {"pick coke can"}
+    firsts = [tuple(episode.tokens[0]) for episode in sampled if episode.tokens is not None]
+    assert len(set(firsts)) == 8, "the episodes of a grid point are different ones"
+    for again, expected in ((run(7, 1), reference), (run(1, 1, count=2), [*sampled[:2], experts[0]])):
+        for one, other in zip(expected, again, strict=True):
+            assert one.start == other.start and not other.lost
+            for name in ("images", "proprioception", "actions", "labels", "tokens", "success"):
+                np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
 @pytest.mark.slow

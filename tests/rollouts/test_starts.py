@@ -1,13 +1,17 @@
 """Start states: what a grid spans, and that seeds mean the same start for ever."""
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from vla_razor.config import compose
 from vla_razor.errors import UserError
-from vla_razor.rollouts.starts import Start, episode_seed, grid_starts, parse_grid, random_starts
+from vla_razor.rollouts.starts import Noise, Start, episode_seed, grid_starts, parse_grid, random_starts
 
 CAN = {"tasks": ["pick_can"], "grid": {"x": [0.42, 0.62], "y": [-0.15, 0.15]}}
 DRAWER = compose("rl", ["env=drawer"]).env
@@ -19,7 +23,7 @@ def test_a_grid_spans_the_start_area_with_both_ends_and_repeats_each_start() -> 
         (x, y) for x in (0.42, 0.52, 0.62) for y in (-0.15, 0.15)
     ]
     assert [start.grid_point for start in starts] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
-    assert starts[::2] == starts[1::2], "the episodes of a point share their first state"
+    assert [replace(start, repeat=1) for start in starts[::2]] == starts[1::2], "a point's episodes begin alike"
     assert len({start.seed for start in starts}) == 6
     assert {start.seed for start in starts}.isdisjoint(start.seed for start in grid_starts(CAN, "3x2", 1, seed=8))
 
@@ -49,10 +53,42 @@ def test_random_starts_of_a_task_do_not_depend_on_the_other_tasks() -> None:
 def test_seeds_are_fixed_for_ever_and_fit_31_bits() -> None:
     assert episode_seed(0, 1, 2) == episode_seed(0, 1, 2) != episode_seed(0, 2, 1)
     assert all(0 <= episode_seed(key) < 2**31 for key in range(1000))
-    assert episode_seed(1234) == SEED_OF_1234
+    assert episode_seed("grid", 1234) == SEED_OF_GRID_1234
 
 
-SEED_OF_1234 = 1453298515
+SEED_OF_GRID_1234 = 1396619061
+keys = st.lists(st.one_of(st.integers(0, 2**70), st.sampled_from(["", "0", "grid", "lora"])), max_size=5)
+
+
+@given(keys, keys, st.integers(1, 4))
+def test_other_keys_give_other_seeds_be_it_for_a_zero_at_their_end(one: list, other: list, zeros: int) -> None:
+    assert episode_seed(*one) != episode_seed(*one, *[0] * zeros)
+    assert (episode_seed(*one) == episode_seed(*other)) == (one == other)
+
+
+def drawn(seed: int, start: Start, step: int, count: int = 3) -> list[float]:
+    return Noise(seed, start).at(step).random(count).tolist()
+
+
+def test_an_episodes_random_numbers_follow_from_its_seed_start_and_step_alone() -> None:
+    start = Start("pick_can", {"object_xy": (0.5, 0.1)}, 7)
+    noise = Noise(0, start)
+    assert noise.at(2).random(3).tolist() == drawn(0, start, 2), "whatever was drawn at other steps"
+    noise.at(0).normal(size=99)
+    noise.at(1).random(dtype=np.float32)
+    assert noise.at(2).random(3).tolist() == drawn(0, start, 2)
+    changes = [{"task": "other"}, {"options": {"object_xy": (0.5, 0.2)}}, {"seed": 8}, {"repeat": 1}]
+    others = [(1, start, 2), (0, start, 3), *((0, replace(start, **change), 2) for change in changes)]
+    assert len({tuple(drawn(*each)) for each in [(0, start, 2), *others]}) == 7
+    same = replace(start, options={"object_xy": np.array([0.5, 0.1])}, grid_point=3)
+    assert drawn(0, same, 2) == drawn(0, start, 2), "where the point lies in a grid says nothing"
+
+
+def test_the_random_numbers_of_a_step_run_into_no_others() -> None:
+    noise = Noise(0, Start("pick_can"))
+    steps = np.stack([noise.at(step).random(1000) for step in range(50)])
+    assert len(np.unique(steps)) == steps.size
+    assert abs(np.corrcoef(steps)[np.triu_indices(50, 1)]).max() < 0.16, "1,225 pairs; 5 standard deviations"
 
 
 @pytest.mark.parametrize("grid", ["", "5", "5x", "0x5", "5x5x5", "-1x5", "axb"])

@@ -6,7 +6,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy as np
-    import torch
     from jaxtyping import Bool, Float, Float32, Int, UInt8
     from torch import Tensor
 
@@ -33,7 +32,9 @@ class Decisions(NamedTuple):
 class Policy(Protocol):
     """Anything that acts.
 
-    `infos` are the environments' privileged facts, for a scripted expert; a VLA ignores them. A policy keeps nothing
+    `infos` are the environments' privileged facts, for a scripted expert; a VLA ignores them. Of the `generators` each
+    row has its own, that of its episode and step, from which alone what is random about it is drawn: so an episode does
+    not depend on those that are decided about beside it. A policy keeps nothing
     between calls: what it remembers of an episode, it gives back in `Decisions.memories` and is handed again as
     `memories` (None for an episode's first step). So environments may come in any order and number.
     """
@@ -45,6 +46,6 @@ class Policy(Protocol):
         images: "UInt8[np.ndarray, 'B H W 3']",
         instructions: list[str],
         infos: list[dict[str, Any]],
-        generator: "torch.Generator",
+        generators: "Sequence[np.random.Generator]",
         memories: "Sequence[Any] | None" = None,
     ) -> Decisions: ...

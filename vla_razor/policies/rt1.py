@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from vla_razor.errors import RunFailed, UserError
 from vla_razor.policies import Decisions
@@ -82,7 +81,7 @@ class RT1Policy:
         images: np.ndarray,
         instructions: list[str],
         infos: list[dict[str, Any]],
-        generator: torch.Generator,
+        generators: Sequence[np.random.Generator],
         memories: Sequence[State | None] | None = None,
     ) -> Decisions:
         """Decides for each environment; nothing is random. Raises `RunFailed` where the worker has died."""

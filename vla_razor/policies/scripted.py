@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from vla_razor.policies import Decisions, Policy, scripted_google, scripted_panda
 
@@ -69,24 +68,23 @@ class ScriptedExpert:
         images: np.ndarray,
         instructions: list[str],
         infos: list[dict[str, Any]],
-        generator: torch.Generator,
+        generators: Sequence[np.random.Generator],
         memories: Sequence[Any] | None = None,
     ) -> Decisions:
         """Decides for each environment; actions [B, 7] in environment units, no tokens."""
         self.clean_actions = self.wanted(instructions, infos)
-        return Decisions(self._disturbed(generator), labels=self.clean_actions)
+        return Decisions(self._disturbed(generators), labels=self.clean_actions)
 
     def wanted(self, instructions: list[str], infos: list[dict[str, Any]]) -> np.ndarray:
         """What it would do in each environment, undisturbed: actions [B, 7] in environment units."""
         pairs = zip(instructions, infos, strict=True)
         return np.stack([self.skills.decide(*pair) for pair in pairs]).astype(np.float32)
 
-    def _disturbed(self, generator: torch.Generator) -> np.ndarray:
-        rows, bound = len(self.clean_actions), self.skills.translation
-        hit = torch.rand(rows, 1, generator=generator).numpy() < self.noise
-        shift = torch.randn(rows, 3, generator=generator).numpy() * self.noise_scale
-        actions = self.clean_actions.copy()
-        actions[:, :3] = np.clip(actions[:, :3] + hit * shift, -bound, bound)
+    def _disturbed(self, generators: Sequence[np.random.Generator]) -> np.ndarray:
+        bound, actions = self.skills.translation, self.clean_actions.copy()
+        for action, generator in zip(actions, generators, strict=True):
+            hit, shift = generator.random() < self.noise, generator.normal(0, self.noise_scale, 3)
+            action[:3] = np.clip(action[:3] + hit * shift, -bound, bound)
         return actions
 
 
@@ -107,13 +105,13 @@ class Corrected:
         images: np.ndarray,
         instructions: list[str],
         infos: list[dict[str, Any]],
-        generator: torch.Generator,
+        generators: Sequence[np.random.Generator],
         memories: Sequence[Any] | None = None,
     ) -> Decisions:
         """Decides for each environment."""
-        decisions = self.policy.act(images, instructions, infos, generator, memories)
+        decisions = self.policy.act(images, instructions, infos, generators, memories)
         wanted = self.expert.wanted(instructions, infos)
-        guided = torch.rand(len(wanted), 1, generator=generator).numpy() < self.guidance
+        guided = np.array([[generator.random() < self.guidance] for generator in generators])
         labels = wanted.copy()
         labels[:, 3:6] *= np.abs(wanted[:, 3:6]) >= UNSEEN
         return decisions._replace(actions=np.where(guided, wanted, decisions.actions), labels=labels)

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
@@ -92,7 +91,7 @@ class _Point:
     def next_starts(self, config: DictConfig) -> list[Start]:
         missing = min(config.per_point - len(self.kept), config.max_attempts * config.per_point - self.attempts)
         keys = [(config.seed, self.start.grid_point, self.attempts + index) for index in range(missing)]
-        return [replace(self.start, seed=episode_seed(*key)) for key in keys]
+        return [replace(self.start, seed=episode_seed("attempt", *key)) for key in keys]
 
     def add(self, episode: Episode) -> None:
         self.attempts += 1
@@ -125,6 +124,9 @@ def _policy(config: DictConfig) -> Policy:
 
 def _environments(config: DictConfig) -> VectorEnv:
     envs = make_vector_env(config.env, config.num_envs, config.num_workers, config.device)
+    if envs.setup is None:
+        envs.close()
+        raise UserError(f"env.id={config.env.id}: to be stored it needs a `setup`, with control_hz and camera.name.")
     if envs.setup.camera.name != config.env.camera:
         envs.close()
         raise UserError(f"env.camera={config.env.camera}: the camera of this robot is {envs.setup.camera.name}.")
@@ -142,7 +144,7 @@ def _collect_shard(
     advance: Callable[[], None],
 ) -> Shard:
     """Fills one of `count` files, and returns it without its images: those of the paper's grid would be 18 GB."""
-    points = _collect_row(envs, policy, starts, config, index, advance)
+    points = _collect_row(envs, policy, starts, config, advance)
     shard = _shard(points, config, envs, policy, index, count)
     demonstrations.write(path, shard)
     return demonstrations.without_images(shard)
@@ -153,11 +155,10 @@ def _collect_row(
     policy: Policy,
     starts: Sequence[Start],
     config: DictConfig,
-    index: int,
     advance: Callable[[], None],
 ) -> list[_Point]:
     """Rounds of full batches, each with as many attempts at a point as it still lacks successes."""
-    generator = torch.Generator().manual_seed(episode_seed(config.seed, index))
+    noise = episode_seed("collect", config.seed)
     points = {start.grid_point: _Point(start) for start in starts}
 
     def note(episode: Episode) -> None:
@@ -165,7 +166,7 @@ def _collect_row(
             advance()
 
     while attempts := [start for point in points.values() for start in point.next_starts(config)]:
-        episodes, _ = rollout(envs, policy, attempts, stop_at_success=True, generator=generator, progress=note)
+        episodes, _ = rollout(envs, policy, attempts, stop_at_success=True, seed=noise, progress=note)
         for episode in episodes:
             points[episode.start.grid_point].add(episode)
     return list(points.values())

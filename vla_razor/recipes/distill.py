@@ -90,7 +90,7 @@ def states_of(episodes: Sequence[Episode]) -> Demonstrations:
 
 def batches(config: DictConfig, iteration: int, count: int) -> Iterator[Int[Tensor, " B"]]:
     """`config.updates` batches of `count` states, each state once before any comes again."""
-    draws = training.generator(config.seed, iteration, 2)
+    draws = training.generator(config.seed, "visited states", iteration)
     passes = -(-config.updates * config.batch_size // count)
     order = torch.cat([torch.randperm(count, generator=draws) for _ in range(passes)])
     yield from order[: config.updates * config.batch_size].split(config.batch_size)

@@ -73,9 +73,9 @@ def gather(envs: VectorEnv, policy: Policy, config: DictConfig, step: int) -> tu
 
     Raises `RunFailed` where the simulation died in every one of them.
     """
-    starts = grid_starts(config.env, config.grid, config.per_point, episode_seed(config.seed, step))
-    generator = training.generator(config.seed, step)
-    episodes, timing = rollout(envs, policy, starts, stop_at_success=True, generator=generator)
+    starts = grid_starts(config.env, config.grid, config.per_point, episode_seed("starts", config.seed, step))
+    noise = episode_seed("episodes", config.seed, step)
+    episodes, timing = rollout(envs, policy, starts, stop_at_success=True, seed=noise)
     if all(episode.lost for episode in episodes):
         raise RunFailed(f"Iteration {step + 1}: the simulation died in every episode.")
     return episodes, timing

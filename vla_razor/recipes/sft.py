@@ -78,8 +78,8 @@ def batch(config: DictConfig, step: int, count: int, total: int) -> Int[Tensor, 
     replayed = replayed_per_batch(config)
     new = config.batch_size - replayed
     epoch, index = divmod(step, -(-count // new))
-    order = torch.randperm(count, generator=training.generator(config.seed, epoch))
-    draws = training.generator(config.seed, step, 2)
+    order = torch.randperm(count, generator=training.generator(config.seed, "epoch", epoch))
+    draws = training.generator(config.seed, "replay", step)
     again = torch.randint(count, total, (replayed,), generator=draws) if replayed else order[:0]
     return torch.cat([order[index * new : (index + 1) * new], again])
 
@@ -115,9 +115,10 @@ def learn(
     Raises `RunFailed` where the loss is not finite.
     """
     begin = time.perf_counter()
-    shifts = _shifts(len(rows), config.augmentation, training.generator(config.seed, trainer.step, 1))
+    shifts = _shifts(len(rows), config.augmentation, training.generator(config.seed, "augmentation", trainer.step))
     accuracy = Accuracy()
-    penalties = Penalties(policy, base, config, training.generator(config.seed, trainer.step, 3)) if base else None
+    draws = training.generator(config.seed, "penalties", trainer.step)
+    penalties = Penalties(policy, base, config, draws) if base else None
     update = trainer.update(_shares(policy, config, data, tokens, rows, shifts, accuracy, penalties))
     seconds = time.perf_counter() - begin
     paid = penalties.means() if penalties else {}

@@ -206,7 +206,7 @@ def open_models(config: DictConfig, run: Run) -> tuple[OpenVLA, Base]:
             raise UserError(f"policy={config.policy} is an adapter already; train it whole with lora_rank=0.")
         model.merge_lora()
     if checkpoint is None and config.lora_rank:
-        model.add_lora(config.lora_rank, config.lora_alpha, generator=generator(config.seed))
+        model.add_lora(config.lora_rank, config.lora_alpha, generator=generator(config.seed, "lora"))
     return model, Base(model, config)
 
 
@@ -311,9 +311,9 @@ def is_due(step: int, every: int, last: int) -> bool:
     return every > 0 and (step % every == 0 or step == last)
 
 
-def generator(seed: int, *keys: int) -> torch.Generator:
-    """A CPU generator of its own for every (seed, keys)."""
-    return torch.Generator().manual_seed(episode_seed(seed, *keys))
+def generator(seed: int, purpose: str, *keys: int) -> torch.Generator:
+    """A CPU generator of its own for every (seed, purpose, keys)."""
+    return torch.Generator().manual_seed(episode_seed(purpose, seed, *keys))
 
 
 @contextmanager

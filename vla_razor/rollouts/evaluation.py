@@ -6,7 +6,6 @@ Because episodes do not stop at success, both readings mean something: `success_
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from typing import Any
@@ -40,8 +39,8 @@ def evaluate(
 ) -> dict[str, Results]:
     """Run each policy for `episodes` episodes of every task of the scenes (environment configs with an id).
 
-    All policies meet the same starts, which `seed` alone decides. Images are kept for the first `filmed` episodes of a
-    task and dropped from the others. `progress` is called with each episode as it ends.
+    All policies meet the same starts and random numbers, which `seed` alone decides. Images are kept for the first
+    `filmed` episodes of a task and dropped from the others. `progress` is called with each episode as it ends.
     """
     results: dict[str, Results] = {name: {} for name in policies}
     for scene in scenes:
@@ -56,8 +55,8 @@ def evaluate(
 
         with closing(make_vector_env(scene, num_envs, num_workers, device)) as envs:
             for name, policy in policies.items():
-                draws = torch.Generator().manual_seed(episode_seed(seed, zlib.crc32(scene["id"].encode())))
-                played, _ = rollout(envs, policy, starts, stop_at_success=False, generator=draws, progress=note)
+                noise = episode_seed("evaluation", seed)
+                played, _ = rollout(envs, policy, starts, stop_at_success=False, seed=noise, progress=note)
                 for episode in played:
                     results[name].setdefault(episode.start.task, []).append(episode)
     return results

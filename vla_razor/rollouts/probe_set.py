@@ -14,17 +14,18 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from jaxtyping import Float, Float32, Int64, UInt8
+from rich import get_console
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -33,13 +34,15 @@ from vla_razor.core import divergence, similarity
 from vla_razor.errors import RunFailed, UserError
 from vla_razor.files import atomic_folder, cache_root, full_disk_reported, write_json
 from vla_razor.policies.openvla import OpenVLA
+from vla_razor.policies.openvla.conventions import statistics_key
 from vla_razor.policies.openvla.policy import OpenVLAPolicy
-from vla_razor.rollouts.rollout import Episode, VectorEnv, make_vector_env, rollout
+from vla_razor.rollouts.rollout import Episode, VectorEnv, env_spec, make_vector_env, rollout, simulated_on
 from vla_razor.rollouts.starts import episode_seed, grid_starts
 
-SCHEMA = 2
+SCHEMA = 3
 GRID = "10x10"
 """Start positions of the base's episodes, one each (the grid of the paper's Appendix B.2)."""
+REMEDY = "set VLA_RAZOR_CACHE to a folder that can be written"
 
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[..., None]]]
@@ -48,13 +51,15 @@ Bar = Callable[[str, int], AbstractContextManager[Callable[..., None]]]
 
 @dataclass(frozen=True)
 class Origin:
-    """What a probe set was made from: two with the same origin are the same."""
+    """What a probe set was made from, all that `collect` reads: two with the same origin are the same."""
 
     base: str
-    """Fingerprint of the base policy."""
+    """Fingerprint of the base policy: its weights, its temperature, how it is prompted, its action statistics."""
     task: str
     environment: str
-    """Gymnasium id, keyword arguments, grid, and a hash of the simulation's sources, as JSON."""
+    """Gymnasium id, tasks, keyword arguments, grid, where it is simulated, and a hash of its sources, as JSON."""
+    unnorm_key: str | None
+    """Whose action statistics the base used."""
     temperature: float
     seed: int
     states: int
@@ -104,36 +109,80 @@ def obtain(
     """The probe set of `base` on `env_config`'s task: from the cache, or collected and kept there.
 
     With `other_instructions`, those of other tasks that the base knows, it is probed `elsewhere` too. Environments are
-    made only where something must be collected and none are given as `envs`; `progress` makes the bar to show then.
+    made only where something must be collected and none are given as `envs`; `progress` makes the bar to show then. Of
+    several processes that need the same set one collects it, and the others wait.
     """
-    origin = origin_of(base, env_config, states=states, seed=seed)
+    origin = origin_of(base, env_config, states=states, seed=seed, unnorm_key=unnorm_key)
     folder = cache_folder() / origin.key
-    if (folder / "probe.json").is_file():
-        probe = load_from(folder)
-    else:
-        with ExitStack() as stack:
+    kept = folder / "probe.json"
+    with ExitStack() as stack:
+        if not kept.is_file():
+            stack.enter_context(_alone(folder))
+        if kept.is_file():
+            probe = load_from(folder)
+        else:
             if envs is None:
                 envs = stack.enter_context(closing(make_vector_env(env_config, num_envs, num_workers, base.device)))
-            probe = collect(base, envs, env_config, origin, unnorm_key=unnorm_key, progress=progress)
-        save_to(folder, probe)
+            probe = collect(base, envs, env_config, origin, progress=progress)
+            save_to(folder, probe)
     if other_instructions:
         probe.elsewhere = under(base, probe, other_instructions)
     return probe
 
 
-def origin_of(base: OpenVLA, env_config: Mapping[str, Any], *, states: int, seed: int) -> Origin:
+def origin_of(
+    base: OpenVLA, env_config: Mapping[str, Any], *, states: int, seed: int, unnorm_key: str | None = None
+) -> Origin:
     """What a probe set of these would be made from."""
-    made = [env_config["id"], _plain(env_config["make"]), _plain(env_config["grid"]), _sources(env_config["id"])]
-    name, environment = str(env_config["name"]), json.dumps(made, sort_keys=True)
-    return Origin(base.fingerprint(), name, environment, float(base.config.temperature), seed, states)
+    read = {key: _plain(env_config[key]) for key in ("id", "tasks", "make", "grid")}
+    read["make"].pop("device", None)
+    read |= {"device": simulated_on(env_config, base.device).type, "sources": _sources(env_config["id"])}
+    return Origin(
+        base=base.fingerprint(),
+        task=str(env_config["name"]),
+        environment=json.dumps(read, sort_keys=True),
+        unnorm_key=statistics_key(base.config.norm_stats, unnorm_key, robot_in(env_config["make"])),
+        temperature=float(base.config.temperature),
+        seed=seed,
+        states=states,
+    )
 
 
 def _sources(env_id: str) -> str:
-    """A hash of the package that an environment comes from, assets included: scene and physics are what it says."""
-    package = find_spec(re.split("[.:]", str(gymnasium.spec(env_id).entry_point))[0])
-    folders = package.submodule_search_locations or [] if package else []
-    files = sorted(path for folder in folders for path in Path(folder).rglob("*.*") if path.suffix != ".pyc")
+    """A hash of the module or package, assets included, that an environment comes from: scene and physics are what it
+    says.
+    """
+    entry = env_spec(env_id).entry_point
+    found = find_spec(re.split("[.:]", entry.__module__ if callable(entry) else str(entry))[0])
+    if found is None:
+        return ""
+    folders = [Path(folder) for folder in found.submodule_search_locations or []]
+    files = sorted(path for folder in folders for path in folder.rglob("*.*") if path.suffix != ".pyc")
+    if not folders and found.origin:
+        files = [Path(found.origin)]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Holds the lock of a probe set, which is to be kept in `folder`; it dies with the process. Says so where another
+    process has it.
+
+    Raises UserError where the cache cannot be written.
+    """
+    lock = FileLock(folder.with_suffix(".lock"))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        get_console().print("another process collects this probe set: waiting for it", highlight=False)
+        lock.acquire()
+    except OSError as error:
+        raise UserError(f"cannot keep the probe set in {folder}: {error.strerror}; {REMEDY}.") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def collect(
@@ -142,20 +191,18 @@ def collect(
     env_config: Mapping[str, Any],
     origin: Origin,
     *,
-    unnorm_key: str | None = None,
     progress: Bar | None = None,
 ) -> ProbeSet:
     """Run the base from every point of the grid and keep `origin.states` of the states it visits, drawn without return.
 
     Raises RunFailed where the simulation died in every episode.
     """
-    policy = OpenVLAPolicy(base, unnorm_key, robot=robot_in(env_config["make"]))
-    generator = torch.Generator().manual_seed(episode_seed(origin.seed))
+    policy = OpenVLAPolicy(base, origin.unnorm_key, robot=robot_in(env_config["make"]))
+    generator = torch.Generator().manual_seed(episode_seed("probe states", origin.seed))
+    noise = episode_seed("probe episodes", origin.seed)
     starts = grid_starts(env_config, GRID, 1, origin.seed)
     with progress("probe set", len(starts)) if progress else nullcontext(_silent) as advance:
-        episodes, _ = rollout(
-            envs, policy, starts, stop_at_success=True, generator=generator, progress=lambda _: advance()
-        )
+        episodes, _ = rollout(envs, policy, starts, stop_at_success=True, seed=noise, progress=lambda _: advance())
     visited = [(episode, t) for episode in episodes if not episode.lost for t in range(episode.length)]
     if not visited:
         raise RunFailed("the simulation died in every episode of the base policy: there are no states to probe.")
@@ -180,7 +227,7 @@ def under(base: OpenVLA, probe: ProbeSet, instructions: Sequence[str], batch_siz
     if not others:
         raise UserError(f"other_instructions={list(instructions)}: none is of another task than {probe.origin.task}.")
     input_ids = [others[index % len(others)] for index in range(len(probe))]
-    generator = torch.Generator().manual_seed(episode_seed(probe.origin.seed))
+    generator = torch.Generator().manual_seed(episode_seed("probe elsewhere", probe.origin.seed))
     chosen = [
         base.sample_actions(
             base.processor.pixel_values(probe.images[rows]), input_ids[rows], base.config.temperature, generator
@@ -313,8 +360,7 @@ def save_to(folder: Path, probe: ProbeSet) -> None:
         with full_disk_reported(folder):
             atomic_folder(folder, fill)
     except OSError as error:
-        remedy = "set VLA_RAZOR_CACHE to a folder that can be written"
-        raise UserError(f"cannot keep the probe set in {folder}: {error.strerror}; {remedy}.") from error
+        raise UserError(f"cannot keep the probe set in {folder}: {error.strerror}; {REMEDY}.") from error
 
 
 def load_from(folder: Path) -> ProbeSet:

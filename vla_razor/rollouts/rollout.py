@@ -4,23 +4,29 @@ the next ones; meanwhile the other group is simulated.
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import gymnasium
 import numpy as np
 import torch
+from gymnasium.envs.registration import EnvSpec
 from omegaconf import OmegaConf
 
 from vla_razor.devices import device_named
 from vla_razor.errors import RunFailed, UserError
 from vla_razor.policies import Policy
-from vla_razor.rollouts.starts import Start
+from vla_razor.rollouts.starts import Noise, Start
 
 RETRIES = 2  # of an episode whose simulation died
+POOL = "vla_razor_envs.pool:PoolVectorEnv"
+"""What runs environments that have no vector entry point of their own, on the CPU."""
+SHOWN, TOLD = {"image", "proprioception"}, {"instruction", "success"}
+"""What an environment's observations and its info must hold."""
 
 
 @dataclass
@@ -107,21 +113,46 @@ def make_vector_env(
 ) -> VectorEnv:
     """The vector environment of a config (`id`, `make`): a pool of CPU workers, or ManiSkill's batch on a GPU.
 
-    `device`, unless `make` has one: cpu, cuda, cuda:N, or auto for a GPU where there is one.
+    `device`, unless `make` has one: cpu, cuda, cuda:N, or auto for a GPU where there is one. An environment without a
+    vector entry point is put into a pool of CPU workers as it is.
 
-    Raises UserError where there is no such device, a keyword argument is refused or nothing can be rendered.
+    Raises UserError where there is no such environment or device, a keyword argument is refused or nothing can be
+    rendered.
     """
-    make = env_config["make"]
+    make, spec = env_config["make"], env_spec(env_config["id"])
     kwargs: Any = OmegaConf.to_container(make) if OmegaConf.is_config(make) else dict(make)
-    where = {"num_workers": num_workers, "device": str(device_named(kwargs.pop("device", device)))}
+    where = {"num_workers": num_workers, "device": str(simulated_on(env_config, device))}
+    kwargs.pop("device", None)
+    if spec.vector_entry_point is None:
+        where["env_id"], spec = env_config["id"], replace(spec, vector_entry_point=POOL)
+        del where["device"]
     try:
-        return gymnasium.make_vec(env_config["id"], num_envs, "vector_entry_point", **where, **kwargs)  # pyright: ignore
-    except (ValueError, gymnasium.error.Error) as error:
+        return gymnasium.make_vec(spec, num_envs, "vector_entry_point", **where, **kwargs)  # pyright: ignore
+    except (ValueError, TypeError, gymnasium.error.Error) as error:
         raise UserError(f"{env_config['id']}: {error}") from error
     except RuntimeError as error:
         if type(error).__name__ == "RenderingUnavailable":
             raise UserError(str(error)) from error
         raise
+
+
+def simulated_on(env_config: Mapping[str, Any], device: str | torch.device) -> torch.device:
+    """Where the environments of a config are simulated: `make.device` if it has one, else `device`."""
+    return device_named(env_config["make"].get("device", device))
+
+
+def env_spec(env_id: str) -> EnvSpec:
+    """What Gymnasium knows of an id; of `module:Namespace/Env-v0`, once the module has been imported.
+
+    Raises UserError where there is no such module or id.
+    """
+    module, _, name = env_id.rpartition(":")
+    try:
+        if module:
+            importlib.import_module(module)
+        return gymnasium.spec(name)
+    except (ImportError, gymnasium.error.Error) as error:
+        raise UserError(f"env.id={env_id}: {error}") from error
 
 
 def rollout(
@@ -130,18 +161,20 @@ def rollout(
     starts: Sequence[Start],
     *,
     stop_at_success: bool,
-    generator: torch.Generator,
+    seed: int,
     progress: Callable[[Episode], None] | None = None,
 ) -> tuple[list[Episode], Timing]:
     """One episode from every start, in their order, and where the time went.
 
     Episodes end at the horizon, where the policy stops, or at their first success if `stop_at_success`. The batch stays
-    full while starts are left. The same starts, number of slots and generator give the same episodes. An episode whose
-    simulation died is started again up to twice. `progress` is called with each episode as it ends.
+    full while starts are left. A start and the seed give the same episode in whatever slot and company it is played, up
+    to the rounding of a model that decides about larger or smaller batches. An episode whose simulation died is started
+    again, with the same random numbers, up to twice. `progress` is called with each episode as it ends.
 
-    Raises UserError where the environments refuse a start, RunFailed where they refuse an action of the policy.
+    Raises UserError where the environments refuse a start or lack what a policy is shown, RunFailed where they refuse
+    an action of the policy, ValueError where two starts are the same: their episodes would be, see `Start.repeat`.
     """
-    run = _Run(envs, policy, starts, stop_at_success, generator, progress)
+    run = _Run(envs, policy, starts, stop_at_success, seed, progress)
     begin, threads = time.perf_counter(), torch.get_num_threads()
     if len(envs.groups) > 1:  # the workers are busy while the policy thinks
         torch.set_num_threads(max(1, threads // 2))
@@ -164,11 +197,12 @@ def rollout(
 
 @dataclass
 class _Recording:
-    """An episode on its way. `memory` is the policy's own, `stopped` that it wants no further step; `rows` are steps:
-    image, proprioception, action, tokens, log-probabilities, label.
+    """An episode on its way. `noise` are its random numbers, `memory` is the policy's own, `stopped` that it wants no
+    further step; `rows` are steps: image, proprioception, action, tokens, log-probabilities, label.
     """
 
     index: int
+    noise: Noise
     attempt: int = 0
     instruction: str = ""
     memory: Any = None
@@ -185,11 +219,13 @@ class _Run:
     policy: Policy
     starts: Sequence[Start]
     stop_at_success: bool
-    generator: torch.Generator
+    seed: int
     progress: Callable[[Episode], None] | None
 
     def __post_init__(self) -> None:
-        self.waiting = deque(_Recording(index) for index in range(len(self.starts)))
+        self.waiting = deque(_Recording(index, Noise(self.seed, start)) for index, start in enumerate(self.starts))
+        if len({recording.noise.key for recording in self.waiting}) < len(self.starts):
+            raise ValueError("two starts are the same, and so would their episodes be: number them in `repeat`")
         self.running: dict[int, _Recording] = {}
         self.episodes: dict[int, Episode] = {}
         self.sent: deque[tuple[list[int], list[int]]] = deque()  # a group, and those of its slots that take a step
@@ -217,6 +253,9 @@ class _Run:
         begin = time.perf_counter()
         self.observations, _, _, truncated, self.infos = self.envs.receive()
         self.timing.environment += time.perf_counter() - begin
+        if missing := (SHOWN - self.observations.keys()) | (TOLD - self.infos.keys()):
+            expected = f"observations of {', '.join(sorted(SHOWN))} and an info of {', '.join(sorted(TOLD))}"
+            raise UserError(f"the environment gives no {', '.join(sorted(missing))}; expected {expected}.")
         self.timing.env_steps += len(stepped)
         for slot in [slot for slot in group if slot in self.running]:
             if self.infos["lost"][slot]:
@@ -233,8 +272,9 @@ class _Run:
         instructions = [recording.instruction for recording in recordings]
         memories = [recording.memory for recording in recordings]
         infos = [{key: values[slot] for key, values in self.infos.items()} for slot in slots]
+        generators = [recording.noise.at(len(recording.rows)) for recording in recordings]
         begin = time.perf_counter()
-        decisions = self.policy.act(images, instructions, infos, self.generator, memories)
+        decisions = self.policy.act(images, instructions, infos, generators, memories)
         optional = [_rows(part, len(slots)) for part in (decisions.tokens, decisions.log_probs, decisions.labels)]
         self.timing.policy += time.perf_counter() - begin
         seen = images if decisions.images is None else decisions.images
@@ -257,7 +297,7 @@ class _Run:
         recording = self.running[slot]
         if recording.attempt < RETRIES:
             del self.running[slot]
-            self.waiting.appendleft(_Recording(recording.index, recording.attempt + 1))
+            self.waiting.appendleft(_Recording(recording.index, recording.noise, recording.attempt + 1))
         else:
             seen = [self.observations["image"][:0], self.observations["proprioception"][:0]]
             recording.success.clear()

@@ -1,9 +1,12 @@
-"""Start states of episodes: a grid over the start area of a task, or uniform random ones from a seed."""
+"""Start states of episodes: a grid over the start area of a task, or uniform random ones from a seed. Seeds, and the
+random numbers of an episode, which belong to it alone.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,18 +20,44 @@ from vla_razor.errors import UserError
 class Start:
     """One episode to be: the same `task`, reset `options` (JSON) and `seed` give the same first state.
 
-    `grid_point` is -1 off a grid.
+    `grid_point` is -1 off a grid. `repeat` tells the episodes from one and the same first state apart: each has random
+    numbers of its own.
     """
 
     task: str
     options: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     grid_point: int = -1
+    repeat: int = 0
 
 
-def episode_seed(*keys: int) -> int:
-    """A seed below 2**31 from integers >= 0; distinct keys give independent seeds."""
-    return int(np.random.SeedSequence(keys).generate_state(1)[0]) >> 1
+def episode_seed(*keys: int | str) -> int:
+    """A seed below 2**31 from whole numbers and words. Other keys give an independent seed, be it the same ones and a
+    zero more; a word for the purpose keeps two purposes apart.
+    """
+    return int.from_bytes(_digest(*keys)[:4], "little") >> 1
+
+
+class Noise:
+    """The random numbers of one episode: those of a control step follow from `seed`, the start and the step alone, not
+    from what else was drawn, by whom, or in which order.
+
+    They come from Philox (Salmon et al., 2011), which computes them from a key, here the episode's, and a counter. The
+    counter's highest word is the step.
+    """
+
+    def __init__(self, seed: int, start: Start) -> None:
+        digest = _digest(seed, start.task, dict(start.options), start.seed, start.repeat)
+        self.key = int.from_bytes(digest[:16], "little")
+        self._philox = np.random.Philox(key=self.key)
+        self._beginning = self._philox.state
+        self._generator = np.random.Generator(self._philox)
+
+    def at(self, step: int) -> np.random.Generator:
+        """The generator, set to the first number of a control step (from 0); good until it is set to another."""
+        self._beginning["state"]["counter"][-1] = step
+        self._philox.state = self._beginning
+        return self._generator
 
 
 def parse_grid(grid: str) -> tuple[int, int]:
@@ -52,19 +81,24 @@ def grid_starts(env_config: Mapping[str, Any], grid: str, per_point: int, seed: 
     places = [{"object_xy": xy} for xy in _points(area, columns, rows)] if area else [{}] * (columns * rows)
     points = [(task, place) for task in env_config["tasks"] for place in places]
     return [
-        Start(task, {**place, **_task_options(task)}, episode_seed(seed, point), point)
+        Start(task, {**place, **_task_options(task)}, episode_seed("grid", seed, point), point, repeat)
         for point, (task, place) in enumerate(points)
-        for _ in range(per_point)
+        for repeat in range(per_point)
     ]
 
 
 def random_starts(tasks: Iterable[str], episodes: int, seed: int) -> list[Start]:
     """`episodes` starts of each task, uniform over its start area, whichever other tasks are asked for."""
     return [
-        Start(task, _task_options(task), episode_seed(seed, zlib.crc32(task.encode()), index))
+        Start(task, _task_options(task), episode_seed("random", seed, task, index))
         for task in tasks
         for index in range(episodes)
     ]
+
+
+def _digest(*keys: Any) -> bytes:
+    """SHA-256 of the keys as JSON, which no other keys have."""
+    return hashlib.sha256(json.dumps(keys, sort_keys=True, default=lambda array: array.tolist()).encode()).digest()
 
 
 def _points(area: Mapping[str, Any], columns: int, rows: int) -> list[tuple[float, float]]:

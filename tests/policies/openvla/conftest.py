@@ -91,7 +91,7 @@ def tiny() -> OpenVLA:
 def _new_tiny(seed: int) -> OpenVLA:
     action = {"q01": [-0.1] * 3 + [-0.3] * 3 + [-1.0], "q99": [0.1] * 3 + [0.3] * 3 + [1.0]}
     generator = torch.Generator().manual_seed(seed)
-    return make_tiny([*INSTRUCTIONS, "pick can"], generator, norm_stats={"panda": {"action": action}})
+    return make_tiny([*INSTRUCTIONS, "pick can"], generator, norm_stats={"vla_razor_panda": {"action": action}})
 
 
 @pytest.fixture

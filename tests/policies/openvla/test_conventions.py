@@ -161,7 +161,7 @@ def test_whole_actions_come_back(rows: list[tuple[float, ...]]) -> None:
 def test_a_data_set_says_which_convention_and_a_robot_which_data_set() -> None:
     assert convention_of("fractal20220817_data", "google_robot") is FRACTAL
     assert convention_of("vla_razor_google_robot", "google_robot") is ENVIRONMENT
-    assert convention_of("mine", "panda") is convention_of(None, "panda") is ENVIRONMENT
+    assert convention_of("vla_razor_panda", "panda") is ENVIRONMENT
     openvla, tiny = {"bridge_orig": 0, "fractal20220817_data": 0}, {"vla_razor_panda": 0, "vla_razor_google_robot": 0}
     assert statistics_key(openvla, None, "google_robot") == "fractal20220817_data"
     assert statistics_key(tiny, None, "google_robot") == "vla_razor_google_robot"
@@ -172,15 +172,23 @@ def test_a_data_set_says_which_convention_and_a_robot_which_data_set() -> None:
 
 
 @pytest.mark.parametrize("key", ["fractal", "bridge_orig", "mine"])
-def test_a_data_set_in_unknown_units_does_not_move_the_google_robot(new_tiny: Callable[..., OpenVLA], key: str) -> None:
+@pytest.mark.parametrize(
+    ("robot", "known"),
+    [
+        ("panda", "vla_razor_panda .*own"),
+        ("google_robot", "vla_razor_google_robot .*; fractal20220817_data .roll"),
+    ],
+)
+def test_a_data_set_in_unknown_units_moves_no_robot(
+    new_tiny: Callable[..., OpenVLA], key: str, robot: str, known: str
+) -> None:
     model = new_tiny(0)
-    model.config.norm_stats = {key: model.config.norm_stats["panda"]}
-    assert OpenVLAPolicy(model).convention is ENVIRONMENT
+    model.config.norm_stats = {key: model.config.norm_stats["vla_razor_panda"]}
     for asked in (None, key):
-        with pytest.raises(UserError, match=f"unnorm_key={key}: .* Known: fractal20220817_data .* vla_razor_google"):
-            OpenVLAPolicy(model, asked, robot="google_robot")
-    model.config.norm_stats["vla_razor_google_robot"] = model.config.norm_stats[key]
-    assert OpenVLAPolicy(model, robot="google_robot").convention is ENVIRONMENT, "the embedded policy's own"
+        with pytest.raises(UserError, match=f"unnorm_key={key}: .* the robot, {robot}. Known: {known}"):
+            OpenVLAPolicy(model, asked, robot=robot)
+    model.config.norm_stats[f"vla_razor_{robot}"] = model.config.norm_stats[key]
+    assert OpenVLAPolicy(model, robot=robot).convention is ENVIRONMENT, "the embedded policy's own"
 
 
 @pytest.mark.parametrize("values", [[1.0] * 5, [0.6, 1.0, 0.6]])

@@ -90,7 +90,8 @@ def test_the_generator_decides(reference):
 def test_saving_and_loading(reference, fresh_model, tmp_path):
     tuned = _adapted(fresh_model)
     tuned.save_pretrained(tmp_path / "adapter")
-    assert {p.name for p in (tmp_path / "adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    files = {"adapter_config.json", "adapter_model.safetensors", "policy.json"}
+    assert {p.name for p in (tmp_path / "adapter").iterdir()} == files
     config = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
     assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 4, 8)
     assert config["base_model_name_or_path"] == str(reference.folder)
@@ -112,6 +113,41 @@ def test_peft_reads_what_is_saved(reference, fresh_model, tmp_path):
             m.action_logits(reference.pixels, reference.prompts, reference.tokens) for m in (base, tuned)
         )
     assert torch.equal(logits, expected)
+
+
+def test_the_policys_temperature_and_prompt_are_kept(reference, fresh_model, tmp_path):
+    tuned = _adapted(fresh_model)
+    tuned.config.temperature, tuned.config.prompt = 0.7, "bare"
+    tuned.save_pretrained(tmp_path / "adapter")
+    base = OpenVLA.from_pretrained(reference.folder)
+    assert (base.config.temperature, base.config.prompt) == (1.0, "template")
+    again = base.load_lora(tmp_path / "adapter")
+    assert (again.config.temperature, again.config.prompt) == (0.7, "bare")
+    assert again.fingerprint() == tuned.fingerprint()
+    with again.adapter_disabled(), tuned.adapter_disabled():
+        assert again.fingerprint() == tuned.fingerprint(), "the base that it is measured against is at 0.7 too"
+
+    wrapped = PeftModel.from_pretrained(OpenVLA.from_pretrained(reference.folder), tmp_path / "adapter")
+    wrapped.save_pretrained(tmp_path / "peft", save_embedding_layers=False)
+    assert not (tmp_path / "peft/policy.json").exists()
+    assert OpenVLA.from_pretrained(reference.folder).load_lora(tmp_path / "peft").config.temperature == 1.0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not valid JSON"),
+        ('{"temperature": 1.0}', "expected a temperature and a prompt"),
+        ('{"temperature": "warm", "prompt": "bare"}', "expected a temperature and a prompt"),
+        ('{"temperature": 0, "prompt": "bare"}', "a policy's temperature is above 0"),
+        ('{"temperature": 1, "prompt": "rude"}', "unknown prompt 'rude'"),
+    ],
+)
+def test_settings_beside_an_adapter_that_are_none(reference, fresh_model, tmp_path, content, message):
+    _adapted(fresh_model).save_pretrained(tmp_path / "a")
+    (tmp_path / "a/policy.json").write_text(content)
+    with pytest.raises(UserError, match=rf"policy\.json: .*{message}"):
+        OpenVLA.from_pretrained(reference.folder).load_lora(tmp_path / "a")
 
 
 def test_merging(reference, fresh_model, tmp_path):

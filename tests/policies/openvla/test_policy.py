@@ -13,7 +13,7 @@ INSTRUCTIONS = ["open top drawer", "pick can", "open top drawer"]
 
 
 def _act(policy: Policy, images: np.ndarray, seed: int = 0) -> Decisions:
-    return policy.act(images, INSTRUCTIONS, [{}] * 3, torch.Generator().manual_seed(seed))
+    return policy.act(images, INSTRUCTIONS, [{}] * 3, [np.random.default_rng([seed, row]) for row in range(3)])
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def test_actions_are_the_tokens_in_environment_units(tiny, images):
     decisions = _act(OpenVLAPolicy(tiny), images)
     assert decisions.actions.shape == (3, 7)
     assert decisions.actions.dtype == np.float32
-    np.testing.assert_allclose(decisions.actions, tiny.unnormalize(decisions.tokens, "panda"), atol=1e-7)
+    np.testing.assert_allclose(decisions.actions, tiny.unnormalize(decisions.tokens, "vla_razor_panda"), atol=1e-7)
     assert np.abs(decisions.actions).max(0).tolist() <= [0.1] * 3 + [0.3] * 3 + [1.0]
 
 
@@ -59,8 +59,11 @@ def test_the_generator_decides(tiny, images):
     assert (first != other).any()
 
 
-def test_the_norm_key(model):
+def test_the_norm_key(model, monkeypatch):
     with pytest.raises(UserError, match="arm7"):
         OpenVLAPolicy(model)
-    assert OpenVLAPolicy(model, "arm4").num_tokens == 4
-    assert OpenVLAPolicy(model, "arm7").num_tokens == 7
+    stats = model.config.norm_stats
+    renamed = {"vla_razor_panda": stats["arm4"], "vla_razor_google_robot": stats["arm7"]}
+    monkeypatch.setattr(model.config, "norm_stats", renamed)
+    assert OpenVLAPolicy(model).num_tokens == 4
+    assert OpenVLAPolicy(model, "vla_razor_google_robot").num_tokens == 7

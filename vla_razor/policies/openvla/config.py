@@ -94,11 +94,15 @@ class OpenVLAConfig:
             trailing_token_id=raw.get("trailing_token_id", _LLAMA2_EMPTY_TOKEN if llama2 else None),
             raw=raw,
         )
-        if config.temperature <= 0:
-            raise UserError(f"{where}: temperature is {config.temperature:g}; a policy's temperature is above 0.")
-        if config.prompt not in ("template", "bare"):
-            raise UserError(f"{where}: unknown prompt {config.prompt!r}; expected template or bare.")
+        config.check(where)
         return config
+
+    def check(self, where: str) -> None:
+        """Raises `UserError` naming `where` for a temperature or a prompt that a policy cannot have."""
+        if self.temperature <= 0:
+            raise UserError(f"{where}: temperature is {self.temperature:g}; a policy's temperature is above 0.")
+        if self.prompt not in ("template", "bare"):
+            raise UserError(f"{where}: unknown prompt {self.prompt!r}; expected template or bare.")
 
     def to_dict(self) -> dict[str, Any]:
         """The object to write to `config.json`: what was read, with the policy's own settings brought up to date."""

@@ -118,22 +118,26 @@ SPOKEN_FOR: Mapping[str, tuple[str, ...]] = {
     "google_robot": ("vla_razor_google_robot", FRACTAL_KEY),
 }
 """By robot, the data sets whose statistics a policy may have for it, the best first."""
+UNITS = {
+    "vla_razor_panda": "axis-angle, closedness: the environment's own",
+    "vla_razor_google_robot": "axis-angle, change of closedness: the environment's own",
+    FRACTAL_KEY: "roll-pitch-yaw, openness",
+}
 CONVENTIONS = {"vla_razor_panda": ENVIRONMENT, "vla_razor_google_robot": ENVIRONMENT, FRACTAL_KEY: FRACTAL}
 
 
 def convention_of(key: str | None, robot: str) -> Convention:
-    """The language of a data set's actions: the environment's own for the Panda, if nothing else is known of it.
+    """The language of a data set's actions.
 
-    Raises `UserError` for the Google robot, whose data sets do not all speak one language.
+    Raises `UserError` for a data set that is not known: numbers in other units would move the robot, only wrongly.
     """
-    if robot == "google_robot" and key not in CONVENTIONS:
-        own = " and ".join(name for name in CONVENTIONS if name != FRACTAL_KEY)
+    if key not in CONVENTIONS:
+        known = "; ".join(f"{name} ({UNITS[name]})" for name in SPOKEN_FOR.get(robot, CONVENTIONS))
         raise UserError(
-            f"unnorm_key={key}: it is not known in which units its actions move the Google robot. Known: {FRACTAL_KEY} "
-            f"(roll-pitch-yaw, openness); {own} (axis-angle, change of closedness: the environment's own). Give the "
-            "checkpoint's statistics the name of those whose units they have, in its dataset_statistics.json."
+            f"unnorm_key={key}: it is not known in which units its actions move the robot, {robot}. Known: {known}. "
+            "Give the checkpoint's statistics the name of those whose units they have, in its dataset_statistics.json."
         )
-    return CONVENTIONS.get(key or "", ENVIRONMENT)
+    return CONVENTIONS[key]
 
 
 def statistics_key(norm_stats: Mapping[str, Any], key: str | None, robot: str) -> str | None:

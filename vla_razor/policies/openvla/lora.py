@@ -1,11 +1,14 @@
-"""Low-rank adapters on an OpenVLA model, through peft, in peft's file layout.
+"""Low-rank adapters on an OpenVLA model, through peft, in peft's file layout. Beside its files lies what an adapter
+cannot say of the policy: the temperature at which it was trained, and how it is prompted.
 
 The adapters are injected in place, so the model keeps its class and its methods, and the base policy is the same model
 with them switched off: no second copy in memory.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +20,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vla_razor.errors import UserError
+from vla_razor.policies.openvla import checkpoint
+from vla_razor.policies.openvla.config import OpenVLAConfig
 
 if TYPE_CHECKING:  # peft takes seconds to import, and most policies have no adapters
     from peft import LoraConfig
 
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
+POLICY_FILE = "policy.json"
+"""Not in peft's own file, which peft would warn about; one that peft wrote lacks it, and the base's settings hold."""
+POLICY = ("temperature", "prompt")
 _NAME = "default"
 _PREFIX = "base_model.model."
 
@@ -101,17 +109,18 @@ def linear_rows(layer: Any, x: Float[Tensor, "*B H"], rows: slice) -> Float[Tens
     return out
 
 
-def save(model: nn.Module, folder: Path, base: str) -> None:
-    """Write the adapter as peft would; `base` is where `load` will find what it adapts."""
+def save(model: Any, folder: Path, base: str) -> None:
+    """Write the adapter as peft would, and the policy's settings; `base` is where `load` will find what it adapts."""
     config = peft_config(model)
     config.base_model_name_or_path = base
     config.save_pretrained(str(folder))
     save_file(_tensors(model), folder / ADAPTER_WEIGHTS_FILE, metadata={"format": "pt"})
+    (folder / POLICY_FILE).write_text(json.dumps({key: getattr(model.config, key) for key in POLICY}, indent=2) + "\n")
 
 
-def load(model: nn.Module, folder: Path) -> None:
-    """Add the adapter that `folder` holds. Raises `UserError` if it does not fit the model."""
-    config, stored = read_config(folder), _stored(folder)
+def load(model: Any, folder: Path) -> None:
+    """Add the adapter in `folder`, with its policy's settings. Raises `UserError` if it does not fit the model."""
+    config, stored, policy = read_config(folder), _stored(folder), _policy(model.config, folder)
     config.inference_mode = False
     try:
         add(model, config)
@@ -125,6 +134,7 @@ def load(model: nn.Module, folder: Path) -> None:
         )
     for key, parameter in own.items():
         parameter.data.copy_(stored[key])
+    model.config = policy
 
 
 def read_config(folder: Path) -> "LoraConfig":
@@ -173,6 +183,20 @@ class MergedWeights(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._weights)
+
+
+def _policy(config: OpenVLAConfig, folder: Path) -> OpenVLAConfig:
+    """The configuration with the settings that lie beside an adapter, if any do."""
+    path = folder / POLICY_FILE
+    if not path.is_file():
+        return config
+    settings = checkpoint.read_json(path)
+    try:
+        changed = replace(config, temperature=float(settings["temperature"]), prompt=settings["prompt"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: expected a temperature and a prompt ({error!r}).") from error
+    changed.check(str(path))
+    return changed
 
 
 def _stored(folder: Path) -> dict[str, Tensor]:

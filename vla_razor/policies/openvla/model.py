@@ -103,7 +103,8 @@ class OpenVLA(nn.Module):
         return model.to(device).eval()
 
     def save_pretrained(self, folder: str | Path, max_shard_size: str | int = "5GB") -> None:
-        """Write what `from_pretrained` reads, under the original's key names; with adapters, only them, as peft would.
+        """Write what `from_pretrained` reads, under the original's key names; with adapters, only them, as peft would,
+        and the policy's temperature and prompt.
 
         Written aside and renamed; a `folder` that holds anything is refused with a `UserError`.
         """
@@ -176,7 +177,7 @@ class OpenVLA(nn.Module):
         return self
 
     def load_lora(self, folder: str | Path) -> "OpenVLA":
-        """Add the adapter that `save_pretrained` or peft wrote to `folder`."""
+        """Add the adapter that `save_pretrained` or peft wrote to `folder`, and take on its policy's settings."""
         lora.load(self, Path(folder))
         return self
 
@@ -206,6 +207,7 @@ class OpenVLA(nn.Module):
         temperature: float = 0.0,
         generator: torch.Generator | None = None,
         num_tokens: int = 7,
+        uniforms: Float[Tensor, "B A"] | None = None,
     ) -> Samples:
         """Sample `num_tokens` action tokens a prompt, from the 256 action ids alone.
 
@@ -214,10 +216,13 @@ class OpenVLA(nn.Module):
             input_ids: prompts of any lengths, with or without the trailing empty token.
             temperature: 0 takes the likeliest token.
             generator: of any device (None: torch's global one). One call draws B x A uniforms from it.
+            uniforms: numbers in [0, 1) that were drawn before, one a token, instead of a generator.
         """
         if temperature < 0:
             raise ValueError(f"temperature must not be negative, got {temperature}")
-        uniforms = sampling.uniforms(len(pixels), num_tokens, generator).to(self.device) if temperature else None
+        if temperature and uniforms is None:
+            uniforms = sampling.uniforms(len(pixels), num_tokens, generator)
+        uniforms = uniforms.to(self.device) if temperature and uniforms is not None else None
         llama, first = self.language_model.model, self.config.first_action_id
         embeddings, lengths = self._prompt(pixels, input_ids)
         longest = embeddings.shape[1]

@@ -42,15 +42,20 @@ class OpenVLAPolicy:
         images: UInt8[np.ndarray, "B H W 3"],
         instructions: list[str],
         infos: list[dict[str, Any]],
-        generator: torch.Generator,
+        generators: Sequence[np.random.Generator],
         memories: Sequence[Any] | None = None,
     ) -> Decisions:
-        """Decide for every environment in one batch; what is random comes from `generator`."""
+        """Decide for every environment in one batch, each with a number for each token from its own generator."""
         temperature = self.model.config.temperature
+        draws = torch.from_numpy(np.stack([generator.random(self.num_tokens) for generator in generators]))
         seen = self.seen(images)
         pixels = self.model.processor.pixel_values(seen)
         samples = self.model.sample_actions(
-            pixels, self.prompt_ids(instructions), 0.0 if self.greedy else temperature, generator, self.num_tokens
+            pixels,
+            self.prompt_ids(instructions),
+            0.0 if self.greedy else temperature,
+            num_tokens=self.num_tokens,
+            uniforms=draws,
         )
         log_probs = samples.log_probs
         if self.greedy:
