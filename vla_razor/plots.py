@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from vla_razor.files import atomic_write
-from vla_razor.statistics import Difference, Rate, wilson
+from vla_razor.statistics import Difference, Rate, pooled_rate, wilson
 
 COLOURS = {"base": "#7f7f7f", "sft": "#d55e00", "rl": "#0072b2"}
 NAMES = {"base": "base", "sft": "SFT", "rl": "REINFORCE"}
@@ -78,8 +78,7 @@ def learning_curves(path: Path, curves: Sequence[Curve], episodes: int) -> None:
         for curve in curves:
             colour = _shade(curve, curves)
             if curve.method == "rl":
-                steps, rates = _column(curve.rows, "success")
-                _rate_band(success, steps, rates, episodes, colour, curve.name)
+                _rate_band(success, curve.rows, episodes, colour, curve.name)
             else:
                 steps, values = _column(curve.rows, "loss")
                 loss.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
@@ -181,10 +180,15 @@ def _smooth(values: np.ndarray, width: int) -> np.ndarray:
     return np.array([values[low:high].mean() for low, high in ends])
 
 
-def _rate_band(axis: Axes, steps: np.ndarray, rates: np.ndarray, episodes: int, colour: Any, name: str) -> None:
-    """A success curve over windows of five iterations, with the interval of the episodes pooled in each."""
+def _rate_band(axis: Axes, rows: Sequence[Mapping[str, Any]], episodes: int, colour: Any, name: str) -> None:
+    """A success curve over windows of five iterations, with the interval of the episodes pooled in each; those of one
+    start count for as many as `effective_episodes` says, where it was logged.
+    """
+    steps, rates = _column(rows, "success")
+    effective = [row.get("effective_episodes", episodes) for row in rows if row.get("success") is not None]
+    each = [wilson(round(rate * episodes), episodes, effective=e) for rate, e in zip(rates, effective, strict=True)]
     windows = [slice(start, start + 5) for start in range(0, len(rates), 5)]
-    pooled = [wilson(round(rates[window].sum() * episodes), len(rates[window]) * episodes) for window in windows]
+    pooled = [pooled_rate(each[window]) for window in windows]
     middles = [steps[window].mean() for window in windows]
     low, high = [rate["low"] for rate in pooled], [rate["high"] for rate in pooled]
     axis.plot(steps, rates, color=colour, alpha=0.25, linewidth=0.8)

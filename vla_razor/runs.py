@@ -34,7 +34,7 @@ from vla_razor.files import ASIDE, atomic_folder, atomic_write, full_disk_report
 from vla_razor.trackers import Tracker, make_tracker
 from vla_razor_envs import assets
 
-SCHEMA = 1
+SCHEMA = 2
 LATER: dict[str, dict[str, Any]] = {
     "rl": {"other_instructions": []},
     "sft": {"other_instructions": [], "spillover_coefficient": 0.0},

@@ -1,31 +1,46 @@
-"""Success rates that travel with their counts and intervals, and paired comparisons; the dicts of summary.json."""
+"""Success rates that travel with their counts and intervals, and paired comparisons; the dicts of summary.json.
+
+Episodes that begin at one start are alike, whichever seed trained the policy that plays them: three seeds on 96 starts
+are less than 288 episodes and more than 96. All intervals here are clustered by start, through `effective_episodes`.
+They hold for the policies at hand on starts of the same kind, and say nothing of the seeds that were not trained.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import binomtest
+
+PRIMARY = "success_once"
+"""The reading of success that is headlined, and its only definition; docs/glossary.md says why."""
+READINGS = (PRIMARY, "success_at_end")
+"""In the order that they are shown in."""
+Z = 1.959963984540054
+"""The 97.5% quantile of the normal distribution."""
 
 
 class Rate(TypedDict):
-    """A share of episodes with its Wilson 95% interval."""
+    """A share of episodes with its Wilson 95% interval, which is that of `effective` independent ones: as many as all
+    the `episodes` where each has a start of its own, fewer where several share one of the `starts`.
+    """
 
     successes: int
     episodes: int
+    starts: int
+    effective: float
     rate: float
     low: float
     high: float
 
 
 class Success(TypedDict):
-    """Both readings of success: the state after the last step, and the state after any step."""
+    """Both readings of success: the state after any step, and the state after the last one."""
 
-    success_at_end: Rate
     success_once: Rate
+    success_at_end: Rate
 
 
 class Outcome(Protocol):
@@ -47,42 +62,114 @@ class Difference(NamedTuple):
     high: float
 
 
-def wilson(successes: int, episodes: int) -> Rate:
-    """The rate with Wilson's score interval at 95% (Wilson, 1927), by SciPy.
+def wilson(successes: int, episodes: int, *, starts: int | None = None, effective: float | None = None) -> Rate:
+    """The rate with Wilson's score interval at 95% (Wilson, 1927); every episode is independent and from a start of its
+    own, unless told otherwise.
 
     No episodes at all leave everything open: rate 0 within [0, 1]. Raises ValueError unless 0 <= successes <= episodes.
     """
     successes, episodes = int(successes), int(episodes)
     if not 0 <= successes <= episodes:
         raise ValueError(f"expected 0 <= successes <= episodes, got {successes} of {episodes}")
-    if not episodes:
-        return Rate(successes=0, episodes=0, rate=0.0, low=0.0, high=1.0)
-    interval = binomtest(successes, episodes).proportion_ci(0.95, method="wilson")
-    low, high = float(interval.low), float(interval.high)
-    return Rate(successes=successes, episodes=episodes, rate=successes / episodes, low=low, high=high)
+    known = episodes if starts is None else starts
+    size = float(episodes if effective is None else effective)
+    rate = successes / episodes if episodes else 0.0
+    low, high = _wilson_limits(rate, size)
+    return Rate(successes=successes, episodes=episodes, starts=known, effective=size, rate=rate, low=low, high=high)
+
+
+def clustered(outcomes: ArrayLike) -> Rate:
+    """The rate of one task's outcomes [copies, starts], 1, 0 or NaN (lost): a row for each policy or seed that played
+    these starts. With one row it is `wilson`.
+    """
+    table = _table(outcomes)
+    episodes = ~np.isnan(table)
+    return wilson(
+        int(np.nansum(table)),
+        int(episodes.sum()),
+        starts=int(episodes.any(0).sum()),
+        effective=effective_episodes(table),
+    )
+
+
+def effective_episodes(outcomes: ArrayLike) -> float:
+    """How many independent episodes say as much of the mean as these, [copies, starts] of 1, 0 or NaN (lost).
+
+    The number of episodes over the design effect, which is the variance of the mean by sums over starts against that by
+    single episodes (Kish, Survey Sampling, 1965); at least the number of starts, at most that of episodes. Where there
+    are few successes or failures little tells how much the copies agree: one made-up start, at which all copies succeed
+    or all fail with equal chance, stands for full agreement until there is evidence against it.
+    """
+    table = _table(outcomes)
+    kept = table[:, ~np.isnan(table).all(0)]
+    starts, episodes = kept.shape[1], int((~np.isnan(kept)).sum())
+    if starts == episodes:  # also where there are none
+        return float(episodes)
+    rate, copies = float(np.nanmean(kept)), episodes / starts
+    extreme = (rate**2 + (1 - rate) ** 2) / 2  # the squared residual of the made-up start
+    by_start, alone = copies**2 * extreme, copies * extreme
+    if starts > 1:
+        residuals = kept - rate
+        by_start += float(np.square(np.nansum(residuals, 0)).sum()) * starts / (starts - 1)
+        alone += float(np.nansum(np.square(residuals))) * episodes / (episodes - 1)
+    return min(max(episodes * alone / by_start, float(starts)), float(episodes))
+
+
+def cluster_means(copies: ArrayLike | Sequence[ArrayLike]) -> np.ndarray:
+    """The mean over copies [copies, starts] at each start (or of each question); NaN where all of them were lost."""
+    table = _table(copies)
+    episodes = (~np.isnan(table)).sum(0)
+    return np.where(episodes, np.nansum(table, 0) / np.maximum(episodes, 1), np.nan)
+
+
+def by_start(starts: Iterable[Hashable], values: Iterable[float]) -> np.ndarray:
+    """The values as [copies, starts], by the names of their starts; NaN where a start has fewer than others."""
+    found: dict[Hashable, list[float]] = {}
+    for start, value in zip(starts, values, strict=True):
+        found.setdefault(start, []).append(value)
+    table = np.full((max(map(len, found.values()), default=0), len(found)), np.nan)
+    for column, own in enumerate(found.values()):
+        table[: len(own), column] = own
+    return table
 
 
 def success_summary(episodes: Iterable[Outcome]) -> Success:
-    """Counts episodes; lost ones say nothing about the policy and are left out."""
+    """Counts episodes, each from a start of its own; lost ones say nothing about the policy and are left out."""
     kept = [episode for episode in episodes if not episode.lost]
     return Success(
-        success_at_end=wilson(sum(episode.success_at_end for episode in kept), len(kept)),
         success_once=wilson(sum(episode.success_once for episode in kept), len(kept)),
+        success_at_end=wilson(sum(episode.success_at_end for episode in kept), len(kept)),
     )
 
 
 def pooled_rate(rates: Iterable[Rate]) -> Rate:
-    """The rate of all the episodes together."""
-    parts = list(rates)
-    return wilson(sum(part["successes"] for part in parts), sum(part["episodes"] for part in parts))
+    """The rate of all the episodes together; no two of the rates share a start.
+
+    The design effects are averaged by what each rate adds to the variance (p (1 - p) n, with a success and a failure
+    more than there were, so that rates of 0 and 1 weigh little and not nothing). Those of summaries of before there
+    were clusters count every episode as a start of its own.
+    """
+    parts = [(rate["episodes"], rate["successes"], rate) for rate in rates if rate["episodes"]]
+    weights = [n * (k + 1) * (n - k + 1) / (n + 2) ** 2 for n, k, _ in parts]
+    effects = [n / float(rate.get("effective", n)) for n, _, rate in parts]
+    episodes = sum(n for n, _, _ in parts)
+    effect = sum(w * e for w, e in zip(weights, effects, strict=True)) / sum(weights) if parts else 1.0
+    return wilson(
+        sum(k for _, k, _ in parts),
+        episodes,
+        starts=sum(rate.get("starts", n) for n, _, rate in parts),
+        effective=episodes / effect,
+    )
 
 
 def pooled(summaries: Iterable[Success]) -> Success:
-    """One summary of all the episodes together; with equally many a task, its rate is the mean over the tasks."""
+    """One summary of all the episodes together, as `pooled_rate`; with equally many a task, its rate is the mean over
+    the tasks.
+    """
     parts = list(summaries)
     return Success(
-        success_at_end=pooled_rate(part["success_at_end"] for part in parts),
         success_once=pooled_rate(part["success_once"] for part in parts),
+        success_at_end=pooled_rate(part["success_at_end"] for part in parts),
     )
 
 
@@ -91,6 +178,7 @@ def policy_summary(
 ) -> dict[str, Any]:
     """One policy's entry in summary.json; what was not measured is null."""
     return {
+        "primary": PRIMARY,
         "new_task": dict(new_task),
         "prior_tasks": dict(prior_tasks),
         "prior_mean": pooled(prior_tasks.values()) if prior_tasks else None,
@@ -98,25 +186,35 @@ def policy_summary(
     }
 
 
-def paired_difference(a: Sequence[bool] | ArrayLike, b: Sequence[bool] | ArrayLike) -> Difference:
-    """rate(a) - rate(b) of two policies on the same n starts, with Newcombe's square-and-add score interval at 95%.
+def paired_difference(a: ArrayLike, b: ArrayLike) -> Difference:
+    """rate(a) - rate(b) of policies on the same starts, [starts] or [copies, starts] of 1, 0 or NaN (lost), with
+    Newcombe's square-and-add score interval at 95%, clustered by start.
 
     Method 10 of Newcombe (Statistics in Medicine 17:2635, 1998): the Wilson limits of both rates, combined with the
     correlation of the paired outcomes (continuity-corrected). It stays within [-1, 1] and holds at rates of 0 and 1.
+    Copies (the policies of several seeds) are averaged at each start first; their limits are those of their
+    `effective_episodes`, and it is the means at the starts that are correlated. One copy each is Newcombe's own.
 
-    Raises ValueError where the two differ in length or are empty.
+    A start that either side lost altogether does not count. Raises ValueError where the two differ in their number of
+    starts, or no start is left.
     """
-    x, y = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
-    if x.ndim != 1 or x.shape != y.shape or not len(x):
-        raise ValueError(f"expected two vectors of one length, an entry a start, got {x.shape} and {y.shape}")
-    rate_a, rate_b = wilson(int(x.sum()), len(x)), wilson(int(y.sum()), len(y))
-    difference, correlation = (int(x.sum()) - int(y.sum())) / len(x), _correlation(x, y)
+    one, other = _table(a), _table(b)
+    if one.shape[1] != other.shape[1] or not one.size:
+        raise ValueError(f"expected outcomes at the same starts, got {one.shape} and {other.shape}")
+    kept = ~(np.isnan(one).all(0) | np.isnan(other).all(0))
+    if not kept.any():
+        raise ValueError("at every start an episode was lost: there is nothing to compare")
+    one, other = one[:, kept], other[:, kept]
+    x, y = cluster_means(one), cluster_means(other)
+    rate_a, rate_b = float(x.mean()), float(y.mean())
+    low_a, high_a = _wilson_limits(rate_a, effective_episodes(one))
+    low_b, high_b = _wilson_limits(rate_b, effective_episodes(other))
+    difference, correlation = float((x - y).mean()), _correlation(x, y)
 
     def reach(one: float, other: float) -> float:
         return math.sqrt(max(one**2 - 2 * correlation * one * other + other**2, 0.0))
 
-    below = reach(rate_a["rate"] - rate_a["low"], rate_b["high"] - rate_b["rate"])
-    above = reach(rate_b["rate"] - rate_b["low"], rate_a["high"] - rate_a["rate"])
+    below, above = reach(rate_a - low_a, high_b - rate_b), reach(rate_b - low_b, high_a - rate_a)
     return Difference(difference, max(difference - below, -1.0), min(difference + above, 1.0))
 
 
@@ -139,12 +237,30 @@ def standard_error(values: ArrayLike) -> float:
     return float(array.std(ddof=1) / math.sqrt(array.size)) if array.size > 1 else 0.0
 
 
+def _table(outcomes: ArrayLike | Sequence[ArrayLike]) -> np.ndarray:
+    """[copies, starts], of one copy too."""
+    table = np.atleast_2d(np.asarray(outcomes, dtype=float))
+    if table.ndim != 2:
+        raise ValueError(f"expected outcomes [starts] or [copies, starts], got {table.shape}")
+    return table
+
+
+def _wilson_limits(rate: float, size: float) -> tuple[float, float]:
+    """Of a rate over `size` independent episodes, which need not be a whole number."""
+    if not size:
+        return 0.0, 1.0
+    centre, shrunk = rate + Z**2 / (2 * size), 1 + Z**2 / size
+    reach = Z * math.sqrt(rate * (1 - rate) / size + Z**2 / (4 * size**2))
+    low, high = (centre - reach) / shrunk, (centre + reach) / shrunk
+    return (max(low, 0.0) if rate > 0 else 0.0), (min(high, 1.0) if rate < 1 else 1.0)
+
+
 def _correlation(x: np.ndarray, y: np.ndarray) -> float:
-    """Newcombe's phi, pulled towards 0 by n/2 where it is positive; 0 where one of the policies always does the
-    same.
+    """Newcombe's phi, of the means at the starts: pulled towards 0 by n/2 where it is positive; 0 where one side is the
+    same at every start.
     """
-    both, only_x, only_y, neither = (x & y).sum(), (x & ~y).sum(), (~x & y).sum(), (~x & ~y).sum()
-    margins = float((both + only_x) * (only_y + neither) * (both + only_y) * (only_x + neither))
-    product = float(both * neither - only_x * only_y)
-    corrected = max(product - len(x) / 2, 0.0) if product > 0 else product
-    return corrected / math.sqrt(margins) if margins else 0.0
+    n = len(x)
+    spreads = [float(n * (side**2).sum() - side.sum() ** 2) for side in (x, y)]
+    product = float(n * (x * y).sum() - x.sum() * y.sum())
+    corrected = max(product - n / 2, 0.0) if product > 0 else product
+    return corrected / math.sqrt(spreads[0] * spreads[1]) if min(spreads) > 1e-9 else 0.0

@@ -12,15 +12,23 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+LEAST_RUNS = 10
+"""Runs that an interval needs. Of fewer, many a resample holds so few different ones that it fits them well whatever
+they are: the upper end of R2 says nothing.
+"""
+
 
 class Law(NamedTuple):
-    """forgetting = c0 + c1 d + c2 d^2 + ..., with the fit's R2 and its 95% bootstrap interval."""
+    """forgetting = c0 + c1 d + c2 d^2 + ..., with the fit's R2 and its 95% bootstrap interval, NaN where there is none;
+    `kept` is the number of resamples that the interval is of.
+    """
 
     coefficients: tuple[float, ...]
     """Constant term first."""
     r2: float
     low: float
     high: float
+    kept: int
 
 
 def fit(
@@ -36,32 +44,31 @@ def fit(
 
     `runs` [n] names the training run each row is a checkpoint of. Checkpoints of one run are not independent, so the
     bootstrap draws whole runs with replacement; (low, high) are the 2.5% and 97.5% quantiles of R2 over the
-    `resamples` refits. A resample in which forgetting does not vary has no R2 and is left out; where that leaves none,
-    they are NaN.
+    `resamples` refits. Two kinds of resamples are left out: those in which forgetting does not vary, which have no R2,
+    and those with fewer than degree + 2 distinct divergences, through which a polynomial may go exactly, so that
+    R2 = 1 says nothing. Where that leaves none, or there are fewer than `LEAST_RUNS` runs, low and high are NaN.
+
+    The interval is of R2 as it is fitted, which is above 0 for noise too: by about degree / n of n independent points.
 
     Raises ValueError where lengths differ, a value is not finite, there are fewer than two runs or fewer than degree
     + 1 distinct divergences, or forgetting does not vary.
     """
     x, y, members = _checked(divergence, forgetting, runs, degree, resamples)
     coefficients, r2 = _least_squares(x, y, degree)
-    values = np.array(
-        [_least_squares(x[rows], y[rows], degree)[1] for rows in _resampled(members, resamples, generator)]
-    )
-    defined = values[~np.isnan(values)]
-    low, high = np.quantile(defined, [0.025, 0.975]).tolist() if len(defined) else (float("nan"), float("nan"))
-    return Law(tuple(coefficients.tolist()), r2, low, high)
+    drawn = _resampled(members, resamples, generator) if len(members) >= LEAST_RUNS else ()
+    kept = [rows for rows in drawn if len(np.unique(x[rows])) >= degree + 2 and np.ptp(y[rows]) > 0]
+    values = [_least_squares(x[rows], y[rows], degree)[1] for rows in kept]
+    low, high = np.quantile(values, [0.025, 0.975]).tolist() if values else (float("nan"), float("nan"))
+    return Law(tuple(coefficients.tolist()), r2, low, high, len(kept))
 
 
 def _least_squares(x: NDArray[np.float64], y: NDArray[np.float64], degree: int) -> tuple[NDArray[np.float64], float]:
-    """Coefficients, constant first, and R2 (NaN where y does not vary); x is scaled to [-1, 1] for a well-conditioned
-    fit.
-    """
+    """Coefficients, constant first, and R2 of a y that varies; x is scaled to [-1, 1] for a well-conditioned fit."""
     scale = np.abs(x).max() or 1.0
     powers = np.vander(x / scale, degree + 1, increasing=True)
     scaled = np.linalg.lstsq(powers, y)[0]
     residual, total = np.square(y - powers @ scaled).sum(), np.square(y - y.mean()).sum()
-    r2 = float(1 - residual / total) if np.ptp(y) > 0 else float("nan")
-    return scaled / scale ** np.arange(degree + 1), r2
+    return scaled / scale ** np.arange(degree + 1), float(1 - residual / total)
 
 
 def _resampled(

@@ -148,9 +148,9 @@ def claims(summary: Mapping[str, Any]) -> list[Claim]:
         *order("Offline with negative examples forgets more than RL", "grpo", "simpo"),
     ]
     for name in [name for name in PAPER if name in found]:
-        r2, low, high = (found[name][key] for key in ("r2", "low", "high"))
-        agrees = low <= PAPER[name] <= high
-        checked.append(Claim(f"R2 of {name}", f"{PAPER[name]:.2f}", f"{r2:.2f} [{low:.2f}, {high:.2f}]", agrees))
+        low, high = (found[name][end] for end in ("low", "high"))
+        agrees = low is not None and low <= PAPER[name] <= high
+        checked.append(Claim(f"R2 of {name}", f"{PAPER[name]:.2f}", law.in_words(found[name]), agrees))
     checked += _updates({name: entry["updates"] for name, entry in methods.items()})
     for bound, by_name in summary["predictors_by_range"].items():
         if by_name:
@@ -196,10 +196,12 @@ def matched_similarity(on_policy: pa.Table, offline: pa.Table) -> dict[str, floa
     return {name: table["cknna"][at[name]] for name, table in tables.items()}
 
 
-def predictors(points: Sequence[Point]) -> dict[str, dict[str, float]]:
-    """How well each measure predicts forgetting, over all methods together: R2 with its interval."""
+def predictors(points: Sequence[Point]) -> dict[str, dict[str, Any]]:
+    """How well each measure predicts forgetting, over all methods together: R2 with its interval, None where the runs
+    are too few for one.
+    """
     found = law.predictors(points, PREDICTORS)
-    return {name: {key: entry[key] for key in ("r2", "low", "high")} for name, entry in found.items()}
+    return {name: {key: entry[key] for key in ("r2", "low", "high", "runs")} for name, entry in found.items()}
 
 
 def _method(points: Sequence[Point], matched: float) -> dict[str, Any]:

@@ -1,12 +1,8 @@
-"""What the stages of a demo found, side by side, read from their run folders: the policies, and the table.
-
-Success is read as `success_once`, which is what REINFORCE is rewarded for; the table shows `success_at_end` of the new
-task beside it.
-"""
+"""What the stages of a demo or a sweep found, read from their run folders: the policies, side by side in a table."""
 
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,10 +17,21 @@ from vla_razor.core.weight_change import Weights
 from vla_razor.files import write_json
 from vla_razor.policies.load import stored_weights
 from vla_razor.progress import progress
-from vla_razor.recipes.evaluate import shown as shown_rate
-from vla_razor.statistics import Difference, Rate, Success, paired_difference, policy_summary, pooled
+from vla_razor.recipes.evaluate import in_words, shown
+from vla_razor.statistics import (
+    PRIMARY,
+    READINGS,
+    Difference,
+    Rate,
+    Success,
+    clustered,
+    paired_difference,
+    policy_summary,
+    pooled,
+)
 
-READING = "success_once"
+SIDE_BY_SIDE = 3
+"""Columns of the table up to which a count stands beside its rate, and not above it."""
 KL_NAMES = {"per_token": "forward_kl", "per_action": "forward_kl_per_action"}
 """Names of summary.json that are called differently in metrics.jsonl."""
 
@@ -66,10 +73,10 @@ class Training:
 class Outcome:
     """A policy as it was evaluated: the base, or a checkpoint of a training run (`last`: the one at its end).
 
-    `policy` is the name it was evaluated under. `new` and `prior` hold success by task; `hits`, by task, 1 or 0 for
-    every start (NaN where the episode was lost) in the order that all policies share. `drift` is the row of
-    metrics.jsonl at this step, with the measures on the probe set in nats, and the changes of the weights where
-    `measure_weights` has been asked for them; all zero for the base.
+    `policy` is the name it was evaluated under. `new` and `prior` hold success by task; `hits`, by reading of success
+    and by task, 1 or 0 for every start (NaN where the episode was lost) in the order that all policies share. `drift`
+    is the row of metrics.jsonl at this step, with the measures on the probe set in nats, and the changes of the weights
+    where `measure_weights` has been asked for them; all zero for the base.
     """
 
     policy: str
@@ -82,32 +89,39 @@ class Outcome:
     learning_rate: float | None
     new: Mapping[str, Success]
     prior: Mapping[str, Success]
-    hits: Mapping[str, np.ndarray]
+    hits: Mapping[str, Mapping[str, np.ndarray]]
     drift: Mapping[str, float]
 
     @cached_property
     def new_rate(self) -> Rate:
-        return pooled(self.new.values())[READING]
+        return pooled(self.new.values())[PRIMARY]
 
     @cached_property
     def prior_rate(self) -> Rate:
-        return pooled(self.prior.values())[READING]
+        return pooled(self.prior.values())[PRIMARY]
 
 
 class Column(NamedTuple):
-    """A setting in the table: the policies at the end of its runs, one a seed, and the bases they are compared with."""
+    """A setting in the table: the policies at the end of its runs, one a seed, and the base they are compared with."""
 
     name: str
     members: Sequence[Outcome]
-    bases: Sequence[Outcome]
+    base: Outcome
 
     def tasks(self, kind: str) -> dict[str, Success]:
-        """Success by task (`kind` is new or prior), pooled over seeds."""
-        return {task: pooled([getattr(o, kind)[task] for o in self.members]) for task in getattr(self.members[0], kind)}
+        """Success by task (`kind` is new or prior), over all seeds, clustered by start."""
 
-    def change(self, kind: str) -> Difference:
-        """Success minus the base's on the same starts, pooled over seeds and tasks, with its paired interval."""
-        return change(self.members, self.bases, kind)
+        def rate(task: str, reading: str) -> Rate:
+            return clustered([member.hits[reading][task] for member in self.members])
+
+        return {
+            task: Success(success_once=rate(task, "success_once"), success_at_end=rate(task, "success_at_end"))
+            for task in getattr(self.base, kind)
+        }
+
+    def changes(self, kind: str) -> dict[str, Difference]:
+        """By reading, success minus the base's on the same starts, over all seeds and tasks."""
+        return {reading: change(self.members, self.base, kind, reading) for reading in READINGS}
 
     def drift(self, name: str) -> float:
         """The mean over seeds of a measure on the probe set."""
@@ -153,18 +167,19 @@ def _weight_file(training: Training, checkpoint: Path) -> Path:
 def read(
     policy: str, new: Sequence[Path], prior: Sequence[Path], trainings: Sequence[Training], checkpoints: int
 ) -> list[Outcome]:
-    """The outcomes of one seed: the base `policy`, then the checkpoints of its finished runs, as evaluated in the run
-    folders `new` and `prior`. Those know a checkpoint by where it was then: all may have been moved since, together.
+    """The base `policy`, once, then the checkpoints of the finished runs, as evaluated in the run folders `new` and
+    `prior`. Those know a checkpoint by where it was then: all may have been moved since, together. A policy that
+    several folders evaluated, from the same starts, is that of the first.
     """
     own = [training for training in trainings if training.finished]
-    by_task = [{name: p for folder in folders for name, p in successes(folder).items()} for folders in (new, prior)]
-    hits = _hits([row for folder in (*new, *prior) for row in read_lines(folder / "episodes.jsonl")])
-    evaluated_as = {Path(name).parts[-3:]: name for name in hits if name != policy}  # run, checkpoints, step
+    found = [{name: p for folder in reversed(folders) for name, p in _read(folder).items()} for folders in (new, prior)]
+    evaluated_as = {Path(name).parts[-3:]: name for name in found[0] if name != policy}  # run, checkpoints, step
 
     def outcome(name: str, drift: Mapping[str, float], **facts: Any) -> Outcome:
         known = name if name == policy else evaluated_as[Path(name).parts[-3:]]
-        evaluated = {"new": by_task[0][known], "prior": by_task[1][known], "hits": hits[known]}
-        return Outcome(policy=name, drift=drift, **evaluated, **facts)
+        (of_new, new_hits), (of_prior, prior_hits) = (by_policy[known] for by_policy in found)
+        hits = {reading: new_hits[reading] | prior_hits[reading] for reading in READINGS}
+        return Outcome(policy=name, new=of_new, prior=of_prior, hits=hits, drift=drift, **facts)
 
     base = {"method": "base", "setting": "base", "run": "base", "seed": trainings[0].seed, "learning_rate": None}
     outcomes = [outcome(policy, dict.fromkeys(own[0].rows()[-1], 0.0), step=0, last=True, **base)]
@@ -179,53 +194,86 @@ def read(
     return outcomes
 
 
-def change(tuned: Sequence[Outcome], bases: Sequence[Outcome], kind: str) -> Difference:
-    """Success of `tuned` minus that of their `bases` on the same starts of the new or prior tasks, pooled."""
-    pairs = [(o.hits[task], base.hits[task]) for o, base in zip(tuned, bases, strict=True) for task in getattr(o, kind)]
-    after, before = (np.concatenate(side) for side in zip(*pairs, strict=True))
-    kept = ~(np.isnan(after) | np.isnan(before))
-    return paired_difference(after[kept] > 0, before[kept] > 0)
+def change(tuned: Sequence[Outcome], base: Outcome, kind: str, reading: str = PRIMARY) -> Difference:
+    """Success of `tuned`, the policies of several seeds or one, minus the base's on the same starts of all new or prior
+    tasks, clustered by start.
+    """
+    after, before = (
+        np.concatenate([np.stack([o.hits[reading][task] for o in side]) for task in getattr(base, kind)], axis=1)
+        for side in (tuned, [base])
+    )
+    return paired_difference(after, before)
 
 
 def columns_of(outcomes: Sequence[Outcome]) -> list[Column]:
     """The base, then every setting, each with the last policies of its runs."""
-    bases = {outcome.seed: outcome for outcome in outcomes if outcome.method == "base"}
-    last: dict[str, list[Outcome]] = {}
+    base, last = next(o for o in outcomes if o.method == "base"), dict[str, list[Outcome]]()
     for outcome in outcomes:
         if outcome.last:
             last.setdefault(outcome.setting, []).append(outcome)
-    return [Column(name, members, [bases[member.seed] for member in members]) for name, members in last.items()]
+    return [Column(name, members, base) for name, members in last.items()]
+
+
+def summary(columns: Sequence[Column], states: int) -> dict[str, Any]:
+    """What summary.json says of them: the policies, and how success changed from the base's, by kind of task and
+    reading.
+    """
+    return {
+        "policies": {column.name: column.entry(states) for column in columns},
+        "changes": {
+            column.name: {
+                kind: {reading: found._asdict() for reading, found in column.changes(kind).items()}
+                for kind in ("new", "prior")
+            }
+            for column in columns[1:]
+        },
+    }
 
 
 def table(columns: Sequence[Column]) -> Table:
-    """Success with Wilson 95% intervals, changes from the base with paired 95% intervals, forward KL with its parts."""
-    shown = Table("", title="Success once in an episode [95%], and forward KL from the base on the new task")
+    """Success once in an episode and below it at the end, as successes of episodes and a rate with its interval,
+    changes from the base with paired intervals, and forward KL with its parts.
+    """
+    title = "Success once in an episode, and at the end [95%, clustered by start]; forward KL on the new task"
+    found = Table("", title=title)
     for column in columns:
-        shown.add_column(column.name, justify="right")
+        found.add_column(column.name, justify="right")
     base, *tuned = columns
+    gap = "  " if len(columns) <= SIDE_BY_SIDE else "\n"
 
-    def rates(label: str, kind: str, prefix: str = "", reading: str = READING) -> None:
+    def rates(label: str, kind: str, prefix: str) -> None:
         chosen = [[s for task, s in column.tasks(kind).items() if task.startswith(prefix)] for column in columns]
-        shown.add_row(label, *(shown_rate(pooled(successes)[reading]) for successes in chosen))
+        for reading, name in zip(READINGS, (label, "  at the end"), strict=True):
+            found.add_row(name, *(shown(pooled(successes)[reading], gap) for successes in chosen))
+
+    def changes(kind: str) -> None:
+        by_column = [column.changes(kind) for column in tuned]
+        for reading, name in zip(READINGS, ("  change", "  change at the end"), strict=True):
+            found.add_row(name, "", *(in_words(one[reading]) for one in by_column), end_section=reading == READINGS[-1])
 
     for task in base.tasks("new"):
         rates(task, "new", task)
-        rates("  at the end", "new", task, "success_at_end")
-    shown.add_row("  change", "", *(_change(column.change("new")) for column in tuned), end_section=True)
+    changes("new")
     for family in dict.fromkeys(task.partition("_")[0] for task in base.tasks("prior")):
         rates(f"{family} (prior)", "prior", family)
-    rates("all prior tasks", "prior")
-    shown.add_row("  change", "", *(_change(column.change("prior")) for column in tuned), end_section=True)
+    rates("all prior tasks", "prior", "")
+    changes("prior")
     names = {"forward_kl_per_action": "forward KL, nats an action"}
     for name in ("forward_kl_per_action", "sharpening", "displacement"):
-        shown.add_row(names.get(name, f"  {name}"), *(f"{column.drift(name):.2f}" for column in columns))
-    return shown
+        found.add_row(names.get(name, f"  {name}"), *(f"{column.drift(name):.2f}" for column in columns))
+    return found
 
 
-def as_text(shown: Table) -> str:
+def states_of(trainings: Sequence[Training]) -> int:
+    """How many states forward KL was measured at."""
+    finished = next(training for training in trainings if training.finished)
+    return json.loads((finished.folder / "summary.json").read_text())["policies"]["tuned"]["forward_kl"]["states"]
+
+
+def as_text(found: Table) -> str:
     """The table as plain text, wide enough for all its columns."""
     console = Console(record=True, width=200, file=io.StringIO())
-    console.print(shown)
+    console.print(found)
     return console.export_text()
 
 
@@ -245,14 +293,23 @@ def successes(folder: Path) -> dict[str, dict[str, Success]]:
     return {name: {**entry["new_task"], **entry["prior_tasks"]} for name, entry in policies.items()}
 
 
-def _hits(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, np.ndarray]]:
-    """Policy -> task -> 1, 0 or NaN (lost) for each start, in the order of the rows."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for row in rows:
-        value = float("nan") if row["lost"] else float(row[READING])
-        found.setdefault(row["policy"], {}).setdefault(row["task"], []).append(value)
-    return {policy: {task: np.array(hits) for task, hits in tasks.items()} for policy, tasks in found.items()}
+def hits_in(folder: Path) -> dict[str, dict[str, dict[str, np.ndarray]]]:
+    """Policy -> reading -> task -> 1, 0 or NaN (lost) for each start of an evaluation, in the order they were played
+    in.
+    """
+    found: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for row in read_lines(folder / "episodes.jsonl"):
+        for reading in READINGS:
+            value = float("nan") if row["lost"] else float(row[reading])
+            of_policy = found.setdefault(row["policy"], {}).setdefault(reading, {})
+            of_policy.setdefault(row["task"], []).append(value)
+    return {
+        policy: {reading: {task: np.array(hits) for task, hits in tasks.items()} for reading, tasks in readings.items()}
+        for policy, readings in found.items()
+    }
 
 
-def _change(change: Difference) -> str:
-    return f"{change.difference:+.0%} [{100 * change.low:+.0f}, {100 * change.high:+.0f}]"
+def _read(folder: Path) -> dict[str, tuple[dict[str, Success], dict[str, dict[str, np.ndarray]]]]:
+    """What an evaluation found of each policy: success by task, and its hits."""
+    hits = hits_in(folder)
+    return {policy: (by_task, hits[policy]) for policy, by_task in successes(folder).items()}

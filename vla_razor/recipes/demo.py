@@ -8,11 +8,11 @@ that is shown is read from the finished stages:
     sft, rl     the base, fine-tuned on these demonstrations and by REINFORCE
     new, prior  the base and the checkpoints of every run on the new task and on the prior ones, from the same starts
 
-With several seeds or settings (`experiment=laptop`) the folders are numbered: sft_2_seed1. A run whose loss is not
-finite is a row of the results with its reason, not the end of the demo.
+The base plays these starts once, beside the policies of the first seed. With several seeds or settings
+(`experiment=laptop`) the folders are numbered: sft_2_seed1. A run whose loss is not finite is a row of the results with
+its reason, not the end of the demo.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,10 +39,8 @@ def run(config: DictConfig, run: Run) -> None:
     out, console = run.path.resolve(), Console()
     trainings = plan(config, out)
     failures: dict[Training, str] = {}
-    outcomes: list[Outcome] = []
     for seed in config.seeds:
-        suffix = _suffix(config, seed)
-        demos, new, prior = (out / f"{name}{suffix}" for name in ("demos", "new", "prior"))
+        demos, new, prior = (out / f"{name}{_suffix(config, seed)}" for name in ("demos", "new", "prior"))
         own = [training for training in trainings if training.seed == seed]
         stage(console, config, demos, "collect", policy="scripted", seed=seed)
         # REINFORCE first: the probe set, which both need, is then made in environments that are open anyway.
@@ -57,10 +55,12 @@ def run(config: DictConfig, run: Run) -> None:
         evaluated = [path for training in own if training.finished for path in training.checkpoints(config.checkpoints)]
         if not evaluated:
             raise RunFailed(f"No run of seed {seed} came to its end: {'; '.join(failures.values())}")
-        both = {"policy": config.policy, "against": ",".join(map(str, evaluated)), "seed": EVALUATION_SEED}
+        first, *others = [*([config.policy] if seed == config.seeds[0] else []), *map(str, evaluated)]
+        both = {"policy": first, "against": ",".join(others) or None, "seed": EVALUATION_SEED}
         stage(console, config, new, "eval", episodes=config.new_episodes, videos=config.videos, **both)
         stage(console, config, prior, "eval", env=config.prior, episodes=config.prior_episodes, **both)
-        outcomes += comparison.read(config.policy, [new], [prior], own, config.checkpoints)
+    new, prior = ([out / f"{kind}{_suffix(config, seed)}" for seed in config.seeds] for kind in ("new", "prior"))
+    outcomes = comparison.read(config.policy, new, prior, trainings, config.checkpoints)
     run.finish(present(console, config, out, outcomes, trainings, failures))
 
 
@@ -84,11 +84,7 @@ def present(
     new = out / f"new{_suffix(config, config.seeds[0])}"
     results.film(out / FILM, columns, lambda _: new, config.env.tasks[0], config.videos)
     console.print(f"figures in {out / 'plots'}, film in {out / 'videos'}, rows in results.parquet", highlight=False)
-    return {
-        "policies": {column.name: column.entry(_states(trainings)) for column in columns},
-        "changes": {c.name: {kind: c.change(kind)._asdict() for kind in ("new", "prior")} for c in columns[1:]},
-        "predictors": results.predictors(out),
-    }
+    return {**comparison.summary(columns, comparison.states_of(trainings)), "predictors": results.predictors(out)}
 
 
 def plan(config: DictConfig, out: Path) -> list[Training]:
@@ -114,12 +110,6 @@ def _check(section: DictConfig, method: str, changes: Mapping[str, Any]) -> None
         if key not in settings:
             raise UserError(f"{method}_runs: unknown key {key!r}. {nearest(key, settings)}")
     axes.check_measured({**settings, **changes}, method)
-
-
-def _states(trainings: Sequence[Training]) -> int:
-    """How many states forward KL was measured at."""
-    finished = next(training for training in trainings if training.finished)
-    return json.loads((finished.folder / "summary.json").read_text())["policies"]["tuned"]["forward_kl"]["states"]
 
 
 def _episodes(config: DictConfig) -> int:

@@ -35,10 +35,9 @@ from vla_razor.policies.scripted import ScriptedExpert
 from vla_razor.progress import progress
 from vla_razor.rollouts.evaluation import Results, compared, evaluate, records, summarized
 from vla_razor.runs import Run
-from vla_razor.statistics import Rate
+from vla_razor.statistics import READINGS, Difference, Rate
 from vla_razor.videos import write_film
 
-READINGS = ("success_at_end", "success_once")
 FPS = 5
 """About real time: the tasks are controlled at 3 to 5 Hz."""
 MOST_IN_TABLE = 2
@@ -141,23 +140,30 @@ def scalars(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 def report(
     console: Console, folder: Path, entries: Mapping[str, Mapping[str, Any]], comparison: Mapping[str, Any] | None
 ) -> None:
-    """A line for each task and for all prior tasks; with two policies, the paired difference at the end."""
-    table = Table("task", "episodes", title=f"Success (Wilson 95%) in {folder}")
+    """Two lines for each task and for all prior tasks, success once in an episode and at the end; with two policies,
+    the paired differences.
+    """
+    table = Table("", title=f"Success once in an episode, and at the end [Wilson 95%] in {folder}")
     for name in entries:
-        table.add_column(f"{_short(name)}\nat the end", justify="right")
-        table.add_column("once", justify="right")
+        table.add_column(_short(name), justify="right")
     if comparison:
-        table.add_column("difference at the end\n(paired 95%)", justify="right")
-    for task, summary in _by_task(next(iter(entries.values()))).items():
-        count = str(summary["success_at_end"]["episodes"])
-        cells = [shown(_by_task(entry)[task][reading]) for entry in entries.values() for reading in READINGS]
-        table.add_row(task, count, *cells, *([_difference(comparison, task)] if comparison else []))
+        table.add_column("difference\n(paired 95%)", justify="right")
+    for task in _by_task(next(iter(entries.values()))):
+        for reading, label in zip(READINGS, (task, "  at the end"), strict=True):
+            cells = [shown(_by_task(entry)[task][reading]) for entry in entries.values()]
+            table.add_row(label, *cells, *([_difference(comparison, task, reading)] if comparison else []))
     console.print(table)
 
 
-def shown(rate: Rate) -> str:
-    """A rate as it is printed, in percent: 63% [54, 71]."""
-    return f"{rate['rate']:.0%} [{100 * rate['low']:.0f}, {100 * rate['high']:.0f}]"
+def shown(rate: Rate, gap: str = "  ") -> str:
+    """A rate as it is printed, with its counts: 57 of 91  63% [54, 71]."""
+    interval = f"[{100 * rate['low']:.0f}, {100 * rate['high']:.0f}]"
+    return f"{rate['successes']} of {rate['episodes']}{gap}{rate['rate']:.0%} {interval}"
+
+
+def in_words(found: Difference) -> str:
+    """A difference as it is printed: +10% [-5, +30]."""
+    return f"{found.difference:+.0%} [{100 * found.low:+.0f}, {100 * found.high:+.0f}]"
 
 
 def _by_task(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,12 +171,11 @@ def _by_task(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {**entry["new_task"], **entry["prior_tasks"], **prior}
 
 
-def _difference(comparison: Mapping[str, Any], task: str) -> str:
+def _difference(comparison: Mapping[str, Any], task: str, reading: str) -> str:
     pair = comparison["tasks"].get(task, comparison["prior_mean"])
     if not pair["episodes"]:
         return "every pair was lost"
-    difference = pair["success_at_end"]
-    return f"{difference['difference']:+.0%} [{100 * difference['low']:+.0f}, {100 * difference['high']:+.0f}]"
+    return in_words(Difference(**pair[reading]))
 
 
 def _short(name: str, length: int = 20) -> str:

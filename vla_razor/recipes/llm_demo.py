@@ -21,7 +21,7 @@ from vla_razor.files import atomic_write
 from vla_razor.recipes.comparison import as_text
 from vla_razor.recipes.stages import stage
 from vla_razor.runs import Run
-from vla_razor.statistics import Difference, mean_with_interval
+from vla_razor.statistics import Difference, cluster_means, mean_with_interval
 
 METHODS = {"llm_sft": "SFT", "llm_grpo": "GRPO"}
 
@@ -119,7 +119,7 @@ def _column(name: str, folders: Sequence[Path]) -> Column:
     moved = [json.loads((folder / "summary.json").read_text())["forward_kl"] for folder in folders]
     return Column(
         name,
-        {task: np.mean([one[task] for one in answers], axis=0) for task in answers[0]},
+        {task: cluster_means([one[task] for one in answers]) for task in answers[0]},
         {key: float(np.mean([one[key] for one in moved])) for key in moved[0]},
     )
 

@@ -28,7 +28,7 @@ from vla_razor.recipes.comparison import Training, as_text, step_of
 from vla_razor.recipes.llm_demo import Column, answers_in, change, in_words
 from vla_razor.recipes.stages import stage
 from vla_razor.runs import Run, read_config
-from vla_razor.statistics import Difference
+from vla_razor.statistics import Difference, cluster_means
 from vla_razor.study.table import short_names
 
 VERBS = {method: f"llm_{method}" for method in LLM_TRAINING}
@@ -206,7 +206,7 @@ def _facts(config: DictConfig, training: Training) -> dict[str, Any]:
 
 def _column(name: str, outcomes: Sequence[Outcome]) -> Column:
     """Means over seeds, example by example."""
-    answers = {task: np.mean([o.answers[task] for o in outcomes], axis=0) for task in outcomes[0].answers}
+    answers = {task: cluster_means([o.answers[task] for o in outcomes]) for task in outcomes[0].answers}
     return Column(name, answers, {"forward_kl": float(np.mean([o.drift["forward_kl"] for o in outcomes]))})
 
 

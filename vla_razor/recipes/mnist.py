@@ -28,6 +28,7 @@ from vla_razor.parity_mnist.training import Settings
 from vla_razor.progress import progress
 from vla_razor.recipes.comparison import as_text
 from vla_razor.runs import Run
+from vla_razor.study import law
 
 FOLLOWED = ("grpo", "sft_1")
 FOLLOWED_RATE = 3e-4
@@ -118,7 +119,7 @@ def predictors_table(summary: dict[str, Any]) -> Table:
         shown.add_column(name.replace("forward_kl<=inf", "all models").replace("forward_kl<=", "forward KL up to "))
     for name in analysis.PREDICTORS:
         found = [r.get(name) for r in ranges.values()]
-        cells = [f"{r2['r2']:.2f} [{r2['low']:.2f}, {r2['high']:.2f}]" if r2 else "" for r2 in found]
+        cells = [law.in_words(r2) if r2 else "" for r2 in found]
         shown.add_row(name, f"{analysis.PAPER[name]:.2f}" if name in analysis.PAPER else "", *cells)
     return shown
 

@@ -10,25 +10,28 @@ By REINFORCE (`method=rl`) the learning curve is the success of each iteration's
 from. A task that no policy ever solves has no reward to learn from: `method=sft` learns it from the scripted expert's
 demonstrations, and the curve is the success of each checkpoint, the policy before among them, from random starts. The
 paper measures forgetting alone.
+
+Success is success once in an episode. At the end it is known of evaluations alone: REINFORCE's episodes end there.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import kendalltau
 
 from vla_razor.errors import UserError
-from vla_razor.recipes.comparison import READING, read_lines, step_of, successes
+from vla_razor.recipes.comparison import hits_in, read_lines, step_of
 from vla_razor.recipes.evaluate import open_model, shown
 from vla_razor.recipes.stages import stage
 from vla_razor.rollouts import probe_set
 from vla_razor.rollouts.starts import parse_grid
 from vla_razor.runs import Run, origin_of, read_config
-from vla_razor.statistics import Rate, pooled, pooled_rate, wilson
+from vla_razor.statistics import READINGS, Rate, clustered, pooled_rate, wilson
 from vla_razor.study import figures
 
 SEED = 0
@@ -43,7 +46,8 @@ class Learned(NamedTuple):
 
     `spent` is the forward KL of its fine-tuning before, in nats an action, 0 for the base; `method` the verb of that;
     `curve` the success at each of `steps`; `entropy`, at the beginning, is in nats a token. `all` pools the whole
-    curve: the area below it.
+    curve: the area below it. `at_end` are these three rates (first, last, all) of success at the end, where that was
+    evaluated.
     """
 
     name: str
@@ -56,6 +60,7 @@ class Learned(NamedTuple):
     first: Rate
     last: Rate
     all: Rate
+    at_end: tuple[Rate, Rate, Rate] | None = None
 
 
 class History(NamedTuple):
@@ -129,10 +134,22 @@ def read(folder: Path, name: str, history: History) -> Learned:
     """What a training by REINFORCE says."""
     rows, settings = read_lines(folder / "metrics.jsonl"), read_config(folder / "config.yaml")
     columns, lines = parse_grid(settings.grid)
-    episodes = columns * lines * settings.per_point * (1 if settings.env.grid else len(settings.env.tasks))
-    counts = [(round(row["success"] * (n := episodes - row["lost_episodes"])), n) for row in rows]
-    curve = {row["step"]: wilson(*count) for row, count in zip(rows, counts, strict=True)}
-    return learned_from("rl", name, history, settings.seed, rows[0]["entropy"], curve)
+    starts = columns * lines * (1 if settings.env.grid else len(settings.env.tasks))
+    curve = {row["step"]: _iteration(row, starts, starts * settings.per_point) for row in rows}
+    rates = [rate["rate"] for rate in curve.values()]
+    ends = _ends("rl", list(curve.values()), pooled_rate)
+    return Learned(name, history.method, settings.seed, history.spent, rows[0]["entropy"], list(curve), rates, *ends)
+
+
+def _iteration(row: Mapping[str, Any], starts: int, episodes: int) -> Rate:
+    """Of the episodes that an iteration learned from; every iteration draws starts of its own. Earlier versions did not
+    log how much episodes from one start agree: as if they all did.
+    """
+    kept = episodes - row["lost_episodes"]
+    known = min(starts, kept)
+    return wilson(
+        round(row["success"] * kept), kept, starts=known, effective=row.get("effective_episodes", float(known))
+    )
 
 
 def imitate(console: Console, config: DictConfig, folder: Path, name: str, history: History, seed: int) -> Learned:
@@ -144,9 +161,23 @@ def imitate(console: Console, config: DictConfig, folder: Path, name: str, histo
     policies = {0: history.policy} | {step: str(paths[step]) for step in sorted(paths)}
     before, *after = policies.values()
     stage(console, config, evaluation, "eval", policy=before, against=",".join(after), seed=SEED)
-    found = successes(evaluation)
-    curve = {step: pooled(found[policy].values())[READING] for step, policy in policies.items()}
-    return learned_from("sft", name, history, seed, entropy_of(history.policy, folder), curve)
+    found = hits_in(evaluation)
+    once, at_end = ([found[policy][reading] for policy in policies.values()] for reading in READINGS)
+    rates = [_over([point])["rate"] for point in once]
+    ends, entropy = _ends("sft", once, _over), entropy_of(history.policy, folder)
+    facts = (name, history.method, seed, history.spent, entropy, list(policies), rates)
+    return Learned(*facts, *ends, at_end=_ends("sft", at_end, _over))
+
+
+def _over(points: Sequence[Mapping[str, np.ndarray]]) -> Rate:
+    """Over several points of a curve, each with the outcomes of one and the same starts by task."""
+    return pooled_rate(clustered([point[task] for point in points]) for task in points[0])
+
+
+def _ends(method: str, points: Sequence[Any], pool: Callable[[Sequence[Any]], Rate]) -> tuple[Rate, Rate, Rate]:
+    """The beginning of a curve, its end, and all of it."""
+    window, _ = WINDOWS[method]
+    return pool(points[:window]), pool(points[-window:]), pool(points)
 
 
 def entropy_of(policy: str, folder: Path) -> float:
@@ -156,16 +187,6 @@ def entropy_of(policy: str, folder: Path) -> float:
     settings = {key: config[key] for key in ("unnorm_key", "num_envs", "num_workers")}
     probe = probe_set.obtain(model, config.env, states=config.probe_states, **settings)
     return probe_set.measure(model, probe)["entropy"]
-
-
-def learned_from(
-    method: str, name: str, history: History, seed: int, entropy: float, curve: Mapping[int, Rate]
-) -> Learned:
-    """What a curve comes to, by the method that it was learned by."""
-    points, (window, _) = list(curve.values()), WINDOWS[method]
-    rates = [rate["rate"] for rate in points]
-    ends = map(pooled_rate, (points[:window], points[-window:], points))
-    return Learned(name, history.method, seed, history.spent, entropy, list(curve), rates, *ends)
 
 
 def correlation(learned: Sequence[Learned]) -> float | None:
@@ -178,13 +199,15 @@ def correlation(learned: Sequence[Learned]) -> float | None:
 
 
 def table(config: DictConfig, learned: Sequence[Learned]) -> Table:
-    """A line a training, by rising KL."""
-    title = f"{config.env.name} learned by {NAMES[config.method]} after a fine-tuning [Wilson 95%]"
+    """A line a training, by rising KL: success once, and where it was evaluated below it at the end."""
+    title = f"{config.env.name} learned by {NAMES[config.method]} after a fine-tuning [95%, clustered by start]"
     window, unit = WINDOWS[config.method]
-    found = Table("policy", "seed", "KL spent, nats an action", "entropy, nats a token", title=title)
+    found = Table("policy", "seed", "KL spent,\nnats an action", "entropy,\nnats a token", title=title)
     for name in (f"first {window} {unit}", f"last {window}", "all"):
         found.add_column(name, justify="right")
     for one in sorted(learned, key=lambda one: (one.spent, one.name, one.seed)):
-        rates = (shown(rate) for rate in (one.first, one.last, one.all))
+        rates = (shown(rate, "\n") for rate in (one.first, one.last, one.all))
         found.add_row(one.name, str(one.seed), f"{one.spent:.2f}", f"{one.entropy:.2f}", *rates)
+        if one.at_end:
+            found.add_row("  at the end", "", "", "", *(shown(rate, "\n") for rate in one.at_end))
     return found

@@ -27,6 +27,7 @@ from vla_razor.progress import progress
 from vla_razor.runs import Run
 from vla_razor.study import figures, forecast, law, table
 from vla_razor.study.forecast import FittedLaw
+from vla_razor.study.law import HeldOut
 from vla_razor.study.table import Result, Study
 
 LARGEST_FILM = 8 << 20
@@ -37,7 +38,7 @@ PAGE = Path(vla_razor.__file__).parent / "assets" / "report.html"
 CAPTIONS = {
     "1_trade_off": "What each policy learned and kept; the line is the exponential through those near the frontier.",
     "2_law": "Prior success lost against what the law is of, all methods together. The line is the law; 90% of unseen "
-    "runs lie within the band.",
+    "runs lie within the band, each with all of its checkpoints.",
     "3_predictors": "Prior success lost against every measure.",
     "4_prior_tasks": "Each prior task, at the end of each run; a method's mean with its 95% interval over runs.",
     "5_learning_curves": "Success as training went on, from the base on: each method's mean, and a thin line a run.",
@@ -65,6 +66,8 @@ def run(config: DictConfig, run: Run) -> None:
     page = Environment(autoescape=True).from_string(PAGE.read_text())
     text = page.render(
         captions=CAPTIONS,
+        covered=_covered,
+        in_words=law.in_words,
         measures=forecast.LAWS,
         parts=parts,
         left_out=left_out,
@@ -177,18 +180,21 @@ def _show(console: Console, domain: str, part: dict[str, Any]) -> None:
     if part["predictors"]:
         shown = Table("measure", "R2 [95% over runs]", "Kendall's tau", title=f"{domain}: what predicts forgetting")
         for name, found in sorted(part["predictors"].items(), key=lambda item: -item[1]["r2"]):
-            interval = f"{found['r2']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
-            shown.add_row(name, interval, f"{found['kendall_tau']:.2f}")
+            shown.add_row(name, law.in_words(found), f"{found['kendall_tau']:.2f}")
         console.print(shown)
     measure = part["law"].measure if part["law"] else ""
     if measure in part["validation"]:
-        shown = Table("held out", "runs", "mean absolute error", "bias", "within the 90% interval")
+        shown = Table("held out", "runs", "mean absolute error", "bias", "runs within the 90% interval")
         shown.title = f"{domain}: forecasts of runs that the law of {measure} had not seen"
         for kind, by_part in part["validation"][measure].items():
             for name, held in by_part.items():
                 error, bias = f"{100 * held.mean_absolute_error:.1f} points", f"{100 * held.bias:+.1f}"
-                shown.add_row(f"{kind} {name}", str(held.runs), error, bias, f"{held.covered:.0%}")
+                shown.add_row(f"{kind} {name}", str(held.runs), error, bias, _covered(held))
         console.print(shown)
+
+
+def _covered(held: HeldOut) -> str:
+    return f"no interval of fewer than {law.LEAST_RUNS} runs" if held.covered is None else f"{held.covered:.0%}"
 
 
 def _summary(part: dict[str, Any]) -> dict[str, Any]:

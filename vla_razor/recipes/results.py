@@ -12,9 +12,9 @@ from PIL import Image, ImageDraw, ImageFont
 from vla_razor import plots
 from vla_razor.files import atomic_write
 from vla_razor.plots import Bars, Curve, Point
-from vla_razor.recipes.comparison import READING, Column, Outcome, Training, change
+from vla_razor.recipes.comparison import Column, Outcome, Training, change
 from vla_razor.recipes.evaluate import FPS, film_path
-from vla_razor.statistics import Difference, Rate
+from vla_razor.statistics import PRIMARY, Difference, Rate
 from vla_razor.study import law, table
 from vla_razor.videos import read_film, write_film
 
@@ -34,10 +34,9 @@ TITLE = 30
 """Height in pixels of the line above a film."""
 
 
-def forgotten(outcome: Outcome, outcomes: Sequence[Outcome]) -> Difference:
-    """Prior success lost since the base of the same seed, on the same starts."""
-    base = next(o for o in outcomes if o.method == "base" and o.seed == outcome.seed)
-    gained = change([outcome], [base], "prior")
+def forgotten(outcome: Outcome, base: Outcome) -> Difference:
+    """Prior success lost since the base, on the same starts."""
+    gained = change([outcome], base, "prior")
     return Difference(-gained.difference, -gained.high, -gained.low)
 
 
@@ -47,12 +46,11 @@ def write_rows(out: Path, outcomes: Sequence[Outcome], failures: Mapping[Trainin
     Divergences are in nats, forward and reverse KL and spillover a token, sharpening and displacement an action. Wall
     times, which alone are not reproducible, are in a table of their own: wall_seconds.parquet.
     """
-    kept = [outcome for outcome in outcomes if outcome.method != "base" or outcome is outcomes[0]]
     write_table(
         out,
-        [_row(outcome) for outcome in kept],
+        [_row(outcome) for outcome in outcomes],
         [_failed_row(*failure) for failure in failures.items()],
-        [float(outcome.drift["wall_seconds"]) for outcome in kept],
+        [float(outcome.drift["wall_seconds"]) for outcome in outcomes],
     )
 
 
@@ -86,7 +84,7 @@ def draw(
 ) -> None:
     """The figures; `episodes` is how many REINFORCE runs an iteration."""
     shown = [training for training in trainings if training.finished and training.seed == trainings[0].seed]
-    points = [_point(outcome, outcomes) for outcome in outcomes if outcome.method != "base" or outcome is outcomes[0]]
+    points = [_point(outcome, columns[0].base) for outcome in outcomes]
     bars = [Bars(column.name, column.members[0].method, _rates(column)) for column in columns]
     plots.learning_curves(
         folder / "learning_curves.png", [Curve(t.method, t.setting, t.rows()) for t in shown], episodes
@@ -118,7 +116,7 @@ def film(path: Path, columns: Sequence[Column], evaluation: Callable[[Outcome], 
 
 
 def _row(outcome: Outcome) -> dict[str, Any]:
-    rates = {f"prior_{task}": success[READING]["rate"] for task, success in outcome.prior.items()}
+    rates = {f"prior_{task}": success[PRIMARY]["rate"] for task, success in outcome.prior.items()}
     measures: dict[str, float | None] = {column: outcome.drift[logged] for column, logged in MEASURES.items()}
     unmoved = 0.0 if outcome.method == "base" else None
     measures |= {column: outcome.drift.get(column, unmoved) for column in CHANGES}
@@ -155,7 +153,7 @@ def _write_parquet(path: Path, rows: list[dict[str, Any]], schema: pa.Schema | N
     atomic_write(path, lambda file: pq.write_table(pa.Table.from_pylist(rows, schema), file))
 
 
-def _point(outcome: Outcome, outcomes: Sequence[Outcome]) -> Point:
+def _point(outcome: Outcome, base: Outcome) -> Point:
     drift = outcome.drift
     return Point(
         method=outcome.method,
@@ -164,13 +162,13 @@ def _point(outcome: Outcome, outcomes: Sequence[Outcome]) -> Point:
         displacement=drift["displacement"],
         new=outcome.new_rate,
         prior=outcome.prior_rate,
-        forgotten=forgotten(outcome, outcomes),
+        forgotten=forgotten(outcome, base),
         last=outcome.last,
     )
 
 
 def _rates(column: Column) -> dict[str, Rate]:
-    return {task: s[READING] for kind in ("new", "prior") for task, s in column.tasks(kind).items()}
+    return {task: s[PRIMARY] for kind in ("new", "prior") for task, s in column.tasks(kind).items()}
 
 
 def _titled(frame: np.ndarray, title: str) -> np.ndarray:

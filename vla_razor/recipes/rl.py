@@ -37,6 +37,7 @@ from vla_razor.recipes.training import Base, Trainer
 from vla_razor.rollouts.rollout import Episode, Timing, VectorEnv, make_vector_env, rollout
 from vla_razor.rollouts.starts import episode_seed, grid_starts
 from vla_razor.runs import Run
+from vla_razor.statistics import by_start, effective_episodes
 from vla_razor.study.forecast import Guard
 
 
@@ -109,12 +110,14 @@ def learn(
 
 
 def played(episodes: Sequence[Episode], timing: Timing) -> dict[str, float]:
-    """What is logged of an iteration's episodes. The entropy, in nats a token, is that of the policy that
-    played, estimated from its samples.
+    """What is logged of an iteration's episodes, and how many independent ones they are worth, of which several share a
+    start. The entropy, in nats a token, is that of the policy that played, estimated from its samples.
     """
     kept = [episode for episode in episodes if not episode.lost]
+    points = [episode.start.grid_point for episode in kept]
     return {
         "success": sum(episode.success_once for episode in kept) / len(kept),
+        "effective_episodes": effective_episodes(by_start(points, (episode.success_once for episode in kept))),
         "episode_length": sum(_decided_after(episode) for episode in kept) / len(kept),
         "lost_episodes": len(episodes) - len(kept),
         "entropy": -float(np.mean(np.concatenate([sampled(episode.log_probs) for episode in kept]))),

@@ -70,7 +70,8 @@ def run(config: DictConfig, run: Run) -> None:
     results.film(out / FILM, columns, lambda one: out / f"{one.run}_new", config.env.tasks[0], config.videos)
     console.print(f"rows in {out / 'results.parquet'}; read them with: vla-razor report {run.path}", highlight=False)
     failed = {training.folder.name: reason for training, reason in failures.items()}
-    run.finish({"runs": len(trainings), "failed": failed, "predictors": results.predictors(out)})
+    found = comparison.summary(columns, comparison.states_of(trainings))
+    run.finish({"runs": len(trainings), "failed": failed, **found, "predictors": results.predictors(out)})
 
 
 def plan(config: DictConfig, out: Path) -> list[Training]:
@@ -136,15 +137,13 @@ def _write(
 ) -> list[Outcome]:
     """results.parquet, of what has ended so far."""
     done = [one for t in trainings if _is_done(config, t) for one in (t, *between(config, t))]
-    outcomes: list[Outcome] = []
     for training in done:  # a sweep of before there were these columns gets them when it is resumed
         comparison.measure_weights(config.policy, training, config.checkpoints)
-    for seed in dict.fromkeys(training.seed for training in done):
-        own = [training for training in done if training.seed == seed]
-        new, prior = ([out / f"base_{kind}", *(_evaluation(t, kind) for t in own)] for kind in ("new", "prior"))
-        outcomes += comparison.read(config.policy, new, prior, own, config.checkpoints)
-    if outcomes:
-        results.write_rows(out, outcomes, failures)
+    if not done:
+        return []
+    new, prior = ([out / f"base_{kind}", *(_evaluation(t, kind) for t in done)] for kind in ("new", "prior"))
+    outcomes = comparison.read(config.policy, new, prior, done, config.checkpoints)
+    results.write_rows(out, outcomes, failures)
     return outcomes
 
 

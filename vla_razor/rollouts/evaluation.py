@@ -1,7 +1,7 @@
 """Evaluation: every policy from the same uniformly random starts, each episode run to its horizon.
 
-Because episodes do not stop at success, both readings mean something: `success_once` (the state after any step) and
-`success_at_end` (after the last one).
+Because episodes do not stop at success, both readings mean something: `success_once` (the state after any step, the one
+that is headlined) and `success_at_end` (after the last one).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from vla_razor.policies import Policy
 from vla_razor.rollouts.rollout import Episode, make_vector_env, rollout
 from vla_razor.rollouts.starts import episode_seed, random_starts
-from vla_razor.statistics import paired_difference, policy_summary, success_summary
+from vla_razor.statistics import READINGS, paired_difference, policy_summary, success_summary
 
 NEW_TASKS = ("pick_can",)
 """The task of the paper's robot experiment; every other one counts as prior."""
@@ -94,8 +94,7 @@ def records(results: Results) -> list[dict[str, Any]]:
         {
             "task": task,
             "start": {"seed": episode.start.seed, **episode.start.options},
-            "success_at_end": episode.success_at_end,
-            "success_once": episode.success_once,
+            **{reading: getattr(episode, reading) for reading in READINGS},
             "first_success": int(np.argmax(episode.success)) + 1 if episode.success_once else None,
             "steps": episode.length,
             "lost": episode.lost,
@@ -109,6 +108,8 @@ def _paired(a: Sequence[Episode], b: Sequence[Episode]) -> dict[str, Any]:
     pairs = [(x, y) for x, y in zip(a, b, strict=True) if not (x.lost or y.lost)]
     if not pairs:
         return {"episodes": 0}
-    at_end = paired_difference([x.success_at_end for x, _ in pairs], [y.success_at_end for _, y in pairs])
-    once = paired_difference([x.success_once for x, _ in pairs], [y.success_once for _, y in pairs])
-    return {"episodes": len(pairs), "success_at_end": at_end._asdict(), "success_once": once._asdict()}
+    found: dict[str, Any] = {"episodes": len(pairs)}
+    for reading in READINGS:
+        one, other = ([getattr(episode, reading) for episode in side] for side in zip(*pairs, strict=True))
+        found[reading] = paired_difference(one, other)._asdict()
+    return found

@@ -65,7 +65,7 @@ def trade_off(
 
 def forgetting(path: Path, points: Sequence[Any], colours: Colours, fitted: FittedLaw | None = None) -> None:
     """Prior success lost against forward KL, one curve for all methods (paper, Figure 3, middle); with `fitted`,
-    against its measure, with its forecast and the band that holds 90% of unseen runs.
+    against its measure, with its forecast and the band that holds 90% of unseen runs, each with all its checkpoints.
     """
     measure = fitted.measure if fitted else "forward_kl"
     with plots.figure(path, 1, 1, (6, 4.2)) as (axis,):

@@ -26,8 +26,8 @@ LAWS = {
 
 
 class Forecast(NamedTuple):
-    """Prior success lost, in [0, 1], with the interval that holds 90% of unseen runs; `known` where the divergence is
-    within what the law was fitted on.
+    """Prior success lost, in [0, 1], with the interval that holds 90% of unseen runs, each with all of its checkpoints
+    (`law.spread`); `known` where the divergence is within what the law was fitted on.
     """
 
     forgotten: float
@@ -43,8 +43,8 @@ class Forecast(NamedTuple):
 class FittedLaw(NamedTuple):
     """Prior success lost as a polynomial in a measure on the probe set, and how far runs lie from it.
 
-    `reach` is from the smallest divergence among the runs and their base to the largest, `below` and `above` are the
-    quantiles of truth minus forecast.
+    `reach` is from the smallest divergence among the runs and their base to the largest; from `below` to `above` is
+    where truth minus forecast lies in 90% of unseen runs, at all checkpoints of each.
     """
 
     domain: str
@@ -64,17 +64,21 @@ class FittedLaw(NamedTuple):
 
 
 def fit(results: Sequence[Result], measure: str = "forward_kl") -> FittedLaw:
-    """The law of these policies, all of one domain. Raises UserError where they are too few, or do not vary."""
+    """The law of these policies, all of one domain. Raises UserError where they are of fewer than ten runs, or do not
+    vary.
+    """
     runs = {result.run for result in results}
     if measure not in measures_of(results):
         lacking = unmeasured(results).get(measure, runs)
         raise UserError(f"not every run has measured {measure} ({min(lacking)} has not): there is no law of it.")
+    if len(runs) < law.LEAST_RUNS:
+        raise UserError(
+            f"{len(runs)} runs are too few for a law of {measure}, which would fit them whatever they are: at least "
+            f"{law.LEAST_RUNS} are needed."
+        )
     interval = law.spread(results, measure)
     if interval is None:
-        raise UserError(
-            f"{len(runs)} runs are too few for a law of {measure}, or do not vary: at least {law.DEGREE + 2} runs with "
-            "different divergences are needed."
-        )
+        raise UserError(f"the {len(runs)} runs do not vary enough in {measure}, or in what they forgot, for a law.")
     x, lost = [r.measures[measure] for r in results], [r.forgotten for r in results]
     found = forgetting_law.fit(x, lost, [r.run for r in results], generator=np.random.default_rng(0))
     return FittedLaw(
@@ -90,7 +94,8 @@ def save(path: Path, fitted: FittedLaw) -> None:
 def load(path: Path, domain: str) -> FittedLaw:
     """Read what `save` wrote, from the file or the folder of a report.
 
-    Raises UserError where it cannot be read, or is the law of another domain.
+    Raises UserError where it cannot be read, is the law of another domain, or was fitted on fewer than ten runs, as
+    earlier versions did.
     """
     if path.is_dir():
         own = path / f"law_{domain}.json"  # of a report on several domains
@@ -105,10 +110,16 @@ def load(path: Path, domain: str) -> FittedLaw:
         if not coefficients or fitted.measure not in LAWS:
             raise ValueError(f"no law of {' or '.join(LAWS)}")
         fitted = fitted._replace(coefficients=coefficients, reach=(low, high), below=below, above=above)
+        few = int(fitted.runs) < law.LEAST_RUNS
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"law={path} cannot be read ({error}). vla-razor report RUNS writes one.") from error
     if fitted.domain != domain:
         raise UserError(f"law={path} is of {fitted.domain} runs, this one is of {domain}.")
+    if few:
+        raise UserError(
+            f"law={path} was fitted on {fitted.runs} runs, which a law would fit whatever they are: at least "
+            f"{law.LEAST_RUNS} are needed. Make it anew from more: vla-razor report RUNS."
+        )
     return fitted
 
 

@@ -1,10 +1,14 @@
 """The forgetting law on the results table: what predicts forgetting, whether its residuals favour a method, and how far
 off a forecast for runs that it has not seen would be (RL's Razor, Sections 4 and 6, Table 1).
+
+The interval of a forecast holds 90% of unseen *runs*: a run is held where all of its checkpoints lie within. A run's
+checkpoints are not independent, and whoever watches a training watches all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +21,9 @@ from vla_razor.study.table import Result, measures_of
 DEGREE = 2
 """Of the polynomial, as in the paper."""
 COVERAGE = 0.9
-"""Of the forecast's interval."""
+"""Share of the unseen runs that the forecast's interval holds."""
+LEAST_RUNS = forgetting_law.LEAST_RUNS
+"""Of fewer runs there is no interval, and no law to forecast from; for `COVERAGE` of runs nine would do."""
 RESAMPLES = 1000
 FOLDS = 20
 
@@ -30,8 +36,9 @@ class HeldOut(NamedTuple):
     mean_absolute_error: float
     bias: float
     """Forecast minus truth."""
-    covered: float
-    """The share of checkpoints within the forecast's interval."""
+    covered: float | None
+    """The share of runs all of whose checkpoints lie within the forecast's interval; None where the forecast is from
+    too few runs to have one."""
 
 
 def fittable(results: Sequence[Any], measure: str, degree: int = DEGREE) -> bool:
@@ -41,18 +48,29 @@ def fittable(results: Sequence[Any], measure: str, degree: int = DEGREE) -> bool
     return None not in values and enough and len({result.forgotten for result in results}) > 1
 
 
-def predictors(results: Sequence[Any], measures: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
+def predictors(results: Sequence[Any], measures: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
     """How well each measure (all that there are, unless named) predicts forgetting: R2 of the polynomial with its
-    bootstrap interval over runs, and Kendall's tau, which asks for the order alone. Measures that hardly vary are left
-    out.
+    bootstrap interval over runs (low and high are None where there is none), the number of runs and of the resamples
+    that were kept, and Kendall's tau, which asks for the order alone. Measures that hardly vary are left out.
     """
     found = {}
     for name in [name for name in measures or measures_of(results) if fittable(results, name)]:
         x, lost, runs = _columns(results, name)
         law = forgetting_law.fit(x, lost, runs, generator=np.random.default_rng(0))
         tau: Any = kendalltau(x, lost)[0]
-        found[name] = {"r2": law.r2, "low": law.low, "high": law.high, "kendall_tau": float(tau)}
+        ends = {"low": law.low, "high": law.high} if law.kept else {"low": None, "high": None}
+        counts = {"runs": len(set(runs)), "resamples": law.kept}
+        found[name] = {"r2": law.r2, **ends, **counts, "kendall_tau": float(tau)}
     return found
+
+
+def in_words(predictor: Mapping[str, Any]) -> str:
+    """R2 as it is printed, with its interval or the reason why there is none: 0.80 [0.66, 0.92]."""
+    r2, runs = f"{predictor['r2']:.2f}", predictor["runs"]
+    if predictor["low"] is not None:
+        return f"{r2} [{predictor['low']:.2f}, {predictor['high']:.2f}]"
+    few = f"{runs} runs, {LEAST_RUNS} are needed" if runs < LEAST_RUNS else "too few different values"
+    return f"{r2} (no interval: {few})"
 
 
 def residuals(
@@ -90,36 +108,41 @@ def least_lost(results: Sequence[Result], level: float) -> Result | None:
 
 
 def spread(results: Sequence[Result], measure: str) -> tuple[float, float] | None:
-    """How far truth lies from the forecast: the 5% and 95% quantiles of the residuals of every run against the law of
-    the others, or of those outside its fold where there are many runs (cross-conformal; Barber et al., "Predictive
-    inference with the jackknife+", 2021, without its correction). None where some of the others have no law.
+    """How far truth lies from the forecast: the interval (low, high) around it that holds `COVERAGE` of unseen runs,
+    each with all of its checkpoints.
+
+    A run's number is the largest magnitude among its checkpoints' residuals against the law of the other runs, or of
+    those outside its fold where there are many. Of n such numbers the interval reaches to the ceil(COVERAGE (n + 1))-th
+    smallest, on both sides: then an unseen run, as likely to be any of n + 1, is held with probability `COVERAGE`
+    (cross-conformal; Barber et al., "Predictive inference with the jackknife+", 2021, without its correction).
+
+    None for fewer than `LEAST_RUNS` runs, and where some of the others have no law.
     """
     fold = {run: number % FOLDS for number, run in enumerate(dict.fromkeys(result.run for result in results))}
     folds = _split(results, lambda result: fold[result.run])
-    if not folds or not all(fittable(rest, measure) for rest, _ in folds):
+    if len(fold) < LEAST_RUNS or not all(fittable(rest, measure) for rest, _ in folds):
         return None
-    errors = np.concatenate([_errors(*parts, measure) for parts in folds])
-    low, high = np.quantile(errors, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
-    return float(low), float(high)
+    farthest = sorted(distance for parts in folds for distance in _farthest(*parts, measure))
+    reach = farthest[math.ceil(COVERAGE * (len(farthest) + 1)) - 1]
+    return -reach, reach
 
 
 def validation(results: Sequence[Result], measure: str, held: Callable[[Result], Any]) -> dict[str, HeldOut]:
     """Forecasts for each part that `held` tells apart (a method, a seed), from the law of all the other parts.
 
-    A part is left out where the others are too few to fit.
+    Errors are means over checkpoints. A part is left out where the others are too few to fit.
     """
     found = {}
     for rest, own in _split(results, held):
-        interval = spread(rest, measure)
-        if interval is None:
+        if not fittable(rest, measure):
             continue
-        errors, (low, high) = _errors(rest, own, measure), interval
+        errors, interval, farthest = _errors(rest, own, measure), spread(rest, measure), _farthest(rest, own, measure)
         found[str(held(own[0]))] = HeldOut(
-            len({result.run for result in own}),
+            len(farthest),
             len(own),
             float(np.abs(errors).mean()),
             float(-errors.mean()),
-            float(((low <= errors) & (errors <= high)).mean()),
+            float(np.mean([distance <= interval[1] for distance in farthest])) if interval else None,
         )
     return found
 
@@ -146,6 +169,12 @@ def _errors(rest: Sequence[Result], own: Sequence[Result], measure: str) -> np.n
     """Truth minus forecast."""
     coefficients, reach = _fitted(rest, measure), reach_of(rest, measure)
     return np.array([r.forgotten - value(coefficients, r.measures[measure], reach) for r in own])
+
+
+def _farthest(rest: Sequence[Result], own: Sequence[Result], measure: str) -> list[float]:
+    """Of each run of `own`, the largest magnitude of truth minus forecast."""
+    errors, runs = np.abs(_errors(rest, own, measure)), np.array([result.run for result in own])
+    return [float(errors[runs == run].max()) for run in dict.fromkeys(runs.tolist())]
 
 
 def _fitted(results: Sequence[Result], measure: str) -> tuple[float, ...]:
