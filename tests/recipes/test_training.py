@@ -55,13 +55,17 @@ def test_everything_can_be_trained() -> None:
     assert {group["lr"] for group in groups} == {settings().learning_rate}
 
 
-def test_an_adapter_alone_is_trained() -> None:
-    model = small_policy().add_lora(4, 8, generator=torch.Generator().manual_seed(0))
-    (group,) = training.parameter_groups(model, settings())
-    trained = {id(parameter) for parameter in group["params"]}
-    names = [name for name, parameter in model.named_parameters() if id(parameter) in trained]
-    assert names
-    assert all("lora_" in name and "vision_backbone." not in name for name in names)
+def test_an_adapter_alone_is_trained(policy: Path, tmp_path: Path) -> None:
+    """Also once the base has been used, which is the model with its adapter disabled."""
+    model, base, chosen = opened(tmp_path / "run", f"policy={policy}", "lora_rank=4")
+    trainer = Trainer(model, chosen, 10)
+    with base.model() as before:
+        before.sample_actions(*inputs(model)[:2])
+    trainer.update([loss_of(model)])
+    trained = {id(parameter) for parameter in trainer.parameters}
+    asking = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert asking == {name for name, parameter in model.named_parameters() if id(parameter) in trained}
+    assert asking and all("lora_" in name and "vision_backbone." not in name for name in asking)
 
 
 def test_the_update_is_clipped_and_counted() -> None:
@@ -129,6 +133,32 @@ def test_a_stale_policy_is_as_many_updates_old_as_it_is_asked_to_be(tmp_path: Pa
     assert same(learning(model), history[-1]), "an interruption saves the policy that learns"
 
 
+def opened(folder: Path, *overrides: str) -> tuple[OpenVLA, Base, DictConfig]:
+    """What a run begins with."""
+    chosen = settings(*overrides)
+    with Run.create(folder, chosen, "rl") as run:
+        return *training.open_models(chosen, run), chosen
+
+
+@pytest.mark.parametrize(("rank", "rate"), [(0, 1e-6), (4, 1e-5)], ids=["all weights", "LoRA"])
+def test_bfloat16_learns_as_float32_does(policy: Path, tmp_path: Path, rank: int, rate: float) -> None:
+    """At the paper's smallest rate: held in bfloat16, a weight of 0.02 could not change by less than 6e-5."""
+    shares, fallen = {}, {}
+    for dtype in ("float32", "bfloat16"):
+        words = (f"policy={policy}", f"dtype={dtype}", f"lora_rank={rank}", "train_vision=true")
+        model, _, chosen = opened(tmp_path / dtype, *words, f"learning_rate={rate}", "gain_learning_rate=null")
+        trainer, before = Trainer(model, chosen, 30), learning(model)
+        losses = [trainer.update([loss_of(model)]).loss for _ in range(30)]
+        moved = sum(float((a != b).sum()) for a, b in zip(before, learning(model), strict=True))
+        shares[dtype] = moved / sum(parameter.numel() for parameter in before)
+        fallen[dtype] = losses[0] - losses[-1]
+    assert shares["float32"] > 0.5
+    assert shares["bfloat16"] == pytest.approx(shares["float32"], abs=0.05)
+    assert fallen["bfloat16"] == pytest.approx(fallen["float32"], rel=0.1)
+    moments = [value for state in trainer.optimizer.state.values() for value in state.values()]
+    assert {tensor.dtype for tensor in (*trainer.parameters, *moments)} == {torch.float32}
+
+
 def test_without_staleness_nothing_is_kept() -> None:
     model = small_policy()
     trainer = Trainer(model, settings(), 10)
@@ -138,14 +168,19 @@ def test_without_staleness_nothing_is_kept() -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 4])
-def test_the_base_stays_what_it_was(policy: Path, tmp_path: Path, rank: int) -> None:
-    chosen = settings(f"policy={policy}", f"lora_rank={rank}", "learning_rate=1e-2")
-    with Run.create(tmp_path / "run", chosen, "rl") as run:
-        model, base = training.open_models(chosen, run)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_base_stays_what_it_was(policy: Path, tmp_path: Path, rank: int, dtype: str) -> None:
+    words = (f"policy={policy}", f"lora_rank={rank}", "learning_rate=1e-2", f"dtype={dtype}")
+    model, base, chosen = opened(tmp_path / "run", *words)
     original = OpenVLA.from_pretrained(policy)
-    Trainer(model, chosen, 10).update([loss_of(model)])
+    original.products = torch.bfloat16 if dtype == "bfloat16" else None
     expected = training.log_distribution(original, *inputs(original))
+    assert torch.equal(training.log_distribution(model, *inputs(model)), expected), "it begins as the base"
     with base.model() as before:
+        fingerprint = before.fingerprint()
+    Trainer(model, chosen, 10).update([loss_of(model)])
+    with base.model() as before:
+        assert before.fingerprint() == fingerprint
         assert torch.equal(training.log_distribution(before, *inputs(before)), expected)
     assert not torch.allclose(training.log_distribution(model, *inputs(model)), expected)
     images = np.zeros((2, 64, 64, 3), np.uint8)

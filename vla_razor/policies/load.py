@@ -16,7 +16,11 @@ _EMBEDDED = ("tiny", "vla")
 
 
 def load_model(
-    spec: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | str = torch.float32
+    spec: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | str = torch.float32,
+    matrices: torch.dtype | None = None,
 ) -> OpenVLA:
     """Load a policy's model.
 
@@ -24,7 +28,8 @@ def load_model(
         spec: "tiny" or "vla" (the embedded base), a run folder (its newest checkpoint), a checkpoint folder (a whole
             model, or an adapter, whose base is then loaded first), or a Hub id.
         device: "auto" takes a GPU where there is one.
-        dtype: of the parameters.
+        dtype: of the parameters; an adapter's are float32.
+        matrices: of those that matrix products alone read, where it is another.
 
     Raises `UserError` for everything that is not such a thing.
     """
@@ -32,13 +37,13 @@ def load_model(
     if str(spec) in _EMBEDDED:
         if not TINY.is_dir():
             raise UserError(f"The embedded base policy is not in {TINY}. Make it with scripts/make_tiny_base.py.")
-        model = OpenVLA.from_pretrained(TINY, dtype=dtype, device=device)
+        model = OpenVLA.from_pretrained(TINY, dtype, device, matrices)
         model.name_or_path = "tiny"
         return model
     folder = checkpoint_folder(Path(spec))
     if folder is None or not (folder / lora.ADAPTER_CONFIG_FILE).is_file():
-        return OpenVLA.from_pretrained(folder or spec, dtype=dtype, device=device)
-    return load_model(_adapted(folder), device=device, dtype=dtype).load_lora(folder)
+        return OpenVLA.from_pretrained(folder or spec, dtype, device, matrices)
+    return load_model(_adapted(folder), device=device, dtype=dtype, matrices=matrices).load_lora(folder)
 
 
 def stored_weights(spec: str | Path) -> Mapping[str, Tensor]:

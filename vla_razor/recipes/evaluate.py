@@ -98,9 +98,11 @@ def _open_rt1(spec: str, config: DictConfig) -> RT1Policy:
     return RT1Policy(spec, config.embeddings)
 
 
-def open_model(spec: str, config: DictConfig) -> OpenVLA:
-    """The model that `spec` names, at `config.temperature` and with `config.prompt` unless they are null."""
-    model = load_model(spec, device=config.device, dtype=config.dtype)
+def open_model(spec: str, config: DictConfig, **dtypes: Any) -> OpenVLA:
+    """The model that `spec` names, at `config.temperature` and with `config.prompt` unless they are null. Its
+    parameters are in `config.dtype`, or as `dtypes` tell `load_model`.
+    """
+    model = load_model(spec, device=config.device, **(dtypes or {"dtype": config.dtype}))
     if config.temperature is not None:
         model.config.temperature = config.temperature
     if config.prompt is not None:

@@ -15,7 +15,6 @@ from vla_razor.errors import UserError
 from vla_razor.files import full_disk_reported
 from vla_razor.policies.openvla import OpenVLA
 from vla_razor.recipes import training
-from vla_razor.recipes.evaluate import open_model
 from vla_razor.rollouts import probe_set
 from vla_razor.runs import Run, origin_of
 
@@ -23,10 +22,10 @@ from vla_razor.runs import Run, origin_of
 def run(config: DictConfig, run: Run) -> None:
     """Write a policy for each of `config.shares`; those that are there already are left alone."""
     run.restore()
-    tuned = open_model(config.policy, config)
+    tuned = training.opened(config.policy, config, learns=True)
     if tuned.has_adapter:
         tuned.merge_lora()
-    base = open_model(config.base or origin_of(config.policy, "policy"), config)
+    base = training.opened(config.base or origin_of(config.policy, "policy"), config, learns=True)
     check(base, tuned, config.policy)
     made = {}
     for share in config.shares:
@@ -51,13 +50,13 @@ def measured(config: DictConfig, tuned: Path, folder: Path, share: float, probed
     begun = (folder / "config.yaml").is_file()
     with Run.resume(folder) if begun else Run.create(folder, OmegaConf.create(facts), "interpolate") as run:
         run.restore()
-        base, model = open_model(config.policy, config), open_model(str(tuned), config)
+        base, model = (training.opened(spec, config, learns=True) for spec in (config.policy, str(tuned)))
         if model.has_adapter:
             model.merge_lora()
         model = between(base, model, share)
         settings = {key: config[key] for key in ("unnorm_key", "num_envs", "num_workers")}
         settings |= {"states": probed.probe_states, "other_instructions": probed.other_instructions}
-        probe = probe_set.obtain(base, config.env, **settings)
+        probe = probe_set.obtain(base.cast(torch.float32, base.products), config.env, **settings)  # as the training did
         step = int(tuned.name.removeprefix("step_"))
         run.log(step, **training.probe_scalars(probe_set.measure(model, probe)))
         run.save(step, model.save_pretrained, {})

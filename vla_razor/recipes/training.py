@@ -174,7 +174,7 @@ class Base:
 
     @cached_property
     def _copy(self) -> OpenVLA:
-        return open_model(self.config.policy, self.config).requires_grad_(False)
+        return opened(str(self.config.policy), self.config, learns=False).requires_grad_(False)
 
 
 class BasePolicy:
@@ -200,7 +200,7 @@ def open_models(config: DictConfig, run: Run) -> tuple[OpenVLA, Base]:
             f"env={config.env.name}: {run.config.verb} takes one scene, such as env=pick_can or env=drawer."
         )
     checkpoint = run.newest_checkpoint()
-    model = open_model(str(checkpoint or config.policy), config)
+    model = opened(str(checkpoint or config.policy), config, learns=not config.lora_rank)
     if checkpoint is None and model.has_adapter:
         if config.lora_rank:
             raise UserError(f"policy={config.policy} is an adapter already; train it whole with lora_rank=0.")
@@ -208,6 +208,17 @@ def open_models(config: DictConfig, run: Run) -> tuple[OpenVLA, Base]:
     if checkpoint is None and config.lora_rank:
         model.add_lora(config.lora_rank, config.lora_alpha, generator=generator(config.seed, "lora"))
     return model, Base(model, config)
+
+
+def opened(spec: str, config: DictConfig, *, learns: bool) -> OpenVLA:
+    """A model whose products are in `config.dtype`. What learns is float32, adapters too: in bfloat16 no step below
+    1/256 of a weight changes it, and AdamW's moments do not decay. A base's matrices may be stored as products read
+    them.
+    """
+    products = torch.bfloat16 if config.dtype == "bfloat16" else None
+    model = open_model(spec, config, dtype=torch.float32, matrices=None if learns else products)
+    model.products = products
+    return model
 
 
 def open_probe(config: DictConfig, base: Base, envs: VectorEnv | None = None) -> ProbeSet | None:

@@ -68,6 +68,18 @@ def test_a_new_adapter_changes_nothing_and_the_base_comes_back(fresh_model, refe
     assert torch.equal(logits(), tuned)
 
 
+def test_what_was_frozen_stays_so_when_the_base_has_been_used(fresh_model):
+    _adapted(fresh_model)
+    vision = [p for n, p in fresh_model.named_parameters() if "lora_" in n and "vision_backbone." in n]
+    for parameter in vision:
+        parameter.requires_grad_(False)
+    before = [parameter.requires_grad for parameter in fresh_model.parameters()]
+    with fresh_model.adapter_disabled(), fresh_model.adapter_disabled():
+        assert not any(parameter.requires_grad for parameter in fresh_model.parameters())
+    assert vision
+    assert [parameter.requires_grad for parameter in fresh_model.parameters()] == before
+
+
 def test_sampling_and_forcing_agree_under_an_adapter(fresh_model, reference):
     _adapted(fresh_model)
     samples = fresh_model.sample_actions(reference.pixels, reference.prompts, 1.0, torch.Generator().manual_seed(0))

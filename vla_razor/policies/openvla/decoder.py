@@ -122,6 +122,7 @@ def _layer(
         queries = _heads(attention.q_proj(normed), attention.head_dim)
         queries, _ = apply_rotary_pos_emb(queries, queries, rotary[0][0, keep], rotary[1][0, keep])
         _, keys = apply_rotary_pos_emb(keys, keys, *rotary)
+    queries, keys = queries.to(values.dtype), keys.to(values.dtype)  # the table is wider in mixed precision
     if cache is not None:
         keys, values = cache.append(attention.layer_idx, keys, values)
     attended = F.scaled_dot_product_attention(

@@ -66,7 +66,7 @@ def configuration(rank: int, alpha: int, vision_depths: Sequence[int]) -> "LoraC
 
 
 def add(model: nn.Module, config: "LoraConfig") -> None:
-    """Inject adapters; afterwards they alone are trainable."""
+    """Inject adapters; afterwards they alone are trainable, and float32 whatever the model is."""
     from peft import inject_adapter_in_model
 
     if layers(model):
@@ -74,6 +74,8 @@ def add(model: nn.Module, config: "LoraConfig") -> None:
     inject_adapter_in_model(config, model, adapter_name=_NAME)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 def initialize(model: nn.Module, generator: torch.Generator | None) -> None:
@@ -86,8 +88,9 @@ def initialize(model: nn.Module, generator: torch.Generator | None) -> None:
 
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is its base."""
+    """Inside, the model is its base. Afterwards what asked for gradients does again, and nothing else."""
     adapted = [layer for layer in layers(model) if not layer.disable_adapters]
+    asked = [(parameter, parameter.requires_grad) for layer in adapted for parameter in layer.parameters()]
     for layer in adapted:
         layer.enable_adapters(False)
     try:
@@ -95,6 +98,8 @@ def disabled(model: nn.Module) -> Iterator[None]:
     finally:
         for layer in adapted:
             layer.enable_adapters(True)
+        for parameter, before in asked:  # peft has every adapter ask for them
+            parameter.requires_grad_(before)
 
 
 def linear_rows(layer: Any, x: Float[Tensor, "*B H"], rows: slice) -> Float[Tensor, "*B R"]:

@@ -8,10 +8,11 @@ Positions and what each token attends to are the same, and no prefill needs a ma
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import wraps
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +29,19 @@ from vla_razor.policies.openvla.config import OpenVLAConfig
 from vla_razor.policies.openvla.initialization import initialize
 from vla_razor.policies.openvla.processor import Processor
 from vla_razor.policies.openvla.vision import Projector, VisionBackbone, module_key, stored_key
+
+P, R = ParamSpec("P"), TypeVar("R")
+
+
+def _in_its_precision(method: Callable[Concatenate["OpenVLA", P], R]) -> Callable[Concatenate["OpenVLA", P], R]:
+    """A method that computes with the model's `products`."""
+
+    @wraps(method)
+    def call(model: "OpenVLA", *arguments: P.args, **settings: P.kwargs) -> R:
+        with model.precision():
+            return method(model, *arguments, **settings)
+
+    return call
 
 
 class Samples(NamedTuple):
@@ -47,6 +61,11 @@ class OpenVLA(nn.Module):
 
     Build one with `from_pretrained` (a checkpoint folder or Hub id) or `from_config` (random weights). Parameters keep
     the names they have in checkpoints, but for LayerScale (see `vision.stored_key`).
+
+    Attributes:
+        products: the dtype of matrix products, convolutions and attention; None for the parameters' own. With bfloat16
+            and parameters in float32 it is mixed precision: what is added up along the layers, the normalisations, the
+            rotary table and every softmax over actions stay float32.
     """
 
     def __init__(self, config: OpenVLAConfig, processor: Processor) -> None:
@@ -61,6 +80,7 @@ class OpenVLA(nn.Module):
         self.language_model = LlamaForCausalLM(text)
         self.action_tokenizer = ActionTokenizer(config.first_action_id + config.n_action_bins, config.n_action_bins)
         self.checkpointing = False
+        self.products: torch.dtype | None = None
 
     # Building, loading, saving
 
@@ -86,11 +106,13 @@ class OpenVLA(nn.Module):
         folder_or_hub_id: str | Path,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
+        matrices: torch.dtype | None = None,
     ) -> "OpenVLA":
         """Load a checkpoint folder, or a Hub id (downloaded only then). No code of the checkpoint is run.
 
-        `dtype` is that of the parameters; buffers stay as they are. Raises `UserError` for a folder that is none, of
-        another architecture, incomplete or damaged.
+        `dtype` is that of the parameters, `matrices` that of those which products alone read, where it is another;
+        buffers stay as they are. Raises `UserError` for a folder that is none, of another architecture, incomplete or
+        damaged.
         """
         folder = checkpoint.locate(folder_or_hub_id)
         config = OpenVLAConfig.from_dict(checkpoint.read_json(folder / checkpoint.CONFIG_FILE), str(folder))
@@ -98,7 +120,9 @@ class OpenVLA(nn.Module):
             config.norm_stats = checkpoint.read_json(folder / checkpoint.STATISTICS_FILE)
         model = on_meta(cls, config, Processor.from_folder(folder, config.text["bos_token_id"]))
         tensors = checkpoint.read_tensors(folder, str(device))
-        checkpoint.assign(model, {module_key(key): tensor.to(dtype) for key, tensor in tensors}, folder)
+        kinds = dict.fromkeys(read_by_products(model), matrices) if matrices else {}
+        named = ((module_key(key), tensor) for key, tensor in tensors)
+        checkpoint.assign(model, {name: tensor.to(kinds.get(name, dtype)) for name, tensor in named}, folder)
         model.name_or_path = str(folder.resolve()) if Path(folder_or_hub_id).is_dir() else str(folder_or_hub_id)
         return model.to(device).eval()
 
@@ -128,8 +152,9 @@ class OpenVLA(nn.Module):
         return {stored_key(name.replace(".base_layer.", ".")): tensor for name, tensor in parameters.items()}
 
     def fingerprint(self) -> str:
-        """SHA-256 of the configuration and the weights, adapters included unless disabled."""
+        """SHA-256 of the configuration, the weights, adapters included unless disabled, and `products`."""
         config = {k: v for k, v in self.config.to_dict().items() if k != "torch_dtype"}  # that of the file, not ours
+        config |= {"products": str(self.products)} if self.products else {}
         digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
         tensors = self.stored_tensors()
         if self.has_adapter and not lora.layers(self)[0].disable_adapters:
@@ -139,11 +164,20 @@ class OpenVLA(nn.Module):
             digest.update(tensor.contiguous().cpu().view(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
-    def cast(self, dtype: torch.dtype) -> "OpenVLA":
-        """Cast the parameters."""
-        for parameter in self.parameters():
-            parameter.data = parameter.data.to(dtype)
+    def cast(self, dtype: torch.dtype, matrices: torch.dtype | None = None) -> "OpenVLA":
+        """Cast the parameters; those which products alone read to `matrices`, where it is given."""
+        kinds = dict.fromkeys(read_by_products(self), matrices) if matrices else {}
+        for name, parameter in self.named_parameters():
+            parameter.data = parameter.data.to(kinds.get(name, dtype))
         return self
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """Inside, products are computed in `products`. Each call of a method has a context of its own: autocast keeps
+        its copies of the weights to the end of one, and those made without gradients must not be met by a pass with.
+        """
+        if self.products is None or self.device.type == "meta":  # where nothing is computed
+            return nullcontext()
+        return torch.autocast(self.device.type, self.products)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "OpenVLA":
         """What `to`, `bfloat16`, `cuda` ... call. The rotary frequencies follow to the device but keep float32: in
@@ -200,6 +234,7 @@ class OpenVLA(nn.Module):
     # Actions
 
     @torch.no_grad()
+    @_in_its_precision
     def sample_actions(
         self,
         pixels: Float[Tensor, "B C H W"],
@@ -243,6 +278,7 @@ class OpenVLA(nn.Module):
         log_probs = F.log_softmax(scores / (temperature or 1.0), -1).gather(-1, chosen[..., None])[..., 0]
         return Samples(chosen + first, scores, log_probs)
 
+    @_in_its_precision
     def action_logits(
         self, pixels: Float[Tensor, "B C H W"], input_ids: Sequence[Sequence[int]], tokens: Int[Tensor, "B A"]
     ) -> Float32[Tensor, "B A 256"]:
@@ -253,6 +289,7 @@ class OpenVLA(nn.Module):
         """
         return self.action_head(self.predicting_hidden(pixels, input_ids, tokens))
 
+    @_in_its_precision
     def predicting_hidden(
         self, pixels: Float[Tensor, "B C H W"], input_ids: Sequence[Sequence[int]], tokens: Int[Tensor, "B A"]
     ) -> Float[Tensor, "B A H"]:
@@ -263,6 +300,7 @@ class OpenVLA(nn.Module):
         keep = lengths[:, None] - 1 + torch.arange(tokens.shape[1], device=self.device)
         return decoder.prefill(llama, embeddings, table, keep, checkpointing=self.checkpointing)
 
+    @_in_its_precision
     def supervised_loss(
         self, pixels: Float[Tensor, "B C H W"], input_ids: Sequence[Sequence[int]], tokens: Int[Tensor, "B A"]
     ) -> Float32[Tensor, ""]:
@@ -317,11 +355,20 @@ class OpenVLA(nn.Module):
         ids, trailing = [int(i) for i in ids], self.config.trailing_token_id
         return ids if trailing is None or ids[-1] == trailing else [*ids, trailing]
 
+    @_in_its_precision
     def action_head(self, hidden: Float[Tensor, "*B H"]) -> Float32[Tensor, "*B 256"]:
         """The head's rows of action ids."""
         first = self.config.first_action_id
         rows = slice(first, first + self.config.n_action_bins)
         return lora.linear_rows(self.language_model.lm_head, hidden, rows).float()
+
+
+def read_by_products(model: nn.Module) -> set[str]:
+    """The names of the parameters of linear layers and convolutions: in mixed precision they are rounded before each
+    use, so that storing them rounded changes no result.
+    """
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+    return {f"{name}.{own}" for name, layer in layers.items() for own, _ in layer.named_parameters(recurse=False)}
 
 
 def _llama_config(config: OpenVLAConfig) -> LlamaConfig:
