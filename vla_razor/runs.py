@@ -39,8 +39,9 @@ LATER: dict[str, dict[str, Any]] = {
     "rl": {"other_instructions": []},
     "sft": {"other_instructions": [], "spillover_coefficient": 0.0},
     "distill": {"other_instructions": [], "spillover_coefficient": 0.0},
-    "sweep": {"interpolated": [], "videos": 0},
-    "plasticity": {"method": "rl"},
+    "demo": {"collect": {"policy": "scripted"}},
+    "sweep": {"interpolated": [], "videos": 0, "collect": {"policy": "scripted"}},
+    "plasticity": {"method": "rl", "collect": {"policy": "scripted"}},
     "interpolate": {"base": None},
 }
 """By verb: settings that runs begun before there were such keys lack, and what they were then."""
