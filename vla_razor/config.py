@@ -271,6 +271,13 @@ def scenes(env: DictConfig) -> list[DictConfig]:
     return [env] if "id" in env else [part for part in env.values() if isinstance(part, DictConfig)]
 
 
+def environments(config: DictConfig) -> list[DictConfig]:
+    """Every scene in a configuration, those of a demo's sections included."""
+    envs = [config[key] for key in ("env", "prior") if config.get(key)]
+    sections = [config[key] for key in config if key in verbs()]
+    return [scene for env in envs for scene in scenes(env)] + [s for part in sections for s in environments(part)]
+
+
 def robot_of(env: DictConfig) -> str:
     """Who acts in the scenes of an `env` configuration."""
     return robot_in(scenes(env)[0].make)
@@ -320,19 +327,12 @@ def _is_of_trainings(config: DictConfig, key: str) -> bool:
     return any(part in trainings and name in config[part] for part in chosen)
 
 
-def _environments(config: DictConfig) -> list[DictConfig]:
-    """Every scene in a configuration, those of a demo's sections included."""
-    envs = [config[key] for key in ("env", "prior") if config.get(key)]
-    sections = [config[key] for key in config if key in verbs()]
-    return [scene for env in envs for scene in scenes(env)] + [s for part in sections for s in _environments(part)]
-
-
 def _place_robot(config: DictConfig) -> None:
     """Completes the scenes with what `config.robot`, `config.image_size` and `config.sim_backend` say of them."""
     if "robot" not in config:
         return
     settings = OmegaConf.load(CONFIG_DIR / "robot" / f"{config.robot}.yaml")
-    for scene in _environments(config):
+    for scene in environments(config):
         with open_dict(scene):
             scene.merge_with(settings.get(scene.id, {}))
             if config.image_size is not None:
@@ -342,7 +342,7 @@ def _place_robot(config: DictConfig) -> None:
 
 
 def _check_robot(config: DictConfig) -> None:
-    for scene in _environments(config):
+    for scene in environments(config):
         robot = scene.make.get("robot", config.robot)
         if robot != config.robot:
             raise UserError(f"env.make.robot={robot}: say robot={robot}, which also sets the scene's area and camera.")

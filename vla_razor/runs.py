@@ -72,7 +72,8 @@ class Run:
         path = Path(out)
         settings = OmegaConf.merge({"verb": verb}, config, {"verb": verb})
         OmegaConf.resolve(settings)
-        check(settings)
+        closed = _settings(settings)
+        check(closed)
         _refuse_foreign(path)
         lock = _locked(path)
         try:
@@ -82,7 +83,7 @@ class Run:
         except BaseException:
             lock.release()
             raise
-        return cls(path, _settings(settings), lock)
+        return cls(path, closed, lock)
 
     @classmethod
     def resume(cls, out: str | Path) -> Self:
