@@ -123,40 +123,13 @@ def test_a_robot_brings_its_scenes_area_and_camera_and_is_overridden_like_any_se
         config.compose("rl", ["env.make.robot=google_robot"])
 
 
-def test_the_papers_robot_protocol() -> None:
-    """RL's Razor, Appendix B.2, but for the sign of x."""
-    collect, sft, rl = (config.compose(verb, ["experiment=paper_robotics"]) for verb in ("collect", "sft", "rl"))
-    assert (collect.grid, collect.per_point, collect.env.make.robot) == ("10x10", 10, "google_robot")
-    assert (rl.grid, rl.per_point, rl.kl_coefficient, rl.baseline) == ("10x10", 5, 0, "batch")
-    for settings in (sft, rl):
-        assert (settings.env.name, settings.prior.name, len(settings.prior.tasks)) == ("pick_can", "drawer", 6)
-        assert settings.env.grid == {"x": [-0.35, -0.12], "y": [-0.02, 0.42]}
-        assert (settings.warmup_steps, settings.max_grad_norm, settings.weight_decay) == (10, 1, 0)
-        assert (settings.dtype, settings.schedule, settings.eval_episodes) == ("bfloat16", "constant", 100)
-        assert settings.learning_rate in (1e-6, 3e-6, 5e-6, 7e-6, 9e-6, 1e-5, 3e-5)
-    assert (sft.epochs, sft.batch_size in (16, 32, 64)) == (1, True)
-    assert config.compose("eval", ["experiment=paper_robotics"]).episodes == 100
-
-
 def test_sections_hold_a_verbs_own_keys() -> None:
     settings = config.compose("demo", ["sft.learning_rate=1e-3"])
     assert settings.sft.learning_rate == 1e-3
     assert settings.sft.batch_size == config.compose("sft").batch_size
     assert "seed" not in settings.sft
     assert "env" not in settings.eval
-
-
-@pytest.mark.parametrize("path", sorted((config.CONFIG_DIR / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
-def test_an_experiment_gives_each_verb_its_own_keys(path) -> None:
-    for verb in config.verbs():
-        if path.stem != "paper_robotics" or "env" in config.compose(verb):
-            plain, changed = config.compose(verb), config.compose(verb, [f"experiment={path.stem}"])
-            assert changed.keys() == plain.keys()
-
-
-def test_an_experiment_for_other_verbs_is_refused() -> None:
-    with pytest.raises(UserError, match="experiment=paper_robotics sets what mnist does not have"):
-        config.compose("mnist", ["experiment=paper_robotics"])
+    assert "policy" not in settings.sft and settings.collect.policy == "scripted", "whom to imitate is collect's own"
 
 
 def test_describe_lists_every_own_key_once() -> None:
@@ -165,32 +138,3 @@ def test_describe_lists_every_own_key_once() -> None:
     own = [str(key) for key in config.compose("sft") if key not in ("env", "verb")]
     assert sorted(names) == sorted(own)
     assert "learning_rate=3e-4" in [line.split()[0] for line in lines]
-
-
-def test_every_setting_of_the_papers_table_2_composes() -> None:
-    plain = ["experiment=paper_llm"]
-    offline = {verb: config.compose(verb, plain) for verb in ("llm_sft", "llm_simpo")}
-    for settings in offline.values():
-        assert (settings.warmup_steps, settings.max_grad_norm, settings.weight_decay) == (50, 1, 0)
-        assert (settings.dtype, settings.model) == ("bfloat16", "Qwen/Qwen2.5-3B-Instruct")
-    for rate, schedule, epochs, batch in (
-        ("1e-5", "constant", 1, 16),
-        ("7e-5", "cosine", 2, 64),
-        ("9e-5", "cosine", 1, 128),
-    ):
-        words = [f"learning_rate={rate}", f"schedule={schedule}", f"epochs={epochs}", f"batch_size={batch}"]
-        settings = config.compose("llm_sft", [*plain, *words])
-        assert (settings.learning_rate, settings.batch_size) == (float(rate), batch)
-    for verb in ("llm_grpo", "llm_reinforce"):
-        settings = config.compose(verb, [*plain, "learning_rate=5e-5", "num_iterations=2"])
-        assert (settings.group_size, settings.prompts_per_step, settings.num_iterations) == (64, 8, 2)
-        assert settings.get("kl_coefficient", 0) == 0
-
-
-@pytest.mark.parametrize("method", ["sft", "simpo", "grpo", "reinforce"])
-@pytest.mark.parametrize("size", ["7B", "14B"])
-def test_the_papers_larger_models_keep_its_table(method: str, size: str) -> None:
-    plain = config.compose(f"llm_{method}", ["experiment=paper_llm", "out=x"])
-    large = config.compose(f"llm_{method}", [f"experiment=paper_llm_{size.lower()}", "out=x"])
-    assert large.model == f"Qwen/Qwen2.5-{size}-Instruct"
-    assert {**large, "model": plain.model} == dict(plain)

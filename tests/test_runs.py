@@ -369,16 +369,6 @@ def test_tensorboard_is_the_default_tracker(out: Path) -> None:
     assert [(event.step, event.value) for event in events.Scalars("success")] == [(1, 0.25)]
 
 
-@pytest.mark.parametrize("name", ["wandb", "trackio"])
-def test_a_missing_tracker_names_its_extra(out: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, name, None)
-    with (
-        Run.create(out, OmegaConf.create({"logger": name}), "rl") as run,
-        pytest.raises(UserError, match=rf"pip install 'vla-razor\[{name}\]'"),
-    ):
-        run.log(1, success=0.25)
-
-
 def test_atomic_write_keeps_the_old_file_when_writing_fails(tmp_path: Path) -> None:
     path = tmp_path / "deep/file"
     files.atomic_write(path, b"old")

@@ -1,28 +1,33 @@
 """From a verb and its overrides to one checked configuration.
 
-Every verb has a file `configs/<verb>.yaml`; `env` and `experiment` are groups. Hydra composes the files; `robot` then
-fills in what a scene looks like with that robot (`configs/robot/<name>.yaml`, by Gymnasium id). The overrides are
-checked here (unknown keys and names, types, ranges), because Hydra knows no types without a schema and texts such
-as paths would need quoting.
+Every verb has a file `configs/<verb>.yaml`, and `env` is a group. Hydra composes the files; an experiment
+(`configs/experiment/<name>.yaml`) changes them; `robot` then fills in what a scene looks like with that robot
+(`configs/robot/<name>.yaml`, by Gymnasium id). The overrides are checked here (unknown keys and names, types, ranges),
+because Hydra knows no types without a schema and texts such as paths would need quoting.
+
+From the weakest to the strongest: a verb's own defaults; what a verb that is made of others, such as `sweep`, has
+instead of them in its sections; the experiment; the command line.
 """
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import deepcopy
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Transformer
-from hydra.errors import ConfigCompositionException, HydraException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from vla_razor.errors import UserError, nearest
 
 _PACKAGE = Path(__file__).resolve().parent
 CONFIG_DIR = next(path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir())
-GROUPS = {"env": "env", "prior": "env@prior", "experiment": "experiment"}  # as Hydra names them
+GROUPS = {"env": "env", "prior": "env@prior"}  # as Hydra names them
 SWEEPS = ("sweep", "llm_sweep")  # verbs whose keys may take several values
 FRAGMENTS = ("common", "training", "llm_common", "llm_training")  # files that verbs are composed of
 
@@ -149,25 +154,30 @@ NULLABLE |= {
 }
 
 
-def verbs() -> list[str]:
+@cache
+def verbs() -> tuple[str, ...]:
     """The verbs that have a configuration."""
-    return sorted(path.stem for path in CONFIG_DIR.glob("*.yaml") if path.stem not in FRAGMENTS)
+    return tuple(sorted(path.stem for path in CONFIG_DIR.glob("*.yaml") if path.stem not in FRAGMENTS))
 
 
 def compose(verb: str, overrides: Iterable[str] = ()) -> DictConfig:
     """The configuration of `verb` under `overrides` ("key=value", a later one wins), with `out` filled in.
 
-    An experiment may hold keys of several verbs; each verb takes those it knows, and what stands under its own name.
-    In `demo`, a key named like a verb holds that verb's settings.
+    An experiment holds settings by verb, or by the files that several verbs are composed of, such as `training`;
+    each verb takes those of its files, then its own. In `demo`, a key named like a verb holds that verb's settings.
 
-    Raises `UserError` for an unknown key, environment or experiment, and for a value of the wrong type or out of range.
+    Raises `UserError` for an unknown key, environment or experiment, for an experiment that has nothing for the verb,
+    and for a value of the wrong type or out of range.
     """
     values = dict(_split(override) for override in overrides)
     axes = _axes(values) if verb in SWEEPS else {}
-    groups = {group: values.pop(group) for group in GROUPS if group in values}
-    config = _compose_files(verb, groups)
-    for section in [key for key in config if key in verbs()]:
-        config[section] = _section(section, config[section], groups)
+    experiment = Experiment.named(values.pop("experiment", None))
+    config = _compose_files(verb, {group: values.pop(group) for group in GROUPS if group in values})
+    sections = [str(key) for key in config if key in verbs()]
+    experiment.check(verb, sections)
+    for section in sections:
+        config[section] = _section(section, config[section], experiment)
+    experiment.change(config, verb)
     if verb in SWEEPS:
         axes |= {key: [values.pop(key)] for key in list(values) if _is_of_trainings(config, key)}
     for key in [key for key in ("robot", "image_size", "sim_backend") if key in values]:
@@ -178,11 +188,54 @@ def compose(verb: str, overrides: Iterable[str] = ()) -> DictConfig:
     _check_robot(config)
     _set_prior_apart(config)
     if axes:
-        config.axes = {**config.axes, **axes}
+        config.axes = {**_kept_axes(config, axes), **axes}
     if config.get("out", "given") is None:
         subject = f"{verb}-{config.env.name}" if "env" in config else verb
         config.out = f"runs/{subject}-{datetime.now():%Y%m%d-%H%M%S}"
     return config
+
+
+class Experiment:
+    """What an experiment's file says: settings by verb, or by a file that verbs are composed of."""
+
+    def __init__(self, name: str, settings: DictConfig) -> None:
+        self.name, self.settings = name, settings
+
+    @classmethod
+    def named(cls, name: str | None) -> "Experiment":
+        """Raises `UserError` where there is none of that name."""
+        if name is None:
+            return cls("", OmegaConf.create())
+        known = [path.stem for path in (CONFIG_DIR / "experiment").glob("*.yaml")]
+        if name not in known:
+            raise UserError(f"unknown experiment {name!r}. {nearest(name, known)}")
+        return cls(name, _composed(f"experiment/{name}"))
+
+    def check(self, verb: str, sections: Iterable[str]) -> None:
+        """Raises `UserError` where it says nothing of a verb nor of those that it is made of."""
+        spoken_of = {part for one in (verb, *sections) for part in (*_fragments(one), one)}
+        if self.name and spoken_of.isdisjoint(self.settings):
+            named = ", ".join(map(str, self.settings))
+            raise UserError(f"experiment={self.name} says nothing of {verb}: it has settings for {named}.")
+
+    def change(self, config: DictConfig, verb: str, *, known_alone: bool = False) -> None:
+        """Sets in `config` what it says of the verb: of a section (`known_alone`) the keys that stand there, else all.
+
+        Raises `UserError` for a key that the verb does not have.
+        """
+        for part in (*_fragments(verb), verb):
+            said = self.settings.get(part, {})
+            self._set(config, part, {key: value for key, value in said.items() if key in config or not known_alone})
+
+    def _set(self, config: DictConfig, part: str, said: Mapping[Any, Any]) -> None:
+        for key, value in said.items():
+            if key not in config:
+                known = map(str, config)
+                raise UserError(f"experiment={self.name}: {part} has no key {key!r}. {nearest(str(key), known)}")
+            if key in verbs():
+                self._set(config[key], f"{part}.{key}", value)
+            else:
+                config[key] = value
 
 
 def to_yaml(config: DictConfig) -> str:
@@ -218,6 +271,13 @@ def scenes(env: DictConfig) -> list[DictConfig]:
     return [env] if "id" in env else [part for part in env.values() if isinstance(part, DictConfig)]
 
 
+def environments(config: DictConfig) -> list[DictConfig]:
+    """Every scene in a configuration, those of a demo's sections included."""
+    envs = [config[key] for key in ("env", "prior") if config.get(key)]
+    sections = [config[key] for key in config if key in verbs()]
+    return [scene for env in envs for scene in scenes(env)] + [s for part in sections for s in environments(part)]
+
+
 def robot_of(env: DictConfig) -> str:
     """Who acts in the scenes of an `env` configuration."""
     return robot_in(scenes(env)[0].make)
@@ -250,6 +310,15 @@ def _axes(values: dict[str, str]) -> dict[str, list[str]]:
     return axes
 
 
+def _kept_axes(config: DictConfig, given: Mapping[str, list[str]]) -> dict[str, Any]:
+    """Of the axes that an experiment has, those of methods that were not chosen on the command line fall away. A method
+    is called as the verb that trains by it, or begins with its name: sft_own.
+    """
+    chosen = {method.partition("_")[0] for method in given.get("method", config.axes.method)}
+    sections = {key: str(key).rpartition(".")[0].removeprefix("llm_") for key in config.axes}
+    return {str(key): config.axes[key] for key, section in sections.items() if section in ("", *chosen)}
+
+
 def _is_of_trainings(config: DictConfig, key: str) -> bool:
     """Whether a key of a sweep is of its trainings, of one or of all: an axis then, also with a single value."""
     section, _, name = key.rpartition(".")
@@ -258,19 +327,12 @@ def _is_of_trainings(config: DictConfig, key: str) -> bool:
     return any(part in trainings and name in config[part] for part in chosen)
 
 
-def _environments(config: DictConfig) -> list[DictConfig]:
-    """Every scene in a configuration, those of a demo's sections included."""
-    envs = [config[key] for key in ("env", "prior") if config.get(key)]
-    sections = [config[key] for key in config if key in verbs()]
-    return [scene for env in envs for scene in scenes(env)] + [s for part in sections for s in _environments(part)]
-
-
 def _place_robot(config: DictConfig) -> None:
     """Completes the scenes with what `config.robot`, `config.image_size` and `config.sim_backend` say of them."""
     if "robot" not in config:
         return
     settings = OmegaConf.load(CONFIG_DIR / "robot" / f"{config.robot}.yaml")
-    for scene in _environments(config):
+    for scene in environments(config):
         with open_dict(scene):
             scene.merge_with(settings.get(scene.id, {}))
             if config.image_size is not None:
@@ -280,7 +342,7 @@ def _place_robot(config: DictConfig) -> None:
 
 
 def _check_robot(config: DictConfig) -> None:
-    for scene in _environments(config):
+    for scene in environments(config):
         robot = scene.make.get("robot", config.robot)
         if robot != config.robot:
             raise UserError(f"env.make.robot={robot}: say robot={robot}, which also sets the scene's area and camera.")
@@ -305,42 +367,62 @@ def _split(override: str) -> tuple[str, str]:
 
 
 def _compose_files(verb: str, groups: dict[str, str]) -> DictConfig:
-    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        plain = hydra.compose(verb)
-        overrides = [_group_override(verb, plain, key, name) for key, name in groups.items()]
-        try:
-            config = hydra.compose(verb, overrides)
-        except ConfigCompositionException as error:
-            raise UserError(f"experiment={groups.get('experiment')} sets what {verb} does not have.") from error
+    plain = _composed(verb)
+    config = _composed(verb, *(_group_override(verb, plain, key, name) for key, name in groups.items()))
     OmegaConf.set_struct(config, False)
     config.update({key: None for key in plain if key not in config})
-    for key in [key for key in config if key not in plain]:
-        section = config.pop(key)
-        if key == verb:
-            config.merge_with(section)
     OmegaConf.set_struct(config, True)
     return config
 
 
+def _composed(name: str, *overrides: str) -> DictConfig:
+    return deepcopy(_composed_once(name, *overrides))
+
+
+@cache
+def _composed_once(name: str, *overrides: str) -> DictConfig:
+    """A tenth of a second and more."""
+    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return hydra.compose(name, list(overrides))
+
+
+@cache
+def _fragments(verb: str) -> tuple[str, ...]:
+    """The files that the verb is composed of beside its own, from the weakest."""
+    names = re.findall(r"\w+", (CONFIG_DIR / f"{verb}.yaml").read_text().partition("\n")[0])
+    return tuple(name for name in names if name in FRAGMENTS)
+
+
+@cache
+def _own_keys(verb: str) -> frozenset[str]:
+    """The keys that the verb's own file holds, among them those in which it differs from what it is composed of."""
+    return frozenset(map(str, OmegaConf.load(CONFIG_DIR / f"{verb}.yaml")))
+
+
 def _group_override(verb: str, plain: DictConfig, key: str, name: str) -> str:
     """The choice of a group in Hydra's words. Raises `UserError` for a group the verb lacks or a name unknown to it."""
-    if key not in plain and key != "experiment":
+    if key not in plain:
         raise UserError(f"unknown key {key!r} for {verb}. {nearest(key, map(str, plain))}")
     if name == "null" and key in NULLABLE:
         return f"~{GROUPS[key]}"
-    known = [path.stem for path in (CONFIG_DIR / GROUPS[key].partition("@")[0]).glob("*.yaml")]
+    known = [path.stem for path in (CONFIG_DIR / "env").glob("*.yaml")]
     if name not in known:
         raise UserError(f"unknown {key} {name!r}. {nearest(name, known)}")
     return f"{GROUPS[key]}={name}"
 
 
-def _section(verb: str, settings: DictConfig, groups: dict[str, str]) -> DictConfig:
-    """The verb's own keys under `settings`; what all verbs share stays with the verb that runs it."""
-    own_groups = {"env": settings.env} if "env" in settings else {}
-    section = _compose_files(verb, own_groups | {key: name for key, name in groups.items() if key == "experiment"})
-    shared = {"verb", *common_keys(verb)} | ({"env"} - own_groups.keys())
-    own = OmegaConf.create({key: value for key, value in section.items() if key not in shared}, flags={"struct": True})
+def _section(verb: str, settings: DictConfig, experiment: Experiment) -> DictConfig:
+    """The verb's own keys under `settings`, then under what the experiment says of the verb; what all verbs share stays
+    with the verb that runs it, unless the verb's own file has another default for it, as `collect` has its own policy.
+    """
+    section = _compose_files(verb, {"env": settings.env} if "env" in settings else {})
+    shared = {"verb", *common_keys(verb)} - (_own_keys(verb) - {"verb"})
+    left_out = shared | (set() if "env" in settings else {"env"})
+    own = OmegaConf.create(
+        {key: value for key, value in section.items() if key not in left_out}, flags={"struct": True}
+    )
     own.merge_with({key: value for key, value in settings.items() if key not in (*shared, "env")})
+    experiment.change(own, verb, known_alone=True)
     return own
 
 

@@ -31,7 +31,7 @@ from omegaconf import DictConfig, OmegaConf
 import vla_razor
 from vla_razor.errors import UserError
 from vla_razor.files import ASIDE, atomic_folder, atomic_write, full_disk_reported, remove_unfinished, write_json
-from vla_razor.trackers import Tracker, make_tracker
+from vla_razor.trackers import Tracker, check, make_tracker
 from vla_razor_envs import assets
 
 SCHEMA = 2
@@ -39,8 +39,9 @@ LATER: dict[str, dict[str, Any]] = {
     "rl": {"other_instructions": []},
     "sft": {"other_instructions": [], "spillover_coefficient": 0.0},
     "distill": {"other_instructions": [], "spillover_coefficient": 0.0},
-    "sweep": {"interpolated": [], "videos": 0},
-    "plasticity": {"method": "rl"},
+    "demo": {"collect": {"policy": "scripted"}},
+    "sweep": {"interpolated": [], "videos": 0, "collect": {"policy": "scripted"}},
+    "plasticity": {"method": "rl", "collect": {"policy": "scripted"}},
     "interpolate": {"base": None},
 }
 """By verb: settings that runs begun before there were such keys lack, and what they were then."""
@@ -65,11 +66,14 @@ class Run:
     def create(cls, out: str | Path, config: DictConfig, verb: str) -> Self:
         """Start a run in a folder that does not exist yet, or is empty.
 
-        Raises UserError where the folder holds a run already, or anything else, or is being written.
+        Raises UserError where the folder holds a run already, or anything else, or is being written, or where the
+        experiment tracker cannot be used here.
         """
         path = Path(out)
         settings = OmegaConf.merge({"verb": verb}, config, {"verb": verb})
         OmegaConf.resolve(settings)
+        closed = _settings(settings)
+        check(closed)
         _refuse_foreign(path)
         lock = _locked(path)
         try:
@@ -79,7 +83,7 @@ class Run:
         except BaseException:
             lock.release()
             raise
-        return cls(path, _settings(settings), lock)
+        return cls(path, closed, lock)
 
     @classmethod
     def resume(cls, out: str | Path) -> Self:
@@ -95,6 +99,7 @@ class Run:
             if (path / "summary.json").exists():
                 raise UserError(f"the run in {path} has finished, there is nothing to resume: choose another out=.")
             config = read_config(path / "config.yaml")
+            check(config)
             remove_unfinished(path)
         except BaseException:
             lock.release()

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import secrets
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from omegaconf import DictConfig, OmegaConf
 
 from vla_razor.errors import UserError
+from vla_razor.files import atomic_write
+
+IDENTITY = "tracker_id"
+"""The file of a run folder that holds what an online tracker knows the run by."""
 
 
 class Tracker(Protocol):
@@ -19,11 +25,25 @@ class Tracker(Protocol):
     def close(self) -> None: ...
 
 
-def make_tracker(folder: Path, config: DictConfig, step: int) -> Tracker:
-    """The tracker that `config.logger` names, for a run in `folder` that goes on after `step`.
+def check(config: DictConfig) -> None:
+    """Before any work is done: whether `config.logger` can be used here.
 
-    Raises UserError where its package is not installed.
+    Raises UserError where its package is not installed, or Weights & Biases has no key and is not told to stay offline.
     """
+    name = config.get("logger", "none")
+    if name in ("wandb", "trackio") and find_spec(name) is None:
+        raise UserError(f"logger={name}: {name} is not installed; pip install 'vla-razor[{name}]', or logger=none.")
+    if name == "wandb":
+        module = importlib.import_module(name)
+        try:
+            module.login()
+        except module.errors.Error as error:
+            remedy = "wandb login, WANDB_API_KEY=..., WANDB_MODE=offline, or logger=none"
+            raise UserError(f"logger=wandb: {error} Any of these will do: {remedy}.") from error
+
+
+def make_tracker(folder: Path, config: DictConfig, step: int) -> Tracker:
+    """The tracker that `config.logger` names, for a run in `folder` that goes on after `step`."""
     name = config.get("logger", "none")
     if name == "none":
         return _Nowhere()
@@ -51,11 +71,19 @@ class _TensorBoard:
 
 
 class _Online:
-    """Weights & Biases, or trackio, which has the same interface."""
+    """Weights & Biases, or trackio, which has nearly the same interface.
+
+    A run that is resumed continues the one that it had begun: Weights & Biases by an id, trackio, which has none, by
+    the name. Steps that are taken again are sent again; they are the same, bit for bit.
+    """
 
     def __init__(self, name: str, folder: Path, config: DictConfig) -> None:
-        self._module = _import(name)
-        self._module.init(project="vla-razor", name=folder.name, config=OmegaConf.to_container(config), resume="allow")
+        self._module = importlib.import_module(name)
+        identity = _identity(folder)
+        own = {"name": f"{folder.name}-{identity}"}
+        if name == "wandb":
+            own = {"name": folder.name, "id": identity, "dir": str(folder)}
+        self._module.init(project="vla-razor", config=OmegaConf.to_container(config), resume="allow", **own)
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         self._module.log(dict(scalars), step=step)
@@ -64,11 +92,9 @@ class _Online:
         self._module.finish()
 
 
-def _import(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        remedy = f"pip install 'vla-razor[{name}]'"
-        raise UserError(
-            f"logger={name} needs a package that is missing ({error}): {remedy}, or logger=none."
-        ) from error
+def _identity(folder: Path) -> str:
+    """Drawn once for a run folder and kept in it, so that it holds wherever the folder is moved to."""
+    path = folder / IDENTITY
+    if not path.is_file():
+        atomic_write(path, secrets.token_hex(8).encode())
+    return path.read_text()

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
@@ -204,3 +205,30 @@ def test_the_reference_copy_is_complete(shared: Path, monkeypatch: pytest.Monkey
     assert files.asset_root() == folder
     assert files.has("cabinets")
     assert not files.has("recolored_robots")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["eval"], ["rl"], ["collect"], ["sweep"], ["eval", "env=drawer"], ["rl", "prior=null"], ["sft", "demos=x"]],
+    ids=" ".join,
+)
+def test_missing_files_are_noticed_before_anything_slow(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLA_RAZOR_ASSETS", str(tmp_path))
+    monkeypatch.setattr(cli, "recipe_of", lambda verb: pytest.fail("torch and the model are being loaded"))
+    result = runner.invoke(cli.app, [*words, "robot=google_robot", f"out={tmp_path / 'run'}"])
+    assert result.exit_code == 2, result.output
+    assert f"asset files missing in {tmp_path}" in result.stderr and "vla-razor assets fetch" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("words", [["eval"], ["eval", "robot=simpler_env"], ["mnist"], ["llm", "eval"]], ids=" ".join)
+def test_who_needs_no_files_is_not_asked_for_them(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+    monkeypatch.setenv("VLA_RAZOR_ASSETS", str(tmp_path))
+    monkeypatch.setattr(cli, "recipe_of", lambda verb: SimpleNamespace(run=lambda config, run: begun.append(verb)))
+    assert runner.invoke(cli.app, [*words, "logger=none", f"out={tmp_path / 'run'}"]).exit_code == 0
+    assert begun

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from tests.recipes.support import CommandLine
@@ -15,6 +16,7 @@ from vla_razor.config import compose
 from vla_razor.errors import UserError
 from vla_razor.policies.load import TINY
 from vla_razor.recipes import launchers, results, sweep
+from vla_razor.recipes.stages import stage
 from vla_razor.rollouts import demonstrations
 from vla_razor.runs import read_config
 from vla_razor.videos import read_film
@@ -80,10 +82,19 @@ def test_what_each_method_learns_from() -> None:
         "rl": {},
         "distill": {},
     }
-    assert sweep.collected(config, "demos") == {"policy": "scripted"}
+    assert (sweep.collected(config, "demos"), config.collect.policy) == ({}, "scripted")
     assert sweep.collected(config, "own") == {"policy": "tiny"}
-    replay = {"policy": "scripted", "env": config.prior, "per_point": 1}
+    replay = {"env": config.prior, "per_point": 1}
     assert sweep.collected(config, "replay") == replay, "six tasks, so about as many as the new task's four a point"
+
+
+@pytest.mark.parametrize("verb", ["demo", "sweep", "plasticity"])
+def test_the_demonstrator_is_a_setting(verb: str, tmp_path: Path) -> None:
+    config = compose(verb, ["collect.policy=/nowhere/rt1", "collect.embeddings=/nowhere/table.npz", "device=cpu"])
+    assert config.policy == "tiny", "who is fine-tuned is another"
+    with pytest.raises(UserError, match="/nowhere/rt1"):
+        stage(Console(), config, tmp_path / "demos", "collect")
+    assert read_config(tmp_path / "demos" / "config.yaml").embeddings == "/nowhere/table.npz"
 
 
 def test_policies_between_are_runs_of_their_own() -> None:

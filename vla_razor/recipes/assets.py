@@ -11,10 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
 
+from omegaconf import DictConfig
+
+from vla_razor.config import environments
 from vla_razor.errors import RunFailed, UserError
 from vla_razor.files import atomic_write, full_disk_reported
 from vla_razor.progress import progress
-from vla_razor_envs.assets import COMMIT, GROUPS, REPOSITORY, cache_folder, is_right
+from vla_razor_envs.assets import COMMIT, GROUPS, REPOSITORY, AssetsUnusable, asset_root, cache_folder, is_right
 
 URL = f"https://raw.githubusercontent.com/{REPOSITORY}/{COMMIT}/"
 NOTICE = (
@@ -26,6 +29,8 @@ PAUSE = 1.0  # seconds, before the second attempt; doubled before the third
 
 ADVICE = "Without a connection: vla-razor assets fetch --from DIR, a copy of the repository at that commit."
 
+SIMULATE = ("collect", "demo", "distill", "eval", "plasticity", "rl", "sweep")
+"""Verbs that play episodes, whatever their settings; sft does where it evaluates."""
 Reader = Callable[[str], bytes]
 
 
@@ -49,6 +54,20 @@ def fetch(source: Path | None = None) -> None:
     print(NOTICE)
     failures = _bring(read, cache_folder())
     _report(failures, source)
+
+
+def check(config: DictConfig) -> None:
+    """Before anything slow is begun: the files of the scenes that the verb plays in.
+
+    Raises UserError where they are of the Google robot and files of it are missing, cut short or changed.
+    """
+    plays = config.verb in SIMULATE or (config.verb == "sft" and config.eval_episodes > 0)
+    own = [scene for scene in environments(config) if scene.make.get("robot") == "google_robot"] if plays else []
+    for scene in own[:1]:
+        try:
+            asset_root()
+        except AssetsUnusable as error:
+            raise UserError(f"{scene.id} with robot=google_robot: {error}") from error
 
 
 def _bring(read: Reader, folder: Path) -> dict[str, str]:

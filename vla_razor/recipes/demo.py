@@ -4,7 +4,7 @@ what each forgot, and how far each moved (RL's Razor, Section 3 and Figure 3, at
 Every stage is an ordinary run folder below `out`, so that an interrupted demo goes on with the stage it was in, and all
 that is shown is read from the finished stages:
 
-    demos       scripted demonstrations of the new task over a grid of start positions
+    demos       demonstrations of the new task over a grid of start positions, by `collect.policy`
     sft, rl     the base, fine-tuned on these demonstrations and by REINFORCE
     new, prior  the base and the checkpoints of every run on the new task and on the prior ones, from the same starts
 
@@ -42,7 +42,7 @@ def run(config: DictConfig, run: Run) -> None:
     for seed in config.seeds:
         demos, new, prior = (out / f"{name}{_suffix(config, seed)}" for name in ("demos", "new", "prior"))
         own = [training for training in trainings if training.seed == seed]
-        stage(console, config, demos, "collect", policy="scripted", seed=seed)
+        stage(console, config, demos, "collect", seed=seed)
         # REINFORCE first: the probe set, which both need, is then made in environments that are open anyway.
         for training in sorted(own, key=lambda training: training.method):
             changes = {"demos": str(demos), **training.changes} if training.method == "sft" else training.changes

@@ -155,7 +155,7 @@ def _iteration(row: Mapping[str, Any], starts: int, episodes: int) -> Rate:
 def imitate(console: Console, config: DictConfig, folder: Path, name: str, history: History, seed: int) -> Learned:
     """A policy trained into `folder` on demonstrations that all share, and evaluated at every checkpoint beside it."""
     demos, evaluation = folder.with_name("demos"), folder.with_name(f"{folder.name}_eval")
-    stage(console, config, demos, "collect", policy="scripted", seed=SEED)
+    stage(console, config, demos, "collect", seed=SEED)
     stage(console, config, folder, "sft", policy=history.policy, demos=str(demos), seed=seed)
     paths = {step_of(path): path for path in (folder / "checkpoints").iterdir()}
     policies = {0: history.policy} | {step: str(paths[step]) for step in sorted(paths)}

@@ -6,10 +6,10 @@ A key that one verb alone has, or that differs between verbs, is given with it: 
 makes a method another one (`kl_coefficient`, `lora_rank`, ...) stands behind its name in the table where it is not as
 the verb has it.
 
-Methods: `sft` on scripted demonstrations; `sft_own` on the base's own successes from the same grid (rejection sampling:
-what it fits is the base given success, the policy among those that succeed that is nearest to it; the paper's Section
-5.2); `sft_replay`, sft with scripted demonstrations of the prior tasks in every batch; `rl`; `distill`, the expert's
-actions at the states that the policy visits.
+Methods: `sft` on demonstrations by `collect.policy`, the scripted expert or another; `sft_own` on the base's own
+successes from the same grid (rejection sampling: what it fits is the base given success, the policy among those that
+succeed that is nearest to it; the paper's Section 5.2); `sft_replay`, sft with demonstrations of the prior tasks, by
+the same policy, in every batch; `rl`; `distill`, the expert's actions at the states that the policy visits.
 
 `interpolated=[0.5]` measures, beside each run, the policy half of the way from the base to its last one (WiSE-FT).
 
@@ -154,13 +154,13 @@ def collections_of(out: Path, training: Training) -> dict[str, Path]:
 
 
 def collected(config: DictConfig, name: str) -> dict[str, Any]:
-    """What a collection differs in: a replay is of about as many episodes as the new task's, and at least one at every
-    point of the grid of each prior task.
+    """What a collection differs in from `config.collect`: the base's own is by `config.policy`; a replay is of about as
+    many episodes as the new task's, and at least one at every point of the grid of each prior task.
     """
     if name == "replay":
         tasks = sum(len(scene.tasks) for scene in scenes(config.prior))
-        return {"policy": "scripted", "env": config.prior, "per_point": max(1, config.collect.per_point // tasks)}
-    return {"policy": config.policy if name == "own" else "scripted"}
+        return {"env": config.prior, "per_point": max(1, config.collect.per_point // tasks)}
+    return {"policy": config.policy} if name == "own" else {}
 
 
 def _evaluation(training: Training, kind: str) -> Path:
