@@ -71,8 +71,8 @@ class EndEffectorDelta(PDJointPosController):
 class EndEffectorDeltaConfig(PDJointPosControllerConfig):
     """Bounds in metres and radians a control step; the constants of the iterative solver."""
 
-    translation: float = 0.07
-    rotation: float = 0.25
+    translation: float = 0.0
+    rotation: float = 0.0
     ee_link: str = ""
     urdf_path: str = ""
     ik_iterations: int = 100

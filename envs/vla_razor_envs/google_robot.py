@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .assets import asset_root
 from .drives import JointDrives, TensorDrives
+from .google_setups import REACH
 from .physx4 import ArmDrives
 from .planned_controller import PlannedEndEffectorDeltaConfig, PlannedGripperDeltaConfig
 from .scenes import FIXED_BIT, PACKAGED, leave_out_frames, load_robot
@@ -124,8 +125,8 @@ class GoogleRobot(BaseAgent):
                     None,
                     None,
                     *(column[:arm].tolist() for column in gains),
-                    translation=1.0,
-                    rotation=1.5707963267948966,
+                    translation=REACH[0],
+                    rotation=REACH[1],
                     ee_link="link_gripper_tcp",
                     urdf_path=str(PACKAGED / "google_robot_chain.urdf"),
                     ik_step=0.1,

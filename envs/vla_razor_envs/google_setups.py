@@ -21,6 +21,7 @@ from .records import (
     lift_until_released,
 )
 
+REACH = (1.0, pi / 2)
 START_QPOS = {
     "joint_torso": -0.2639457174606611,
     "joint_shoulder": 0.0831913360274175,
@@ -82,10 +83,12 @@ def _google(horizon: int, lighting: Lighting, photo: str) -> dict:
         sim_hz=513,
         horizon=horizon,
         clips_actions=False,
+        reach=REACH,
         physics=PHYSICS,
         camera=CAMERA,
         lighting=lighting,
         photo=f"data/real_inpainting/{photo}.png",
+        files="tasks",
     )
 
 

@@ -40,7 +40,7 @@ class NativeVectorEnv(SlotVectorEnv):
         self.default_start = check_start(family, setup, {k: v for k, v in given.items() if v is not None})
         size = check_size(image_size)
         self.task = build(family, setup, size, task, device, num_envs)
-        super().__init__(num_envs, *find_spaces(self.task, size), setup)
+        super().__init__(num_envs, *find_spaces(setup, size), setup)
 
     def send(self, actions: np.ndarray, active: np.ndarray, starts: Mapping[int, Start]) -> None:
         """Simulates at once: there is one group of slots."""

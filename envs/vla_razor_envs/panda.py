@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .controller import EndEffectorDeltaConfig, GripperClosednessConfig
 from .scenes import load_robot
+from .setups import PANDA_REACH
 
 LIGHT, DARK = (0.85, 0.86, 0.88), (0.12, 0.12, 0.14)
 
@@ -46,8 +47,9 @@ class EmbeddedPanda(Panda):
         grip = dict(
             stiffness=self.gripper_stiffness, damping=self.gripper_damping, force_limit=self.gripper_force_limit
         )
+        reach = dict(zip(("translation", "rotation"), PANDA_REACH, strict=True))
         arm = EndEffectorDeltaConfig(
-            self.arm_joint_names, None, None, **drive, ee_link=self.ee_link_name, urdf_path=self.urdf_path
+            self.arm_joint_names, None, None, **drive, **reach, ee_link=self.ee_link_name, urdf_path=self.urdf_path
         )
         # Closed is slightly negative so that a thin handle is still gripped with force.
         gripper = GripperClosednessConfig(self.gripper_joint_names, lower=-0.01, upper=0.04, **grip)

@@ -281,6 +281,8 @@ def _spawn(env_id: str, kwargs: dict[str, Any], slots: range) -> tuple[Any, Conn
 def _serve(connection: Connection, env_id: str, kwargs: dict[str, Any], indices: range) -> None:
     def build() -> tuple[dict[int, gymnasium.Env], Face]:
         envs = {index: gymnasium.make(env_id, **kwargs) for index in indices}
+        for env in envs.values():  # what takes long, or fails, does so now
+            getattr(env.unwrapped, "prepare", bool)()
         first = envs[indices[0]]
         return envs, (first.observation_space, first.action_space, getattr(first.unwrapped, "setup", None))
 

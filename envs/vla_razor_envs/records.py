@@ -72,9 +72,11 @@ class Setup:
     """What every task needs to know of a robot: who acts, from where, how fast, for how long, and what it sees.
 
     The base stands at `base_z`, turned by `base_yaw` from where a station or place says. Actions outside the action box
-    are clipped to it or, where `clips_actions` is false, refused: there the box is so wide that they are mistakes.
+    are clipped to it or, where `clips_actions` is false, refused: there the box is so wide that they are mistakes. It
+    reaches `reach` metres and radians along and about each axis in a control step, and 1 for the gripper.
     `photo` is the file of the photograph behind the scene, {station} in it being the station's name; `robot_material`
-    the specular share and roughness that all of the robot is drawn with, whatever its files say.
+    the specular share and roughness that all of the robot is drawn with, whatever its files say; `files` the group of
+    the original's files without which nothing can be built.
     """
 
     agent: str
@@ -89,11 +91,13 @@ class Setup:
     sim_hz: int
     horizon: int
     clips_actions: bool
+    reach: tuple[float, float]
     physics: Physics
     camera: Camera
     lighting: Lighting
     photo: str | None = field(default=None, kw_only=True)
     robot_material: tuple[float, float] | None = field(default=None, kw_only=True)
+    files: str | None = field(default=None, kw_only=True)
 
 
 # ---------------------------------------------------------------------- pick a can

@@ -49,6 +49,7 @@ PANDA_LIGHTING = Lighting(
 )
 JOINTS = (*(f"panda_joint{number}" for number in range(1, 8)), "panda_finger_joint1", "panda_finger_joint2")
 REST_GAP = 5e-4
+PANDA_REACH = (0.07, 0.25)
 
 
 def _panda(start_qpos: tuple[float, ...], horizon: int, target: Vector, fov: float) -> dict[str, Any]:
@@ -66,6 +67,7 @@ def _panda(start_qpos: tuple[float, ...], horizon: int, target: Vector, fov: flo
         sim_hz=100,
         horizon=horizon,
         clips_actions=True,
+        reach=PANDA_REACH,
         physics=PANDA_PHYSICS,
         camera=Camera("overhead_camera", "panda_link0", eye=(0.3, 0.7, 0.8), target=target, fov=fov),
         lighting=PANDA_LIGHTING,

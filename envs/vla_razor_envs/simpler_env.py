@@ -30,7 +30,7 @@ from . import RenderingUnavailable
 from .pool import Face, PoolVectorEnv
 from .records import DrawerSetup, PickCanSetup, Setup
 from .setups import DRAWER_TASKS
-from .single import check_size, check_start, find_setup
+from .single import check_size, check_start, find_setup, rendered, seen_space
 from .starts import draw_can, draw_station
 from .vector import Start
 
@@ -103,7 +103,7 @@ class SimplerVectorEnv(PoolVectorEnv):
         self.setup: Any = find_setup(family, ROBOT, overlay)
         given = {"task": task, "orientation": orientation, "station": station}
         self.default_start = check_start(family, self.setup, {k: v for k, v in given.items() if v is not None})
-        self.image_size = list(check_size(image_size))
+        self.image_size = check_size(image_size)
         self.arguments = dict(arguments or {})
         python = find_python(python_executable)
         try:
@@ -129,29 +129,29 @@ class SimplerVectorEnv(PoolVectorEnv):
         return {
             **plan,
             "make": {**plan["make"], **self.arguments},
-            "image_size": self.image_size,
+            "image_size": list(self.image_size),
         }
 
     def _face(self, description: Any) -> Face:
-        image = spaces.Box(0, 255, (*self.image_size, 3), np.uint8)
-        proprioception = spaces.Box(-np.inf, np.inf, (8,), np.float32)
         low, high = (np.array(description[end], np.float32) for end in ("low", "high"))
-        return spaces.Dict(image=image, proprioception=proprioception), spaces.Box(low, high), self.setup
+        return seen_space(self.image_size), spaces.Box(low, high), self.setup
 
 
 class SimplerEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
-    """One environment of the original, unbatched; arguments, observations and infos as of `SimplerVectorEnv`.
+    """One environment of the original, unbatched; arguments, observations and infos as of `SimplerVectorEnv`, and
+    `render_mode`: "rgb_array" for the camera's image, or None.
 
     Raises RuntimeError from a step or a reset whose worker died or timed out: the episode is lost, and the next reset
     finds a new worker.
     """
 
-    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012  (Gymnasium declares it on instances)
-    render_mode = "rgb_array"
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 3}  # noqa: RUF012  (Gymnasium declares it on instances)
 
-    def __init__(self, family: str, **kwargs: Any) -> None:
+    def __init__(self, family: str, render_mode: str | None = None, **kwargs: Any) -> None:
+        self.render_mode = render_mode
         self.envs = SimplerVectorEnv(family, 1, **kwargs)
         self.setup = self.envs.setup
+        self.metadata = {**self.metadata, "render_fps": self.setup.control_hz}
         self.observation_space, self.action_space = self.envs.single_observation_space, self.envs.single_action_space
         self._image = np.zeros((*self.envs.image_size, 3), np.uint8)
 
@@ -168,9 +168,9 @@ class SimplerEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         observation, info = self._first(observations, infos)
         return observation, float(rewards[0]), bool(terminated[0]), bool(truncated[0]), info
 
-    def render(self) -> np.ndarray:
-        """The camera's last image, uint8 [H, W, 3]."""
-        return self._image
+    def render(self) -> np.ndarray | None:
+        """The camera's last image, uint8 [H, W, 3]; None, with a warning, without a render mode."""
+        return rendered(self, self._image)
 
     def close(self) -> None:
         self.envs.close()

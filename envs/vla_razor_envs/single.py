@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import gymnasium
@@ -11,13 +13,24 @@ import torch
 from gymnasium import spaces
 
 from . import RenderingUnavailable, StartRefused
+from .assets import asset_root
 from .records import DrawerSetup, PickCanSetup, Setup
 from .setups import DRAWER_TASKS, SETUPS
 from .variants import varied
 from .vector import check_action
 
 REMEDY = "`vla-razor doctor` names the remedy"
+FORKED = (
+    "this process was forked from one that renders, and would hang: start it by spawn or forkserver, as with "
+    'gymnasium.make_vec(..., vectorization_mode="async", vector_kwargs={"context": "spawn"})'
+)
+ANYWHERE = 10.0
+"""A bound of what is measured, in metres and radians: nothing goes as far."""
 START_KEYS = {"pick_can": ("object_xy", "orientation"), "drawer": ("station", "task")}
+
+
+_renders: int | None = None
+"""The process that has begun to render. Vulkan's threads are not there after a fork: whoever waits for them hangs."""
 
 
 def find_setup(family: str, robot: str, overlay: bool | None = None, variant: str | None = None) -> Setup:
@@ -72,8 +85,13 @@ def _on_table(setup: PickCanSetup, place: Any) -> bool:
 
 def build(family: str, setup: Setup, image_size: tuple[int, int], task: str | None, device: str, num_envs: int) -> Any:
     """Builds the batched task on `device` ("cpu": one environment; "cuda" or "cuda:N": any number, rendered there too).
-    Raises RenderingUnavailable without Vulkan, or without a library that the simulator needs.
+    Raises RenderingUnavailable without Vulkan, without a library that the simulator needs, or in a process that was
+    forked from one that renders.
     """
+    global _renders
+    if _renders not in (None, os.getpid()):
+        raise RenderingUnavailable(FORKED)
+    _renders = os.getpid()
     from .vulkan import use_software_vulkan
 
     use_software_vulkan()
@@ -95,12 +113,26 @@ def build(family: str, setup: Setup, image_size: tuple[int, int], task: str | No
         raise
 
 
-def find_spaces(task: Any, image_size: tuple[int, int]) -> tuple[spaces.Space[Any], spaces.Box]:
-    """The observation and action space of one environment of a built task."""
+def find_spaces(setup: Setup, image_size: tuple[int, int]) -> tuple[spaces.Dict, spaces.Box]:
+    """The observation and action space of one environment."""
+    high = np.float32([*np.repeat(setup.reach, 3), 1.0])
+    return seen_space(image_size), spaces.Box(-high, high, dtype=np.float32)
+
+
+def seen_space(image_size: tuple[int, int]) -> spaces.Dict:
+    """The observations of one environment."""
     image = spaces.Box(0, 255, (*image_size, 3), np.uint8)
-    proprioception = spaces.Box(-np.inf, np.inf, (8,), np.float32)
-    box = task.single_action_space
-    return spaces.Dict(image=image, proprioception=proprioception), spaces.Box(box.low, box.high, dtype=np.float32)
+    return spaces.Dict(image=image, proprioception=spaces.Box(-ANYWHERE, ANYWHERE, (8,), np.float32))
+
+
+def rendered(env: gymnasium.Env, image: np.ndarray) -> np.ndarray | None:
+    """What `render` gives, as Gymnasium has it: a copy of the camera's last image; without a render mode, nothing."""
+    if env.render_mode is None:
+        gymnasium.logger.warn(
+            'render() shows nothing without a render mode: gymnasium.make(..., render_mode="rgb_array")'
+        )
+        return None
+    return image.copy()
 
 
 class SingleEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
@@ -109,6 +141,9 @@ class SingleEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     Observation: `image` uint8 [H, W, 3] and `proprioception` float32 [8]. Action: float32 [7], base-frame metres (3),
     axis-angle radians (3), gripper closedness in [-1, 1]; beyond the box the Panda clips it and the Google robot
     refuses it. Reward 0 or 1. `terminated` at success, though stepping on is allowed; `truncated` at the horizon.
+
+    The scene is built when it is first needed, or by `prepare`: what an environment looks like can be asked without it,
+    as `gymnasium.vector.AsyncVectorEnv` does before it forks.
 
     Args:
         family: "pick_can" or "drawer" (set by the registered id).
@@ -120,14 +155,15 @@ class SingleEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         overlay: whether a photograph of the real scene stands behind the robot and what it handles; where None, if
             there is one.
         variant: one of the changes of `variants.VARIANTS`, such as "darker".
+        render_mode: "rgb_array" for the camera's image, or None.
 
     Raises:
         ValueError: an argument or reset option is not one of the known ones.
-        RenderingUnavailable: there is no usable Vulkan device.
+        AssetsUnusable: files of the original that the robot needs are not here.
+        RenderingUnavailable: there is no usable Vulkan device; when the scene is built.
     """
 
-    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012  (Gymnasium declares it on instances)
-    render_mode = "rgb_array"
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 5}  # noqa: RUF012  (Gymnasium declares it on instances)
 
     def __init__(
         self,
@@ -139,15 +175,27 @@ class SingleEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         station: str | None = None,
         overlay: bool | None = None,
         variant: str | None = None,
+        render_mode: str | None = None,
     ) -> None:
-        self.family = family
+        self.family, self.render_mode = family, render_mode
         self.setup = find_setup(family, robot, overlay, variant)
+        self.metadata = {**self.metadata, "render_fps": self.setup.control_hz}
+        if self.setup.files:
+            asset_root(self.setup.files)
         given = {"task": task, "orientation": orientation, "station": station}
         self.default_start = check_start(family, self.setup, {k: v for k, v in given.items() if v is not None})
-        size = check_size(image_size)
-        self.task = build(family, self.setup, size, task, device="cpu", num_envs=1)
-        self.observation_space, self.action_space = find_spaces(self.task, size)
-        self._image = np.zeros((*size, 3), np.uint8)
+        self.image_size, self._first_task = check_size(image_size), task
+        self.observation_space, self.action_space = find_spaces(self.setup, self.image_size)
+        self._image = np.zeros((*self.image_size, 3), np.uint8)
+
+    @cached_property
+    def task(self) -> Any:
+        """The batched task, of one environment."""
+        return build(self.family, self.setup, self.image_size, self._first_task, device="cpu", num_envs=1)
+
+    def prepare(self) -> None:
+        """Builds the scene, if that has not been done. Raises RenderingUnavailable where there is no Vulkan device."""
+        _ = self.task
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -169,12 +217,13 @@ class SingleEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         observation, reward, terminated, truncated, info = self.task.step(torch.from_numpy(action)[None])
         return self._observed(observation), reward.item(), terminated.item(), truncated.item(), self._described(info)
 
-    def render(self) -> np.ndarray:
-        """The camera's last image, uint8 [H, W, 3]."""
-        return self._image
+    def render(self) -> np.ndarray | None:
+        """The camera's last image, uint8 [H, W, 3]; None, with a warning, without a render mode."""
+        return rendered(self, self._image)
 
     def close(self) -> None:
-        self.task.close()
+        if task := self.__dict__.pop("task", None):
+            task.close()
 
     def _observed(self, observation: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
         self._image = observation["image"][0].numpy().copy()

