@@ -61,12 +61,12 @@ def test_a_forecast_from_few_runs_has_an_error_and_no_interval(tmp_path: Path) -
 def test_the_interval_holds_runs_and_not_checkpoints() -> None:
     """A run is held where all of its checkpoints are, which takes more than to hold as many checkpoints."""
     covered = []
-    for seed in range(40):
+    for seed in range(25):
         known = _noisy(np.random.default_rng(seed), 40)
         held = law.validation(known, "forward_kl", lambda result: "unseen" if result.seed >= 20 else "seen")["unseen"]
         assert (held.runs, held.checkpoints) == (20, 80)
         covered.append(held.covered)
-    assert np.mean(covered) == pytest.approx(law.COVERAGE, abs=0.04)
+    assert np.mean(covered) == pytest.approx(law.COVERAGE, abs=0.05)
     low, high = law.spread(_noisy(np.random.default_rng(0), 40), "forward_kl") or (0.0, 0.0)
     of_checkpoints = 0.02 * 1.645  # 90% of the noise
     assert -low == high > 1.2 * of_checkpoints
