@@ -68,7 +68,7 @@ def test_the_summary_holds_the_runs_facts(out: Path) -> None:
     with Run.create(out, CONFIG, "sft") as run:
         run.finish({"policies": {"base": {"per_token": float("inf")}}})
     summary = json.loads((out / "summary.json").read_text())
-    assert (summary["schema"], summary["verb"], summary["seed"]) == (1, "sft", 3)
+    assert (summary["schema"], summary["verb"], summary["seed"]) == (2, "sft", 3)
     assert summary["wall_seconds"] >= 0
     assert summary["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert summary["git_commit"] is None or len(summary["git_commit"].removesuffix("-dirty")) == 40

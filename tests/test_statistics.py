@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from scipy.special import expit
 from scipy.stats import binomtest
 
@@ -126,10 +125,7 @@ def test_copies_that_agree_count_once(pairs: list[tuple[bool, bool]], copies: in
 
 
 def test_effective_episodes_by_hand() -> None:
-    """Four starts, two copies that agree at three of them: 5 of 8. Squared sums over starts 2 (0.75^2 + 1.25^2) less the
-    mixed one's 0.25^2, times 4/3; squared residuals 5 * 0.375^2 + 3 * 0.625^2, times 8/7; the made-up start's beside
-    them.
-    """
+    """Four starts, two copies that agree at three of them: 5 successes of 8, and the made-up start beside them."""
     outcomes = [[1, 1, 0, 1], [1, 1, 0, 0]]
     extreme = (0.375**2 + 0.625**2) / 2
     by_starts = (0.75**2 + 0.75**2 + 1.25**2 + 0.25**2) * 4 / 3 + 2**2 * extreme

@@ -42,28 +42,32 @@ def make_training(out: Path, setting: str, seed: int, steps: tuple[int, ...] = (
 
 
 def make_evaluation(folder: Path, tasks: tuple[str, ...], hits: dict[str, list[int]]) -> None:
-    """An evaluation in which a policy's `hits`, 1 or 0 a start, are the same in every task."""
+    """An evaluation in which a policy's `hits`, 1 or 0 a start, are the same in every task; at the end only the first
+    of them is still one.
+    """
     folder.mkdir(parents=True)
     summaries = {}
     for policy, wins in hits.items():
-        success: Success = {"success_at_end": wilson(0, len(wins)), "success_once": wilson(sum(wins), len(wins))}
+        success: Success = {"success_once": wilson(sum(wins), len(wins)), "success_at_end": wilson(wins[0], len(wins))}
         by_task = dict.fromkeys(tasks, success)
         new = {task: s for task, s in by_task.items() if task == "pick_can"}
         summaries[policy] = policy_summary(new, {task: s for task, s in by_task.items() if task not in new})
     (folder / "summary.json").write_text(json.dumps({"policies": summaries}))
     rows = [
-        {"policy": policy, "task": task, "success_once": bool(win), "success_at_end": False, "lost": False}
+        {"policy": policy, "task": task, "success_once": win == 1, "success_at_end": win == 1 and i == 0, "lost": False}
         for policy, wins in hits.items()
         for task in tasks
-        for win in wins
+        for i, win in enumerate(wins)
     ]
     (folder / "episodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.fixture
 def stages(tmp_path: Path) -> tuple[list[Training], list[Outcome]]:
-    """Two seeds of SFT and REINFORCE, two checkpoints each; SFT forgets one prior episode of four at each."""
-    trainings, outcomes = [], []
+    """Two seeds of SFT and REINFORCE, two checkpoints each; SFT forgets one prior episode of four at each. The base was
+    evaluated with both seeds, as earlier versions did.
+    """
+    trainings = []
     for seed in (0, 1):
         own = [make_training(tmp_path, setting, seed) for setting in ("sft", "rl")]
         paths = {training.setting: [str(path) for path in training.checkpoints(2)] for training in own}
@@ -72,10 +76,9 @@ def stages(tmp_path: Path) -> tuple[list[Training], list[Outcome]]:
         prior |= {paths["sft"][0]: [1, 1, 0, 0], paths["sft"][1]: [1, 0, 0, 0]}
         make_evaluation(tmp_path / f"new_seed{seed}", ("pick_can",), new)
         make_evaluation(tmp_path / f"prior_seed{seed}", PRIOR, prior)
-        new, prior = ([tmp_path / f"{kind}_seed{seed}"] for kind in ("new", "prior"))
-        outcomes += comparison.read("tiny", new, prior, own, 2)
         trainings += own
-    return trainings, outcomes
+    new, prior = ([tmp_path / f"{kind}_seed{seed}" for seed in (0, 1)] for kind in ("new", "prior"))
+    return trainings, comparison.read("tiny", new, prior, trainings, 2)
 
 
 def test_the_evaluated_checkpoints_are_spread_and_end_with_the_last(tmp_path: Path) -> None:
@@ -108,18 +111,29 @@ def test_outcomes_are_read_where_everything_has_been_moved_to(tmp_path: Path) ->
     assert outcomes[2].policy == str(here / "sft_seed0" / "checkpoints" / "step_4")
 
 
-def test_a_setting_is_pooled_over_seeds_and_paired_with_the_base(
+def test_a_base_episode_counts_once_and_seeds_are_clustered_by_start(
     stages: tuple[list[Training], list[Outcome]],
 ) -> None:
     base, sft, rl = comparison.columns_of(stages[1])
     assert [column.name for column in (base, sft, rl)] == ["base", "sft", "rl"]
-    assert sft.change("prior") == paired_difference([1, 0, 0, 0] * 4, [1, 1, 1, 0] * 4)
-    assert sft.change("prior").difference == -0.5
-    assert rl.change("prior").difference == 0
-    assert rl.change("new").difference == 0.5
+    before = base.entry(states=16)
+    assert before["primary"] == "success_once"
+    assert before["new_task"]["pick_can"] == {"success_once": wilson(1, 4), "success_at_end": wilson(1, 4)}
+    assert before["prior_mean"]["success_once"] == wilson(6, 8), "two tasks of four starts, whatever the seeds"
+    change = sft.changes("prior")["success_once"]
+    assert change == paired_difference([[1, 0, 0, 0] * 2] * 2, [1, 1, 1, 0] * 2)
+    once = paired_difference([1, 0, 0, 0] * 2, [1, 1, 1, 0] * 2)
+    assert change == pytest.approx(once), "both seeds do the same from every start: one would have told as much"
+    assert change.difference == -0.5 and sft.changes("prior")["success_at_end"].difference == 0
+    assert rl.changes("prior")["success_once"].difference == 0
+    assert rl.changes("new")["success_once"].difference == 0.5
     entry = sft.entry(states=16)
-    assert entry["new_task"]["pick_can"]["success_once"] == wilson(6, 8)
-    assert entry["prior_mean"]["success_once"] == wilson(4, 16)
+    rate = entry["new_task"]["pick_can"]["success_once"]
+    assert (rate["successes"], rate["episodes"], rate["starts"]) == (6, 8, 4)
+    assert (rate["low"], rate["high"]) == pytest.approx((wilson(3, 4)["low"], wilson(3, 4)["high"]))
+    rate = entry["prior_mean"]["success_once"]
+    assert (rate["successes"], rate["episodes"], rate["starts"]) == (4, 16, 8)
+    assert (rate["low"], rate["high"]) == pytest.approx((wilson(2, 8)["low"], wilson(2, 8)["high"]))
     names = ("per_token", "per_action", "sharpening", "displacement")
     assert entry["forward_kl"] == pytest.approx({**dict.fromkeys(names, 0.41), "states": 16})
 
@@ -127,21 +141,66 @@ def test_a_setting_is_pooled_over_seeds_and_paired_with_the_base(
 def test_lost_episodes_are_no_pairs(stages: tuple[list[Training], list[Outcome]]) -> None:
     base, sft, _ = comparison.columns_of(stages[1])
     for member in sft.members:
-        member.hits["open_top_drawer"][1:] = np.nan
-    pairs = ([1, 1, 0, 0, 0] * 2, [1, 1, 1, 1, 0] * 2)
-    assert sft.change("prior").difference == paired_difference(*pairs).difference
-    assert base.change("new").difference == 0
+        member.hits["success_once"]["open_top_drawer"][1:] = np.nan
+    pairs = ([1, 1, 0, 0, 0], [1, 1, 1, 1, 0])
+    assert sft.changes("prior")["success_once"].difference == paired_difference(*pairs).difference
+    assert base.changes("new")["success_once"].difference == 0
+    rate = sft.tasks("prior")["open_top_drawer"]["success_once"]
+    assert (rate["successes"], rate["episodes"], rate["starts"]) == (2, 2, 1)
+
+
+def test_the_base_is_read_from_wherever_it_was_evaluated(tmp_path: Path) -> None:
+    """A demo evaluates it with the first seed alone."""
+    trainings = [make_training(tmp_path, "rl", seed, (2,)) for seed in (0, 1)]
+    for seed, training in enumerate(trainings):
+        hits = {"tiny": [1, 0, 0, 0]} if seed == 0 else {}
+        hits |= {str(training.checkpoints(1)[0]): [1, 1, seed, 0]}
+        make_evaluation(tmp_path / f"new_seed{seed}", ("pick_can",), hits)
+        make_evaluation(tmp_path / f"prior_seed{seed}", PRIOR, hits)
+    new, prior = ([tmp_path / f"{kind}_seed{seed}" for seed in (0, 1)] for kind in ("new", "prior"))
+    base, rl = comparison.columns_of(comparison.read("tiny", new, prior, trainings, 1))
+    assert base.tasks("new")["pick_can"]["success_once"] == wilson(1, 4)
+    assert rl.changes("new")["success_once"].difference == 0.375
+
+
+def test_an_evaluation_of_before_starts_were_counted_is_read(tmp_path: Path) -> None:
+    """summary.json of schema 1: rates without starts."""
+    training = make_training(tmp_path, "rl", 0, (2,))
+    hits = {"tiny": [1, 0, 0, 0], str(training.checkpoints(1)[0]): [1, 1, 1, 0]}
+    for kind, tasks in (("new", ("pick_can",)), ("prior", PRIOR)):
+        make_evaluation(tmp_path / kind, tasks, hits)
+        summary = json.loads((tmp_path / kind / "summary.json").read_text())
+        for entry in summary["policies"].values():
+            for success in (*entry["new_task"].values(), *entry["prior_tasks"].values()):
+                for rate in success.values():
+                    del rate["starts"], rate["effective"]
+        (tmp_path / kind / "summary.json").write_text(json.dumps(summary))
+    outcomes = comparison.read("tiny", [tmp_path / "new"], [tmp_path / "prior"], [training], 1)
+    assert [one.new_rate for one in outcomes] == [wilson(1, 4), wilson(3, 4)]
+    assert [one.prior_rate for one in outcomes] == [wilson(2, 8), wilson(6, 8)]
 
 
 def test_the_table_says_what_was_found(stages: tuple[list[Training], list[Outcome]]) -> None:
     text = comparison.as_text(comparison.table(comparison.columns_of(stages[1])))
-    lines = {line.split("│")[1].strip(): line for line in text.splitlines() if line.count("│") > 3}
-    assert "25% [7, 59]" in lines["pick_can"]
-    assert "75% [41, 93]" in lines["pick_can"]
-    assert "0% [0, 32]" in lines["at the end"]
-    assert lines["open (prior)"].count("75%") == 2
-    assert "-50%" in lines["change"], "the last of the two, of the prior tasks"
-    assert "0.41" in lines["displacement"]
+    lines = [line for line in text.splitlines() if line.count("│") > 3]
+    assert max(map(len, text.splitlines())) <= 100
+    new, new_end, change, change_end, *prior = [line.split("│")[1].strip() for line in lines]
+    assert (new, new_end, change, change_end) == ("pick_can", "at the end", "change", "change at the end")
+    assert prior[-7:-3] == ["all prior tasks", "at the end", "change", "change at the end"]
+    assert "1 of 4  25% [5, 70]" in lines[0] and "6 of 8  75% [30, 95]" in lines[0]
+    assert "1 of 4  25% [5, 70]" in lines[1] and "2 of 8  25% [5, 70]" in lines[1]
+    assert "+50%" in lines[2] and "+0%" in lines[3]
+    assert lines[4].count("75%") == 2 and "open (prior)" in lines[4]
+    assert "-50%" in lines[-5] and "+0%" in lines[-4]
+    assert "0.41" in lines[-1] and "displacement" in lines[-1]
+
+
+def test_many_settings_have_their_counts_above_their_rates(stages: tuple[list[Training], list[Outcome]]) -> None:
+    base, sft, rl = comparison.columns_of(stages[1])
+    columns = [base, sft, rl, sft._replace(name="sft_2"), rl._replace(name="rl_2"), rl._replace(name="rl_3")]
+    text = comparison.as_text(comparison.table(columns))
+    assert "75% [30, 95]" in text and "6 of 8" in text and "6 of 8  75%" not in text
+    assert max(map(len, text.splitlines())) <= 140
 
 
 def test_results_are_rows_in_sorted_order_and_reproducible(
@@ -199,7 +258,9 @@ def test_what_predicts_forgetting(stages: tuple[list[Training], list[Outcome]], 
     law = found["forward_kl"]
     assert 0 < law["r2"] < 1, "SFT and REINFORCE drifted alike and forgot differently"
     assert 0 < law["kendall_tau"] < 1
-    results.write_rows(tmp_path / "few", outcomes[:5], {})
+    assert law["runs"] == 4 and law["low"] is law["high"] is None, "too few for an interval"
+    two = [one for one in outcomes if one.seed == 0]
+    results.write_rows(tmp_path / "few", two, {})
     assert results.predictors(tmp_path / "few") == {}, "two runs predict nothing"
 
 
@@ -212,7 +273,8 @@ def test_what_is_presented(stages: tuple[list[Training], list[Outcome]], tmp_pat
             write_film(film_path(tmp_path / "new_seed0", name, "pick_can", number), [frame] * 3, 5)
     summary = demo.present(Console(file=io.StringIO()), settings, tmp_path, outcomes, trainings, {})
     assert set(summary["policies"]) == {"base", "sft", "rl"}
-    assert summary["changes"]["sft"]["prior"]["difference"] == -0.5
+    assert summary["changes"]["sft"]["prior"]["success_once"]["difference"] == -0.5
+    assert list(summary["changes"]["rl"]["new"]) == ["success_once", "success_at_end"]
     assert "change" in (tmp_path / "table.txt").read_text()
     for path in (tmp_path / "plots").iterdir():
         with Image.open(path) as image:
@@ -256,5 +318,8 @@ def test_a_whole_demo_killed_on_the_way(tmp_path: Path, vla_razor: CommandLine) 
     assert len(policies["rl"]["prior_tasks"]) == 6
     assert policies["base"]["forward_kl"]["per_action"] == 0
     assert policies["sft"]["forward_kl"]["per_action"] > 0
+    assert summary["schema"] == 2 and policies["rl"]["primary"] == "success_once"
+    rate = policies["base"]["prior_mean"]["success_at_end"]
+    assert rate["episodes"] == rate["starts"] == 6
     files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     assert files >= {"results.parquet", "plots/retention.png", "videos/side_by_side.mp4", "results/rl.parquet"}

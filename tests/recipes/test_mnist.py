@@ -85,7 +85,7 @@ def test_the_summary_holds_what_the_contract_names(finished: Path) -> None:
     everything = summary["protocols"]["all models"]
     assert everything == pytest.approx({name: entry["r2"] for name, entry in summary["predictors"].items()})
     assert summary["diverged"] == {}
-    assert all(entry.keys() == {"r2", "low", "high"} for entry in summary["predictors"].values())
+    assert all(entry.keys() == {"r2", "low", "high", "runs"} for entry in summary["predictors"].values())
     assert [row["step"] for row in rows] == [0] + [1, 2] * 6
     assert sorted({row["learning_rate"] for row in rows}) == pytest.approx([0, 3e-6, 1e-2])
     assert {row["status"] for row in rows} == {"done"}

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -11,6 +12,7 @@ from vla_razor import cli
 from vla_razor.config import compose, to_yaml
 from vla_razor.policies.load import TINY
 from vla_razor.recipes import plasticity
+from vla_razor.recipes.comparison import as_text
 from vla_razor.recipes.plasticity import History, Learned
 from vla_razor.statistics import wilson
 
@@ -38,12 +40,46 @@ def test_a_curve_is_pooled_at_its_ends_and_over_all_without_lost_episodes(tmp_pa
     rates = [0.25, 0.5, 0.25, 0.5, 0.75, 1.0, 1.0]
     rows = [{"step": n, "success": rate, "lost_episodes": 0, "entropy": 3.0 - n} for n, rate in enumerate(rates, 1)]
     rows[0] |= {"success": 1 / 3, "lost_episodes": 1}
+    for row in rows:
+        row["effective_episodes"] = 4.0 - row["lost_episodes"]  # as if no two of them began alike
     folder = finished(tmp_path / "run", rows, "grid=2x1", "per_point=2", "env=open_top_drawer", "seed=5")
     learned = plasticity.read(folder, "run", History("somewhere", "sft", 2.0))
     assert (learned.seed, learned.method, learned.spent, learned.entropy) == (5, "sft", 2.0, 2.0)
-    assert learned.first == wilson(1 + 2 + 1, 11) and learned.last == wilson(3 + 4 + 4, 12)
-    assert learned.all == wilson(1 + 2 + 1 + 2 + 3 + 4 + 4, 27)
+    assert learned.first == wilson(1 + 2 + 1, 11, starts=6) and learned.last == wilson(3 + 4 + 4, 12, starts=6)
+    assert learned.all == wilson(1 + 2 + 1 + 2 + 3 + 4 + 4, 27, starts=14) and learned.at_end is None
     assert learned.steps == [1, 2, 3, 4, 5, 6, 7] and learned.curve == [1 / 3, *rates[1:]]
+
+
+def test_episodes_from_one_start_are_alike(tmp_path: Path) -> None:
+    """Runs of earlier versions did not log how much."""
+    rows: list[dict[str, float]] = [
+        {"step": n, "success": 0.5, "lost_episodes": 0, "entropy": 1.0} for n in range(1, 5)
+    ]
+    words = ("grid=2x1", "per_point=2", "env=open_top_drawer")
+    before = plasticity.read(finished(tmp_path / "before", rows, *words), "run", History("somewhere", "sft", 2.0))
+    assert (before.all["episodes"], before.all["starts"], before.all["effective"]) == (16, 8, 8)
+    for row in rows:
+        row["effective_episodes"] = 3.0
+    now = plasticity.read(finished(tmp_path / "now", rows, *words), "run", History("somewhere", "sft", 2.0))
+    assert now.all["effective"] == pytest.approx(12) and now.all["high"] < before.all["high"]
+
+
+def test_checkpoints_share_the_starts_that_they_are_evaluated_from() -> None:
+    """A policy without chance that never changes: four evaluations of it tell no more than one."""
+    point = {"open_top_drawer": np.array([1.0, 0, 0, 1]), "close_top_drawer": np.array([1.0, 1, 1, 0])}
+    often = plasticity._over([point] * 4)
+    assert (often["successes"], often["episodes"], often["starts"]) == (20, 32, 8)
+    assert (often["low"], often["high"]) == pytest.approx((wilson(5, 8)["low"], wilson(5, 8)["high"]))
+
+
+def test_the_table_shows_both_readings_where_there_are_both() -> None:
+    rate = wilson(12, 96)
+    learned = [Learned("base", "rl", 0, 0.0, 2.0, [1], [0.1], rate, rate, rate)]
+    config = compose("plasticity", ["method=sft", "env=open_top_drawer"])
+    assert "at the end" not in as_text(plasticity.table(config, learned))
+    both = as_text(plasticity.table(config, [learned[0]._replace(at_end=(wilson(6, 96),) * 3)]))
+    assert both.index("12 of 96") < both.index("at the end") < both.index("6 of 96", both.index("at the end"))
+    assert max(map(len, both.splitlines())) <= 110
 
 
 def test_kl_that_costs_learning_has_a_negative_tau() -> None:
@@ -101,5 +137,7 @@ def test_a_whole_comparison(tmp_path: Path, vla_razor: CommandLine) -> None:
     updates = len(metrics(taught / "base_seed0"))
     assert base["steps"] == list(range(updates + 1)) and updates > 1
     assert base["first"]["episodes"] == base["last"]["episodes"] == 4
-    assert base["all"]["episodes"] == 4 * len(base["curve"])
+    assert base["all"]["episodes"] == 4 * len(base["curve"]) and base["all"]["starts"] == 4
+    assert [rate["episodes"] for rate in base["at_end"]] == [4, 4, 4 * len(base["curve"])]
+    assert "at the end" in done.stdout
     assert 0 < base["entropy"] < 5.6, "a distribution over 256 actions"

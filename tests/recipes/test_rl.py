@@ -202,9 +202,9 @@ def test_interrupted_killed_and_resumed_ends_the_same(
     assert_same_end(finished, out)
 
 
-def law(folder: Path, forgotten: float, measure: str = "forward_kl") -> Path:
+def law(folder: Path, forgotten: float, measure: str = "forward_kl", runs: int = 12) -> Path:
     """A law that forecasts the same whatever the divergence."""
-    fitted = FittedLaw("robot", measure, (forgotten, 0.0, 0.0), 0.9, (0.0, 100.0), -0.1, 0.1, 6)
+    fitted = FittedLaw("robot", measure, (forgotten, 0.0, 0.0), 0.9, (0.0, 100.0), -0.1, 0.1, runs)
     folder.mkdir(exist_ok=True)
     forecast.save(folder / "law.json", fitted)
     return folder
@@ -230,6 +230,7 @@ def test_a_budget_needs_a_law_that_can_be_watched(tmp_path: Path) -> None:
         (["forgetting_budget=0.05"], "forgetting_budget needs law=FILE"),
         (["forgetting_budget=0.05", f"law={law(tmp_path, 0.1)}", "probe_every=0"], "probe_every=0 never measures it"),
         (["forgetting_budget=0.05", f"law={tmp_path / 'nowhere.json'}"], "cannot be read"),
+        (["forgetting_budget=0.05", f"law={law(tmp_path / 'few', 0.1, runs=4)}"], "was fitted on 4 runs"),
         (
             ["forgetting_budget=0.05", f"law={law(tmp_path / 'spillover', 0.1, 'spillover')}", "other_instructions=[]"],
             "of spillover, which other_instructions=[] never measures",

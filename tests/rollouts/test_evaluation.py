@@ -29,7 +29,8 @@ def test_summaries_tell_new_from_prior_tasks() -> None:
     assert entry["new_task"] == {"pick_can": {"success_at_end": wilson(1, 2), "success_once": wilson(2, 2)}}
     assert list(entry["prior_tasks"]) == ["open_top_drawer", "close_top_drawer"]
     assert entry["prior_mean"]["success_at_end"] == wilson(3, 4)
-    assert entry["forward_kl"] == {"per_token": 0.5}
+    assert entry["forward_kl"] == {"per_token": 0.5} and entry["primary"] == "success_once"
+    assert entry["prior_mean"]["success_at_end"]["starts"] == 4, "every episode has a start of its own"
     assert list(summarized(results, new_tasks=["open_top_drawer"])["new_task"]) == ["open_top_drawer"]
 
 
@@ -39,6 +40,7 @@ def test_comparison_pairs_the_same_starts_and_skips_lost_ones() -> None:
     result = compared(a, b)
     expected = paired_difference([True, False], [False, False])
     assert result["tasks"]["pick_can"]["episodes"] == 2
+    assert list(result["tasks"]["pick_can"]) == ["episodes", "success_once", "success_at_end"], "the primary one first"
     assert result["tasks"]["pick_can"]["success_at_end"] == expected._asdict()
     assert result["tasks"]["pick_can"]["success_once"]["difference"] == pytest.approx(1.0)
     assert result["prior_mean"]["success_at_end"]["difference"] == pytest.approx(-1.0)

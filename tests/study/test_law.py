@@ -1,6 +1,7 @@
 """The law on tables whose law is known: predictors, residuals by method, forecasts of what was held out."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ def results(folder: Path, **settings) -> list[Result]:
 
 def test_a_law_without_noise_is_found(tmp_path: Path) -> None:
     found = law.predictors(results(tmp_path))
+    assert (found["forward_kl"]["runs"], found["forward_kl"]["resamples"]) == (12, law.RESAMPLES)
     assert found["forward_kl"]["r2"] == pytest.approx(1) == found["forward_kl"]["kendall_tau"]
     assert found["reverse_kl"]["r2"] < 1 and found["reverse_kl"]["kendall_tau"] < 1, "it is shifted at odd seeds"
     assert set(law.predictors(results(tmp_path), ["reverse_kl"])) == {"reverse_kl"}
@@ -36,15 +38,75 @@ def test_forecasts_of_seeds_that_were_not_in_the_fit(tmp_path: Path) -> None:
     known = results(tmp_path, seeds=20, noise=0.02)
     held = law.validation(known, "forward_kl", lambda result: result.seed)
     assert len(held) == 20 and {one.runs for one in held.values()} == {2}
-    assert np.mean([one.covered for one in held.values()]) == pytest.approx(law.COVERAGE, abs=0.06)
+    assert np.mean([one.covered or 0.0 for one in held.values()]) == pytest.approx(law.COVERAGE, abs=0.06)
     expected = 0.02 * (2 / np.pi) ** 0.5  # the mean absolute value of the noise
     assert np.mean([one.mean_absolute_error for one in held.values()]) == pytest.approx(expected, rel=0.2)
 
 
 def test_a_method_with_a_law_of_its_own_is_forecast_wrongly(tmp_path: Path) -> None:
-    held = law.validation(results(tmp_path, noise=0.01, shift=0.1), "forward_kl", lambda result: result.method)
+    known = results(tmp_path, noise=0.01, shift=0.1, seeds=12)
+    held = law.validation(known, "forward_kl", lambda result: result.method)
     assert held["sft"].bias == pytest.approx(-0.1, abs=0.02) and held["rl"].bias == pytest.approx(0.1, abs=0.02)
-    assert held["sft"].covered < 0.3
+    assert held["sft"].covered is not None and held["sft"].covered < 0.3
+
+
+def test_a_forecast_from_few_runs_has_an_error_and_no_interval(tmp_path: Path) -> None:
+    """Nine runs of each method: each is forecast from the nine of the other."""
+    known = results(tmp_path, noise=0.01, seeds=9)
+    held = law.validation(known, "forward_kl", lambda result: result.method)
+    assert set(held) == {"sft", "rl"} and all(one.covered is None for one in held.values())
+    assert all(0 < one.mean_absolute_error < 0.05 for one in held.values())
+
+
+def test_the_interval_holds_runs_and_not_checkpoints() -> None:
+    """A run is held where all of its checkpoints are, which takes more than to hold as many checkpoints."""
+    covered = []
+    for seed in range(25):
+        known = _noisy(np.random.default_rng(seed), 40)
+        held = law.validation(known, "forward_kl", lambda result: "unseen" if result.seed >= 20 else "seen")["unseen"]
+        assert (held.runs, held.checkpoints) == (20, 80)
+        covered.append(held.covered)
+    assert np.mean(covered) == pytest.approx(law.COVERAGE, abs=0.05)
+    low, high = law.spread(_noisy(np.random.default_rng(0), 40), "forward_kl") or (0.0, 0.0)
+    of_checkpoints = 0.02 * 1.645  # 90% of the noise
+    assert -low == high > 1.2 * of_checkpoints
+
+
+def _noisy(draw: np.random.Generator, runs: int) -> list[Result]:
+    """Runs of four checkpoints on a law with noise."""
+    return [
+        Result(
+            domain="robot",
+            method="sft",
+            model="",
+            run=f"run{run}",
+            seed=run,
+            step=step,
+            learning_rate=1e-4,
+            new=0.5,
+            prior=0.5,
+            priors={},
+            forgotten=0.05 * kl**2 + 0.02 * draw.normal(),
+            measures={"forward_kl": float(kl)},
+        )
+        for run in range(runs)
+        for step, kl in enumerate(draw.uniform(0.1, 3, 4), 1)
+    ]
+
+
+def test_an_interval_is_as_wide_as_ten_runs_can_tell() -> None:
+    """Of ten, nine tenths of the next is all ten: the interval reaches to the farthest of them."""
+    known = _noisy(np.random.default_rng(0), 10)
+    low, high = law.spread(known, "forward_kl") or (0.0, 0.0)
+    farthest = 0.0
+    for run in range(10):
+        rest = [r for r in known if r.seed != run]
+        fitted = np.polynomial.Polynomial.fit([r.measures["forward_kl"] for r in rest], [r.forgotten for r in rest], 2)
+        ends = law.reach_of(rest, "forward_kl")
+        own = [r for r in known if r.seed == run]
+        farthest = max(farthest, *(abs(r.forgotten - fitted(np.clip(r.measures["forward_kl"], *ends))) for r in own))
+    assert (low, high) == pytest.approx((-farthest, farthest))
+    assert law.spread(known[:36], "forward_kl") is None, "nine"
 
 
 def test_the_frontier_is_what_nothing_beats(tmp_path: Path) -> None:
@@ -63,8 +125,12 @@ def test_who_lost_least_at_a_level(tmp_path: Path) -> None:
 
 
 def test_too_few_runs_have_no_law(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="2 runs are too few"):
-        forecast.fit(results(tmp_path, seeds=1))
+    with pytest.raises(UserError, match="4 runs are too few"):
+        forecast.fit(results(tmp_path, seeds=2))
+    few = law.predictors(results(tmp_path, seeds=2, noise=0.01))["forward_kl"]
+    assert few["low"] is None and few["high"] is None and few["resamples"] == 0
+    assert law.in_words(few).endswith("(no interval: 4 runs, 10 are needed)")
+    assert re.fullmatch(r"0\.\d\d \[0\.\d\d, \d\.\d\d\]", law.in_words(law.predictors(results(tmp_path))["reverse_kl"]))
     flat = [one._replace(forgotten=0.1) for one in results(tmp_path)]
     with pytest.raises(UserError, match="do not vary"):
         forecast.fit(flat)
@@ -89,6 +155,9 @@ def test_a_law_is_read_back(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="of robot runs, this one is of language"):
         forecast.load(tmp_path / "law.json", "language")
     whole = json.loads((tmp_path / "law.json").read_text())
+    forecast.save(tmp_path / "law.json", fitted._replace(runs=9))
+    with pytest.raises(UserError, match=r"was fitted on 9 runs.*at least 10"):
+        forecast.load(tmp_path, "robot")
     for broken in ({}, whole | {"below": None}, whole | {"coefficients": []}, whole | {"measure": "entropy"}):
         (tmp_path / "law.json").write_text(json.dumps(broken))
         with pytest.raises(UserError, match="cannot be read"):

@@ -48,7 +48,9 @@ def fit(
     and those with fewer than degree + 2 distinct divergences, through which a polynomial may go exactly, so that
     R2 = 1 says nothing. Where that leaves none, or there are fewer than `LEAST_RUNS` runs, low and high are NaN.
 
-    The interval is of R2 as it is fitted, which is above 0 for noise too: by about degree / n of n independent points.
+    R2 is above 0 for noise too, by about degree / (n - 1) of n independent points, and so is the interval. Where there
+    is a law, the interval held the R2 of infinitely many runs in 80% of simulations with 10 to 15 runs, in 87% with 20
+    to 30 and in 92% with 60: it is too narrow where runs are few.
 
     Raises ValueError where lengths differ, a value is not finite, there are fewer than two runs or fewer than degree
     + 1 distinct divergences, or forgetting does not vary.

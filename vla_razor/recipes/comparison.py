@@ -234,7 +234,7 @@ def table(columns: Sequence[Column]) -> Table:
     """Success once in an episode and below it at the end, as successes of episodes and a rate with its interval,
     changes from the base with paired intervals, and forward KL with its parts.
     """
-    title = "Success once in an episode, and at the end [95%, clustered by start]; forward KL on the new task"
+    title = "Success once in an episode, and at the end [95%, clustered by start]; forward KL in nats an action"
     found = Table("", title=title)
     for column in columns:
         found.add_column(column.name, justify="right")
@@ -258,9 +258,9 @@ def table(columns: Sequence[Column]) -> Table:
         rates(f"{family} (prior)", "prior", family)
     rates("all prior tasks", "prior", "")
     changes("prior")
-    names = {"forward_kl_per_action": "forward KL, nats an action"}
-    for name in ("forward_kl_per_action", "sharpening", "displacement"):
-        found.add_row(names.get(name, f"  {name}"), *(f"{column.drift(name):.2f}" for column in columns))
+    names = {"forward_kl_per_action": "forward KL", "sharpening": "  sharpening", "displacement": "  displacement"}
+    for name, label in names.items():
+        found.add_row(label, *(f"{column.drift(name):.2f}" for column in columns))
     return found
 
 

@@ -130,13 +130,15 @@ def spread(results: Sequence[Result], measure: str) -> tuple[float, float] | Non
 def validation(results: Sequence[Result], measure: str, held: Callable[[Result], Any]) -> dict[str, HeldOut]:
     """Forecasts for each part that `held` tells apart (a method, a seed), from the law of all the other parts.
 
-    Errors are means over checkpoints. A part is left out where the others are too few to fit.
+    Errors are means over checkpoints. A part is left out where the others are too few to fit, or would be without one
+    of them.
     """
     found = {}
     for rest, own in _split(results, held):
-        if not fittable(rest, measure):
+        interval, enough = spread(rest, measure), len({result.run for result in rest}) >= LEAST_RUNS
+        if not fittable(rest, measure) or (enough and interval is None):
             continue
-        errors, interval, farthest = _errors(rest, own, measure), spread(rest, measure), _farthest(rest, own, measure)
+        errors, farthest = _errors(rest, own, measure), _farthest(rest, own, measure)
         found[str(held(own[0]))] = HeldOut(
             len(farthest),
             len(own),
