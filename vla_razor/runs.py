@@ -36,7 +36,7 @@ from vla_razor_envs import assets
 
 SCHEMA = 1
 LATER: dict[str, dict[str, Any]] = {
-    "rl": {"other_instructions": []},
+    "rl": {"other_instructions": [], "batch_size": None},
     "sft": {"other_instructions": [], "spillover_coefficient": 0.0},
     "distill": {"other_instructions": [], "spillover_coefficient": 0.0},
     "sweep": {"interpolated": [], "videos": 0},

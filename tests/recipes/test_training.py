@@ -79,6 +79,19 @@ def test_the_update_is_clipped_and_counted() -> None:
     assert loose.update([loss_of(model)]).clipped_fraction == 0
 
 
+def test_a_skipped_step_moves_nothing_and_is_counted_by_a_restored_trainer_too() -> None:
+    model = small_policy()
+    trainer = Trainer(model, settings("schedule=cosine"), 4)
+    trainer.update([loss_of(model)])
+    before = learning(model)
+    skipped = trainer.skip()
+    assert same(learning(model), before), "whatever momentum there is"
+    assert (skipped.loss, skipped.grad_norm) == (0, 0) and 0 < skipped.learning_rate < settings().learning_rate
+    restored = Trainer(model, settings(), 4, trainer.state_dict())
+    for one in (trainer, restored):
+        assert (one.step, one.skipped) == (2, 1)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_changes_nothing(value: float) -> None:
     model = small_policy()
@@ -126,6 +139,7 @@ def test_a_stale_policy_is_as_many_updates_old_as_it_is_asked_to_be(tmp_path: Pa
         with trainer.stale():
             assert same(learning(model), history[max(0, step - 2)])
         assert same(learning(model), history[step]), "and is put back"
+        trainer.remember()
         trainer.update([loss_of(model)])
         history.append(learning(model))
     with pytest.raises(KeyboardInterrupt), trainer.stale():
@@ -162,6 +176,7 @@ def test_bfloat16_learns_as_float32_does(policy: Path, tmp_path: Path, rank: int
 def test_without_staleness_nothing_is_kept() -> None:
     model = small_policy()
     trainer = Trainer(model, settings(), 10)
+    trainer.remember()
     trainer.update([loss_of(model)])
     with trainer.stale():
         assert "past" not in trainer.state_dict() and not trainer.past
