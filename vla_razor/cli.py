@@ -336,11 +336,9 @@ def _execute(run: "Run") -> None:
     from vla_razor.files import full_disk_reported
     from vla_razor.interruption import stoppable
 
+    advice = f"free some space, then go on with: vla-razor resume {run.path}"
     try:
-        with (
-            stoppable(),
-            full_disk_reported(run.path, f"free some space, then go on with: vla-razor resume {run.path}"),
-        ):
+        with stoppable(), full_disk_reported(run.path, advice):
             recipe_of(run.config.verb).run(run.config, run)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted; go on with: vla-razor resume {run.path}") from None

@@ -33,6 +33,8 @@ def stoppable() -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+        if stopping:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is left is to end, with the right status
 
 
 @contextmanager

@@ -1,8 +1,5 @@
 """What SFT and REINFORCE share: schedule, parameter groups, the guarded update, the base, interruption."""
 
-import os
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -220,39 +217,6 @@ def test_the_temperature_can_be_set(policy: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(training.log_distribution(model, *inputs(model)), torch.log_softmax(logits / 0.5, -1))
     with base.model() as before:
         assert before.config.temperature == 0.5
-
-
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Ctrl-C as in the foreground, whatever the tests were started from."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interruptible")
-def test_an_interruption_waits_for_the_end_of_an_update() -> None:
-    done = []
-
-    def update() -> None:
-        with training.uninterrupted():
-            os.kill(os.getpid(), signal.SIGINT)
-            done.append("the rest of the block")
-
-    with pytest.raises(KeyboardInterrupt):
-        update()
-    assert done
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_an_ignored_interruption_stays_ignored() -> None:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with training.uninterrupted():
-            os.kill(os.getpid(), signal.SIGINT)
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def test_an_interruption_is_saved_once(policy: Path, tmp_path: Path) -> None:
