@@ -43,6 +43,15 @@ def test_every_default_obeys_its_rule() -> None:
             assert value is None or rule.holds(value), f"{verb}: {key}={value}, expected {rule.expected}"
 
 
+def test_reinforce_alone_may_have_no_batch_size() -> None:
+    assert config.compose("rl", ["batch_size=null"]).batch_size is None
+    assert config.compose("rl", ["batch_size=16"]).batch_size == 16
+    assert config.compose("demo", ["rl.batch_size=null"]).rl.batch_size is None
+    for verb in ("sft", "distill"):
+        with pytest.raises(UserError, match="bad value batch_size=null: expected a whole number, at least 1."):
+            config.compose(verb, ["batch_size=null"])
+
+
 def test_a_later_override_wins() -> None:
     settings = config.compose("sft", ["seed=1", "env=drawer", "seed=2", "env=pick_can"])
     assert (settings.seed, settings.env.name) == (2, "pick_can")

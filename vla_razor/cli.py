@@ -334,11 +334,13 @@ def _remove_unused(folder: Path) -> None:
 def _execute(run: "Run") -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch's idle threads must leave the cores to the simulation
     from vla_razor.files import full_disk_reported
+    from vla_razor.interruption import stoppable
     from vla_razor.recipes.assets import check
 
     check(run.config)
+    advice = f"free some space, then go on with: vla-razor resume {run.path}"
     try:
-        with full_disk_reported(run.path, f"free some space, then go on with: vla-razor resume {run.path}"):
+        with stoppable(), full_disk_reported(run.path, advice):
             recipe_of(run.config.verb).run(run.config, run)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted; go on with: vla-razor resume {run.path}") from None

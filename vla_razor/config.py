@@ -151,6 +151,7 @@ NULLABLE |= {
     "forgetting_budget",
     "law",
     "replay",
+    "rl.batch_size",  # of this verb alone
 }
 
 
@@ -432,9 +433,9 @@ def _assign(config: DictConfig, verb: str, key: str, text: str) -> None:
         raise UserError(f"unknown key {key!r} for {verb}. {nearest(key, (path for path in known if path != 'verb'))}")
     rule = _rule(key) or _rule_of(OmegaConf.select(config, key))
     value = _parse(text, rule)
-    missing_allowed = value is None and key in NULLABLE
-    if not missing_allowed and not (_is_a(value, rule.type) and rule.holds(value)):
-        raise UserError(f"bad value {key}={text}: expected {rule.expected}{' | null' if key in NULLABLE else ''}.")
+    nullable = key in NULLABLE or f"{verb}.{key}" in NULLABLE
+    if not (value is None and nullable) and not (_is_a(value, rule.type) and rule.holds(value)):
+        raise UserError(f"bad value {key}={text}: expected {rule.expected}{' | null' if nullable else ''}.")
     OmegaConf.update(config, key, value, merge=rule is not _MAPPING)  # a mapping with a rule is replaced as a whole
 
 

@@ -87,7 +87,7 @@ def learning_curves(path: Path, curves: Sequence[Curve], episodes: int) -> None:
             done = 100 * np.append(0, steps) / max(1, curve.rows[-1]["step"])
             drift.plot(done, np.append(0, values), color=colour, marker=".", label=curve.name)
         _percent(success, "success on the training grid")
-        success.set(title="REINFORCE", xlabel="iteration")
+        success.set(title="REINFORCE", xlabel="update")
         loss.set(title="SFT", xlabel="update", ylabel="cross-entropy (nats a token)")
         drift.set(title="Drift from the base", xlabel="training done (%)", ylabel="forward KL (nats an action)")
         drift.set_ylim(bottom=0)

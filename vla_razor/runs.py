@@ -36,7 +36,7 @@ from vla_razor_envs import assets
 
 SCHEMA = 2
 LATER: dict[str, dict[str, Any]] = {
-    "rl": {"other_instructions": []},
+    "rl": {"other_instructions": [], "batch_size": None},
     "sft": {"other_instructions": [], "spillover_coefficient": 0.0},
     "distill": {"other_instructions": [], "spillover_coefficient": 0.0},
     "demo": {"collect": {"policy": "scripted"}},

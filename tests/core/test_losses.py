@@ -6,8 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from vla_razor.core.divergence import forward_kl
-from vla_razor.core.losses import cross_entropy, dr_grpo, policy_gradient, simpo, soft_cross_entropy
+from vla_razor.core.divergence import forward_kl, reverse_kl
+from vla_razor.core.losses import (
+    cross_entropy,
+    dr_grpo,
+    on_policy_divergence,
+    policy_gradient,
+    simpo,
+    soft_cross_entropy,
+)
 
 LOG_PROBS = torch.tensor([[-1.0, -2.0, -3.0], [-0.5, -0.5, -9.0]])
 ADVANTAGES = torch.tensor([2.0, -1.0])
@@ -32,6 +39,37 @@ def test_policy_gradient_raises_the_likelihood_of_what_went_well() -> None:
     policy_gradient(log_probs, ADVANTAGES, MASK, normalizer="length").backward()
     expected = torch.tensor([[-1 / 3] * 3, [0.5, 0, 0]])
     torch.testing.assert_close(log_probs.grad, expected)
+
+
+def test_the_gradient_of_an_on_policy_divergence_is_that_of_its_expectation() -> None:
+    """Of every sequence of three tokens out of three, against autograd through the expectation itself."""
+    generator = torch.Generator().manual_seed(0)
+    words, base = 3, {}
+    prefixes = [(), *((a,) for a in range(words)), *((a, b) for a in range(words) for b in range(words))]
+    logits = {p: torch.randn(words, generator=generator, dtype=torch.float64, requires_grad=True) for p in prefixes}
+    base = {p: torch.randn(words, generator=generator, dtype=torch.float64) for p in prefixes}
+    sequences = [(a, b, c) for a in range(words) for b in range(words) for c in range(words)]
+
+    def along(y: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        log_policy = torch.stack([logits[y[:t]].log_softmax(-1) for t in range(3)])
+        log_base = torch.stack([base[y[:t]].log_softmax(-1) for t in range(3)])
+        return reverse_kl(log_base, log_policy), log_policy[torch.arange(3), list(y)]
+
+    def gradients(value: Tensor) -> Tensor:
+        return torch.cat(torch.autograd.grad(value, list(logits.values()), retain_graph=True))
+
+    pairs = [along(y) for y in sequences]
+    exact = sum(log_probs.sum().exp() * divergences.sum() for divergences, log_probs in pairs)
+    sampled = sum(
+        log_probs.sum().exp().detach() * on_policy_divergence(divergences[None], log_probs[None])[0]
+        for divergences, log_probs in pairs
+    )
+    pathwise = sum(log_probs.sum().exp().detach() * divergences.sum() for divergences, log_probs in pairs)
+    assert isinstance(exact, Tensor) and isinstance(sampled, Tensor) and isinstance(pathwise, Tensor)
+    torch.testing.assert_close(sampled, exact, msg="in value the divergence itself")
+    expected = gradients(exact)
+    torch.testing.assert_close(gradients(sampled), expected)
+    assert (gradients(pathwise) - expected).abs().max() > 0.01, "without the score of the prefix it is another"
 
 
 def test_micro_batches_add_up() -> None:

@@ -20,6 +20,7 @@ from vla_razor.recipes import plan, sft, training
 from vla_razor.recipes.footprint import OVERHEAD, card_named
 from vla_razor.recipes.plan import PolicyFootprint
 from vla_razor.rollouts import demonstrations
+from vla_razor.runs import Run
 
 SIZES: dict[str, Any] = {
     "tiny": {"hidden": 128, "layers": 3, "heads": 4, "intermediate": 320},
@@ -35,14 +36,17 @@ def trained(model: OpenVLA, batch: int) -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 8], ids=["all weights", "LoRA"])
-@pytest.mark.parametrize("size", SIZES)
-def test_the_memory_of_an_update_is_what_is_measured(tmp_path: Path, size: str, rank: int) -> None:
-    model = make_tiny(["pick coke can"], torch.Generator().manual_seed(0), **SIZES[size])
-    model.save_pretrained(tmp_path / "policy")
-    config = compose("rl", [f"policy={tmp_path / 'policy'}", f"lora_rank={rank}", "train_vision=true", "device=cpu"])
+@pytest.mark.parametrize(("size", "dtype"), [("tiny", "float32"), ("mid-size", "float32"), ("mid-size", "bfloat16")])
+def test_the_memory_of_an_update_is_what_is_measured(tmp_path: Path, size: str, dtype: str, rank: int) -> None:
+    make_tiny(["pick coke can"], torch.Generator().manual_seed(0), **SIZES[size]).save_pretrained(tmp_path / "policy")
+    words = [f"policy={tmp_path / 'policy'}", f"lora_rank={rank}", f"dtype={dtype}", "train_vision=true", "device=cpu"]
+    config = compose("rl", words)
     planned = plan.footprint(plan.model_of(config), config)
-    if rank:
-        model.add_lora(rank, generator=torch.Generator().manual_seed(0))
+    with Run.create(tmp_path / "run", config, "rl") as run:
+        model, base = training.open_models(config, run)
+    with base.model() as before:
+        copied = 0 if rank else sum(p.numel() * p.element_size() for p in before.parameters())
+    assert planned.base == copied
     learning = [p for group in training.parameter_groups(model, config) for p in group["params"]]
     for parameter in learning:
         parameter.grad = torch.zeros_like(parameter)
@@ -52,6 +56,7 @@ def test_the_memory_of_an_update_is_what_is_measured(tmp_path: Path, size: str, 
     trained(model, 1)
     for batch in (2, 8):
         assert planned.activations.at(batch) == pytest.approx(peak_of(lambda n=batch: trained(model, n)), rel=0.1)
+    assert planned.gradients == sum(p.grad.numel() * p.grad.element_size() for p in learning if p.grad is not None)
     optimizer = torch.optim.AdamW(learning)
     optimizer.step()
     moments = [v for state in optimizer.state.values() for v in state.values() if v.numel() > 1]
@@ -82,7 +87,9 @@ def test_openvla_with_lora_in_bfloat16(openvla: PolicyFootprint) -> None:
     """Against facts of the checkpoint: parameters, cache, and the operations of one action (4.21 TFLOP)."""
     assert openvla.parameters - openvla.trainable == 7_541_237_184
     assert openvla.trainable / openvla.parameters == pytest.approx(0.0143, rel=0.02)
-    assert openvla.weights == 2 * openvla.parameters
+    frozen, wide = openvla.parameters - openvla.trainable, 131_334_144  # the embeddings, which no product reads
+    assert openvla.weights == pytest.approx(2 * (frozen - wide) + 4 * (wide + openvla.trainable), rel=1e-3)
+    assert openvla.gradients == 4 * openvla.trainable and openvla.optimizer == 2 * openvla.gradients
     assert openvla.cache == pytest.approx(150e6, rel=0.02)
     assert openvla.decision_flop == pytest.approx(4.21e12, rel=0.05)
     assert openvla.rollout.each > openvla.cache

@@ -88,14 +88,14 @@ def test_a_point_whose_other_episodes_were_lost_has_no_advantage() -> None:
     [("length", [1 / 14, 0], 2), ("episodes", [1, 0], 2), ("tokens", [1, 0], (2 + 3) * TOKENS)],
 )
 def test_how_an_episode_weighs(normalizer: str, weights: list[float], divisor: float) -> None:
-    batch = Batch.of(mixed()[:2], settings(f"normalizer={normalizer}", "baseline=one_zero"))
+    batch = Batch.of(mixed()[:2], torch.tensor([1.0, 0.0]), normalizer)
     assert batch.weights.tolist() == pytest.approx([weights[0]] * 2 + [weights[1]] * 3)
     assert batch.normalizer == divisor
 
 
 def test_steps_after_the_first_success_are_masked() -> None:
     won = episode(0, [False, True, True, False])
-    batch = Batch.of([won], settings("baseline=one_zero"))
+    batch = Batch.of([won], torch.ones(1), "length")
     assert [t for _, t in batch.steps] == [0, 1]
 
 
@@ -146,18 +146,93 @@ def test_lost_episodes_teach_nothing() -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), same.parameters(), strict=True))
 
 
-def test_no_signal_no_gradient() -> None:
-    scalars, model = learned(mixed()[2:])
-    assert (scalars["loss"], scalars["grad_norm"]) == (0, 0)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), small_policy().parameters(), strict=True))
+def weights_of(model: OpenVLA) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_without_signal_nothing_moves_whatever_momentum_there_is(policy: Path) -> None:
+    chosen = settings("learning_rate=1e-3", f"policy={policy}", "temperature=2")
+    acting = OpenVLAPolicy(small_policy())
+    trainer, base = Trainer(acting.model, chosen, 10), Base(acting.model, chosen)
+    assert rl.learn(acting, trainer, chosen, mixed(), Timing())["skipped_updates"] == 0
+    before = weights_of(acting.model)
+    for skipped, given in ((1, None), (2, base)):
+        scalars = rl.learn(acting, trainer, chosen, mixed()[2:], Timing(), given)
+        assert (scalars["loss"], scalars["grad_norm"], scalars["skipped_updates"]) == (0, 0, skipped)
+    assert scalars["reverse_kl_per_action"] > 0, "which is measured all the same"
+    assert same(weights_of(acting.model), before) and trainer.step == 3
+    chosen.kl_coefficient = 0.1
+    rl.learn(acting, trainer, chosen, mixed()[2:], Timing(), base)
+    assert not same(weights_of(acting.model), before), "a penalty is a signal"
 
 
 def test_the_penalty_is_the_reverse_kl(policy: Path) -> None:
+    """A base that is hotter than the policy; by independent arithmetic."""
     base = Base(small_policy(), settings(f"policy={policy}", "temperature=2"))
     plain, _ = learned(mixed(), base=base)
     penalised, _ = learned(mixed(), "kl_coefficient=0.5", base=base)
-    assert plain["reverse_kl_per_action"] > 0, "the base was made hotter"
-    assert penalised["loss"] == pytest.approx(plain["loss"] + 0.5 * plain["reverse_kl_per_action"], rel=1e-4)
+    model, found = small_policy(), []
+    for one in mixed():
+        tokens, pixels = torch.from_numpy(rl.sampled(one.tokens)), model.processor.pixel_values(list(one.images))
+        with torch.no_grad():
+            logits = model.action_logits(pixels, model.processor.prompt_ids([INSTRUCTION] * one.length), tokens)
+        cold, hot = torch.log_softmax(logits, -1), torch.log_softmax(logits / 2, -1)
+        found.append((cold.exp() * (cold - hot)).sum((1, 2)))
+    expected = float(torch.cat(found).mean())
+    assert plain["reverse_kl_per_action"] == pytest.approx(expected, rel=1e-4)
+    assert penalised["loss"] == pytest.approx(plain["loss"] + 0.5 * expected, rel=1e-4)
+
+
+def test_an_iteration_in_several_updates() -> None:
+    """Every episode is in one, with the advantage that it has in the iteration; the loss is each batch's own."""
+    chosen = settings("learning_rate=1e-3", "grid=1x2", "per_point=2", "batch_size=3")
+    episodes = mixed()
+    assert (rl.episodes_of(chosen), rl.updates_of(chosen, 4)) == (4, 2)
+    parts = rl.batches(chosen, 0, 4, 4)
+    assert [len(part) for part in parts] == [3, 1] and torch.cat(parts).sort().values.tolist() == [0, 1, 2, 3]
+    orders = {tuple(torch.cat(rl.batches(chosen, step, 4, 4)).tolist()) for step in range(8)}
+    assert len(orders) > 1, "drawn anew"
+    acting = OpenVLAPolicy(small_policy())
+    trainer = Trainer(acting.model, chosen, 10)
+    scalars = rl.learn(acting, trainer, chosen, episodes, Timing())
+    other = small_policy()
+    by_hand, losses, advantage = Trainer(other, chosen, 10), [], rl.advantages_of(episodes, "grid_point")[0]
+    for rows in parts:
+        batch = Batch.of([episodes[row] for row in rows], advantage[rows], "length")
+        if batch.weights.any():
+            shares = rl._shares(OpenVLAPolicy(other), batch, chosen, None, [])
+            losses.append(by_hand.update(shares).loss)
+        else:
+            losses.append(by_hand.skip().loss)
+    assert trainer.step == 2
+    assert scalars["loss"] == pytest.approx(sum(losses) / 2)
+    assert same(weights_of(acting.model), weights_of(other))
+
+
+def test_an_iteration_is_as_many_updates_whatever_was_lost() -> None:
+    chosen = settings("batch_size=2")
+    assert [len(part) for part in rl.batches(chosen, 0, 1, 6)] == [1, 0, 0]
+    assert [len(part) for part in rl.batches(settings(), 0, 5, 6)] == [5]
+    scalars, _ = learned([mixed()[0], *(episode(1, [], lost=True, seed=s) for s in range(2))], "batch_size=1")
+    assert scalars["skipped_updates"] == 3
+
+
+@pytest.mark.slow
+def test_a_run_without_any_reward_says_so(tmp_path: Path, vla_razor: CommandLine, policy: Path) -> None:
+    """Also where it was stopped by a scheduler in between."""
+    out, sizes = tmp_path / "run", ["grid=1x2", "per_point=2", "iterations=3", "batch_size=2", "num_envs=4"]
+    rest = ["eval_episodes=0", "probe_every=0", "logger=none", "device=cpu", f"policy={policy}", f"out={out}"]
+    stopped = vla_razor.stop_at(out, 2, signal.SIGTERM, "rl", "--env", "pick_can", *sizes, *rest)
+    assert stopped.returncode == 130
+    done = vla_razor.run("resume", out)
+    said = "no reward was ever seen, nothing was learned"
+    assert said in done.stdout
+    assert json.loads((out / "summary.json").read_text())["nothing_learned"] == said
+    assert [(row["step"], row["skipped_updates"]) for row in metrics(out)] == [(2, 2), (4, 4), (6, 6)]
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,5 @@
 """What SFT and REINFORCE share: schedule, parameter groups, the guarded update, the base, interruption."""
 
-import os
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +76,19 @@ def test_the_update_is_clipped_and_counted() -> None:
     assert loose.update([loss_of(model)]).clipped_fraction == 0
 
 
+def test_a_skipped_step_moves_nothing_and_is_counted_by_a_restored_trainer_too() -> None:
+    model = small_policy()
+    trainer = Trainer(model, settings("schedule=cosine"), 4)
+    trainer.update([loss_of(model)])
+    before = learning(model)
+    skipped = trainer.skip()
+    assert same(learning(model), before), "whatever momentum there is"
+    assert (skipped.loss, skipped.grad_norm) == (0, 0) and 0 < skipped.learning_rate < settings().learning_rate
+    restored = Trainer(model, settings(), 4, trainer.state_dict())
+    for one in (trainer, restored):
+        assert (one.step, one.skipped) == (2, 1)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_changes_nothing(value: float) -> None:
     model = small_policy()
@@ -126,6 +136,7 @@ def test_a_stale_policy_is_as_many_updates_old_as_it_is_asked_to_be(tmp_path: Pa
         with trainer.stale():
             assert same(learning(model), history[max(0, step - 2)])
         assert same(learning(model), history[step]), "and is put back"
+        trainer.remember()
         trainer.update([loss_of(model)])
         history.append(learning(model))
     with pytest.raises(KeyboardInterrupt), trainer.stale():
@@ -162,6 +173,7 @@ def test_bfloat16_learns_as_float32_does(policy: Path, tmp_path: Path, rank: int
 def test_without_staleness_nothing_is_kept() -> None:
     model = small_policy()
     trainer = Trainer(model, settings(), 10)
+    trainer.remember()
     trainer.update([loss_of(model)])
     with trainer.stale():
         assert "past" not in trainer.state_dict() and not trainer.past
@@ -209,39 +221,6 @@ def test_the_temperature_can_be_set(policy: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(training.log_distribution(model, *inputs(model)), torch.log_softmax(logits / 0.5, -1))
     with base.model() as before:
         assert before.config.temperature == 0.5
-
-
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Ctrl-C as in the foreground, whatever the tests were started from."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interruptible")
-def test_an_interruption_waits_for_the_end_of_an_update() -> None:
-    done = []
-
-    def update() -> None:
-        with training.uninterrupted():
-            os.kill(os.getpid(), signal.SIGINT)
-            done.append("the rest of the block")
-
-    with pytest.raises(KeyboardInterrupt):
-        update()
-    assert done
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_an_ignored_interruption_stays_ignored() -> None:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with training.uninterrupted():
-            os.kill(os.getpid(), signal.SIGINT)
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def test_an_interruption_is_saved_once(policy: Path, tmp_path: Path) -> None:

@@ -42,6 +42,22 @@ def policy_gradient(
     return per_episode.sum() / _divisor(normalizer, mask)
 
 
+def on_policy_divergence(divergences: Float[Tensor, "B T"], log_probs: Float[Tensor, "B T"]) -> Float[Tensor, " B"]:
+    """sum_t D_t of sequences that the policy has sampled, with the gradient of its expectation over such sequences.
+
+    D_t is a divergence of the policy's next-token distribution, in closed form, after the tokens before t; `log_probs`
+    are the policy's of the sampled tokens. The policy also decides which prefixes D is taken at: a token's score is
+    multiplied with the divergence that comes after it,
+
+        d E_y sum_t D_t(y_<t) = E_y [sum_t dD_t + sum_t d log pi(y_t | y_<t) sum_{s > t} D_s],
+
+    the policy gradient with the divergence to come as its cost. The value is sum_t D_t: the second term adds none.
+    """
+    passed = divergences.detach()
+    to_come = passed.sum(1, keepdim=True) - passed.cumsum(1)
+    return (divergences + to_come * (log_probs - log_probs.detach())).sum(1)
+
+
 def dr_grpo(
     log_probs: Float[Tensor, "B T"],
     advantages: Float[Tensor, " B"],

@@ -117,6 +117,10 @@ def sweep(
             for future in as_completed(futures):
                 future.result()
                 done(futures[future])
+        except KeyboardInterrupt:  # Ctrl-C reaches the workers too, SIGTERM this process alone
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            raise
         except BrokenProcessPool as error:
             raise RunFailed(f"A worker process died. The finished runs are kept in {job.out / 'runs'}.") from error
         finally:

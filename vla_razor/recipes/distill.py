@@ -24,6 +24,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from vla_razor.config import robot_of
+from vla_razor.interruption import uninterrupted
 from vla_razor.policies.openvla.policy import OpenVLAPolicy
 from vla_razor.policies.scripted import Corrected, ScriptedExpert
 from vla_razor.progress import progress
@@ -56,7 +57,7 @@ def run(config: DictConfig, run: Run) -> None:
             visited = states_of(episodes)
             tokens = policy.tokenize(visited.actions, visited.episode)
             scalars: dict[str, float] = {}
-            with training.uninterrupted():  # a run is saved between iterations
+            with uninterrupted():  # a run is saved between iterations
                 for rows in batches(config, iteration, len(tokens)):
                     if scalars:
                         run.log(trainer.step, **scalars)

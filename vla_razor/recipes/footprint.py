@@ -6,6 +6,7 @@ others. What is assumed instead of computed stands as a constant below.
 import time
 import weakref
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -127,11 +128,33 @@ class Footprint:
         return max(int((free - self.activations.fixed) // self.activations.each), 0) if fits else 0
 
 
-def measured(model: nn.Module, call: Callable[[], Any]) -> tuple[float, float]:
-    """Peak bytes beside the weights and gradients of a model on the meta device, and FLOP, of a call that uses it."""
-    ledger, counter = Ledger(model), FlopCounterMode(display=False)
+def measured(model: nn.Module, call: Callable[[], Any], products: torch.dtype | None = None) -> tuple[float, float]:
+    """Peak bytes beside the weights and gradients of a model on the meta device, and FLOP, of a call that uses it.
+
+    With `products`, those of mixed precision: autocast, which the meta device does not have, copies what products read
+    into this dtype, and keeps its copies of what learns until the call has ended.
+    """
+    ledger, counter, copies = Ledger(model), FlopCounterMode(display=False), dict[Tensor, Tensor]()
+
+    def taken(value: Any) -> Any:
+        if products is None or not isinstance(value, Tensor) or value.dtype != torch.float32:
+            return value
+        if not (value.is_leaf and value.requires_grad):
+            return value.to(products)
+        if value not in copies:
+            copies[value] = value.to(products)
+        return copies[value]
+
+    def lowered(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda *arguments, **settings: function(*map(taken, arguments), **settings)
+
     # Replaced, not dispatched on: what checkpointing computes again in the backward pass sees no mode of the forward's.
-    with mock.patch.object(F, "scaled_dot_product_attention", _fused_attention), ledger, counter:
+    replaced = {"linear": F.linear, "conv2d": F.conv2d, "scaled_dot_product_attention": _fused_attention}
+    with ExitStack() as stack:
+        for name, function in replaced.items():
+            stack.enter_context(mock.patch.object(F, name, lowered(function)))
+        stack.enter_context(ledger)
+        stack.enter_context(counter)
         call()
     return ledger.peak, counter.get_total_flops()
 

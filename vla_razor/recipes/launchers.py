@@ -6,8 +6,10 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from vla_razor.errors import RunFailed, UserError
+from vla_razor.interruption import stoppable
 from vla_razor.progress import progress
 from vla_razor.recipes import recipe_of
 from vla_razor.recipes.comparison import Training
@@ -26,6 +29,8 @@ REACHED_WITHIN = 10.0
 Outcome = tuple[int, str | None]
 """A run's number, and why it failed, if it did."""
 Failures = Mapping[Training, str]
+RUNNING: set[subprocess.Popen[bytes]] = set()
+"""The runs that this process has started."""
 
 
 def carry_out(
@@ -41,8 +46,9 @@ def carry_out(
     """
     failures: dict[Training, str] = {}
     waiting = [(number, training.folder.name) for number, training in enumerate(trainings) if not is_done(training)]
-    with progress("runs", len(trainings), len(trainings) - len(waiting)) as advance:
-        for number, reason in launch(config, out, waiting):
+    bar = progress("runs", len(trainings), len(trainings) - len(waiting))
+    with bar as advance, closing(launch(config, out, waiting)) as outcomes:
+        for number, reason in outcomes:
             if reason is not None:
                 failures[trainings[number]] = reason
             advance()
@@ -55,19 +61,32 @@ def carry_out(
 
 
 def work(out: str, number: int, name: str) -> str | None:
-    """Run number `number` of the sweep in `out`, its output going to logs/<name>.log; why it failed, or None."""
+    """Run number `number` of the sweep in `out`, its output going to logs/<name>.log; why it failed, or None.
+
+    Where this process is stopped, so is the run, which saves first.
+    """
     log = Path(out) / "logs" / f"{name}.log"
     log.parent.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "vla_razor.recipes.launchers", out, str(number)]
-    with log.open("wb") as file:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
-    if done.returncode == 0:
+    with (
+        log.open("wb") as file,
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT) as child,
+    ):
+        RUNNING.add(child)
+        try:
+            status = child.wait()
+        except BaseException:  # Ray ends a worker by SystemExit
+            child.terminate()
+            raise  # when the child has ended
+        finally:
+            RUNNING.discard(child)
+    if status == 0:
         return None
     said = log.read_text(errors="replace").strip().splitlines()
-    return said[-1] if said and done.returncode > 0 else f"its process died with status {done.returncode}; see {log}"
+    return said[-1] if said and status > 0 else f"its process died with status {status}; see {log}"
 
 
-def launch(config: DictConfig, out: Path, names: Iterable[tuple[int, str]]) -> Iterator[Outcome]:
+def launch(config: DictConfig, out: Path, names: Iterable[tuple[int, str]]) -> Generator[Outcome]:
     """Do the numbered runs where `config.launcher` says, `config.jobs` at a time on this machine; each as it ends.
 
     Raises UserError where the launcher's package is missing, or no cluster answers.
@@ -78,12 +97,16 @@ def launch(config: DictConfig, out: Path, names: Iterable[tuple[int, str]]) -> I
     elif config.launcher == "slurm":
         yield from _slurm(config, out, jobs)
     else:
-        pool = ThreadPoolExecutor(config.jobs)
+        pool, futures = ThreadPoolExecutor(config.jobs), {}
         try:
-            futures = {pool.submit(work, *job): job[1] for job in jobs}
+            futures |= {pool.submit(work, *job): job[1] for job in jobs}
             yield from ((futures[future], future.result()) for future in as_completed(futures))
         finally:
-            pool.shutdown(cancel_futures=True)  # one who interrupts a sweep does not want the rest of it
+            pool.shutdown(wait=False, cancel_futures=True)  # one who stops a sweep does not want the rest of it
+            while any(future.running() for future in futures):
+                for child in list(RUNNING):
+                    child.terminate()
+                time.sleep(0.2)
 
 
 def _ray(jobs: list[tuple[str, int, str]]) -> Iterator[Outcome]:
@@ -153,10 +176,14 @@ def _needed(package: str) -> None:
 def main(out: str, number: str) -> None:
     """A run of the sweep in `out`; what the person who made a mistake should know is the last line."""
     try:
-        recipe_of(read_config(Path(out) / "config.yaml").verb).job(Path(out), int(number))
+        with stoppable():
+            recipe_of(read_config(Path(out) / "config.yaml").verb).job(Path(out), int(number))
     except (UserError, RunFailed) as error:
         print(error)
         sys.exit(1)
+    except KeyboardInterrupt:
+        print(f"interrupted; go on with: vla-razor resume {out}")
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -24,8 +24,9 @@ from vla_razor.devices import CARDS, Card
 from vla_razor.errors import UserError
 from vla_razor.policies.load import TINY
 from vla_razor.policies.openvla import OpenVLA, OpenVLAConfig, Processor, checkpoint, decoder, lora
-from vla_razor.policies.openvla.model import on_meta
+from vla_razor.policies.openvla.model import on_meta, read_by_products
 from vla_razor.policies.openvla.tiny import preprocessor_settings
+from vla_razor.recipes import rl
 from vla_razor.recipes.footprint import (
     OVERHEAD,
     UTILIZATION,
@@ -40,9 +41,8 @@ from vla_razor.recipes.footprint import (
     time_text,
 )
 from vla_razor.recipes.sft import replayed_per_batch
-from vla_razor.recipes.training import parameter_groups
+from vla_razor.recipes.training import parameter_groups, products_of
 from vla_razor.rollouts.demonstrations import FOLDER
-from vla_razor.rollouts.starts import parse_grid
 from vla_razor.runs import checkpoint_folder
 
 PROMPT_TOKENS = 20
@@ -102,7 +102,7 @@ def footprint(model: OpenVLA, config: DictConfig) -> PolicyFootprint:
         parameters=sum(p.numel() for p in model.parameters()),
         trainable=sum(p.numel() for p in learning),
         weights=weights,
-        base=0.0 if config.lora_rank else weights,
+        base=0.0 if config.lora_rank else _base_bytes(model),
         gradients=gradients,
         optimizer=2 * gradients,
         scratch=0.0 if card_named(config.device) is None else gradients,
@@ -122,7 +122,9 @@ def model_of(config: DictConfig) -> OpenVLA:
     raw, processor = _described(str(config.policy))
     settings = OpenVLAConfig.from_dict(raw, str(config.policy))
     model = on_meta(OpenVLA, settings, processor or Processor(preprocessor_settings(settings.image_sizes[0])))
-    model.cast(getattr(torch, config.dtype))
+    products = products_of(config)
+    model.cast(torch.float32, products if config.lora_rank else None)
+    model.products = products
     if config.lora_rank:
         depths = [len(stack.blocks) for stack in model.vision_backbone.stacks]
         lora.add(model, lora.configuration(config.lora_rank, config.lora_alpha, depths))
@@ -147,14 +149,14 @@ def _described(policy: str) -> tuple[dict[str, Any], Processor | None]:
 
 def _update(model: OpenVLA, batch: int) -> tuple[float, float]:
     """Peak bytes beside weights and gradients, and FLOP a state, of one micro-batch forward and backward."""
-    peak, flop = measured(model, lambda: torch.log_softmax(_logits(model, batch), -1).sum().backward())
+    peak, flop = measured(model, lambda: torch.log_softmax(_logits(model, batch), -1).sum().backward(), model.products)
     return peak, flop / batch
 
 
 @torch.no_grad()
 def _forward(model: OpenVLA) -> float:
     """FLOP of one state's forward pass."""
-    return measured(model, lambda: _logits(model, 1))[1]
+    return measured(model, lambda: _logits(model, 1), model.products)[1]
 
 
 def _logits(model: OpenVLA, batch: int) -> Tensor:
@@ -175,7 +177,7 @@ def _decision(model: OpenVLA, batch: int) -> tuple[float, float]:
         cache = decoder.Cache(length + more)
         model.action_head(decoder.prefill(llama, embeddings, table, lengths[:, None] - 1, cache=cache))
 
-    peak, flop = measured(model, decide)
+    peak, flop = measured(model, decide, model.products)
     a_step = 2 * sum(p.numel() for p in model.language_model.parameters())
     return peak, flop / batch + more * a_step
 
@@ -204,7 +206,15 @@ def _action_tokens(model: OpenVLA) -> int:
 def _cache_bytes(model: OpenVLA) -> float:
     llama = model.language_model.config
     heads: int = llama.num_key_value_heads * llama.hidden_size // llama.num_attention_heads  # pyright: ignore
-    return 2.0 * llama.num_hidden_layers * heads * (_tokens(model) + _action_tokens(model) - 1) * model.dtype.itemsize
+    length, kind = _tokens(model) + _action_tokens(model) - 1, model.products or model.dtype
+    return 2.0 * llama.num_hidden_layers * heads * length * kind.itemsize
+
+
+def _base_bytes(model: OpenVLA) -> float:
+    """Of a copy of the model that does not learn, stored as products read it."""
+    rounded, kind = read_by_products(model), model.products or model.dtype
+    sizes = {name: kind if name in rounded else p.dtype for name, p in model.named_parameters()}
+    return float(sum(p.numel() * sizes[name].itemsize for name, p in model.named_parameters()))
 
 
 @dataclass(frozen=True)
@@ -221,9 +231,7 @@ class Work:
 def work_of(config: DictConfig) -> Work:
     """The work of a configuration of sft, rl or distill."""
     if config.verb != "sft":
-        columns, rows = parse_grid(config.grid)
-        points = columns * rows * (1 if config.env.grid else len(config.env.tasks))
-        most = points * config.per_point * horizon_of(config.env)
+        most = rl.episodes_of(config) * horizon_of(config.env)
         learnt = config.updates * config.batch_size if config.verb == "distill" else most
         return Work(most, learnt, config.iterations)
     states = _demonstrated(config.demos) if config.demos else None
@@ -287,8 +295,11 @@ def _show(console: Console, config: DictConfig) -> None:
     unit = "step" if config.verb == "sft" else "iteration"
     named = card.name if card else "this CPU"
     tokens = (work.simulated + work.learnt) * takes.tokens
+    several = config.verb == "rl" and config.batch_size
+    updates = f", in {rl.updates_of(config, rl.episodes_of(config)):,} updates" if several else ""
+    counts = f"{work.simulated:,} simulator steps, {work.learnt:,} states learnt from, {tokens:,} tokens"
     lines = [
-        f"{unit}: at most {work.simulated:,} simulator steps, {work.learnt:,} states learnt from, {tokens:,} tokens",
+        f"{unit}: at most {counts}{updates}",
         f"on {named} at {UTILIZATION:.0%} of {rate / UTILIZATION / 1e12:.3g} TFLOP/s: {time_text(policy)} of the "
         f"model, {_simulator_text(config, simulator)}",
     ]
@@ -305,6 +316,7 @@ def _sizes(config: DictConfig, takes: PolicyFootprint) -> Table:
     table = Table("", "", title=f"{config.verb} of {config.policy}, {config.dtype}, LoRA rank {config.lora_rank}")
     batch, envs = config.micro_batch_size, config.num_envs
     share = takes.trainable / takes.parameters
+    copies = f", {config.dtype} copies of what learns among them" if products_of(config) else ""
     table.add_row("parameters", f"{takes.parameters:,}")
     table.add_row("trainable", f"{takes.trainable:,} ({share:.2%})")
     for name, value in (
@@ -312,7 +324,7 @@ def _sizes(config: DictConfig, takes: PolicyFootprint) -> Table:
         ("the base beside them, for forward KL" if takes.base else "the base: the same weights", takes.base),
         ("gradients", takes.gradients),
         ("optimizer (AdamW's two moments)", takes.optimizer),
-        (f"activations of an update, micro-batch {batch}", takes.activations.at(batch)),
+        (f"activations of an update, micro-batch {batch}{copies}", takes.activations.at(batch)),
         ("the optimizer's scratch", takes.scratch),
         (f"cache of a rollout, {envs} environments", takes.cache * envs),
         ("activations of a rollout, cache included", takes.rollout.at(envs)),

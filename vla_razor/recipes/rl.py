@@ -1,8 +1,13 @@
 """`vla-razor rl`: REINFORCE on the binary success of batched rollouts (RL's Razor, Sections 3 and 5.1, Appendix B.2).
 
 An iteration runs `per_point` episodes from every point of a grid of start positions (paper: 5 from each of 100), gives
-each a reward of 1 or 0, normalises the rewards into advantages, and takes one full-batch AdamW step on the
-log-probabilities of the action tokens, gradient clipped at 1. There is no KL penalty unless asked for.
+each a reward of 1 or 0, normalises the rewards into advantages, and takes AdamW steps on the log-probabilities of the
+action tokens, gradient clipped at 1: one on all of its episodes, or with `batch_size` one on each batch of so many,
+drawn without return. There is no KL penalty unless asked for.
+
+The paper is ambiguous here. It trains REINFORCE with "the same training configuration as SFT", whose batches are 16, 32
+and 64, and does not say of what, episodes or steps, nor whether an iteration is one step or several.
+`experiment=paper_robotics` reads it as `batch_size` episodes a step.
 
 Where it departs from the paper, and why:
 - Advantages are normalised within a grid point (GRPO's group), not over the batch; `baseline=batch` is the paper's.
@@ -10,30 +15,35 @@ Where it departs from the paper, and why:
   summed they outweigh them and raise the entropy.
 - The normalisation gains have a learning rate of their own, and the vision stacks stay as they are.
 
-`staleness=K` plays each iteration's episodes with the policy as it was K updates before (in the first K iterations: as
-it began), which is online but off-policy, the paper's open question. The update stays plain REINFORCE on these
+`staleness=K` plays each iteration's episodes with the policy as it was K iterations before (in the first K iterations:
+as it began), which is online but off-policy, the paper's open question. The update stays plain REINFORCE on these
 episodes, without importance weights: what they would correct is what is asked about.
+
+A step none of whose episodes has an advantage is skipped: AdamW's momentum would move the policy on.
 """
 
+import json
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from omegaconf import DictConfig
 from torch import Tensor
 
 from vla_razor.config import robot_of
 from vla_razor.core import advantages, divergence, losses
 from vla_razor.errors import RunFailed
+from vla_razor.interruption import uninterrupted
 from vla_razor.policies import Policy
 from vla_razor.policies.openvla.policy import OpenVLAPolicy
 from vla_razor.progress import progress
 from vla_razor.recipes import training
-from vla_razor.recipes.training import Base, Trainer
+from vla_razor.recipes.training import Base, Trainer, Update
 from vla_razor.rollouts.rollout import Episode, Timing, VectorEnv, make_vector_env, rollout
 from vla_razor.rollouts.starts import episode_seed, grid_starts
 from vla_razor.runs import Run
@@ -46,27 +56,48 @@ def run(config: DictConfig, run: Run) -> None:
     state = run.restore()
     guard = Guard.of(config, "robot")
     model, base = training.open_models(config, run)
-    trainer = Trainer(model, config, config.iterations, state)
+    per_iteration = updates_of(config, episodes_of(config))
+    trainer = Trainer(model, config, config.iterations * per_iteration, state)
     policy = OpenVLAPolicy(model, config.unnorm_key, robot=robot_of(config.env))
     with (
         closing(make_vector_env(config.env, config.num_envs, config.num_workers, model.device)) as envs,
         training.saving(run, model, trainer) as save,
-        progress("REINFORCE", config.iterations, trainer.step) as advance,
+        progress("REINFORCE", config.iterations, trainer.step // per_iteration) as advance,
     ):
         probe = training.open_probe(config, base, envs)
         while not trainer.done:
+            iteration = trainer.step // per_iteration
             with trainer.stale():
-                gathered = gather(envs, policy, config, trainer.step)
-            with training.uninterrupted():
-                probing = training.is_due(trainer.step + 1, config.probe_every, config.iterations)
+                gathered = gather(envs, policy, config, iteration)
+            with uninterrupted():  # a run is saved between iterations
+                probing = training.is_due(iteration + 1, config.probe_every, config.iterations)
                 scalars = learn(policy, trainer, config, *gathered, base if probing or config.kl_coefficient else None)
                 if probe and probing:
                     scalars |= training.measure(model, probe, trainer, guard)
                 run.log(trainer.step, **scalars)
-                if trainer.spent or training.is_due(trainer.step, config.save_every, config.iterations):
+                if trainer.spent or training.is_due(iteration + 1, config.save_every, config.iterations):
                     save()
             advance(success=scalars["success"], entropy=scalars["entropy"], **(guard.shown if guard else {}))
-    training.finish(config, run, model, base, probe, guard)
+    idle = without_signal(run) if trainer.skipped == trainer.step else None
+    training.finish(config, run, model, base, probe, guard, idle)
+
+
+def episodes_of(config: DictConfig) -> int:
+    """How many an iteration runs."""
+    return len(grid_starts(config.env, config.grid, config.per_point, config.seed))
+
+
+def updates_of(config: DictConfig, episodes: int) -> int:
+    """AdamW steps of an iteration of so many episodes."""
+    return -(-episodes // config.batch_size) if config.batch_size else 1
+
+
+def without_signal(run: Run) -> str:
+    """What is said of a run all of whose updates were skipped."""
+    lines = (run.path / "metrics.jsonl").read_text().splitlines()
+    if any(json.loads(line)["success"] for line in lines):
+        return "no episode was better or worse than those it is compared with, nothing was learned"
+    return "no reward was ever seen, nothing was learned"
 
 
 def gather(envs: VectorEnv, policy: Policy, config: DictConfig, step: int) -> tuple[list[Episode], Timing]:
@@ -90,23 +121,48 @@ def learn(
     timing: Timing,
     base: Base | None = None,
 ) -> dict[str, float]:
-    """One update on the episodes that were not lost. Returns what is logged.
+    """An iteration's updates on the episodes that were not lost. Returns what is logged: of several updates the mean
+    loss and gradient norm, and the last learning rate.
 
-    With `base`, the reverse KL(policy || base) before the update is among it, in nats an action, exact at every visited
-    state. Raises `RunFailed` where the loss is not finite.
+    With `base`, the reverse KL(policy || base) is among it, in nats an action, exact at every visited state; each is
+    measured before the update on it. Raises `RunFailed` where the loss is not finite.
     """
     begin = time.perf_counter()
     kept = [episode for episode in episodes if not episode.lost]
-    batch = Batch.of(kept, config)
+    advantage, zero_variance = advantages_of(kept, config.baseline)
     reverse_kl: list[Tensor] = []
-    update = trainer.update(_shares(policy, batch, config, base, reverse_kl))
+    trainer.remember()
+    updates: list[Update] = []
+    for rows in batches(config, trainer.step, len(kept), len(episodes)):
+        batch = Batch.of([kept[row] for row in rows.tolist()], advantage[rows], config.normalizer)
+        shares = _shares(policy, batch, config, base, reverse_kl)
+        if batch.weights.any() or (batch.steps and config.kl_coefficient):
+            updates.append(trainer.update(shares))
+        else:
+            with torch.no_grad():
+                deque(shares, maxlen=0)  # for the reverse KL alone
+            updates.append(trainer.skip())
     return {
         **played(episodes, timing),
-        "zero_variance_groups": batch.zero_variance_groups,
+        "zero_variance_groups": zero_variance,
+        "skipped_updates": trainer.skipped,
         **({"reverse_kl_per_action": float(torch.cat(reverse_kl).mean())} if reverse_kl else {}),
-        **update._asdict(),
+        **updates[-1]._asdict(),
+        **{name: sum(getattr(update, name) for update in updates) / len(updates) for name in ("loss", "grad_norm")},
         "seconds_update": time.perf_counter() - begin,
     }
+
+
+def batches(config: DictConfig, step: int, kept: int, episodes: int) -> list[Int[Tensor, " B"]]:
+    """Which of the `kept` episodes each update of the iteration that begins at `step` is on. Where some were lost, the
+    last ones may be on none: an iteration is always as many steps.
+    """
+    updates = updates_of(config, episodes)
+    if updates == 1:
+        return [torch.arange(kept)]
+    order = torch.randperm(kept, generator=training.generator(config.seed, step, 3))
+    parts = list(order.split(config.batch_size)) if kept else []
+    return parts + [order[:0]] * (updates - len(parts))
 
 
 def played(episodes: Sequence[Episode], timing: Timing) -> dict[str, float]:
@@ -130,7 +186,7 @@ def played(episodes: Sequence[Episode], timing: Timing) -> dict[str, float]:
 
 @dataclass
 class Batch:
-    """An iteration's control steps.
+    """The control steps of an update's episodes.
 
     `steps` are (episode, time) pairs; `weights` [S] is what each step's summed log-probability is multiplied with, the
     episode's advantage over its number of tokens (or 1); `normalizer` divides the sum over all steps.
@@ -139,21 +195,17 @@ class Batch:
     steps: list[tuple[Episode, int]]
     weights: Tensor
     normalizer: float
-    zero_variance_groups: int
 
     @classmethod
-    def of(cls, episodes: Sequence[Episode], config: DictConfig) -> "Batch":
+    def of(cls, episodes: Sequence[Episode], advantage: Float[Tensor, " E"], normalizer: str) -> "Batch":
         """Steps after an episode's first success are left out: the reward was decided by then."""
-        lengths = [_decided_after(episode) for episode in episodes]
-        per_action = sampled(episodes[0].tokens).shape[1]
-        tokens = torch.tensor(lengths) * per_action
-        advantage, zero_variance = advantages_of(episodes, config.baseline)
-        weights = advantage / tokens if config.normalizer == "length" else advantage
+        lengths = torch.tensor([_decided_after(episode) for episode in episodes], dtype=torch.long)
+        tokens = lengths * sum(sampled(episode.tokens).shape[1] for episode in episodes[:1])
+        weights = advantage / tokens if normalizer == "length" else advantage
         return cls(
-            steps=[(episode, t) for episode, length in zip(episodes, lengths, strict=True) for t in range(length)],
-            weights=weights.repeat_interleave(torch.tensor(lengths)),
-            normalizer=float(tokens.sum() if config.normalizer == "tokens" else len(episodes)),
-            zero_variance_groups=zero_variance,
+            steps=[pair for episode, n in zip(episodes, lengths.tolist(), strict=True) for pair in _until(episode, n)],
+            weights=weights.repeat_interleave(lengths),
+            normalizer=float(tokens.sum() if normalizer == "tokens" else len(episodes)),
         )
 
 
@@ -182,7 +234,9 @@ def _shares(
     """Each micro-batch's part of the loss; the parts add up to that of the whole batch.
 
     Steps that weigh nothing are skipped unless `base` is given; then KL(policy || base) of every step's action goes
-    into `reverse_kl` and, times its coefficient, into the loss.
+    into `reverse_kl` and, times its coefficient, into the loss. The penalty is at the visited states as they are: its
+    gradient knows that the policy samples an action's tokens one after the other (`losses.on_policy_divergence`), not
+    that earlier actions lead to later states.
     """
     model = policy.model
     rows = torch.arange(len(batch.steps)) if base else batch.weights.nonzero()[:, 0]
@@ -199,16 +253,21 @@ def _shares(
         loss = losses.policy_gradient(log_probs, weights, everything, normalizer=batch.normalizer)
         if base is not None:
             divergences = _reverse_kl(base, pixels, prompts, tokens, log_policy)
-            reverse_kl.append(divergences.detach())
-            loss = loss + config.kl_coefficient * divergences.sum() / len(batch.steps)
+            reverse_kl.append(divergences.detach().sum(-1))
+            penalty = losses.on_policy_divergence(divergences, log_probs)
+            loss = loss + config.kl_coefficient * penalty.sum() / len(batch.steps)
         yield loss
 
 
 def _reverse_kl(base: Base, pixels: Tensor, prompts: list[list[int]], tokens: Tensor, log_policy: Tensor) -> Tensor:
-    """KL(policy || base) in nats of each action [B], summed over its tokens; differentiable in the policy."""
+    """KL(policy || base) in nats [B, A] of the distribution at each token; differentiable in the policy."""
     with base.model() as model, torch.no_grad():
         log_base = training.log_distribution(model, pixels, prompts, tokens)
-    return divergence.reverse_kl(log_base, log_policy).sum(-1)
+    return divergence.reverse_kl(log_base, log_policy)
+
+
+def _until(episode: Episode, length: int) -> list[tuple[Episode, int]]:
+    return [(episode, t) for t in range(length)]
 
 
 def _decided_after(episode: Episode) -> int:

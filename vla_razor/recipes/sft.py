@@ -26,6 +26,7 @@ from torch import Tensor
 from vla_razor.config import robot_of
 from vla_razor.core import divergence, losses
 from vla_razor.errors import UserError
+from vla_razor.interruption import uninterrupted
 from vla_razor.policies.openvla.policy import OpenVLAPolicy
 from vla_razor.progress import progress
 from vla_razor.recipes import training
@@ -60,7 +61,7 @@ def run(config: DictConfig, run: Run) -> None:
         probe = training.open_probe(config, base)
         while not trainer.done:
             rows = batch(config, trainer.step, count, len(tokens))
-            with training.uninterrupted():
+            with uninterrupted():
                 scalars = learn(policy, trainer, config, data, tokens, rows, base)
                 if probe and training.is_due(trainer.step, config.probe_every, trainer.total_steps):
                     scalars |= training.measure(model, probe, trainer, guard)

@@ -5,7 +5,6 @@ its counters, and a run that was killed and resumed ends as one that was not.
 """
 
 import math
-import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from vla_razor.config import robot_of, scenes
 from vla_razor.core import schedule
 from vla_razor.errors import RunFailed, UserError
+from vla_razor.interruption import uninterrupted
 from vla_razor.policies import Decisions, Policy
 from vla_razor.policies.openvla import OpenVLA
 from vla_razor.policies.openvla.policy import OpenVLAPolicy
@@ -52,15 +52,16 @@ class Update(NamedTuple):
 class Trainer:
     """A model's optimizer and schedule, `total_steps` long; with `state`, taken up where `state_dict` was called.
 
-    `spent` says that the training has ended early, because its forgetting budget is. With `config.staleness` K, `past`
-    holds what learns as it was before each of the last K updates, the oldest first.
+    `skipped` counts the steps in which nothing was moved. `spent` says that the training has ended early, because its
+    forgetting budget is. With `config.staleness` K, `past` holds what learns as it was each of the last K times that it
+    was remembered, the oldest first.
     """
 
     def __init__(
         self, model: nn.Module, config: DictConfig, total_steps: int, state: Mapping[str, Any] | None = None
     ) -> None:
         self.config, self.total_steps = config, total_steps
-        self.step = self.clipped = 0
+        self.step = self.clipped = self.skipped = 0
         self.spent = False
         self.optimizer = torch.optim.AdamW(
             parameter_groups(model, config), betas=tuple(config.betas), eps=config.eps, weight_decay=config.weight_decay
@@ -69,7 +70,7 @@ class Trainer:
         self.past: deque[list[Tensor]] = deque(maxlen=config.get("staleness", 0))
         if state:
             self.optimizer.load_state_dict(state["optimizer"])
-            self.step, self.clipped = state["step"], state["clipped"]
+            self.step, self.clipped, self.skipped = state["step"], state["clipped"], state.get("skipped", 0)
             self.peaks, self.spent = state.get("peaks", self.peaks), state.get("spent", False)
             self.past.extend(state.get("past", []))
 
@@ -90,15 +91,30 @@ class Trainer:
             raise NotFinite(
                 f"Step {self.step + 1}: the loss is {loss}, its gradient's norm {grad_norm}. Nothing was updated."
             )
-        factor = schedule.factor(self.step, self.total_steps, self.config.warmup_steps, self.config.schedule)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = peak * factor
-        if self.past.maxlen:
-            self.past.append([parameter.detach().clone() for parameter in parameters])
+            group["lr"] = peak * self._factor
         self.optimizer.step()
-        self.step += 1
         self.clipped += grad_norm > self.config.max_grad_norm
-        return Update(loss, grad_norm, self.peaks[0] * factor, self.clipped / self.step)
+        return self._taken(loss, grad_norm)
+
+    def skip(self) -> Update:
+        """A step for which there is nothing to learn from. Nothing moves: AdamW's momentum would, with no gradient."""
+        self.skipped += 1
+        return self._taken(0.0, 0.0)
+
+    def remember(self) -> None:
+        """Keeps what learns as it is now, where the policy that plays is to be stale."""
+        if self.past.maxlen:
+            self.past.append([parameter.detach().clone() for parameter in self.parameters])
+
+    @property
+    def _factor(self) -> float:
+        return schedule.factor(self.step, self.total_steps, self.config.warmup_steps, self.config.schedule)
+
+    def _taken(self, loss: float, grad_norm: float) -> Update:
+        rate = self.peaks[0] * self._factor
+        self.step += 1
+        return Update(loss, grad_norm, rate, self.clipped / max(1, self.step - self.skipped))
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -107,7 +123,7 @@ class Trainer:
 
     @contextmanager
     def stale(self) -> Iterator[None]:
-        """Inside, the model is as it was `config.staleness` updates ago, or at the beginning."""
+        """Inside, the model is as the oldest that is remembered, if any."""
         if not self.past:
             yield
             return
@@ -125,7 +141,7 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """What, beside the weights, the next steps depend on."""
-        counters = {"step": self.step, "clipped": self.clipped, "peaks": self.peaks, "spent": self.spent}
+        counters = {name: getattr(self, name) for name in ("step", "clipped", "skipped", "peaks", "spent")}
         past = {"past": list(self.past)} if self.past.maxlen else {}
         return {"optimizer": self.optimizer.state_dict(), **counters, **past}
 
@@ -215,10 +231,15 @@ def opened(spec: str, config: DictConfig, *, learns: bool) -> OpenVLA:
     1/256 of a weight changes it, and AdamW's moments do not decay. A base's matrices may be stored as products read
     them.
     """
-    products = torch.bfloat16 if config.dtype == "bfloat16" else None
+    products = products_of(config)
     model = open_model(spec, config, dtype=torch.float32, matrices=None if learns else products)
     model.products = products
     return model
+
+
+def products_of(config: DictConfig) -> torch.dtype | None:
+    """What a training computes products in: None for float32, in which all else is."""
+    return torch.bfloat16 if config.dtype == "bfloat16" else None
 
 
 def open_probe(config: DictConfig, base: Base, envs: VectorEnv | None = None) -> ProbeSet | None:
@@ -247,9 +268,15 @@ def probe_scalars(measured: Mapping[str, Any]) -> dict[str, float]:
 
 
 def finish(
-    config: DictConfig, run: Run, model: OpenVLA, base: Base, probe: ProbeSet | None, guard: Guard | None
+    config: DictConfig,
+    run: Run,
+    model: OpenVLA,
+    base: Base,
+    probe: ProbeSet | None,
+    guard: Guard | None,
+    nothing_learned: str | None = None,
 ) -> None:
-    """Writes and prints the entries `base` and `tuned` of summary.json.
+    """Writes and prints the entries `base` and `tuned` of summary.json, and why nothing was learned, if so.
 
     Success is measured from the same starts in every run, `config.eval_episodes` of each task, new and prior (0: not at
     all); forward KL on the probe set.
@@ -269,11 +296,14 @@ def finish(
         {"policies": entries}
         | ({"comparison": comparison} if comparison else {})
         | ({"forecast": forecast._asdict()} if forecast else {})
+        | ({"nothing_learned": nothing_learned} if nothing_learned else {})
     )
     console = Console()
     if config.eval_episodes:
         report(console, run.path, entries, comparison)
-    if probe:
+    if nothing_learned:
+        console.print(nothing_learned, highlight=False)
+    elif probe:
         drift = entries["tuned"]["forward_kl"]
         parts = f"sharpening {drift['sharpening']:.3g}, displacement {drift['displacement']:.3g}"
         console.print(f"forward KL {drift['per_action']:.3g} nats an action ({parts})", highlight=False)
@@ -351,22 +381,6 @@ def saving(run: Run, model: OpenVLA, trainer: Trainer) -> Iterator[Callable[[], 
         kept = run.newest_checkpoint()
         where = f"The last good checkpoint is {kept}." if kept else "No checkpoint had been saved yet."
         raise NotFinite(f"{failure} {where} A lower learning_rate may help.") from None
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Holds Ctrl-C back until the block has ended, so that an update is made whole or not at all.
-
-    Where Ctrl-C is ignored, as for a job in the background, it stays so.
-    """
-    held: list[int] = []
-    previous = signal.signal(signal.SIGINT, lambda number, _: held.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-    if held and previous is not signal.SIG_IGN:
-        raise KeyboardInterrupt
 
 
 def _is_gain(name: str) -> bool:

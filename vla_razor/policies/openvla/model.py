@@ -30,7 +30,8 @@ from vla_razor.policies.openvla.initialization import initialize
 from vla_razor.policies.openvla.processor import Processor
 from vla_razor.policies.openvla.vision import Projector, VisionBackbone, module_key, stored_key
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def _in_its_precision(method: Callable[Concatenate["OpenVLA", P], R]) -> Callable[Concatenate["OpenVLA", P], R]:
