@@ -75,9 +75,10 @@ def test_an_interrupt_while_the_old_one_is_deleted_leaves_the_new_one(
         (path / "weights").unlink()
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(files.shutil, "rmtree", interrupted)
+    monkeypatch.setattr(files.shutil, "rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt):
         atomic_folder(old, lambda folder: fill("new", folder))
+    monkeypatch.undo()
     assert (old / "weights").read_text() == "new"
     remove_unfinished(old.parent)
     assert list(old.parent.iterdir()) == [old] and (old / "weights").read_text() == "new"
