@@ -122,10 +122,12 @@ def test_time_of_the_simulator_is_of_the_processes_that_run_it() -> None:
         return plan.simulator_seconds(config, plan.Work(1320, 0, None), card_named(config.device))
 
     assert seconds("robot=google_robot", "device=cpu") == pytest.approx(100), "13.2 a second of two"
-    assert seconds("robot=google_robot", "device=h100") is None, "simulated on the GPU, how fast is not known"
-    assert seconds("robot=google_robot", "device=h100", "sim_backend=cpu") == pytest.approx(100)
+    assert seconds("robot=google_robot", "device=h100") == pytest.approx(100), "in processes beside a policy there"
+    on_the_gpu = ("robot=google_robot", "device=h100", "sim_backend=gpu")
+    assert seconds(*on_the_gpu) is None, "how fast is not known"
     assert seconds("robot=simpler_env", "device=h100") == pytest.approx(1320 / 5.8), "in processes on any machine"
-    shown = CliRunner().invoke(cli.app, ["rl", "dry_run=true", "device=h100"], env={"COLUMNS": "200"}).output
+    words = ["rl", "dry_run=true", "device=h100", "sim_backend=gpu"]
+    shown = CliRunner().invoke(cli.app, words, env={"COLUMNS": "200"}).output
     assert "and a simulator on the GPU too, whose rate is not known" in shown
     assert "without evaluations and the simulator" in shown
 

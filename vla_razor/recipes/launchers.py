@@ -3,13 +3,16 @@ own, so that one that dies takes no other with it: the recipe's `job(out, number
 """
 
 import os
+import re
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -54,13 +57,50 @@ def carry_out(
     return failures
 
 
-def work(out: str, number: int, name: str) -> str | None:
+class Cards:
+    """The GPUs of this machine that its jobs share: each job sees one, that which the fewest others are on."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._jobs = dict.fromkeys(names, 0)
+        self._lock = Lock()
+
+    @classmethod
+    def of(cls, config: DictConfig) -> "Cards":
+        """Those that are visible, in CUDA's words; none where `config.device` names the device itself."""
+        if re.fullmatch(r"cpu|cuda:\d+", config.device):
+            return cls([])
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if visible is not None:
+            return cls(name.strip() for name in visible.split(",") if name.strip() not in ("", "-1"))
+        import torch
+
+        return cls(map(str, range(torch.cuda.device_count())))
+
+    @contextmanager
+    def one(self) -> Iterator[dict[str, str]]:
+        """What a job's environment says beside this process's own, while it runs."""
+        with self._lock:
+            name = min(self._jobs, key=self._jobs.__getitem__, default=None)
+            if name is not None:
+                self._jobs[name] += 1
+        if name is None:
+            yield {}
+            return
+        try:
+            yield {"CUDA_VISIBLE_DEVICES": name}
+        finally:
+            with self._lock:
+                self._jobs[name] -= 1
+
+
+def work(out: str, number: int, name: str, cards: Cards | None = None) -> str | None:
     """Run number `number` of the sweep in `out`, its output going to logs/<name>.log; why it failed, or None."""
     log = Path(out) / "logs" / f"{name}.log"
     log.parent.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "vla_razor.recipes.launchers", out, str(number)]
-    with log.open("wb") as file:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
+    with log.open("wb") as file, (cards or Cards([])).one() as own:
+        pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT}
+        done = subprocess.run(command, env=os.environ | own, **pipes)
     if done.returncode == 0:
         return None
     said = log.read_text(errors="replace").strip().splitlines()
@@ -78,9 +118,9 @@ def launch(config: DictConfig, out: Path, names: Iterable[tuple[int, str]]) -> I
     elif config.launcher == "slurm":
         yield from _slurm(config, out, jobs)
     else:
-        pool = ThreadPoolExecutor(config.jobs)
+        pool, cards = ThreadPoolExecutor(config.jobs), Cards.of(config)
         try:
-            futures = {pool.submit(work, *job): job[1] for job in jobs}
+            futures = {pool.submit(work, *job, cards): job[1] for job in jobs}
             yield from ((futures[future], future.result()) for future in as_completed(futures))
         finally:
             pool.shutdown(cancel_futures=True)  # one who interrupts a sweep does not want the rest of it

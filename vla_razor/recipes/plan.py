@@ -251,12 +251,12 @@ def horizon_of(env: DictConfig) -> int:
 
 
 def simulator_seconds(config: DictConfig, work: Work, card: Card | None) -> float | None:
-    """Of a step or iteration, in processes on a CPU. None where the simulator runs on the GPU that is named, as all but
-    SimplerEnv itself do beside a model there unless sim_backend=cpu: nothing says yet how fast.
+    """Of a step or iteration, in processes on a CPU. None where the simulator runs on the GPU that is named
+    (sim_backend=gpu; SimplerEnv itself knows no other than processes): nothing says yet how fast.
     """
     make = scenes(config.env)[0].make
     simulator = make.get("robot", "simpler_env")
-    if work.simulated and card and simulator != "simpler_env" and make.get("device") != "cpu":
+    if work.simulated and card and simulator != "simpler_env" and make.get("device") == "cuda":
         return None
     return work.simulated / (SIMULATOR[simulator] * config.num_workers)
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from vla_razor.devices import device_named
+from vla_razor.devices import device_named, simulation_device
 from vla_razor.errors import RunFailed, UserError
 from vla_razor.policies import Policy
 from vla_razor.rollouts.starts import Start
@@ -107,13 +107,15 @@ def make_vector_env(
 ) -> VectorEnv:
     """The vector environment of a config (`id`, `make`): a pool of CPU workers, or ManiSkill's batch on a GPU.
 
-    `device`, unless `make` has one: cpu, cuda, cuda:N, or auto for a GPU where there is one.
+    Where `make` has no device, tasks are simulated beside a policy on `device` (cpu, cuda, cuda:N, or auto for a GPU
+    where there is one) if that has been checked on this machine (`devices.simulation_device`), and else on the CPU.
 
     Raises UserError where there is no such device, a keyword argument is refused or nothing can be rendered.
     """
     make = env_config["make"]
     kwargs: Any = OmegaConf.to_container(make) if OmegaConf.is_config(make) else dict(make)
-    where = {"num_workers": num_workers, "device": str(device_named(kwargs.pop("device", device)))}
+    place = device_named(kwargs.pop("device")) if "device" in kwargs else simulation_device(device, _task(env_config))
+    where = {"num_workers": num_workers, "device": str(place)}
     try:
         return gymnasium.make_vec(env_config["id"], num_envs, "vector_entry_point", **where, **kwargs)  # pyright: ignore
     except (ValueError, gymnasium.error.Error) as error:
@@ -122,6 +124,12 @@ def make_vector_env(
         if type(error).__name__ == "RenderingUnavailable":
             raise UserError(str(error)) from error
         raise
+
+
+def _task(env_config: Mapping[str, Any]) -> str:
+    """The family and the robot of a config's scene."""
+    family = gymnasium.spec(env_config["id"]).kwargs.get("family", "")
+    return f"{family} {env_config['make'].get('robot', 'panda')}"
 
 
 def rollout(
