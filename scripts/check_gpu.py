@@ -2,7 +2,9 @@
 
 For anyone with a GPU: the same random actions from the same start, once in the CPU's simulation (SAPIEN's Pinocchio and
 ruckig) and once in N environments of a GPU's (PhysX on CUDA, batched kinematics and planner), compared step by step.
-Exit status 1 where they differ by more than the tolerance. This has not been run on a GPU yet: none was at hand.
+Exit status 1 where they differ by more than the tolerance. Where they do not, that is remembered in the cache with the
+GPU, its driver and the simulator's versions, and the tasks are simulated on this GPU from then on (sim_backend=auto);
+`vla-razor doctor` shows it. This has not been run on a GPU yet: none was at hand.
 Known to differ there: PhysX does not tell Coriolis and centrifugal forces on a GPU, so they are not cancelled; and what
 the drives need the arm's mass matrix for, moving and pushing as the original's (physx4.py), is left out.
 
@@ -22,6 +24,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from vla_razor.devices import remember_check
 from vla_razor_envs.batched_kinematics import BatchedSolver, Iteration
 from vla_razor_envs.setups import DRAWER_TASKS, SETUPS
 from vla_razor_envs.single import build
@@ -116,6 +119,10 @@ def main() -> None:
         numbers = f"{row['tcp'] * 1e3:.3f}", f"{row['joints'] * 1e3:.3f}", f"{row['steps_per_second']:.1f}"
         table.add_row(row["family"], str(row["envs"]), *numbers, "equal" if row["met"] else "DIFFERENT")
     Console().print(table)
+    passed = [family for family in options.families if all(row["met"] for row in rows if row["family"] == family)]
+    if options.device == "cuda" and passed:
+        kept = remember_check([f"{family} google_robot" for family in passed], torch.device("cuda"))
+        Console().print(f"{' and '.join(passed)} are simulated on this GPU from now on: {kept}", highlight=False)
     if options.json:
         print(json.dumps({"device": options.device, "tolerance": TOLERANCE, "rows": rows}))
     raise SystemExit(0 if all(row["met"] for row in rows) else 1)

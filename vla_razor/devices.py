@@ -1,10 +1,19 @@
-"""Which device a name means on this machine."""
+"""Which device a name means on this machine, and whether simulating on its GPU has been checked.
 
-from typing import NamedTuple
+`scripts/check_gpu.py` compares the tasks' motion on a GPU with that on a CPU. Where it has passed, a file in the cache
+says on which GPU, with which driver and which simulator; another of these, and it says nothing.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
 from vla_razor.errors import UserError
+from vla_razor.files import cache_root, write_json
 
 
 class Card(NamedTuple):
@@ -39,3 +48,43 @@ def device_named(device: str | torch.device) -> torch.device:
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device={device}: there is no CUDA device here; use device=cpu.")
     return chosen
+
+
+def simulation_device(device: str | torch.device, task: str) -> torch.device:
+    """Where `task` ("family robot") is simulated beside a policy on `device`: on the same GPU if it has been checked to
+    move the task as a CPU does, else on the CPU. Raises `UserError` as `device_named` does.
+    """
+    chosen = device_named(device)
+    return chosen if chosen.type == "cuda" and task in checked_tasks(chosen) else torch.device("cpu")
+
+
+def checked_tasks(device: torch.device) -> list[str]:
+    """The tasks ("family robot") for which `remember_check` was told of this GPU, its driver and this simulator."""
+    try:
+        kept = json.loads(_kept().read_text())
+        return kept["tasks"] if kept["machine"] == simulator_of(device) else []
+    except (OSError, ValueError, KeyError, TypeError):  # none, or no file of ours
+        return []
+
+
+def remember_check(tasks: Sequence[str], device: torch.device) -> Path:
+    """Keep that the simulation of these tasks on this GPU is as on a CPU; returns the file."""
+    write_json(_kept(), {"machine": simulator_of(device), "tasks": sorted({*checked_tasks(device), *tasks})})
+    return _kept()
+
+
+def simulator_of(device: torch.device) -> Mapping[str, Any]:
+    """What decides how a GPU simulates: its name, its driver, and the simulator's versions."""
+    versions = {name: metadata.version(name) for name in ("mani_skill", "sapien")}
+    return {"gpu": torch.cuda.get_device_name(device), "driver": _driver(), **versions}
+
+
+def _driver() -> str:
+    try:
+        return Path("/proc/driver/nvidia/version").read_text().partition("\n")[0].strip()
+    except OSError:
+        return "unknown"
+
+
+def _kept() -> Path:
+    return cache_root() / "gpu_check.json"

@@ -21,6 +21,9 @@ BASE_FOLDER = Path(__file__).parent / "assets" / "tiny"
 FREE_GIB = 2
 RENDER_SECONDS = 120
 BASE_REMEDY = "Install vla-razor again. In the repository: python scripts/make_tiny_base.py makes it from nothing."
+SIMULATION_REMEDY = (
+    "In the repository: python scripts/check_gpu.py compares it with a CPU's, and remembers if it is as that."
+)
 VULKAN_REMEDY = (
     "Without a GPU: .venv/bin/python scripts/setup/software_vulkan.py in the repository, or install Mesa's Vulkan "
     "drivers, 24.3 or newer. With a GPU: install the Vulkan part of its driver."
@@ -86,6 +89,21 @@ def check_compute() -> Check:
     return Check(True, f"{machine}; {', '.join(names) or 'no GPU, so everything runs on the CPU'}")
 
 
+def check_simulation() -> Check:
+    """Where tasks are simulated by default: on a GPU only those that were checked there. Optional."""
+    import torch
+
+    from vla_razor.devices import checked_tasks, simulator_of
+
+    if not torch.cuda.is_available():
+        return Check(True, "in CPU processes: there is no GPU")
+    device = torch.device("cuda", 0)
+    machine = ", ".join(f"{key} {value}" for key, value in simulator_of(device).items())
+    if tasks := checked_tasks(device):
+        return Check(True, f"on the GPU, as checked there: {', '.join(tasks)}; all else in CPU processes ({machine})")
+    return Check(None, f"in CPU processes: simulation on this GPU has not been checked ({machine})", SIMULATION_REMEDY)
+
+
 def check_vulkan() -> Check:
     """Renders one frame, in a process of its own: a driver may crash or hang."""
     command = [sys.executable, "-W", "ignore", "-m", "vla_razor_envs.vulkan"]
@@ -145,6 +163,7 @@ CHECKS: dict[str, Callable[[], Check]] = {
     "Python": check_python,
     "packages": check_packages,
     "CPU and GPU": check_compute,
+    "simulation": check_simulation,
     "Vulkan": check_vulkan,
     "assets": check_assets,
     "base checkpoint": check_base,

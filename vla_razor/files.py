@@ -17,6 +17,8 @@ from vla_razor.errors import RunFailed
 
 ASIDE = ".aside-"
 """How the name of a file or folder begins that is not complete yet."""
+EARLIER = "-earlier"
+"""How the name of a folder ends that is being replaced; it begins as that of the one which takes its place."""
 
 
 def cache_root() -> Path:
@@ -42,23 +44,28 @@ def atomic_write(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
 
 
 def atomic_folder(path: Path, fill: Callable[[Path], object]) -> None:
-    """Like `atomic_write` for a folder, which `fill` is given empty; an earlier folder of that name is replaced."""
+    """Like `atomic_write` for a folder, which `fill` is given empty; an earlier folder of that name is replaced.
+
+    Two renames replace a folder. An error between them puts the earlier one back; after a kill there both are aside,
+    complete, and `remove_unfinished` puts the earlier one back.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f"{ASIDE}{path.name}-"))
+    earlier = path.with_name(f"{aside.name}{EARLIER}")
     try:
         fill(aside)
         aside.chmod(0o755)
         for file in aside.rglob("*"):
             _sync(file)
         if path.exists():
-            path.rename(earlier := path.with_name(f"{aside.name}-earlier"))
-            aside.rename(path)
-            shutil.rmtree(earlier)
-        else:
-            aside.rename(path)
+            path.rename(earlier)
+        aside.rename(path)
     except BaseException:
+        if earlier.exists() and not path.exists():
+            earlier.rename(path)
         shutil.rmtree(aside, ignore_errors=True)
         raise
+    shutil.rmtree(earlier, ignore_errors=True)  # there is none where nothing was replaced
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -76,12 +83,21 @@ def finite(value: Any) -> Any:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Delete what an interrupted write left aside, anywhere below `folder`."""
+    """Delete what an interrupted write left aside, anywhere below `folder`; a folder that was about to be replaced, and
+    has not been, is put back.
+    """
     for leftover in list(folder.rglob(f"*{ASIDE}*")):
-        if leftover.is_dir():
+        if leftover.name.endswith(EARLIER) and not (place := _place_of(leftover)).exists():
+            leftover.rename(place)
+        elif leftover.is_dir():
             shutil.rmtree(leftover)
         else:
             leftover.unlink(missing_ok=True)
+
+
+def _place_of(earlier: Path) -> Path:
+    """Where a folder was before it was set aside: its name stands between the mark and eight random letters."""
+    return earlier.with_name(earlier.name.removeprefix(ASIDE).removesuffix(EARLIER).rpartition("-")[0])
 
 
 @contextmanager

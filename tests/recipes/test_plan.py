@@ -129,10 +129,12 @@ def test_time_of_the_simulator_is_of_the_processes_that_run_it() -> None:
         return plan.simulator_seconds(config, plan.Work(1320, 0, None), card_named(config.device))
 
     assert seconds("robot=google_robot", "device=cpu") == pytest.approx(100), "13.2 a second of two"
-    assert seconds("robot=google_robot", "device=h100") is None, "simulated on the GPU, how fast is not known"
-    assert seconds("robot=google_robot", "device=h100", "sim_backend=cpu") == pytest.approx(100)
+    assert seconds("robot=google_robot", "device=h100") == pytest.approx(100), "in processes beside a policy there"
+    on_the_gpu = ("robot=google_robot", "device=h100", "sim_backend=gpu")
+    assert seconds(*on_the_gpu) is None, "how fast is not known"
     assert seconds("robot=simpler_env", "device=h100") == pytest.approx(1320 / 5.8), "in processes on any machine"
-    shown = CliRunner().invoke(cli.app, ["rl", "dry_run=true", "device=h100"], env={"COLUMNS": "200"}).output
+    words = ["rl", "dry_run=true", "device=h100", "sim_backend=gpu"]
+    shown = CliRunner().invoke(cli.app, words, env={"COLUMNS": "200"}).output
     assert "and a simulator on the GPU too, whose rate is not known" in shown
     assert "without evaluations and the simulator" in shown
 
@@ -156,3 +158,21 @@ def test_a_plan_refuses_what_the_run_would(tmp_path: Path) -> None:
     refused = CliRunner().invoke(cli.app, ["rl", "device=h100", f"out={tmp_path / 'run'}"])
     assert refused.exit_code == 2
     assert "device=h100 is for dry_run=true" in refused.stderr
+
+
+def test_demonstrations_need_not_be_there_yet(tmp_path: Path, demos: Path) -> None:
+    def shown(*words: str) -> str:
+        result = CliRunner().invoke(cli.app, [*words, "dry_run=true"], env={"COLUMNS": "300"})
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    missing = shown("sft", f"demos={tmp_path / 'later'}")
+    assert f"{tmp_path / 'later'} holds no demonstrations: 1,000 of 10 states are assumed" in missing
+    assert "run: 313 steps" in missing, "10,000 states in batches of 32"
+    assert "no demonstrations are given: 1,000 of 10 states are assumed" in shown("sft")
+    assert "run: 2,000 steps" in shown("sft", "robot=google_robot", "batch_size=19", "epochs=2")
+    there = shown("sft", f"demos={demos}")
+    assert "assumed" not in there
+    states = len(demonstrations.load(demos, compose("sft").env).actions)
+    assert f"run: {-(-states // 32)} step" in there
+    assert "no demonstrations are given: 100 of 10 states are assumed" in shown("demo"), "5x5 points, 4 at each"

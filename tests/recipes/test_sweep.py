@@ -2,11 +2,13 @@
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -118,6 +120,52 @@ def test_one_value_is_an_axis_like_several() -> None:
     (bare,) = sweep.plan(compose("sweep", ["method=rl", "learning_rate=1e-4", "rl.baseline=batch"]), Path("out"))
     assert (bare.label, bare.learning_rate) == ("rl baseline=batch", 1e-4)
     assert bare.changes["gain_learning_rate"] == pytest.approx(2 / 3 * config.rl.gain_learning_rate)
+
+
+@pytest.mark.parametrize(
+    ("words", "visible", "seen"),
+    [
+        (["jobs=4"], "3,5", {"3": 2, "5": 2}),
+        (["jobs=4"], "GPU-aa,GPU-bb,GPU-cc,GPU-dd", {"GPU-aa": 1, "GPU-bb": 1, "GPU-cc": 1, "GPU-dd": 1}),
+        (["jobs=1"], "7", {"7": 4}),
+        (["jobs=2", "device=cuda:1"], "3,5", {"3,5": 4}),
+        (["jobs=2", "device=cpu"], "3,5", {"3,5": 4}),
+        (["jobs=2"], "", {"": 4}),
+    ],
+)
+def test_local_jobs_are_spread_over_the_gpus(
+    words: list[str], visible: str, seen: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four jobs, each a process that prints what it sees once as many have begun as may run at a time."""
+    jobs, interpreter = words[0].removeprefix("jobs="), tmp_path / "python"
+    begun = f"touch {tmp_path}/begun.$$; while [ $(ls {tmp_path}/begun.* | wc -l) -lt {jobs} ]; do sleep 0.02; done"
+    interpreter.write_text(f'#!/bin/sh\n{begun}\nprintf %s "$CUDA_VISIBLE_DEVICES"\n')
+    interpreter.chmod(0o755)
+    monkeypatch.setattr(launchers.sys, "executable", str(interpreter))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    names = [(number, f"run{number}") for number in range(4)]
+    assert sorted(launchers.launch(compose("sweep", words), tmp_path, names)) == [(n, None) for n in range(4)]
+    assert Counter((tmp_path / "logs" / f"{name}.log").read_text() for _, name in names) == seen
+
+
+def test_a_gpu_that_is_free_again_is_the_next_ones() -> None:
+    cards = launchers.Cards(["0", "1"])
+    with cards.one() as first:
+        with cards.one() as second, cards.one() as third:
+            assert [first, second, third] == [{"CUDA_VISIBLE_DEVICES": name} for name in ("0", "1", "0")]
+        with cards.one() as fourth:
+            assert fourth == {"CUDA_VISIBLE_DEVICES": "1"}
+
+
+def test_jobs_of_a_machine_without_a_gpu_are_told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with launchers.Cards.of(compose("sweep")).one() as own:
+        assert own == {}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    cards = launchers.Cards.of(compose("llm_sweep"))
+    with cards.one() as first, cards.one() as second:
+        assert [own["CUDA_VISIBLE_DEVICES"] for own in (first, second)] == ["0", "1"]
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere.invalid:6379"])

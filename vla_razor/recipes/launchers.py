@@ -3,15 +3,17 @@ own, so that one that dies takes no other with it: the recipe's `job(out, number
 """
 
 import os
+import re
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import closing
+from contextlib import closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -60,7 +62,43 @@ def carry_out(
     return failures
 
 
-def work(out: str, number: int, name: str) -> str | None:
+class Cards:
+    """The GPUs of this machine that its jobs share: each job sees one, that which the fewest others are on."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._jobs = dict.fromkeys(names, 0)
+        self._lock = Lock()
+
+    @classmethod
+    def of(cls, config: DictConfig) -> "Cards":
+        """Those that are visible, in CUDA's words; none where `config.device` names the device itself."""
+        if re.fullmatch(r"cpu|cuda:\d+", config.device):
+            return cls([])
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if visible is not None:
+            return cls(name.strip() for name in visible.split(",") if name.strip() not in ("", "-1"))
+        import torch
+
+        return cls(map(str, range(torch.cuda.device_count())))
+
+    @contextmanager
+    def one(self) -> Iterator[dict[str, str]]:
+        """What a job's environment says beside this process's own, while it runs."""
+        with self._lock:
+            name = min(self._jobs, key=self._jobs.__getitem__, default=None)
+            if name is not None:
+                self._jobs[name] += 1
+        if name is None:
+            yield {}
+            return
+        try:
+            yield {"CUDA_VISIBLE_DEVICES": name}
+        finally:
+            with self._lock:
+                self._jobs[name] -= 1
+
+
+def work(out: str, number: int, name: str, cards: Cards | None = None) -> str | None:
     """Run number `number` of the sweep in `out`, its output going to logs/<name>.log; why it failed, or None.
 
     Where this process is stopped, so is the run, which saves first.
@@ -70,7 +108,10 @@ def work(out: str, number: int, name: str) -> str | None:
     command = [sys.executable, "-m", "vla_razor.recipes.launchers", out, str(number)]
     with (
         log.open("wb") as file,
-        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT) as child,
+        (cards or Cards([])).one() as own,
+        subprocess.Popen(
+            command, env=os.environ | own, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
+        ) as child,
     ):
         RUNNING.add(child)
         try:
@@ -97,9 +138,9 @@ def launch(config: DictConfig, out: Path, names: Iterable[tuple[int, str]]) -> G
     elif config.launcher == "slurm":
         yield from _slurm(config, out, jobs)
     else:
-        pool, futures = ThreadPoolExecutor(config.jobs), {}
+        pool, cards, futures = ThreadPoolExecutor(config.jobs), Cards.of(config), {}
         try:
-            futures |= {pool.submit(work, *job): job[1] for job in jobs}
+            futures |= {pool.submit(work, *job, cards): job[1] for job in jobs}
             yield from ((futures[future], future.result()) for future in as_completed(futures))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)  # one who stops a sweep does not want the rest of it

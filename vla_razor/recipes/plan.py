@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from vla_razor.config import common_keys, robot_of, scenes
+from vla_razor.config import common_keys, compose, robot_of, scenes
 from vla_razor.devices import CARDS, Card
 from vla_razor.errors import UserError
 from vla_razor.policies.load import TINY
@@ -50,6 +50,10 @@ PROMPT_TOKENS = 20
 SIMULATOR = {"panda": 130.0, "google_robot": 6.6, "simpler_env": 2.9}
 """Control steps a second of one process, rendering included, on one core: 64 x 64, and 512 x 640. The latter two are of
 pick can in the table of docs/simplerenv.md: two processes together make 13.2 of ours and 5.9 of the original.
+"""
+DEMONSTRATED = {"panda": 10, "google_robot": 19, "simpler_env": 19}
+"""Control steps of the scripted expert's demonstration of pick can, where there are none yet: 10.0 over a 3x3 grid of
+the Panda, 19.0 over the thousand of docs/simplerenv.md.
 """
 KNOWN: dict[str, dict[str, Any]] = {
     "openvla/openvla-7b": {
@@ -220,12 +224,13 @@ def _base_bytes(model: OpenVLA) -> float:
 @dataclass(frozen=True)
 class Work:
     """What a step (SFT) or an iteration (REINFORCE, distillation) does: control steps simulated and states learnt from,
-    at most, and how many of them a run makes (None where the demonstrations are not known).
+    at most, and how many of them a run makes; what that assumes of demonstrations that there are not yet.
     """
 
     simulated: int
     learnt: int
     steps: int | None
+    assumed: str = ""
 
 
 def work_of(config: DictConfig) -> Work:
@@ -234,9 +239,9 @@ def work_of(config: DictConfig) -> Work:
         most = rl.episodes_of(config) * horizon_of(config.env)
         learnt = config.updates * config.batch_size if config.verb == "distill" else most
         return Work(most, learnt, config.iterations)
-    states = _demonstrated(config.demos) if config.demos else None
+    states, assumed = _demonstrated(config)
     new = config.batch_size - replayed_per_batch(config)
-    return Work(0, config.batch_size, None if states is None else config.epochs * -(-states // new))
+    return Work(0, config.batch_size, config.epochs * -(-states // new), assumed)
 
 
 def learning_flop(config: DictConfig, takes: PolicyFootprint) -> float:
@@ -259,29 +264,36 @@ def horizon_of(env: DictConfig) -> int:
 
 
 def simulator_seconds(config: DictConfig, work: Work, card: Card | None) -> float | None:
-    """Of a step or iteration, in processes on a CPU. None where the simulator runs on the GPU that is named, as all but
-    SimplerEnv itself do beside a model there unless sim_backend=cpu: nothing says yet how fast.
+    """Of a step or iteration, in processes on a CPU. None where the simulator runs on the GPU that is named
+    (sim_backend=gpu; SimplerEnv itself knows no other than processes): nothing says yet how fast.
     """
     make = scenes(config.env)[0].make
     simulator = make.get("robot", "simpler_env")
-    if work.simulated and card and simulator != "simpler_env" and make.get("device") != "cpu":
+    if work.simulated and card and simulator != "simpler_env" and make.get("device") == "cuda":
         return None
     return work.simulated / (SIMULATOR[simulator] * config.num_workers)
 
 
-def _demonstrated(folder: str) -> int:
-    paths = sorted((Path(folder) / FOLDER).glob("*.h5"))
-    if not paths:
-        raise UserError(f"{folder} holds no demonstrations: expected {FOLDER}/*.h5, as vla-razor collect writes them.")
+def _demonstrated(config: DictConfig) -> tuple[int, str]:
+    """The states of the demonstrations in `config.demos`; where there are none yet, of those that `collect` would make,
+    and that this is assumed.
+    """
     total = 0
-    for path in paths:
+    for path in sorted((Path(config.demos) / FOLDER).glob("*.h5")) if config.demos else ():
         with h5py.File(path) as file:
             total += sum(len(group["success"]) for group in file.values())  # pyright: ignore
-    return total
+    if total:
+        return total, ""
+    collect = config.get("collect") or compose("collect")
+    columns, rows = parse_grid(collect.grid)
+    count = columns * rows * collect.per_point * (1 if config.env.grid else len(config.env.tasks))
+    each = DEMONSTRATED[scenes(config.env)[0].make.get("robot", "simpler_env")]
+    place = f"{config.demos} holds no demonstrations" if config.demos else "no demonstrations are given"
+    return count * each, f"{place}: {count:,} of {each} states are assumed, as many as collect would make"
 
 
 def _section(config: DictConfig, verb: str) -> DictConfig:
-    common = {key: config[key] for key in (*common_keys(config.verb), "env", "prior")}
+    common = {key: config[key] for key in (*common_keys(config.verb), "env", "prior", "collect")}
     return OmegaConf.create({**common, **config[verb], "verb": verb})
 
 
@@ -289,6 +301,8 @@ def _show(console: Console, config: DictConfig) -> None:
     model, card, work = model_of(config), card_named(config.device), work_of(config)
     takes = footprint(model, config)
     console.print(_sizes(config, takes))
+    if work.assumed:
+        console.print(work.assumed, highlight=False)
     rate = UTILIZATION * flops_of(card)
     policy = (work.simulated * takes.decision_flop + work.learnt * learning_flop(config, takes)) / rate
     simulator = simulator_seconds(config, work, card)

@@ -17,7 +17,7 @@ import torch
 from gymnasium.envs.registration import EnvSpec
 from omegaconf import OmegaConf
 
-from vla_razor.devices import device_named
+from vla_razor.devices import device_named, simulation_device
 from vla_razor.errors import RunFailed, UserError
 from vla_razor.policies import Policy
 from vla_razor.rollouts.starts import Noise, Start
@@ -113,8 +113,9 @@ def make_vector_env(
 ) -> VectorEnv:
     """The vector environment of a config (`id`, `make`): a pool of CPU workers, or ManiSkill's batch on a GPU.
 
-    `device`, unless `make` has one: cpu, cuda, cuda:N, or auto for a GPU where there is one. An environment without a
-    vector entry point is put into a pool of CPU workers as it is.
+    Where `make` has no device, tasks are simulated beside a policy on `device` (cpu, cuda, cuda:N, or auto for a GPU
+    where there is one) if that has been checked on this machine (`devices.simulation_device`), and else on the CPU. An
+    environment without a vector entry point is put into a pool of CPU workers as it is.
 
     Raises UserError where there is no such environment or device, a keyword argument is refused or nothing can be
     rendered.
@@ -137,8 +138,14 @@ def make_vector_env(
 
 
 def simulated_on(env_config: Mapping[str, Any], device: str | torch.device) -> torch.device:
-    """Where the environments of a config are simulated: `make.device` if it has one, else `device`."""
-    return device_named(env_config["make"].get("device", device))
+    """Where the environments of a config are simulated: on `make.device` if there is one, else beside a policy on
+    `device` if that GPU has been checked to move the task as a CPU does, else on the CPU.
+    """
+    make = env_config["make"]
+    if "device" in make:
+        return device_named(make["device"])
+    family = env_spec(env_config["id"]).kwargs.get("family", "")
+    return simulation_device(device, f"{family} {make.get('robot', 'panda')}")
 
 
 def env_spec(env_id: str) -> EnvSpec:
