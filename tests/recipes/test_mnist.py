@@ -18,7 +18,7 @@ from vla_razor.parity_mnist import sweep
 from vla_razor.parity_mnist.analysis import PREDICTORS
 
 QUIET = ("logger=none", "device=cpu", "jobs=1")
-METHODS = ("grpo_kl", "sft_2", "sft_oracle")
+METHODS = ("grpo_kl", "sft_2", "sft_distilled")
 TINY = (
     *QUIET,
     f"methods=[{','.join(METHODS)}]",
@@ -52,7 +52,8 @@ def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_what_a_run_leaves(finished: Path) -> None:
     files = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
-    figures = {"trade_off", "forgetting_against_kl", "accuracy_against_kl", "predictors", "similarity", "updates"}
+    figures = {"trade_off", "forgetting_against_kl", "accuracy_against_kl", "kl_at_matched_accuracy", "predictors"}
+    figures |= {"similarity", "updates", "precision"}
     assert files >= {"config.yaml", "metrics.jsonl", "summary.json", "results.parquet", "table.txt", "report.html"}
     drawn = {path for path in files if path.startswith("plots/")}
     assert drawn == {f"plots/{name}.{kind}" for name in figures for kind in ("png", "svg")}
@@ -60,7 +61,8 @@ def test_what_a_run_leaves(finished: Path) -> None:
         with Image.open(path) as image:
             image.verify()
     assert len(list((finished / "runs").glob("*.parquet"))) == 1 + 2 * len(METHODS)
-    assert len(list((finished / "dynamics").glob("*.parquet"))) == 2
+    counts = {name: len(list((finished / name).glob("*.parquet"))) for name in ("dynamics", "precision", "teachers")}
+    assert counts == {"dynamics": 2, "precision": 4, "teachers": 1}
     page = (finished / "report.html").read_text()
     assert page.count("<svg") == len(figures)
     assert all(name in page for name in (*METHODS, *PREDICTORS))
@@ -85,6 +87,9 @@ def test_the_summary_holds_what_the_contract_names(finished: Path) -> None:
     everything = summary["protocols"]["all models"]
     assert everything == pytest.approx({name: entry["r2"] for name, entry in summary["predictors"].items()})
     assert summary["diverged"] == {}
+    assert [teacher["seed"] for teacher in summary["teachers"]] == [0]
+    assert {entry["method"] for entry in summary["precision"]} == set(summary["updates"]) == {"grpo", "sft_1"}
+    assert set(summary["updates"]["grpo"]) == {"new", "prior"}
     assert all(entry.keys() == {"r2", "low", "high"} for entry in summary["predictors"].values())
     assert [row["step"] for row in rows] == [0] + [1, 2] * 6
     assert sorted({row["learning_rate"] for row in rows}) == pytest.approx([0, 3e-6, 1e-2])
