@@ -59,6 +59,7 @@ def test_either_panel_has_its_correlation() -> None:
     columns = {"kl_change": shift, "kl_step": shift[::-1], "cosine_new": -shift, "cosine_prior": shift}
     found = dynamics.summarize({name: values.tolist() for name, values in columns.items()})
     assert {task: by["kl_change"]["value"] for task, by in found.items()} == pytest.approx({"new": -1, "prior": 1})
+    assert dynamics.summarize({name: [1.0] for name in columns}) == {"new": {}, "prior": {}}, "one update"
     assert {task: by["kl_step"]["value"] for task, by in found.items()} == pytest.approx({"new": 1, "prior": -1})
 
 

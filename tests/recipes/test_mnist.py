@@ -2,6 +2,7 @@
 
 import errno
 import json
+import runpy
 import signal
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from vla_razor import cli
 from vla_razor.parity_mnist import sweep
 from vla_razor.parity_mnist.analysis import PREDICTORS
 
+ROOT = Path(__file__).parent.parent.parent
 QUIET = ("logger=none", "device=cpu", "jobs=1")
 METHODS = ("grpo_kl", "sft_2", "sft_distilled")
 TINY = (
@@ -94,6 +96,20 @@ def test_the_summary_holds_what_the_contract_names(finished: Path) -> None:
     assert [row["step"] for row in rows] == [0] + [1, 2] * 6
     assert sorted({row["learning_rate"] for row in rows}) == pytest.approx([0, 3e-6, 1e-2])
     assert {row["status"] for row in rows} == {"done"}
+
+
+@pytest.mark.slow
+def test_the_documents_tables_are_made_from_the_summary(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main = runpy.run_path(str(ROOT / "scripts" / "parity_mnist_tables.py"))["main"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["parity_mnist_tables.py", str(finished)])
+        main()
+    shown = capsys.readouterr().out
+    summary = json.loads((finished / "summary.json").read_text())
+    assert shown.count("## ") == 8
+    assert f"| seed 0 | teacher (GRPO) | {summary['teachers'][0]['new']:.1%} |" in shown
+    widths = [{line.count("|") for line in part.splitlines()[2:] if line} for part in shown.split("## ")[1:]]
+    assert all(len(found) == 1 for found in widths), "every row of a table has as many cells"
 
 
 @pytest.mark.slow

@@ -270,7 +270,8 @@ def _steps(updates: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]
     found = []
     for task, sign, paper in (("new", -1, "negative"), ("prior", 1, "positive")):
         for method, by_task in updates.items():
-            one = by_task[task]["kl_change"]
+            if not (one := by_task[task].get("kl_change")):
+                continue
             ours = f"{one['value']:+.2f} [{one['low']:+.2f}, {one['high']:+.2f}]"
             text = f"Figure 10, {task} task: correlation of a step's KL and its cosine with the gradient ({method})"
             found.append(Claim(text, paper, ours, sign * (one["low"] if sign > 0 else one["high"]) > 0))

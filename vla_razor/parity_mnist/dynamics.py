@@ -1,6 +1,7 @@
 """What happens during a training: representations (paper, Appendix C.1) and single updates (Appendix C.3)."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -70,11 +71,14 @@ def record(run: Settings, base: Parameters, task: Task, tests: Tests) -> Iterato
 def summarize(columns: Mapping[str, Sequence[float]]) -> dict[str, dict[str, dict[str, float]]]:
     """Whether updates that shift the policy more follow either task's gradient more (paper, Figure 10, both panels): by
     task and by kind of `SHIFTS`, the correlation over a training's updates of that KL and the cosine with the gradient.
+    What has none, as in a training of one update, is left out.
     """
-    return {
-        task: {shift: correlation(columns[shift], columns[f"cosine_{task}"])._asdict() for shift in SHIFTS}
-        for task in ("new", "prior")
-    }
+    found: dict[str, dict[str, dict[str, float]]] = {"new": {}, "prior": {}}
+    for task, shift in product(found, SHIFTS):
+        one = correlation(columns[shift], columns[f"cosine_{task}"])
+        if not any(map(np.isnan, one)):
+            found[task][shift] = one._asdict()
+    return found
 
 
 def correlation(x: ArrayLike, y: ArrayLike) -> Correlation:

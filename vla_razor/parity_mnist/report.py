@@ -8,7 +8,7 @@ from jinja2 import Environment
 
 from vla_razor import plots
 from vla_razor.files import atomic_write
-from vla_razor.parity_mnist import analysis, protocols
+from vla_razor.parity_mnist import analysis, dynamics, protocols
 
 FIGURES = {
     "trade_off": "What each method learned and kept. Lines: exponentials through the models near each frontier.",
@@ -77,8 +77,8 @@ as many of each size.</p>
 of its cosine with the gradient of a task's loss; 95% intervals by a bootstrap of blocks.</p>
 <table><tr><th>method</th><th>gradient of</th><th>growth of forward KL</th><th>KL from the policy before it</th></tr>
 {% for method, by_task in updates.items() %}{% for task, by_shift in by_task.items() %}<tr><td>{{ method }}</td>
-<td>the {{ task }} task</td>{% for c in by_shift.values() %}
-<td>{{ "%+.2f [%+.2f, %+.2f]" | format(c.value, c.low, c.high) }}</td>{% endfor %}</tr>
+<td>the {{ task }} task</td>{% for shift in shifts %}{% set c = by_shift[shift] %}
+<td>{% if c %}{{ "%+.2f [%+.2f, %+.2f]" | format(c.value, c.low, c.high) }}{% endif %}</td>{% endfor %}</tr>
 {% endfor %}{% endfor %}</table>
 <h2>Other protocols</h2>
 <p>R2 of the same fits where the sweep or the polynomial is another.</p>
@@ -109,6 +109,7 @@ def write(path: Path, folder: Path, summary: Mapping[str, Any], settings: Mappin
         "teachers": summary["teachers"],
         "precision": summary["precision"],
         "updates": summary["updates"],
+        "shifts": dynamics.SHIFTS,
         "matched": summary["matched_accuracy"],
         "diverged": summary["diverged"],
         "protocols": summary["protocols"],

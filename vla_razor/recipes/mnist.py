@@ -181,7 +181,8 @@ def updates_table(summary: dict[str, Any]) -> Table:
         shown.add_column(name, justify="right")
     for method, by_task in summary["updates"].items():
         for task, by_shift in by_task.items():
-            cells = [f"{one['value']:+.2f} [{one['low']:+.2f}, {one['high']:+.2f}]" for one in by_shift.values()]
+            found = [by_shift.get(shift) for shift in dynamics.SHIFTS]
+            cells = [f"{one['value']:+.2f} [{one['low']:+.2f}, {one['high']:+.2f}]" if one else "" for one in found]
             shown.add_row(method, f"the {task} task", *cells)
     return shown
 
