@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vla_razor.core.divergence import forward_kl
 from vla_razor.core.weight_change import (
+    agreement,
     cosine,
     diagonal_fisher,
     fisher_l2,
@@ -228,3 +229,32 @@ def test_bad_numbers() -> None:
         sparsity(BASE, TUNED, tolerance=-1.0)
     with pytest.raises(ValueError, match="no weight matrix"):
         spectrum({"b": torch.zeros(3)}, {"b": torch.ones(3)})
+
+
+def test_agreement_by_hand() -> None:
+    """Eight weights, of two binades: the small ones change in both, one of the large ones in one each."""
+    base = {"a": torch.tensor([0.5, 0.5, 0.5, 0.5, 4.0, 4.0, 4.0, 4.0])}
+    first = {"a": base["a"] + torch.tensor([1.0, 1, 1, 1, 1, 0, 0, 0])}
+    second = {"a": base["a"] + torch.tensor([1.0, 1, 1, 1, 0, 1, 0, 0])}
+    found = agreement(base, first, second)
+    assert found.jaccard == pytest.approx(4 / 6)
+    expected = 8 * (5 / 8) ** 2
+    assert found.chance == pytest.approx(expected / (10 - expected))
+    by_size = 4 + 4 * (1 / 4) ** 2
+    assert found.chance_by_size == pytest.approx(by_size / (10 - by_size))
+    assert agreement(base, first, first).jaccard == 1
+    assert agreement(base, base, base).jaccard.isnan(), "nothing changed"
+    with pytest.raises(ValueError, match="two shapes"):
+        agreement(base, first, {"a": torch.zeros(3)})
+
+
+def test_sets_drawn_at_random_agree_as_chance_has_them() -> None:
+    generator = torch.Generator().manual_seed(0)
+    base = {name: torch.randn(200, 300, generator=generator) for name in ("a", "b")}
+    first, second = (
+        {n: w + (torch.rand(w.shape, generator=generator) < share) for n, w in base.items()} for share in (0.2, 0.3)
+    )
+    found = agreement(base, first, second)
+    assert found.jaccard == pytest.approx(0.06 / 0.44, abs=0.005)
+    assert float(found.chance) == pytest.approx(float(found.jaccard), abs=0.005)
+    assert float(found.chance_by_size) == pytest.approx(float(found.chance), abs=1e-3)

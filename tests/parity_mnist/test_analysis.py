@@ -3,6 +3,7 @@
 import math
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -128,21 +129,109 @@ def test_a_measure_that_hardly_varies_predicts_nothing() -> None:
     assert set(analysis.predictors(flat)) == set(PREDICTORS) - {"weight_rank"}
 
 
-def test_updates_are_judged_by_their_medians() -> None:
-    def updated(p: Point, rank: float, dense: float, rounded: float) -> Point:
-        return p._replace(measures={**p.measures, **dict(zip(analysis.UPDATES, (rank, dense, rounded), strict=True))})
+def test_the_papers_numbers_are_compared_with_those_of_its_own_experiment_alone() -> None:
+    """Its CKNNA is a language model's, its 1-0 REINFORCE and SimPO answered science questions; its R2 is over the five
+    methods of its Appendix B.3, and the others may follow another law.
+    """
+    names = "one_zero_reinforce", "simpo", "sft_distilled"
+    others = [p for name in names for p in family(name, [0.2, 4.0] * 6, 0.95)]
+    spoiled = [p._replace(forgotten=0.9 - p.forgotten) for p in others]
+    summary = analysis.summarize([*POINTS, *spoiled])
+    summary["cknna"] = {"on_policy": 0.94, "offline": 0.56}
+    found = {claim.text: claim for claim in analysis.claims(summary)}
+    assert not any(word in text.lower() for text in found for word in ("cknna", "negative", "simpo"))
+    assert found["R2 of forward_kl"].ours.startswith("1.00") and summary["predictors"]["forward_kl"]["r2"] < 0.9
+    assert summary["predictors_of_paper_methods"]["forward_kl"]["r2"] == pytest.approx(1)
+    beyond = dict(analysis.beyond(summary))
+    assert any("SimPO" in text for text in beyond) and any("1-0 REINFORCE" in text for text in beyond)
+    assert any("CKNNA" in text for text in beyond)
 
-    thin = [updated(p, 1.0, 0.0, 0.9 if p.method == "grpo" else 0.4) for p in POINTS]
-    thin[0] = updated(thin[0], 0.1, 1.0, 0.0)  # one run does not turn a median
+
+def test_a_teacher_is_measured_itself_beside_its_nearest_student() -> None:
+    """The teacher of seed 1 has no student within two points in both."""
+    students = [
+        point("sft_distilled", "a", 1.0, 0.95, lost=0.30),
+        point("sft_distilled", "b", 2.0, 0.94, lost=0.11),
+        point("sft_distilled", "c", 2.0, 0.96, lost=0.25)._replace(seed=1),
+    ]
+    facts = dict.fromkeys(PREDICTORS, 0.5) | {"width": WIDTH, "status": "done", "step": 0}
+    base = [facts | {"method": "base", "run": f"base{s}", "seed": s, "new": 0.5, "prior": 0.8} for s in (0, 1)]
+    taught = facts | {"method": "teacher", "run": "t", "new": 0.955, "prior": 0.7, "forward_kl": 1.5}
+    rows = [*base, taught | {"seed": 0}, taught | {"seed": 1}, taught | {"seed": 0, "width": 256}]
+    first, second = analysis.teachers(pa.Table.from_pylist(rows), students)
+    assert (first["seed"], first["new"], first["forward_kl"]) == (0, 0.955, 1.5)
+    assert first["forgotten"] == pytest.approx(0.1)
+    assert (first["student"]["run"], first["gap"]) == ("sft_distilled-b", pytest.approx(0.015))
+    assert (second["seed"], second["gap"]) == (1, pytest.approx(0.15))
+    summary = analysis.summarize([*POINTS, *students]) | {"teachers": [first, second]}
+    (claim,) = [claim for claim in analysis.claims(summary) if "teacher" in claim.text]
+    assert not claim.agrees and "15.0" in claim.ours
+    (claim,) = [c for c in analysis.claims(summary | {"teachers": [first]}) if "teacher" in c.text]
+    assert claim.agrees
+
+
+def test_updates_are_judged_by_their_medians() -> None:
+    def updated(p: Point, rank: float, dense: float) -> Point:
+        return p._replace(measures={**p.measures, **dict(zip(analysis.UPDATES, (rank, dense), strict=True))})
+
+    thin = [updated(p, 1.0, 0.0) for p in POINTS]
+    thin[0] = updated(thin[0], 0.1, 1.0)  # one run does not turn a median
     found = {claim.text: claim for claim in analysis.claims(analysis.summarize(thin))}
-    unchanged, rank, rounded = (
-        next(c for text, c in found.items() if word in text) for word in ("float32", "Rank", "bfl")
-    )
+    unchanged, rank = (next(c for text, c in found.items() if word in text) for word in ("float32", "Rank"))
     assert (unchanged.agrees, unchanged.ours) == (True, "0.0% to 0.0% of the weights")
     assert (rank.agrees, rank.ours) == (True, "100% to 100%")
-    assert (rounded.agrees, rounded.ours) == (True, "90% against 40% unchanged")
-    sparse = {c.text: c for c in analysis.claims(analysis.summarize([updated(p, 0.5, 0.2, 0.4) for p in POINTS]))}
-    assert not any(sparse[claim.text].agrees for claim in (unchanged, rank, rounded))
+    sparse = {c.text: c for c in analysis.claims(analysis.summarize([updated(p, 0.5, 0.2) for p in POINTS]))}
+    assert not any(sparse[claim.text].agrees for claim in (unchanged, rank))
+    assert not any("bfloat16" in text for text in found), "nothing is said of it that was only rounded afterwards"
+
+
+def precision_rows(unchanged: dict[str, float], new: float = 0.9) -> list[dict[str, Any]]:
+    """Two orders of each method at one rate, in either precision; `unchanged` by method where trained in bfloat16."""
+    row = {"prior": 0.7, "forgotten": 0.1, "forward_kl": 1.0, "jaccard": 0.8, "chance": 0.3, "chance_by_size": 0.4}
+    return [
+        {
+            "method": method,
+            "seed": 0,
+            "precision": precision,
+            "learning_rate": 1e-4,
+            "order": order,
+            "new": new if precision == "bfloat16" else 0.9,
+            "unchanged": (share if precision == "bfloat16" else 0.02) + 0.1 * (2 * order - 1),
+            "unchanged_rounded": share,
+            **row,
+        }
+        for method, share in unchanged.items()
+        for precision in ("float32", "bfloat16")
+        for order in (0, 1)
+    ]
+
+
+def test_sparsity_is_that_of_trainings_in_either_precision() -> None:
+    rows = precision_rows({"grpo": 0.6, "sft_1": 0.4})
+    summary = analysis.summarize(POINTS) | {"precision": analysis.precisions(rows)}
+    grpo, sft = summary["precision"]
+    assert (grpo["method"], grpo["learning_rate"], sft["method"]) == ("grpo", 1e-4, "sft_1")
+    assert grpo["bfloat16"]["unchanged"] == pytest.approx(0.6) and grpo["float32"]["unchanged"] == pytest.approx(0.02)
+    claims = [claim for claim in analysis.claims(summary) if "bfloat16" in claim.text or "precision" in claim.text]
+    sparser, than_sft = (claim for claim in analysis.claims(summary) if "spars" in claim.text)
+    assert sparser.agrees and than_sft.agrees and "60% against 40%" in than_sft.ours
+    assert all(claim.agrees for claim in claims)
+    assert any("0.80 to 0.80; by chance 0.30" in ours for _, ours in analysis.beyond(summary))
+    other = analysis.precisions(precision_rows({"grpo": 0.3, "sft_1": 0.4}, new=0.8))
+    found = {claim.text: claim for claim in analysis.claims(summary | {"precision": other})}
+    assert not found[than_sft.text].agrees
+    (same,) = (claim for text, claim in found.items() if "same accuracies" in text)
+    assert not same.agrees and same.ours == "up to 10.0 points apart"
+
+
+@pytest.mark.parametrize(("low", "high", "agrees"), [(-0.5, -0.1, (True, False)), (-0.2, 0.1, (False, False))])
+def test_either_panel_of_figure_10_has_its_sentence(low: float, high: float, agrees: tuple[bool, bool]) -> None:
+    one = {"kl_change": {"value": -0.1, "low": low, "high": high}}
+    summary = analysis.summarize(POINTS) | {"updates": {"grpo": {"new": one, "prior": one}}}
+    found = [claim for claim in analysis.claims(summary) if "Figure 10" in claim.text]
+    assert [claim.paper for claim in found] == ["negative", "positive"]
+    assert tuple(claim.agrees for claim in found) == agrees
+    assert found[0].ours == f"-0.10 [{low:+.2f}, {high:+.2f}]"
 
 
 def test_diverged_checkpoints_are_counted_by_method() -> None:
@@ -168,7 +257,9 @@ def test_widths_are_studied_apart_from_the_headline() -> None:
 def test_every_figure_is_a_picture_and_a_drawing(tmp_path: Path) -> None:
     summary = analysis.summarize(POINTS)
     figures.draw(tmp_path, POINTS, summary)
+    figures.draw_precision(tmp_path, analysis.precisions(precision_rows({"grpo": 0.6, "sft_1": 0.4})))
     names = {"trade_off", "quadrants", "forgetting_against_kl", "accuracy_against_kl", "predictors", "widths"}
+    names |= {"kl_at_matched_accuracy", "precision"}
     assert {path.name for path in tmp_path.iterdir()} == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
     for path in tmp_path.glob("*.png"):
         with Image.open(path) as image:

@@ -1,7 +1,11 @@
 """What is seen of single updates."""
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 from tests.parity_mnist.support import few
 from vla_razor.parity_mnist import dynamics, measures, training
@@ -18,6 +22,7 @@ def test_rows_follow_the_training_update_by_update() -> None:
     rows = list(record(run, base, task, tests))
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert sum(row["kl_change"] for row in rows) == pytest.approx(rows[-1]["forward_kl"], rel=1e-4)
+    assert rows[0]["kl_step"] == rows[0]["kl_change"] and all(row["kl_step"] > 0 for row in rows)
     assert all(0 < row["cknna"] <= 1 and 0 < row["cka"] <= 1 for row in rows)
 
 
@@ -32,6 +37,30 @@ def test_an_update_against_the_gradient_has_a_negative_cosine(monkeypatch: pytes
     task = training.task_of("sft_1", images.mnist_train, base, 0)
     (row,) = record(Settings("sft_1", 1e-3, "constant", 1, 0, 32), base, task, tests)
     assert row["cosine_prior"] == pytest.approx(-1, abs=1e-3)
+
+
+def test_a_correlation_is_scipys_and_its_interval_knows_of_neighbours() -> None:
+    """A slow wave beside another: neighbours say nearly the same, so that 200 of them say little."""
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(size=(2, 200))
+    found = dynamics.correlation(x, x + y)
+    expected: Any = spearmanr(x, x + y)
+    assert found.value == pytest.approx(expected.statistic)
+    assert 0.5 < found.low < found.value < found.high < 0.85
+    slow = [np.convolve(noise, np.ones(15) / 15, "valid") for noise in generator.normal(size=(2, 214))]
+    wide, narrow = dynamics.correlation(*slow), dynamics.correlation(x, y)
+    assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
+    assert np.isnan(dynamics.correlation(x, np.zeros(200)).value)
+
+
+def test_either_panel_has_its_correlation() -> None:
+    """Larger steps go down the new task's gradient, and up the prior one's."""
+    shift = np.linspace(0.1, 1, 40)
+    columns = {"kl_change": shift, "kl_step": shift[::-1], "cosine_new": -shift, "cosine_prior": shift}
+    found = dynamics.summarize({name: values.tolist() for name, values in columns.items()})
+    assert {task: by["kl_change"]["value"] for task, by in found.items()} == pytest.approx({"new": -1, "prior": 1})
+    assert dynamics.summarize({name: [1.0] for name in columns}) == {"new": {}, "prior": {}}, "one update"
+    assert {task: by["kl_step"]["value"] for task, by in found.items()} == pytest.approx({"new": 1, "prior": -1})
 
 
 def test_the_loss_of_the_new_task_counts_every_right_answer() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.parity_mnist.support import WIDTH, Inline, few, write_images
 from vla_razor.errors import RunFailed
-from vla_razor.parity_mnist import sweep, training
+from vla_razor.parity_mnist import measures, sweep, training
 from vla_razor.parity_mnist.methods import METHODS
 from vla_razor.parity_mnist.sweep import Job, Origin
 from vla_razor.parity_mnist.training import Settings
@@ -103,6 +103,26 @@ def test_a_sweep_goes_on_with_what_is_missing(job: Job) -> None:
     assert finish(runs, job) == [], "nothing is left"
     more = small_grid(rates=(1e-3, 3e-3, 1e-2))
     assert finish(more, job) == [1, 1], "a wider sweep trains what is new"
+
+
+@pytest.mark.slow
+def test_a_teacher_has_its_own_row_apart_from_those_of_the_runs(job: Job) -> None:
+    """It is measured as any other policy: at the weights that the students' labels were drawn from."""
+    runs = small_grid(("sft_distilled",))
+    finish(runs, job)
+    (teacher,) = pq.read_table(sweep.teacher_path(job.out, ORIGIN)).to_pylist()
+    assert (teacher["method"], teacher["seed"], teacher["epochs"], teacher["status"]) == ("teacher", 0, 2, "done")
+    base, weights = sweep._bases(job, ORIGIN)
+    expected = measures.measure(weights, base, sweep._images(job.data_dir)[1])
+    assert {name: teacher[name] for name in expected} == pytest.approx(expected)
+    assert teacher["forward_kl"] > 0
+    table = sweep.merge(runs, job)
+    assert "teacher" not in table["method"].to_pylist(), "it is no run of the sweep, and in no fit"
+    assert sweep.with_teachers(table, runs, job)["method"].to_pylist()[-1] == "teacher"
+    sweep.teacher_path(job.out, ORIGIN).unlink()
+    assert finish(runs, job) == [1], "a sweep of an earlier version is told its teachers when it goes on"
+    finish(small_grid(("sft_2",)), job._replace(out=job.out / "other"))
+    assert not (job.out / "other" / "teachers").exists(), "nobody learns from one"
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.parity_mnist.support import WIDTH, few, flattened, seeded, sequential
-from vla_razor.core import schedule
+from vla_razor.core import schedule, weight_change
 from vla_razor.parity_mnist import model, training
 from vla_razor.parity_mnist.data import Split
 from vla_razor.parity_mnist.methods import METHODS, right_answers
@@ -102,6 +102,54 @@ def test_training_is_that_of_a_plain_loop(base: Parameters, split: Split, kind: 
     ((_, parameters),) = finetune([run], base, task, checkpoints=1)
     for ours, reference in zip(parameters.values(), network.parameters(), strict=True):
         torch.testing.assert_close(ours[0].mT if ours.ndim > 2 else ours[0], reference.detach(), atol=2e-6, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_training_in_bfloat16_is_that_of_a_network_whose_weights_are_bfloat16(base: Parameters, split: Split) -> None:
+    """torch's own AdamW on weights, gradients and averages of bfloat16; the products are of float32 here as well."""
+    run, task = settings("sft_1", 1e-4), training.task_of("sft_1", split, base, 0)
+    network = sequential(base).bfloat16()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=run.learning_rate, weight_decay=0.0, fused=True)
+    wide = sequential(base)
+    order = training.generator_of(run.seed, run.method, "1")
+    for rows in torch.randperm(len(split.labels), generator=order).split(BATCH):
+        wide.load_state_dict(network.state_dict())
+        wide.zero_grad()
+        F.cross_entropy(wide(task.inputs[rows]), task.chosen[rows]).backward()
+        for parameter, other in zip(network.parameters(), wide.parameters(), strict=True):
+            assert other.grad is not None
+            parameter.grad = other.grad.bfloat16()
+        optimizer.param_groups[0]["lr"] = run.learning_rate  # one update of warm-up is none
+        optimizer.step()
+    ((_, parameters),) = finetune([run], base, task, checkpoints=1, dtype=torch.bfloat16)
+    same = []
+    for ours, reference in zip(parameters.values(), network.parameters(), strict=True):
+        assert torch.equal(ours, ours.bfloat16().float()), "every weight is one of bfloat16"
+        same.append((ours[0].mT if ours.ndim > 2 else ours[0]) == reference.detach())
+    assert torch.cat([part.flatten() for part in same]).float().mean() > 0.99
+
+
+@pytest.mark.slow
+def test_bfloat16_rounds_small_updates_away(base: Parameters, split: Split) -> None:
+    """Most weights stay as they are at a small rate, where the same training in float32 changes those that it can."""
+    run, task = settings("sft_1", 1e-6), training.task_of("sft_1", split, base, 0)
+    rounded = {name: value.bfloat16().float() for name, value in base.items()}
+    unchanged = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        ((_, parameters),) = finetune([run], rounded, task, checkpoints=1, dtype=dtype)
+        unchanged[dtype] = float(weight_change.sparsity(rounded, parameters))
+    assert unchanged[torch.bfloat16] > 0.9 and unchanged[torch.float32] < 0.3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["sft_1", "grpo"])
+def test_another_order_is_another_training_from_the_same_base(base: Parameters, split: Split, method: str) -> None:
+    run, task = settings(method), training.task_of(method, split, base, 0)
+    first, again, usual, other = (
+        flattened(next(finetune([run], base, task, checkpoints=1, order=order))[1]) for order in (1, 1, 0, 2)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, usual) and not torch.equal(first, other)
 
 
 @pytest.mark.slow

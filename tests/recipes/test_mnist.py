@@ -2,6 +2,7 @@
 
 import errno
 import json
+import runpy
 import signal
 from pathlib import Path
 
@@ -17,8 +18,9 @@ from vla_razor import cli
 from vla_razor.parity_mnist import sweep
 from vla_razor.parity_mnist.analysis import PREDICTORS
 
+ROOT = Path(__file__).parent.parent.parent
 QUIET = ("logger=none", "device=cpu", "jobs=1")
-METHODS = ("grpo_kl", "sft_2", "sft_oracle")
+METHODS = ("grpo_kl", "sft_2", "sft_distilled")
 TINY = (
     *QUIET,
     f"methods=[{','.join(METHODS)}]",
@@ -52,7 +54,8 @@ def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_what_a_run_leaves(finished: Path) -> None:
     files = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
-    figures = {"trade_off", "forgetting_against_kl", "accuracy_against_kl", "predictors", "similarity", "updates"}
+    figures = {"trade_off", "forgetting_against_kl", "accuracy_against_kl", "kl_at_matched_accuracy", "predictors"}
+    figures |= {"similarity", "updates", "precision"}
     assert files >= {"config.yaml", "metrics.jsonl", "summary.json", "results.parquet", "table.txt", "report.html"}
     drawn = {path for path in files if path.startswith("plots/")}
     assert drawn == {f"plots/{name}.{kind}" for name in figures for kind in ("png", "svg")}
@@ -60,7 +63,8 @@ def test_what_a_run_leaves(finished: Path) -> None:
         with Image.open(path) as image:
             image.verify()
     assert len(list((finished / "runs").glob("*.parquet"))) == 1 + 2 * len(METHODS)
-    assert len(list((finished / "dynamics").glob("*.parquet"))) == 2
+    counts = {name: len(list((finished / name).glob("*.parquet"))) for name in ("dynamics", "precision", "teachers")}
+    assert counts == {"dynamics": 2, "precision": 4, "teachers": 1}
     page = (finished / "report.html").read_text()
     assert page.count("<svg") == len(figures)
     assert all(name in page for name in (*METHODS, *PREDICTORS))
@@ -85,10 +89,27 @@ def test_the_summary_holds_what_the_contract_names(finished: Path) -> None:
     everything = summary["protocols"]["all models"]
     assert everything == pytest.approx({name: entry["r2"] for name, entry in summary["predictors"].items()})
     assert summary["diverged"] == {}
+    assert [teacher["seed"] for teacher in summary["teachers"]] == [0]
+    assert {entry["method"] for entry in summary["precision"]} == set(summary["updates"]) == {"grpo", "sft_1"}
+    assert set(summary["updates"]["grpo"]) == {"new", "prior"}
     assert all(entry.keys() == {"r2", "low", "high", "runs"} for entry in summary["predictors"].values())
     assert [row["step"] for row in rows] == [0] + [1, 2] * 6
     assert sorted({row["learning_rate"] for row in rows}) == pytest.approx([0, 3e-6, 1e-2])
     assert {row["status"] for row in rows} == {"done"}
+
+
+@pytest.mark.slow
+def test_the_documents_tables_are_made_from_the_summary(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main = runpy.run_path(str(ROOT / "scripts" / "parity_mnist_tables.py"))["main"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["parity_mnist_tables.py", str(finished)])
+        main()
+    shown = capsys.readouterr().out
+    summary = json.loads((finished / "summary.json").read_text())
+    assert shown.count("## ") == 8
+    assert f"| seed 0 | teacher (GRPO) | {summary['teachers'][0]['new']:.1%} |" in shown
+    widths = [{line.count("|") for line in part.splitlines()[2:] if line} for part in shown.split("## ")[1:]]
+    assert all(len(found) == 1 for found in widths), "every row of a table has as many cells"
 
 
 @pytest.mark.slow

@@ -46,12 +46,16 @@ def finished(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactor
 
 @pytest.mark.slow
 def test_what_a_report_leaves(finished: Path) -> None:
-    figures = {"1_trade_off", "2_law", "3_predictors", "4_prior_tasks", "5_learning_curves"}
+    figures = {"1_trade_off", "2_law", "3_predictors", "4_prior_tasks", "5_learning_curves", "6_accuracy", "7_least_kl"}
     for domain in ("robot", "language"):
         drawn = {path.name for path in (finished / "plots" / domain).iterdir()}
         assert drawn == {f"{name}.{kind}" for name in figures for kind in ("png", "svg")}
     domains = json.loads((finished / "summary.json").read_text())["domains"]
     assert domains["robot"]["predictors"]["forward_kl"]["r2"] > 0.9
+    page = (finished / "report.html").read_text()
+    for domain in ("robot", "language"):
+        assert domains[domain]["matched_kl"]["50%"]["sft"]["forward_kl"] >= 2, "0.1 of success a nat"
+        assert f'aria-label="{domain}-7_least_kl"' in page or f"{domain}-7_least_kl" in page
     assert domains["language"]["residuals"]["sft"]["low"] > 0 > domains["language"]["residuals"]["rl"]["high"]
     assert set(domains["robot"]["validation"]["forward_kl"]) == {"method", "seed"}
     assert {path.name for path in finished.glob("law_*.json")} == {"law_robot.json", "law_language.json"}

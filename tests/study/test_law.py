@@ -9,7 +9,7 @@ import pytest
 
 from tests.study.support import rows, write
 from vla_razor.errors import UserError
-from vla_razor.study import forecast, law, table
+from vla_razor.study import figures, forecast, law, table
 from vla_razor.study.forecast import FittedLaw, Guard
 from vla_razor.study.table import Result
 
@@ -122,6 +122,23 @@ def test_who_lost_least_at_a_level(tmp_path: Path) -> None:
     known = [first._replace(new=new, forgotten=lost) for new, lost in ((0.4, 0.0), (0.6, 0.3), (0.7, 0.2))]
     assert law.least_lost(known, 0.5) == known[2] and law.least_lost(known, 0.4) == known[0]
     assert law.least_lost(known, 0.8) is None
+
+
+def test_who_moved_least_at_a_level(tmp_path: Path) -> None:
+    first, *_ = results(tmp_path)
+    points = ((0.4, 0.5), (0.6, 2.0), (0.6, 1.5), (0.7, 1.0), (0.8, 3.0))
+    known = [first._replace(new=new, measures={"forward_kl": kl}) for new, kl in points]
+    assert law.least_moved(known, 0.5) == known[3] and law.least_moved(known, 0.4) == known[0]
+    assert law.least_moved(known, 0.75) == known[4] and law.least_moved(known, 0.9) is None
+    assert law.least_moved_by_success(known) == [known[0], known[3], known[4]]
+
+
+def test_a_policy_that_has_not_moved_can_be_drawn(tmp_path: Path) -> None:
+    """A run without a reward stays at the base: a logarithm has no place for it."""
+    still = [one._replace(measures={**one.measures, "forward_kl": 0.0}) for one in results(tmp_path)]
+    figures.accuracy(tmp_path / "accuracy", still, figures.colours_of(still))
+    figures.least_kl(tmp_path / "least_kl", {"all": still}, {})
+    assert {path.name for path in tmp_path.glob("*.png")} == {"accuracy.png", "least_kl.png"}
 
 
 def test_too_few_runs_have_no_law(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 Weights are mappings from name to tensor, as `state_dict()` or `dict(named_parameters())` gives them. Entries that are
 not floating-point (counters) do not count. Differences are taken in float64, results are float64 scalars. Every
-function works under `torch.vmap`, so many runs' weights stacked on a leading axis are measured at once:
+function but `agreement` works under `torch.vmap`, so many runs' weights stacked on a leading axis are measured at once:
 `torch.vmap(l1, in_dims=(None, 0))(base, stacked)`.
 """
 
@@ -98,6 +98,42 @@ def sparsity(base: Weights, tuned: Weights, *, dtype: torch.dtype = torch.float3
     deltas = [_constant(tuned[name].to(dtype)) - _constant(base[name].to(dtype)) for name in names]
     unchanged = _total((delta.abs() <= tolerance).double().sum() for delta in deltas)
     return unchanged / sum(delta.numel() for delta in deltas)
+
+
+class Agreement(NamedTuple):
+    """How far two trainings of one base changed the same weights: the Jaccard index of their sets of changed weights,
+    and what it is expected to be where either set is drawn at random. In [0, 1].
+    """
+
+    jaccard: Scalar
+    chance: Scalar
+    """For sets of these sizes in each tensor."""
+    chance_by_size: Scalar
+    """For sets that hold as many weights of each binade, by the base, of each tensor: low-precision weights leave an
+    update out where it is small *beside the weight*, which is nothing of the training's own.
+    """
+
+
+def agreement(base: Weights, first: Weights, second: Weights) -> Agreement:
+    """The overlap of two updates, each weight counting as changed where it is not equal to the base's.
+
+    A chance is the ratio of the expected intersection to the expected union. NaN where nothing changed. Raises
+    ValueError as `update` does.
+    """
+    names = [name for name in _floating(base, first) if name in _floating(base, second)]
+    both = either = base[names[0]].new_zeros((), dtype=torch.float64)
+    expected = {"tensor": [both.clone(), both.clone()], "binade": [both.clone(), both.clone()]}
+    for name in names:
+        a, b = (first[name] != base[name]).double().flatten(), (second[name] != base[name]).double().flatten()
+        both, either = both + (a * b).sum(), either + torch.maximum(a, b).sum()
+        binades = torch.frexp(_constant(base[name])).exponent.flatten()
+        parts = {"tensor": torch.zeros_like(binades), "binade": binades - binades.amin()}
+        for kind, part in parts.items():
+            size, one, other = (torch.bincount(part.long(), weight) for weight in (torch.ones_like(a), a, b))
+            shared = one * other / size.clamp_min(1)
+            expected[kind][0] += shared.sum()
+            expected[kind][1] += (one + other - shared).sum()
+    return Agreement(both / either, *(shared / union for shared, union in expected.values()))
 
 
 def summary(

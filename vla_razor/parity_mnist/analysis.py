@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from vla_razor.core import pareto
+from vla_razor.parity_mnist.methods import PAPER_METHODS
 from vla_razor.parity_mnist.model import WIDTH
 from vla_razor.study import law
 
@@ -24,13 +25,18 @@ PAPER = {
     "activation_l2": 0.55,
 }
 """R2 of the paper's Table 1."""
-UPDATES = ("weight_rank", "weight_sparsity", "weight_sparsity_bfloat16")
+UPDATES = ("weight_rank", "weight_sparsity")
 """Predictors that the paper gives no number for: it found every update dense and of full rank."""
 PREDICTORS = (*PAPER, *UPDATES)
 SPARSE = 0.05
 """An update that leaves a smaller share of the weights unchanged counts as dense."""
+PRECISIONS = ("float32", "bfloat16")
 FULL = 0.99
 """An update of this share of the largest possible rank counts as of full rank."""
+TEACHER = "teacher"
+"""The method's name in the row of the policy that `sft_distilled` learns from."""
+WITHIN = 0.02
+"""A student that comes so near to its teacher in both accuracies matches it: the paper's tolerance (Appendix B.1)."""
 WIDTH_STUDY = "sft_1"
 """The method whose frontier is drawn for several widths (the question of the paper's Appendix C.2)."""
 ROUNDING = 1e-6
@@ -57,8 +63,7 @@ class Point(NamedTuple):
 
 def points_of(table: pa.Table) -> list[Point]:
     """The checkpoints of a sweep's table, the bases left out."""
-    rows = table.to_pylist()
-    bases = {(row["seed"], row["width"]): row["prior"] for row in rows if row["method"] == "base"}
+    rows, bases = table.to_pylist(), _bases(table)
     facts = ("method", "run", "seed", "width", "schedule", "epochs", "step", "new", "prior")
     return [
         Point(
@@ -94,13 +99,55 @@ def diverged_of(table: pa.Table) -> dict[str, int]:
     return dict(Counter(methods))
 
 
+def teachers(table: pa.Table, points: Sequence[Point]) -> list[dict[str, Any]]:
+    """Of each base of the paper's width, what the teacher learned, lost and moved (forward KL, nats), its own row, and
+    the student that comes nearest to it; `gap` is what that one lacks, in the accuracy in which it lacks more.
+
+    `table` holds the teachers' rows beside those of the bases.
+    """
+    bases, found = _bases(table), []
+    for row in table.to_pylist():
+        own = [p for p in points if (p.method, p.seed, p.width) == ("sft_distilled", row["seed"], row["width"])]
+        if (row["method"], row["width"]) != (TEACHER, WIDTH) or not own:
+            continue
+        teacher = {name: row[name] for name in ("seed", "new", "prior", "forward_kl")}
+        gaps = [max(row["new"] - point.new, row["prior"] - point.prior, 0.0) for point in own]
+        best = own[int(np.argmin(gaps))]
+        student = {name: getattr(best, name) for name in ("run", "step", "new", "prior", "forgotten")}
+        student["forward_kl"] = best.measures["forward_kl"]
+        lost = bases[row["seed"], row["width"]] - row["prior"]
+        found.append(teacher | {"forgotten": lost, "student": student, "gap": min(gaps)})
+    return found
+
+
+def precisions(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """By method and learning rate, what its trainings in either precision gave, each the mean over the orders
+    (`precision.record`).
+    """
+    settings = dict.fromkeys((row["method"], row["learning_rate"]) for row in rows)
+    names = [name for name in rows[0] if name not in ("method", "seed", "precision", "learning_rate", "order")]
+    found = []
+    for method, rate in settings:
+        entry: dict[str, Any] = {"method": method, "learning_rate": rate}
+        for precision in PRECISIONS:
+            own = [r for r in rows if (r["method"], r["learning_rate"], r["precision"]) == (method, rate, precision)]
+            entry[precision] = {name: float(np.mean([row[name] for row in own])) for name in names}
+        found.append(entry)
+    return found
+
+
+def _bases(table: pa.Table) -> dict[tuple[int, int], float]:
+    """Prior accuracy of the bases, by seed and width."""
+    return {(row["seed"], row["width"]): row["prior"] for row in table.to_pylist() if row["method"] == "base"}
+
+
 def summarize(points: Sequence[Point]) -> dict[str, Any]:
     """The content of summary.json.
 
     Per method its frontier, at the accuracy that all methods reach the least that it lost of the prior task and the
     forward KL there (nats), and the medians of its updates' rank and sparsity; per predictor R2 with its bootstrap
-    interval over runs, for all models and for those that moved less; per width the frontier of SFT. All but the last
-    are for the paper's width alone.
+    interval over runs, for all models, for those that moved less, and for those of the methods that the paper's own
+    fit is over; per width the frontier of SFT. All but the last are for the paper's width alone.
     """
     usual = [point for point in points if point.width == WIDTH]
     matched = matched_accuracy(usual)
@@ -115,6 +162,7 @@ def summarize(points: Sequence[Point]) -> dict[str, Any]:
         "methods": {name: _method(own, matched) for name, own in by_method(usual).items()},
         "predictors": ranges[f"forward_kl<={np.inf:g}"],
         "predictors_by_range": ranges,
+        "predictors_of_paper_methods": predictors([p for p in usual if p.method in PAPER_METHODS]),
         "widths": {str(width): {"frontier": frontier(own)} for width, own in of_width.items() if own},
     }
 
@@ -129,10 +177,8 @@ class Claim(NamedTuple):
 
 
 def claims(summary: Mapping[str, Any]) -> list[Claim]:
-    """The paper's claims that a sweep with all methods can test, against the content of summary.json."""
-    methods, found = summary["methods"], summary["predictors"]
-    lost = {name: entry["forgotten_at_match"] for name, entry in methods.items()}
-    at = f"prior accuracy lost at {summary['matched_accuracy']:.0%} on the new task"
+    """What the paper says of its own ParityMNIST and a sweep can test, against the content of summary.json."""
+    lost, at = _lost(summary), f"prior accuracy lost at {summary['matched_accuracy']:.0%} on the new task"
 
     def order(text: str, less: str, more: str) -> list[Claim]:
         if not {less, more} <= lost.keys():
@@ -144,48 +190,108 @@ def claims(summary: Mapping[str, Any]) -> list[Claim]:
         *order("RL forgets less than SFT", "grpo", "sft_1"),
         *order("... whatever the labels of SFT", "grpo", "sft_2"),
         *order("SFT on the oracle distribution forgets less than RL", "sft_oracle", "grpo"),
-        *order("On-policy without negative examples forgets less than SFT", "one_zero_reinforce", "sft_1"),
-        *order("Offline with negative examples forgets more than RL", "grpo", "simpo"),
     ]
+    if summary.get("teachers"):
+        gap = max(teacher["gap"] for teacher in summary["teachers"])
+        text = "SFT on a teacher's answers comes as far as the teacher in both tasks (Figure 9)"
+        checked.append(Claim(text, "within noise", f"nearest student {100 * gap:.1f} points short", gap <= WITHIN))
+    found = summary["predictors_of_paper_methods"]
     for name in [name for name in PAPER if name in found]:
         low, high = (found[name][end] for end in ("low", "high"))
         agrees = low is not None and low <= PAPER[name] <= high
         checked.append(Claim(f"R2 of {name}", f"{PAPER[name]:.2f}", law.in_words(found[name]), agrees))
-    checked += _updates({name: entry["updates"] for name, entry in methods.items()})
-    for bound, by_name in summary["predictors_by_range"].items():
+    ranges = {"the paper's methods": found} | {
+        "all models" if "inf" in bound else bound: by_name for bound, by_name in summary["predictors_by_range"].items()
+    }
+    for name, by_name in ranges.items():
         if by_name:
-            best = max(by_name, key=lambda name: by_name[name]["r2"])
+            best = max(by_name, key=lambda measure: by_name[measure]["r2"])
             ours = f"{best}, {by_name[best]['r2']:.2f}; forward_kl {by_name['forward_kl']['r2']:.2f}"
-            text = (
-                f"Forward KL predicts best ({bound})" if "inf" not in bound else "Forward KL predicts best (all models)"
-            )
-            checked.append(Claim(text, "forward_kl", ours, best == "forward_kl"))
-    for kind, paper in (("on_policy", 0.94), ("offline", 0.56)):
-        if kind in summary.get("cknna", {}):
-            ours = summary["cknna"][kind]
-            text = f"CKNNA to the base at matched accuracy, {kind.replace('_', '-')}"
-            checked.append(Claim(text, f"{paper:.2f}", f"{ours:.2f}", abs(ours - paper) <= 0.1))
+            checked.append(Claim(f"Forward KL predicts best ({name})", "forward_kl", ours, best == "forward_kl"))
+    checked += _sparsity(summary)
+    checked += _steps(summary.get("updates", {}))
+    checked += _rank({name: entry["updates"] for name, entry in summary["methods"].items()})
     return checked
 
 
-def _updates(methods: Mapping[str, Mapping[str, float]]) -> list[Claim]:
-    """What the paper says of the updates' sparsity and rank (Section 6)."""
-    rank, dense = ([own[name] for own in methods.values()] for name in UPDATES[:2])
+def beyond(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a sweep finds where the paper has no number of ParityMNIST to compare with: a text, and what was found."""
+    lost, level = _lost(summary), f"{summary['matched_accuracy']:.0%}"
+    found: list[tuple[str, str]] = []
+    for name, text in (
+        ("one_zero_reinforce", "1-0 REINFORCE: on-policy, without negative examples"),
+        ("simpo", "SimPO: offline, with negative examples"),
+    ):
+        if {name, "grpo", "sft_1"} <= lost.keys():
+            ours = f"{lost[name]:.1%}; GRPO {lost['grpo']:.1%}, SFT 1 {lost['sft_1']:.1%}"
+            found.append((f"{text} (prior accuracy lost at {level}; the paper compares it on Science Q&A)", ours))
+    if "cknna" in summary:
+        ours = f"GRPO {summary['cknna']['on_policy']:.2f}, SFT 1 {summary['cknna']['offline']:.2f}"
+        text = "CKNNA to the base at matched accuracy (the paper has that of a language model on Wikipedia)"
+        found.append((text, ours))
+    for precision in PRECISIONS if summary.get("precision") else ():
+        own = [entry[precision] for entry in summary["precision"]]
+        ours = f"{_reach(own, 'jaccard')}; by chance {_reach(own, 'chance')}"
+        ours += f", with as many of each size {_reach(own, 'chance_by_size')}"
+        text = f"Weights that two trainings of one base in {precision} both changed, of those that either did (Jaccard)"
+        found.append((text, ours))
+    return found
+
+
+def _reach(entries: Sequence[Mapping[str, float]], name: str, digits: str = ".2f") -> str:
+    values = [entry[name] for entry in entries]
+    return f"{min(values):{digits}} to {max(values):{digits}}"
+
+
+def _sparsity(summary: Mapping[str, Any]) -> list[Claim]:
+    """What the paper says of sparse updates, which it explains by bfloat16 (Section 6)."""
+    dense = [own["updates"]["weight_sparsity"] for own in summary["methods"].values()]
     ours = f"{min(dense):.1%} to {max(dense):.1%} of the weights"
-    claims = [
-        Claim("Weights unchanged in float32, median of each method", "about none", ours, max(dense) < SPARSE),
-        Claim(
-            "Rank of the update, median of each method",
-            "full",
-            f"{min(rank):.0%} to {max(rank):.0%}",
-            min(rank) >= FULL,
-        ),
-    ]
-    if {"grpo", "sft_1"} <= methods.keys():
-        rl, sft = (methods[name]["weight_sparsity_bfloat16"] for name in ("grpo", "sft_1"))
-        text = "Rounded to bfloat16, RL's updates look sparser than SFT's"
-        claims.append(Claim(text, "yes", f"{rl:.0%} against {sft:.0%} unchanged", rl > sft))
-    return claims
+    found = [Claim("Weights unchanged in float32, median of each method", "about none", ours, max(dense) < SPARSE)]
+    entries = summary.get("precision", [])
+    by_method = {name: [e for e in entries if e["method"] == name] for name in ("grpo", "sft_1")}
+    if not all(by_method.values()):
+        return found
+    wide, narrow = ([entry[precision] for entry in by_method["grpo"]] for precision in PRECISIONS)
+    other = [entry["bfloat16"] for entry in by_method["sft_1"]]
+    ours = f"{_reach(narrow, 'unchanged', '.0%')} unchanged, in float32 {_reach(wide, 'unchanged', '.0%')}"
+    sparser = all(one["unchanged"] > two["unchanged"] for one, two in zip(narrow, wide, strict=True))
+    found.append(Claim("RL's updates are sparse where it is trained in bfloat16", "yes", ours, sparser))
+    pairs = list(zip(by_method["grpo"], narrow, other, strict=True))
+    ours = "; ".join(f"{e['learning_rate']:g}: {a['unchanged']:.0%} against {b['unchanged']:.0%}" for e, a, b in pairs)
+    sparser = all(one["unchanged"] > two["unchanged"] for _, one, two in pairs)
+    found.append(Claim("... and sparser than SFT's (grpo against sft_1, by learning rate)", "yes", ours, sparser))
+    apart = [abs(e["float32"][name] - e["bfloat16"][name]) for e in entries for name in ("new", "prior")]
+    ours = f"up to {100 * max(apart):.1f} points apart"
+    return [*found, Claim("Either precision gives the same accuracies", "identical", ours, max(apart) <= WITHIN)]
+
+
+def _steps(updates: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]) -> list[Claim]:
+    """Figure 10, panel by panel, for each training that was followed."""
+    found = []
+    for task, sign, paper in (("new", -1, "negative"), ("prior", 1, "positive")):
+        for method, by_task in updates.items():
+            if not (one := by_task[task].get("kl_change")):
+                continue
+            ours = f"{one['value']:+.2f} [{one['low']:+.2f}, {one['high']:+.2f}]"
+            text = f"Figure 10, {task} task: correlation of a step's KL and its cosine with the gradient ({method})"
+            found.append(Claim(text, paper, ours, sign * (one["low"] if sign > 0 else one["high"]) > 0))
+    return found
+
+
+def _lost(summary: Mapping[str, Any]) -> dict[str, float]:
+    return {name: entry["forgotten_at_match"] for name, entry in summary["methods"].items()}
+
+
+def _with_interval(found: Mapping[str, float], name: str) -> str:
+    return f"{found[name]:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+
+
+def _rank(methods: Mapping[str, Mapping[str, float]]) -> list[Claim]:
+    """What the paper says of the rank of updates (Section 6)."""
+    rank = [own["weight_rank"] for own in methods.values()]
+    ours = f"{min(rank):.0%} to {max(rank):.0%}"
+    return [Claim("Rank of the update, median of each method", "full", ours, min(rank) >= FULL)]
 
 
 def matched_similarity(on_policy: pa.Table, offline: pa.Table) -> dict[str, float]:

@@ -1,10 +1,13 @@
 """What happens during a training: representations (paper, Appendix C.1) and single updates (Appendix C.3)."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
+from scipy.stats import rankdata
 from torch.nn import functional as F
 
 from vla_razor.core import divergence, similarity, weight_change
@@ -16,27 +19,39 @@ from vla_razor.parity_mnist.training import Settings, Task
 
 IMAGES = 1000  # of each test set; representations are compared on those of the prior task, which training never sees
 RECORDS = 100  # updates that are looked at, evenly spaced
+BLOCK = 10  # of them that the bootstrap keeps together: updates that follow one another are alike
+RESAMPLES = 1000
+SHIFTS = ("kl_change", "kl_step")
+
+
+class Correlation(NamedTuple):
+    """Spearman's, with its 95% interval; NaN where one of the two does not vary."""
+
+    value: float
+    low: float
+    high: float
 
 
 def record(run: Settings, base: Parameters, task: Task, tests: Tests) -> Iterator[dict[str, Any]]:
     """Trains one run and yields a row for each update that is looked at.
 
     `new` and `prior` accuracy; `cka` and `cknna` (k = 10) of the last hidden layer to the base's; `forward_kl` from the
-    base, nats; of this update alone, `kl_change` (the forward KL's growth) and the cosine between the update and the
-    *gradient* of either task's loss: a positive one raises that loss.
+    base, nats; of this update alone, `kl_change` (the forward KL's growth), `kl_step` (the KL of the policy after it
+    from that before it) and the cosine between the update and the *gradient* of either task's loss: a positive one
+    raises that loss. The paper's "change in KL divergence between the output distributions before and after the update"
+    may be either.
     """
     tests = Tests(*(part[:IMAGES] for part in tests))
     total = run.epochs * -(-len(task.inputs) // training.BATCH)
     looked_at = {round(step) for step in np.linspace(1, total, min(total, RECORDS))}
     start = _look(base, tests)
-    before, earlier = base, 0.0
+    before = base
     for step, parameters in training.finetune([run], base, task, checkpoints=total):
         after = {name: value.clone() for name, value in parameters.items()}
         if step in looked_at:
-            if step > 1:
-                earlier = float(divergence.forward_kl(start[0], _look(before, tests)[0]).mean())
+            earlier = _look(before, tests)[0]
             logits, hidden, prior = _look(after, tests)
-            now = float(divergence.forward_kl(start[0], logits).mean())
+            now = _kl(start[0], logits)
             update = weight_change.update(before, after)
             yield {
                 "method": run.method,
@@ -45,11 +60,49 @@ def record(run: Settings, base: Parameters, task: Task, tests: Tests) -> Iterato
                 "cka": float(similarity.cka(start[1], hidden)),
                 "cknna": float(similarity.cknna(start[1], hidden)),
                 "forward_kl": now,
-                "kl_change": now - earlier,
+                "kl_change": now - _kl(start[0], earlier),
+                "kl_step": _kl(earlier, logits),
                 "cosine_new": float(weight_change.cosine(update, _gradient(before, tests, "new"))),
                 "cosine_prior": float(weight_change.cosine(update, _gradient(before, tests, "prior"))),
             }
         before = after
+
+
+def summarize(columns: Mapping[str, Sequence[float]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Whether updates that shift the policy more follow either task's gradient more (paper, Figure 10, both panels): by
+    task and by kind of `SHIFTS`, the correlation over a training's updates of that KL and the cosine with the gradient.
+    What has none, as in a training of one update, is left out.
+    """
+    found: dict[str, dict[str, dict[str, float]]] = {"new": {}, "prior": {}}
+    for task, shift in product(found, SHIFTS):
+        one = correlation(columns[shift], columns[f"cosine_{task}"])
+        if not any(map(np.isnan, one)):
+            found[task][shift] = one._asdict()
+    return found
+
+
+def correlation(x: ArrayLike, y: ArrayLike) -> Correlation:
+    """Spearman's correlation of two series, with the 2.5% and 97.5% quantiles of a moving-block bootstrap (Kunsch, "The
+    jackknife and the bootstrap for general stationary observations", 1989).
+    """
+    pairs = np.array([x, y], dtype=float)
+    count = pairs.shape[1]
+    length = min(BLOCK, count)
+    starts = np.random.default_rng(0).integers(count - length + 1, size=(RESAMPLES, -(-count // length), 1))
+    rows = (starts + np.arange(length)).reshape(RESAMPLES, -1)[:, :count]
+    found = np.array([_spearman(pairs[:, own]) for own in rows])
+    known = found[~np.isnan(found)]
+    low, high = np.quantile(known, [0.025, 0.975]).tolist() if len(known) else (float("nan"), float("nan"))
+    return Correlation(_spearman(pairs), low, high)
+
+
+def _spearman(pairs: np.ndarray) -> float:
+    ranks = rankdata(pairs, axis=1)
+    return float(np.corrcoef(ranks)[0, 1]) if np.ptp(ranks, axis=1).all() else float("nan")
+
+
+def _kl(base: torch.Tensor, tuned: torch.Tensor) -> float:
+    return float(divergence.forward_kl(base, tuned).mean())
 
 
 @torch.no_grad()

@@ -1,11 +1,12 @@
 """The figures of the controlled experiment, each in a file of its own."""
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from vla_razor import plots
-from vla_razor.parity_mnist.analysis import WIDTH_STUDY, Point, by_method
+from vla_razor.parity_mnist.analysis import PRECISIONS, WIDTH_STUDY, Point, by_method
 from vla_razor.parity_mnist.model import WIDTH
 from vla_razor.study import figures
 
@@ -32,6 +33,7 @@ def draw(folder: Path, points: Sequence[Point], summary: Mapping[str, Any]) -> N
         figures.trade_off(folder / "quadrants", quadrants, COLOURS)
     figures.forgetting(folder / "forgetting_against_kl", usual, COLOURS)
     figures.accuracy(folder / "accuracy_against_kl", usual, COLOURS)
+    figures.least_kl(folder / "kl_at_matched_accuracy", methods, COLOURS)
     figures.predictors(folder / "predictors", usual, list(usual[0].measures), COLOURS)
     study = {
         f"width {width}": [p for p in points if (p.method, str(p.width)) == (WIDTH_STUDY, width)]
@@ -56,3 +58,22 @@ def draw_dynamics(folder: Path, followed: Mapping[str, Mapping[str, Sequence[flo
             axis.set(title=f"Updates and the {task} task's gradient", xlabel="change of forward KL (nats)")
         axes[0].set(ylabel="cosine of update and gradient")
         axes[0].legend()
+
+
+def draw_precision(folder: Path, entries: Sequence[Mapping[str, Any]]) -> None:
+    """The same trainings in either precision, by learning rate: weights left alone, and what two trainings share."""
+    with plots.figure(folder / "precision", 1, 2, (9, 3.8)) as (unchanged, shared):
+        for method, (precision, line) in product(
+            dict.fromkeys(entry["method"] for entry in entries), zip(PRECISIONS, ("-", "--"), strict=True)
+        ):
+            own = [entry for entry in entries if entry["method"] == method]
+            rates = [entry["learning_rate"] for entry in own]
+            style: dict[str, Any] = {"color": COLOURS[method], "linestyle": line, "marker": "."}
+            values = {name: [entry[precision][name] for entry in own] for name in ("unchanged", "jaccard", "chance")}
+            unchanged.plot(rates, values["unchanged"], label=f"{method}, {precision}", **style)
+            shared.plot(rates, values["jaccard"], **style)
+            shared.plot(rates, values["chance"], alpha=0.35, **style)
+        unchanged.set(title="Weights that a training leaves alone", xlabel="learning rate", xscale="log", ylim=(0, 1))
+        shared.set(title="Weights that two trainings share", xlabel="learning rate", xscale="log", ylim=(0, 1))
+        shared.set(ylabel="Jaccard index (pale: by chance)")
+        unchanged.legend(fontsize=8)

@@ -79,7 +79,6 @@ def measure(parameters: Parameters, base: Base, tests: Tests) -> dict[str, float
         "weight_spectral": spectrum.norm,
         "weight_rank": spectrum.rank,
         "weight_sparsity": weight_change.sparsity(before, after),
-        "weight_sparsity_bfloat16": weight_change.sparsity(before, after, dtype=torch.bfloat16),
         "activation_l1": activation_l1,
         "activation_l2": activation_l2,
     }

@@ -119,6 +119,10 @@ METHODS = {
     "sft_distilled": Method(supervised, annotate_policy, taught=True),
     "simpo": Method(simpo, annotate_first),
 }
+PAPER_METHODS = ("grpo", "grpo_kl", "sft_1", "sft_2", "sft_oracle")
+"""The five that the paper runs on ParityMNIST (Appendix B.3), and that its R2 is over. `sft_distilled` is that of its
+Figure 9; `one_zero_reinforce` and `simpo`, which it compares on Science Q&A alone (Section 5.1), are run here as well.
+"""
 
 
 def _policy_gradient(batch: Batch, advantage_of: Callable[[Tensor], Tensor]) -> Float[Tensor, " R"]:

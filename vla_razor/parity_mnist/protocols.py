@@ -7,7 +7,7 @@ import numpy as np
 
 from vla_razor.core import forgetting_law
 from vla_razor.parity_mnist.analysis import KL_RANGES, PREDICTORS, Point
-from vla_razor.parity_mnist.methods import METHODS
+from vla_razor.parity_mnist.methods import METHODS, PAPER_METHODS
 from vla_razor.study.law import fittable
 
 SEEKING = ("grpo_kl", "sft_oracle")
@@ -44,6 +44,9 @@ def _parts(points: Sequence[Point]) -> Iterator[tuple[str, list[Point]]]:
     yield "finished runs alone", [p for p in points if p.step == last[p.run]]
     for name, offline in (("on-policy methods", False), ("offline methods", True)):
         yield name, [p for p in points if bool(METHODS[p.method].annotate) is offline]
+    own = [p for p in points if p.method in PAPER_METHODS]
+    if len(own) < len(points):
+        yield "the paper's methods", own
     free = [p for p in points if p.method not in SEEKING]
     if len(free) < len(points):
         yield f"without {' and '.join(SEEKING)}", free

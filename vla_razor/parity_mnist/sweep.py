@@ -25,8 +25,9 @@ from safetensors.torch import load_file, save
 
 from vla_razor.errors import RunFailed
 from vla_razor.files import atomic_write
-from vla_razor.parity_mnist import data, dynamics, training
+from vla_razor.parity_mnist import data, dynamics, precision, training
 from vla_razor.parity_mnist.measures import Base, Tests, fisher_of, measure
+from vla_razor.parity_mnist.methods import METHODS
 from vla_razor.parity_mnist.model import Parameters, select
 from vla_razor.parity_mnist.training import Settings, Task
 
@@ -35,7 +36,8 @@ SIDE_BY_SIDE = 4
 TEACHER = "grpo"
 TEACHER_RATE, TEACHER_SCHEDULE, TEACHER_EPOCHS = 3e-4, "cosine", 2
 DIVERGED = 1000.0  # nats: beyond this a network answers at random, for ever surer
-TEXTS, COUNTS = ("domain", "method", "run", "schedule", "status", "reason"), ("seed", "width", "epochs", "step")
+TEXTS = ("domain", "method", "run", "schedule", "status", "reason", "precision")
+COUNTS = ("seed", "width", "epochs", "step", "order")
 
 
 class Job(NamedTuple):
@@ -82,8 +84,7 @@ def prepare(origin: Origin, job: Job) -> None:
     images, tests = _images(job.data_dir)
     base = training.pretrain(images, *origin)
     task = training.task_of(TEACHER, images.mnist_train, base, origin.seed)
-    settings = Settings(TEACHER, TEACHER_RATE, TEACHER_SCHEDULE, TEACHER_EPOCHS, *origin)
-    ((_, teacher),) = training.finetune([settings], base, task, checkpoints=1, device=job.device)
+    ((_, teacher),) = training.finetune([_teacher(origin)], base, task, checkpoints=1, device=job.device)
     tensors = {f"base.{name}": value for name, value in base.items()}
     tensors |= {f"teacher.{name}": value.cpu() for name, value in teacher.items()}
     fisher = fisher_of(base, tests)
@@ -96,8 +97,9 @@ def prepare(origin: Origin, job: Job) -> None:
 def sweep(
     runs: Sequence[Settings], followed: Sequence[Settings], job: Job, processes: int, done: Callable[[int], None]
 ) -> None:
-    """Prepares the bases, trains the runs and follows those of `followed`, as far as their files are not there yet;
-    `done` is called with the number of runs that have just been finished.
+    """Prepares the bases, measures the teachers that the runs need, trains the runs, follows those of `followed` and
+    trains them in either precision, as far as their files are not there yet; `done` is called with the number of files
+    that have just been finished.
 
     Raises RunFailed where a worker process died; the finished runs are kept.
     """
@@ -114,6 +116,11 @@ def sweep(
             futures = {pool.submit(train, group, job): count for group, count in groups}
             unseen = [run for run in followed if not dynamics_path(job.out, run).is_file()]
             futures |= {pool.submit(follow, run, job): 1 for run in unseen}
+            for run, name in product(followed, precision.DTYPES):
+                if not precision_path(job.out, run, name).is_file():
+                    futures[pool.submit(compare, run, name, job)] = 1
+            untold = [origin for origin in taught(runs) if not teacher_path(job.out, origin).is_file()]
+            futures |= {pool.submit(measure_teacher, origin, job): 1 for origin in untold}
             for future in as_completed(futures):
                 future.result()
                 done(futures[future])
@@ -147,6 +154,44 @@ def follow(run: Settings, job: Job) -> None:
     _write(dynamics_path(job.out, run), rows)
 
 
+def compare(run: Settings, name: str, job: Job) -> None:
+    """Trains like a run in the precision of that name (`precision.record`); kept in precision/."""
+    images, tests = _images(job.data_dir)
+    base = precision.rounded(_bases(job, origin_of(run))[0].parameters)
+    task = training.task_of(run.method, images.mnist_train, base, run.seed)
+    _write(precision_path(job.out, run, name), precision.record(run, base, task, tests, name))
+
+
+def measure_teacher(origin: Origin, job: Job) -> None:
+    """Measures the teacher as any other policy; kept in teachers/."""
+    base, teacher = _bases(job, origin)
+    row = _row(_teacher(origin)._replace(method="teacher"), 0, measure(teacher, base, _images(job.data_dir)[1]))
+    _write(teacher_path(job.out, origin), [row])
+
+
+def taught(runs: Sequence[Settings]) -> list[Origin]:
+    """The bases whose teacher some run learns from."""
+    return list(dict.fromkeys(origin_of(run) for run in runs if METHODS[run.method].taught))
+
+
+def files(runs: Sequence[Settings], followed: Sequence[Settings], job: Job) -> list[Path]:
+    """All that `sweep` counts."""
+    found = [shard_path(job.out, run) for run in runs] + [dynamics_path(job.out, run) for run in followed]
+    found += [precision_path(job.out, run, name) for run, name in product(followed, precision.DTYPES)]
+    return found + [teacher_path(job.out, origin) for origin in taught(runs)]
+
+
+def precisions(followed: Sequence[Settings], job: Job) -> list[dict[str, Any]]:
+    """The rows of `compare`."""
+    paths = [precision_path(job.out, run, name) for run, name in product(followed, precision.DTYPES)]
+    return [row for path in paths for row in pq.read_table(path).to_pylist()]
+
+
+def with_teachers(table: pa.Table, runs: Sequence[Settings], job: Job) -> pa.Table:
+    """A merged table with the teachers' rows, which are in no fit."""
+    return pa.concat_tables([table, *(pq.read_table(teacher_path(job.out, origin)) for origin in taught(runs))])
+
+
 def merge(runs: Sequence[Settings], job: Job) -> pa.Table:
     """The rows of the bases and of all runs, sorted by run and step; written to results.parquet."""
     bases = {_base_row(job.out, origin_of(run)) for run in runs}
@@ -170,6 +215,16 @@ def origin_of(run: Settings) -> Origin:
     return Origin(run.seed, run.width)
 
 
+def teacher_path(out: Path, origin: Origin) -> Path:
+    """Where the teacher's own row is kept."""
+    return out / "teachers" / f"{origin.name}.parquet"
+
+
+def precision_path(out: Path, run: Settings, name: str) -> Path:
+    """Where what `compare` found is kept."""
+    return out / "precision" / f"{run.method}-{origin_of(run).name}-{name}.parquet"
+
+
 def dynamics_path(out: Path, run: Settings) -> Path:
     """Where what `follow` saw of a run is kept."""
     return out / "dynamics" / f"{run.name}.parquet"
@@ -178,6 +233,10 @@ def dynamics_path(out: Path, run: Settings) -> Path:
 def shard_path(out: Path, run: Settings) -> Path:
     """Where a run's rows are kept."""
     return out / "runs" / f"{run.name}.parquet"
+
+
+def _teacher(origin: Origin) -> Settings:
+    return Settings(TEACHER, TEACHER_RATE, TEACHER_SCHEDULE, TEACHER_EPOCHS, *origin)
 
 
 def _row(run: Settings, step: int, measures: dict[str, float]) -> dict[str, Any]:
@@ -191,7 +250,7 @@ def _row(run: Settings, step: int, measures: dict[str, float]) -> dict[str, Any]
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    kinds = dict.fromkeys(TEXTS, pa.string()) | dict.fromkeys(COUNTS, pa.int64())
+    kinds: dict[str, Any] = {**dict.fromkeys(TEXTS, pa.string()), **dict.fromkeys(COUNTS, pa.int64())}
     schema = pa.schema([(name, kinds.get(name, pa.float64())) for name in rows[0]])
     atomic_write(path, lambda file: pq.write_table(pa.Table.from_pylist(rows, schema), file))
 

@@ -92,7 +92,14 @@ def labelled(task: Task, method: str, seed: int, teacher: Parameters | None = No
 
 
 def finetune(
-    runs: Sequence[Settings], base: Parameters, task: Task, checkpoints: int, device: str = "cpu"
+    runs: Sequence[Settings],
+    base: Parameters,
+    task: Task,
+    checkpoints: int,
+    device: str = "cpu",
+    *,
+    order: int = 0,
+    dtype: torch.dtype = torch.float32,
 ) -> Iterator[tuple[int, Parameters]]:
     """Trains the runs side by side; yields the update's number and all their parameters, `checkpoints` times, evenly
     spaced, the last one at the end. The parameters go on learning: whoever keeps them copies them.
@@ -100,21 +107,25 @@ def finetune(
     A run whose loss is not finite goes on as it is; its parameters say so.
 
     Pixels that are black in every image are left out: the weights behind them have no gradient and stay as they are.
+
+    Another `order` shows the same images in another order and draws other answers. Weights, gradients and AdamW's
+    averages are kept in `dtype`; products are of float32, whatever that is.
     """
     first = runs[0]
     objective = methods.METHODS[first.method].objective
-    generator = generator_of(first.seed, first.method, str(first.epochs), device=device)
+    key = (first.seed, first.method, str(first.epochs), *(("order", order) if order else ()))
+    generator = generator_of(*key, device=device)
     task = Task(*(part.to(device) for part in task))
     right = methods.right_answers(task.digits)
     lit = task.inputs.any(0).nonzero()[:, 0]
     inputs = task.inputs[:, lit]
-    base = {name: value.to(device) for name, value in base.items()}
+    base = {name: value.to(device).to(dtype).float() for name, value in base.items()}
     whole = base["weight_0"].repeat(len(runs), 1, 1)
     narrow = base | {"weight_0": base["weight_0"][:, lit]}
     weights = model.flat(narrow).repeat(len(runs), 1)
     slopes = torch.empty_like(weights)
     parameters, gradients = (model.shaped(part, narrow) for part in (weights, slopes))
-    optimizer = _AdamW(weights, slopes, runs)
+    optimizer = _AdamW(weights, slopes, runs, dtype)
     batches = [rows for _ in range(first.epochs) for rows in _shuffled(len(task.inputs), generator)]
     saves = {round(step) for step in np.linspace(len(batches), 0, checkpoints, endpoint=False)}
     for step, batch in enumerate(batches, 1):
@@ -138,21 +149,32 @@ class _AdamW:
     """With a learning rate a run, without weight decay: all numbers of a network are one row, its gradients another.
 
     torch.optim's own kernel, called without its Python, which takes a seventh as long again for so small a network.
+
+    What it keeps between updates is of `dtype`. In bfloat16, as the kernel has it for a model whose weights are that,
+    an update below half a unit in a weight's last place leaves the weight where it was.
     """
 
-    def __init__(self, rows: Float[Tensor, "R P"], gradients: Float[Tensor, "R P"], runs: Sequence[Settings]) -> None:
-        averages = torch.zeros_like(rows), torch.zeros_like(rows)
-        self.runs = list(zip(runs, rows, gradients, *averages, strict=True))
+    def __init__(
+        self, rows: Float[Tensor, "R P"], gradients: Float[Tensor, "R P"], runs: Sequence[Settings], dtype: torch.dtype
+    ) -> None:
+        self.rows, self.gradients = rows, gradients
+        self.kept, self.slopes = rows.to(dtype), gradients.to(dtype)  # the same memory, if they are of it already
+        averages = torch.zeros_like(self.kept), torch.zeros_like(self.kept)
+        self.runs = list(zip(runs, self.kept, self.slopes, *averages, strict=True))
         self.count = rows.new_zeros(())
 
     def step(self, step: int, total: int) -> None:
         """Update number `step` of `total`, by what the gradients hold now."""
         self.count.fill_(step)
+        if self.slopes is not self.gradients:
+            self.slopes.copy_(self.gradients)
         warmup = max(1, round(WARMUP * total))
         kind = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0, "amsgrad": False, "maximize": False}
         for run, row, gradient, average, square in self.runs:
             rate = run.learning_rate * schedule.factor(step - 1, total, warmup, run.schedule)
             _kernel([row], [gradient], [average], [square], [], [self.count], lr=rate, **kind)
+        if self.kept is not self.rows:
+            self.rows.copy_(self.kept)
 
 
 def generator_of(*key: int | str, device: str = "cpu") -> torch.Generator:

@@ -8,6 +8,11 @@ at many settings; what it lost on the clothes is set against how far it moved. D
 - Pre-training takes 60 epochs at a learning rate of 1e-3; batches hold 64 images; AdamW without weight decay. The paper
   gives none of these.
 - Activations are those of both hidden layers, on the new task's test set.
+- Its R2 is over five of the eight methods (Appendix B.3), and compared with ours over those. Distillation is that of
+  its Figure 9. It compares 1-0 REINFORCE and SimPO on Science Q&A alone: here they are ours.
+- "Trained in bfloat16" is what `parity_mnist.precision` says; the paper does not say what it kept in which type.
+- Of the KL of a step in Figure 10 both readings are kept (`parity_mnist.dynamics`). It gives no number for the
+  correlation.
 """
 
 from pathlib import Path
@@ -21,7 +26,7 @@ from rich.table import Table
 from vla_razor.devices import device_named
 from vla_razor.errors import RunFailed, UserError, nearest
 from vla_razor.files import atomic_write, full_disk_reported
-from vla_razor.parity_mnist import analysis, data, figures, protocols, report, sweep, theory
+from vla_razor.parity_mnist import analysis, data, dynamics, figures, protocols, report, sweep, theory
 from vla_razor.parity_mnist.methods import METHODS
 from vla_razor.parity_mnist.model import WIDTH
 from vla_razor.parity_mnist.training import Settings
@@ -39,7 +44,7 @@ def run(config: DictConfig, run: Run) -> None:
     run.restore()
     runs, followed = _runs(config), _followed(config)  # first: nothing is downloaded for settings that are refused
     job = sweep.Job(_images(config), run.path.resolve(), config.checkpoints, str(device_named(config.device)))
-    files = [sweep.shard_path(job.out, one) for one in runs] + [sweep.dynamics_path(job.out, one) for one in followed]
+    files = sweep.files(runs, followed, job)
     with progress("sweep", len(files), sum(path.is_file() for path in files)) as advance:
 
         def done(count: int) -> None:
@@ -54,11 +59,16 @@ def run(config: DictConfig, run: Run) -> None:
     if not any(point.width == WIDTH for point in points):
         raise RunFailed(f"Every run of width {WIDTH} diverged: the learning rates are too high.")
     seen = {one.method: pq.read_table(sweep.dynamics_path(job.out, one)) for one in followed}
+    steps = {method: columns.to_pydict() for method, columns in seen.items()}
     summary = analysis.summarize(points) | {"cknna": analysis.matched_similarity(*seen.values())}
+    summary["teachers"] = analysis.teachers(sweep.with_teachers(table, runs, job), points)
+    summary["precision"] = analysis.precisions(sweep.precisions(followed, job))
+    summary["updates"] = {method: dynamics.summarize(columns) for method, columns in steps.items()}
     summary["diverged"] = analysis.diverged_of(table)
     summary["protocols"] = protocols.compare([point for point in points if point.width == WIDTH])
     figures.draw(run.path / "plots", points, summary)
-    figures.draw_dynamics(run.path / "plots", {method: columns.to_pydict() for method, columns in seen.items()})
+    figures.draw_dynamics(run.path / "plots", steps)
+    figures.draw_precision(run.path / "plots", summary["precision"])
     report.write(run.path / "report.html", run.path / "plots", summary, {str(key): config[key] for key in config})
     present(Console(), run.path, summary)
     run.log(len(runs), models=len(points))
@@ -91,6 +101,8 @@ def show_theory(seed: int = 0, steps: int = 1000) -> None:
 def present(console: Console, out: Path, summary: dict[str, Any]) -> None:
     """Prints the tables, and keeps them in table.txt."""
     tables = [methods_table(summary), predictors_table(summary), protocols_table(summary)]
+    tables += [teachers_table(summary)] if summary["teachers"] else []
+    tables += [precision_table(summary), updates_table(summary)]
     for table in tables:
         console.print(table)
     atomic_write(out / "table.txt", "\n".join(map(as_text, tables)).encode())
@@ -112,8 +124,8 @@ def methods_table(summary: dict[str, Any]) -> Table:
 
 
 def predictors_table(summary: dict[str, Any]) -> Table:
-    """R2 of every predictor beside the paper's, over all points and over those that moved less."""
-    ranges = summary["predictors_by_range"]
+    """R2 of every predictor beside the paper's, over the methods that it ran, over all, and over what moved less."""
+    ranges = {"the paper's\nmethods": summary["predictors_of_paper_methods"]} | summary["predictors_by_range"]
     shown = Table("predictor of forgetting", "paper", title="R2 of a second-degree polynomial [95%]")
     for name in ranges:
         shown.add_column(name.replace("forward_kl<=inf", "all models").replace("forward_kl<=", "forward KL up to "))
@@ -133,6 +145,46 @@ def protocols_table(summary: dict[str, Any]) -> Table:
     for name, by_measure in summary["protocols"].items():
         cells = [f"{by_measure[measure]:.2f}" if measure in by_measure else "" for measure in protocols.SHOWN]
         shown.add_row(name, *cells, protocols.best(by_measure))
+    return shown
+
+
+def teachers_table(summary: dict[str, Any]) -> Table:
+    """What each base's teacher learned and lost, its own row, and the student nearest to it (paper, Figure 9)."""
+    shown = Table("base", "policy", "new task", "prior accuracy lost", title="A teacher and the student nearest to it")
+    shown.add_column("forward KL,\nnats", justify="right")
+    for teacher in summary["teachers"]:
+        for name, one in (("teacher", teacher), ("sft_distilled", teacher["student"])):
+            cells = f"{one['new']:.1%}", f"{one['forgotten']:.1%}", f"{one['forward_kl']:.2f}"
+            shown.add_row(f"seed {teacher['seed']}", name, *cells)
+    return shown
+
+
+def precision_table(summary: dict[str, Any]) -> Table:
+    """The same trainings in float32 and in bfloat16: what they learned, and how many weights stayed as they were."""
+    shown = Table("method", "learning\nrate", "precision", "new task", "lost", title="Trained in either precision")
+    for name in ("forward KL,\nnats", "weights\nunchanged", "... rounded\nafterwards", "Jaccard", "by chance"):
+        shown.add_column(name, justify="right")
+    shown.add_column("... with as many\nof each size", justify="right")
+    for entry in summary["precision"]:
+        for name in analysis.PRECISIONS:
+            one = entry[name]
+            cells = [f"{one[key]:.1%}" for key in ("new", "forgotten")] + [f"{one['forward_kl']:.3f}"]
+            cells += [f"{one[key]:.1%}" for key in ("unchanged", "unchanged_rounded")]
+            cells += [f"{one[key]:.2f}" for key in ("jaccard", "chance", "chance_by_size")]
+            shown.add_row(entry["method"], f"{entry['learning_rate']:g}", name, *cells)
+    return shown
+
+
+def updates_table(summary: dict[str, Any]) -> Table:
+    """Figure 10 in numbers: whether updates that move the policy more follow either task's gradient more."""
+    shown = Table("method", "gradient of", title="Spearman's correlation of an update's KL and its cosine [95%]")
+    for name in ("growth of\nforward KL", "KL from the policy\nbefore it"):
+        shown.add_column(name, justify="right")
+    for method, by_task in summary["updates"].items():
+        for task, by_shift in by_task.items():
+            found = [by_shift.get(shift) for shift in dynamics.SHIFTS]
+            cells = [f"{one['value']:+.2f} [{one['low']:+.2f}, {one['high']:+.2f}]" if one else "" for one in found]
+            shown.add_row(method, f"the {task} task", *cells)
     return shown
 
 

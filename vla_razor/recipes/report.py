@@ -1,10 +1,11 @@
-"""`vla-razor report RUNS...`: what several runs say together, in one page (RL's Razor, Figures 1 to 3, Table 1).
+"""`vla-razor report RUNS...`: what several runs say together, in one page (RL's Razor, Figures 1 to 4, Table 1).
 
 RUNS are folders that `demo`, `sweep`, `llm sweep` or `mnist` wrote, of any domain. The page shows, for each domain: the
 trade-off between the new task and the prior ones with its frontier, for each model where a table tells several (Figure
-8); forgetting against forward KL with the law; what predicts forgetting; each method's residuals; how well forgetting
-would have been forecast for methods, seeds and models that the law had not seen; every policy. `law.json` is what
-`forgetting_budget` reads. Figures are kept as PNG and SVG.
+8); forgetting against forward KL with the law; what predicts forgetting; success against forward KL, and the least KL
+at matched success (Figures 3 and 4, right); each method's residuals; how well forgetting would have been forecast for
+methods, seeds and models that the law had not seen; every policy. `law.json` is what `forgetting_budget` reads. Figures
+are kept as PNG and SVG.
 
 Where it departs from the paper: intervals are bootstrapped over runs, since a run's checkpoints are not independent.
 """
@@ -42,6 +43,9 @@ CAPTIONS = {
     "3_predictors": "Prior success lost against every measure.",
     "4_prior_tasks": "Each prior task, at the end of each run; a method's mean with its 95% interval over runs.",
     "5_learning_curves": "Success as training went on, from the base on: each method's mean, and a thin line a run.",
+    "6_accuracy": "New-task success against forward KL.",
+    "7_least_kl": "The least forward KL of each method's policies with at least so much new-task success. They are "
+    "chosen by their measured success, in which chance has a part.",
 }
 
 
@@ -114,7 +118,8 @@ def _part(study: Study, domain: str, measure: str, folder: Path) -> dict[str, An
         "law": fitted,
         "why": why,
         "frontiers": {name: law.frontier(group)[0] for name, group in groups.items()},
-        "matched": _matched(groups) if len(groups) > 1 else {},
+        "matched": _matched(groups, law.least_lost) if len(groups) > 1 else {},
+        "matched_kl": _matched(groups, law.least_moved) if len(groups) > 1 else {},
         "predictors": predictors,
         "residuals": law.residuals(results, measure, part=lambda result: _group(result, names)) if fitted else {},
         "validation": _validation(results, list(predictors), names) if fitted else {},
@@ -129,9 +134,11 @@ def _group(result: Result, names: Mapping[str, str]) -> str:
     return f"{result.method} {names[result.model]}" if len(names) > 1 else result.method
 
 
-def _matched(groups: Mapping[str, Sequence[Result]]) -> dict[float, dict[str, Result]]:
-    """By level of the new task, who lost least there, of each group that reaches it; levels that at least two reach."""
-    found = {level: {name: law.least_lost(own, level) for name, own in groups.items()} for level in LEVELS}
+def _matched(
+    groups: Mapping[str, Sequence[Result]], best: Callable[[Sequence[Result], float], Result | None]
+) -> dict[float, dict[str, Result]]:
+    """By level of the new task, who is `best` there, of each group that reaches it; levels that at least two reach."""
+    found = {level: {name: best(own, level) for name, own in groups.items()} for level in LEVELS}
     reached = {level: {name: one for name, one in by_group.items() if one} for level, by_group in found.items()}
     return {level: by_group for level, by_group in reached.items() if len(by_group) > 1}
 
@@ -164,6 +171,8 @@ def _draw(
         figures.predictors(folder / "3_predictors", results, measures, colours)
     if results[0].priors:
         figures.prior_tasks(folder / "4_prior_tasks", results, colours)
+    figures.accuracy(folder / "6_accuracy", results, colours)
+    figures.least_kl(folder / "7_least_kl", groups, colours)
     starts = {model: bases[name] for model, name in names.items()}
     figures.learning_curves(folder / "5_learning_curves", results, colours, starts)
 
@@ -171,11 +180,10 @@ def _draw(
 def _show(console: Console, domain: str, part: dict[str, Any]) -> None:
     if part["why"]:
         console.print(f"{domain}: {part['why']}", highlight=False)
-    if part["matched"]:
-        shown = Table("new task, at least", *part["frontiers"], title=f"{domain}: prior success lost, at the least")
-        for level, found in part["matched"].items():
-            lost = {name: f"{found[name].forgotten:+.1%}" if name in found else "" for name in part["frontiers"]}
-            shown.add_row(f"{level:.0%}", *lost.values())
+    for title, matched in _matched_tables(part):
+        shown = Table("new task, at least", *part["frontiers"], title=f"{domain}: {title}, at the least")
+        for level, by_group in matched.items():
+            shown.add_row(level, *(by_group.get(name, "") for name in part["frontiers"]))
         console.print(shown)
     if part["predictors"]:
         shown = Table("measure", "R2 [95% over runs]", "Kendall's tau", title=f"{domain}: what predicts forgetting")
@@ -197,6 +205,19 @@ def _covered(held: HeldOut) -> str:
     return f"no interval of fewer than {law.LEAST_RUNS} runs" if held.covered is None else f"{held.covered:.0%}"
 
 
+def _matched_tables(part: dict[str, Any]) -> list[tuple[str, dict[str, dict[str, str]]]]:
+    """What was lost and how far the policies moved at matched success, as it is printed: by title, level and group."""
+    kinds = (
+        ("prior success lost", "matched", lambda result: f"{result.forgotten:+.1%}"),
+        ("forward KL in nats", "matched_kl", lambda result: f"{result.measures['forward_kl']:.3g}"),
+    )
+    return [
+        (title, {f"{level:.0%}": {n: shown(r) for n, r in found.items()} for level, found in part[key].items()})
+        for title, key, shown in kinds
+        if part[key]
+    ]
+
+
 def _summary(part: dict[str, Any]) -> dict[str, Any]:
     validation = {
         measure: {kind: {name: held._asdict() for name, held in by.items()} for kind, by in kinds.items()}
@@ -209,6 +230,12 @@ def _summary(part: dict[str, Any]) -> dict[str, Any]:
         "matched": {
             f"{level:.0%}": {name: {"run": r.run, "new": r.new, "forgotten": r.forgotten} for name, r in found.items()}
             for level, found in part["matched"].items()
+        },
+        "matched_kl": {
+            f"{level:.0%}": {
+                name: {"run": r.run, "new": r.new, "forward_kl": r.measures["forward_kl"]} for name, r in found.items()
+            }
+            for level, found in part["matched_kl"].items()
         },
         "predictors": part["predictors"],
         "residuals": {name: found._asdict() for name, found in part["residuals"].items()},

@@ -19,7 +19,7 @@ from vla_razor import plots
 from vla_razor.core import forgetting_law, pareto
 from vla_razor.statistics import mean_with_interval
 from vla_razor.study.forecast import LAWS, FittedLaw
-from vla_razor.study.law import fittable
+from vla_razor.study.law import fittable, least_moved_by_success
 from vla_razor.study.table import Result
 
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#333333")
@@ -89,10 +89,26 @@ def accuracy(path: Path, points: Sequence[Any], colours: Colours) -> None:
     """New-task success against forward KL (paper, Figure 3, right)."""
     with plots.figure(path, 1, 1, (6, 4.2)) as (axis,):
         _scatter(axis, points, "forward_kl", "new", colours)
-        axis.set(
-            title="What the new task costs in KL", xlabel="forward KL (nats)", ylabel="new-task success", xscale="log"
-        )
+        axis.set(title="What the new task costs in KL", xlabel="forward KL (nats)", ylabel="new-task success")
+        axis.set_xscale(_kl_scale(points))
         _percent(axis, "y")
+        axis.legend(fontsize=8)
+
+
+def least_kl(path: Path, groups: Mapping[str, Sequence[Any]], colours: Colours) -> None:
+    """The least forward KL among each group's policies with at least so much new-task success: KL at matched success
+    (paper, Figure 4, right).
+    """
+    with plots.figure(path, 1, 1, (6, 4.2)) as (axis,):
+        for index, (name, own) in enumerate(groups.items()):
+            colour = colours.get(name, f"C{index}")
+            steps = least_moved_by_success(own)
+            new, kl = [p.new for p in steps], [p.measures["forward_kl"] for p in steps]
+            axis.step(new, kl, where="pre", color=colour, label=name)
+            axis.scatter(new, kl, color=colour, **_marks(12, len(new)))
+        axis.set(title="KL at matched success", xlabel="new-task success, at least", ylabel="forward KL (nats)")
+        axis.set_yscale(_kl_scale([point for own in groups.values() for point in own]))
+        _percent(axis, "x")
         axis.legend(fontsize=8)
 
 
@@ -183,6 +199,11 @@ def plasticity(path: Path, learned: Sequence[Any], task: str) -> None:
         for axis in (curves, against):
             _percent(axis, "y")
             axis.legend(fontsize=7)
+
+
+def _kl_scale(points: Sequence[Any]) -> str:
+    """Logarithmic, unless a policy has not moved at all."""
+    return "log" if min(point.measures["forward_kl"] for point in points) > 0 else "linear"
 
 
 def _scatter(axis: Axes, points: Sequence[Any], measure: str, what: str, colours: Colours) -> None:

@@ -107,6 +107,20 @@ def least_lost(results: Sequence[Result], level: float) -> Result | None:
     return min((result for result in results if result.new >= level), key=lambda r: r.forgotten, default=None)
 
 
+def least_moved(results: Sequence[Result], level: float) -> Result | None:
+    """Among the policies with at least `level` of the new task, the one with the least forward KL."""
+    return min((r for r in results if r.new >= level), key=lambda r: r.measures["forward_kl"], default=None)
+
+
+def least_moved_by_success(results: Sequence[Any]) -> list[Any]:
+    """The policies that are the least moved at some level of the new task, by rising success and forward KL."""
+    found: list[Any] = []
+    for result in sorted(results, key=lambda r: (-r.new, r.measures["forward_kl"])):
+        if not found or result.measures["forward_kl"] < found[-1].measures["forward_kl"]:
+            found.append(result)
+    return found[::-1]
+
+
 def spread(results: Sequence[Result], measure: str) -> tuple[float, float] | None:
     """How far truth lies from the forecast: the interval (low, high) around it that holds `COVERAGE` of unseen runs,
     each with all of its checkpoints.

@@ -1,0 +1,92 @@
+"""Whether updates are sparse in float32 and in bfloat16 (paper, Section 6), and whether trainings agree on the weights.
+
+The same trainings are done in both: the same base, itself rounded to bfloat16, the same images in the same order, the
+same draws. *In bfloat16* weights, gradients and AdamW's averages are of that type from the first update to the last,
+and every update is rounded to it, as where a model is loaded in bfloat16 and given to an optimizer as it is. That is
+how the literature's language models are trained by RL, and it is done here on purpose: elsewhere in this project what
+learns is float32. Products are of float32 in both, so that nothing but what is kept differs.
+"""
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+
+from vla_razor.core import divergence, weight_change
+from vla_razor.parity_mnist import model, training
+from vla_razor.parity_mnist.measures import Tests, accuracies
+from vla_razor.parity_mnist.model import Parameters
+from vla_razor.parity_mnist.training import Settings, Task
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
+ORDERS = 3
+"""Trainings that differ in the order of the images and in the answers that are drawn."""
+
+
+def rounded(base: Parameters) -> Parameters:
+    """The base that both kinds of training start from: every weight is one of bfloat16, in float32."""
+    return {name: value.bfloat16().float() for name, value in base.items()}
+
+
+def record(run: Settings, base: Parameters, task: Task, tests: Tests, precision: str) -> list[dict[str, Any]]:
+    """Trains like `run` at each of `RATES` and in each order, from the `rounded` base (R = 1); a row for each of them.
+
+    `new` and `prior` accuracy, prior accuracy `forgotten`, `forward_kl` from the base in nats; `unchanged`, the share
+    of the weights that are the base's still, and `unchanged_rounded`, where the tuned weights are rounded to bfloat16
+    afterwards; `jaccard`, `chance` and `chance_by_size` of the changed weights (`weight_change.agreement`), the means
+    over the other orders.
+    """
+    start, prior = _logits(base, tests)
+    before = accuracies(start, prior, tests)
+    runs = [run._replace(learning_rate=rate) for rate in RATES]
+    tuned: list[list[Parameters]] = []
+    for order in range(ORDERS):
+        ((_, parameters),) = training.finetune(runs, base, task, 1, order=order, dtype=DTYPES[precision])
+        tuned.append([model.select(parameters, index) for index in range(len(runs))])
+    rows = []
+    for own, alike in zip(runs, zip(*tuned, strict=True), strict=True):
+        agreements = _agreements(base, alike)
+        for order, parameters in enumerate(alike):
+            logits, prior = _logits(parameters, tests)
+            after = accuracies(logits, prior, tests)
+            rows.append(
+                {
+                    "method": own.method,
+                    "seed": own.seed,
+                    "precision": precision,
+                    "learning_rate": own.learning_rate,
+                    "order": order,
+                    **after,
+                    "forgotten": before["prior"] - after["prior"],
+                    "forward_kl": float(divergence.forward_kl(start, logits).mean()),
+                    "unchanged": float(weight_change.sparsity(base, parameters)),
+                    "unchanged_rounded": float(weight_change.sparsity(base, parameters, dtype=torch.bfloat16)),
+                    **agreements[order],
+                }
+            )
+    return rows
+
+
+def _agreements(base: Parameters, alike: Sequence[Parameters]) -> list[dict[str, float]]:
+    """Of each of the trainings, the means over its pairs with the others."""
+    pairs = {
+        pair: weight_change.agreement(base, *(alike[index] for index in pair))._asdict()
+        for pair in combinations(range(len(alike)), 2)
+    }
+    return [
+        {name: float(np.mean([found[name] for pair, found in pairs.items() if index in pair])) for name in AGREEMENT}
+        for index in range(len(alike))
+    ]
+
+
+AGREEMENT = weight_change.Agreement._fields
+
+
+@torch.no_grad()
+def _logits(parameters: Parameters, tests: Tests) -> tuple[torch.Tensor, torch.Tensor]:
+    """On the new and the prior task."""
+    new, prior = (model.forward(parameters, inputs[None]).logits[0] for inputs in (tests.new, tests.prior))
+    return new, prior
