@@ -84,18 +84,13 @@ def available(config: DictConfig, data_dir: str | None) -> tuple[list[str], dict
 
 def _cached(config: DictConfig, language: LanguageModel, name: str, data_dir: Path | None, folder: Path) -> Score:
     """A score of data that no version is known of is not kept: others of the same name would be taken for it."""
-    data = prior_tasks.data_version(name, data_dir)
-    facts = (
-        model_key(language.model, adapter=True),
-        name,
-        str(config.examples),
-        data,
-        version("lm_eval"),
-        config.dtype,
-    )
-    kept = cache_root() / "llm_eval" / f"{'-'.join(facts)}.json" if data else None
-    if kept and kept.is_file():
-        return Score(json.loads(kept.read_text()))
+    kept = None
+    if data := prior_tasks.data_version(name, data_dir):
+        model = model_key(language.model, adapter=True)
+        facts = (model, name, str(config.examples), data, f"lm_eval{version('lm_eval')}", config.dtype)
+        kept = cache_root() / "llm_eval" / f"{'-'.join(facts)}.json"
+        if kept.is_file():
+            return Score(json.loads(kept.read_text()))
     score = prior_tasks.evaluate(
         language,
         name,
