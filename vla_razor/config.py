@@ -89,7 +89,7 @@ _DEVICE = Rule(
 _KEYS = {
     _TEXT: "out policy against base demos unnorm_key data_dir embeddings model teacher endpoint "
     "api_key_variable annotations law replay",
-    _SWITCH: "greedy train_vision dry_run direct easy mixed_precision rejected gradient_checkpointing run_code",
+    _SWITCH: "greedy train_vision dry_run direct easy rejected gradient_checkpointing run_code",
     _COUNT: "num_envs num_workers micro_batch_size batch_size epochs iterations per_point max_attempts save_every "
     "episodes new_episodes prior_episodes probe_states checkpoints jobs rates group_size prompts_per_step "
     "num_iterations updates max_new_tokens max_length paragraphs probe_prompts samples concurrency requests_per_minute",

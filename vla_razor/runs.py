@@ -324,9 +324,12 @@ def _refuse_used(path: Path) -> None:
 
 def _settings(config: Any) -> DictConfig:
     """Closed: reading a key that is not there is an error, not None. What a run begun earlier lacks is filled in."""
-    settings = OmegaConf.merge(LATER.get(config.verb, {}), config)
+    settings = cast(DictConfig, OmegaConf.merge(LATER.get(config.verb, {}), config))
+    OmegaConf.set_struct(settings, False)
+    if settings.pop("mixed_precision", False):  # as earlier runs of language models say it; now dtype does
+        settings.dtype = "bfloat16"
     OmegaConf.set_struct(settings, True)
-    return cast(DictConfig, settings)
+    return settings
 
 
 def _read_state(path: Path) -> dict[str, Any]:

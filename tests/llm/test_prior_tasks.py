@@ -11,6 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from tests.llm.support import small_data, small_model
+from tests.recipes.support import until
 from vla_razor import cli
 from vla_razor.errors import UserError
 from vla_razor.llm import code, humaneval, prior_tasks, punkt
@@ -92,6 +93,13 @@ def test_the_canonical_programs_pass_and_others_do_not(data: Path) -> None:
         "import time; time.sleep(60)",
         "import os; os.kill(os.getpid(), 9)",
         "raise SystemExit(3)",
+        "raise SystemExit(0)",
+        "import os; os._exit(0)",
+        "import os; os.execv('/bin/true', ['true'])",
+        "import threading, os, time; threading.Timer(0.1, os._exit, (0,)).start(); time.sleep(60)",
+        "import atexit, os; atexit.register(os._exit, 0); assert False",
+        "import sys, os; sys.excepthook = lambda *_: os._exit(0); assert False",
+        "import os; os.fork() or os._exit(0); assert False",
         "def f(:",
         "import os; assert os.environ.get('HOME')",
         "import vla_razor_secret",
@@ -102,6 +110,26 @@ def test_programs_end_within_limits(program: str) -> None:
     begin = time.monotonic()
     assert not code.passes(program, seconds=1.0)
     assert time.monotonic() - begin < 5
+
+
+def test_a_function_that_ends_the_process_is_not_right(data: Path) -> None:
+    """HumanEval asserts after what the model wrote."""
+    problem = prior_tasks._problems(data / "humaneval" / humaneval.FILE)[0]
+    for ending in ("raise SystemExit", "import os; os._exit(0)", "exit()", "quit(0)"):
+        assert prior_tasks._passed(problem, [f"    {ending}\n"]) == {"pass_at_1": 0.0}
+
+
+@pytest.mark.parametrize(("last", "right"), [("pass", True), ("import time; time.sleep(60)", False)])
+def test_what_a_program_started_ends_with_it(last: str, right: bool, tmp_path: Path) -> None:
+    program = f"""
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+open({str(tmp_path / "pid")!r}, "w").write(str(child.pid))
+{last}
+"""
+    assert code.passes(program, seconds=3.0) == right
+    state = Path("/proc", (tmp_path / "pid").read_text(), "stat")
+    until(lambda: not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z", seconds=5)
 
 
 def test_a_program_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -193,6 +193,7 @@ from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from accelerate import Accelerator
 from vla_razor.llm import probe_set
 from vla_razor.llm.models import open_model
 
@@ -205,6 +206,7 @@ for layer in language.model.model.layers:
     fully_shard(layer, mesh=mesh)
 fully_shard(language.model, mesh=mesh)
 assert all(isinstance(parameter, DTensor) for parameter in language.model.parameters())
+Accelerator(mixed_precision="bf16").prepare_model(language.model, device_placement=False, evaluation_mode=True)
 shared = probe_set.measure(language, probe, 4)
 assert whole["forward_kl"] > 0
 assert all(abs(shared[name] - value) <= 1e-6 * abs(value) for name, value in whole.items()), (whole, shared)

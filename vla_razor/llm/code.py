@@ -1,39 +1,87 @@
 """Running a program that a language model wrote: in a process of its own, with limits, and only where asked for.
 
 The limits keep an accident small: seconds of processor and clock, bytes of memory and of a file, no core dump, a
-folder that is thrown away, an empty environment, Python's isolated mode. They are no jail: the program may read what
-the user may read, and reach the network. Run it where that does not matter.
+folder that is thrown away, an empty environment, Python's isolated mode, and an end to every process of its group. They
+are no jail: the program may read what the user may read, reach the network, and start a session of its own, which
+outlives it.
+
+That a program came to its end is not told by its exit status, which any line of it may set, but by a secret, which is
+read and handed back once the last line has run. It keeps out what ends early by whatever way; a program that looks for
+the secret in its own process will find it.
 """
 
 from __future__ import annotations
 
+import os
 import resource
+import secrets
+import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 MEMORY = 1 << 30
 FILE_SIZE = 1 << 20
+LENGTH = 32
+"""Bytes of the secret."""
+RUNNER = f"""
+import os, sys
+secret, proof, path = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+del sys.argv[1:]
+exec(compile(open(path, "rb").read(), path, "exec"), {{"__name__": "__main__"}})
+os.write(proof, os.read(secret, {LENGTH}))
+"""
 
 
 def passes(program: str, seconds: float = 5.0) -> bool:
-    """Whether the program ends by itself, in time and without an error."""
-    with tempfile.TemporaryDirectory() as folder:
+    """Whether the program runs to its last line, and ends by itself, in time and without an error."""
+    secret = secrets.token_bytes(LENGTH)
+    with tempfile.TemporaryDirectory() as folder, _pipe() as (given, giving), _pipe() as (proof, proving):
+        os.write(giving, secret)
+        os.set_blocking(proof, False)
+        path = Path(folder, "program.py")
+        path.write_bytes(program.encode(errors="replace"))
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-c", RUNNER, str(given), str(proving), str(path)],
+            cwd=folder,
+            env={},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=(given, proving),
+            start_new_session=True,
+            preexec_fn=lambda: _limit(seconds),
+        )
         try:
-            done = subprocess.run(
-                [sys.executable, "-I", "-c", program],
-                cwd=folder,
-                env={},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                timeout=seconds,
-                start_new_session=True,
-                preexec_fn=lambda: _limit(seconds),
-            )
-        except (subprocess.TimeoutExpired, ValueError, OSError):
-            return False
-    return done.returncode == 0
+            ended = process.wait(seconds) == 0
+        except subprocess.TimeoutExpired:
+            ended = False
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        return ended and _read(proof) == secret
+
+
+@contextmanager
+def _pipe() -> Iterator[tuple[int, int]]:
+    """Its two ends: to read from, and to write to."""
+    ends = os.pipe()
+    try:
+        yield ends
+    finally:
+        for end in ends:
+            os.close(end)
+
+
+def _read(proof: int) -> bytes:
+    try:
+        return os.read(proof, LENGTH)
+    except BlockingIOError:
+        return b""
 
 
 def _limit(seconds: float) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from vla_razor.devices import device_named
@@ -43,14 +43,18 @@ class LanguageModel(NamedTuple):
         return self.model.disable_adapter() if self.has_adapter else nullcontext()
 
 
-def open_model(spec: str | Path, *, device: str = "cpu", dtype: str = "float32") -> LanguageModel:
+def open_model(
+    spec: str | Path, *, device: str = "cpu", dtype: str = "float32", learning: bool = False
+) -> LanguageModel:
     """Load a language model for inference, or to be trained.
 
     Args:
         spec: "smollm" (the embedded default, made by `vla-razor assets smollm`), a run folder (its newest checkpoint),
             a checkpoint folder (a whole model, or an adapter, whose base is then loaded first), or a Hub id.
         device: "auto" takes a GPU where there is one.
-        dtype: of the parameters.
+        dtype: of the parameters; those that are stored in float32 or are to learn stay float32 (`precision`).
+        learning: whether the parameters are to be trained. Of a spec that is an adapter it is the adapter that learns,
+            which is float32 whatever its base is.
 
     Raises UserError for everything that is not such a thing, and for a tokenizer without a chat template.
     """
@@ -58,7 +62,7 @@ def open_model(spec: str | Path, *, device: str = "cpu", dtype: str = "float32")
     source = source_of(spec)
     base = _adapted(Path(source)) if (Path(source) / ADAPTER_CONFIG).is_file() else None
     tokenizer = _tokenizer(source)
-    model = _load(base or source, dtype)
+    model = _load(base or source, dtype, learning and base is None)
     if base:
         model = _with_adapter(model, source)
     words = model.get_output_embeddings().weight.shape[0]
@@ -72,6 +76,20 @@ def open_model(spec: str | Path, *, device: str = "cpu", dtype: str = "float32")
 def source_of(spec: str | Path) -> str:
     """The folder of a model, or its Hub id. Raises UserError where smollm is not here yet."""
     return str((smollm_folder() if str(spec) == SMOLLM else checkpoint_folder(Path(spec))) or spec)
+
+
+def precision(settings: Any, dtype: str, learning: bool) -> torch.dtype:
+    """Of the weights of the model with these `settings`, where products are to be computed in `dtype`.
+
+    What learns is float32: bfloat16 has 8 bits, and an update of less than a 512th of a weight would be rounded away.
+    What has learned is stored in float32, and is not rounded when it is measured.
+    """
+    return torch.float32 if learning or settings.dtype == torch.float32 else getattr(torch, dtype)
+
+
+def precision_in(language: LanguageModel) -> str:
+    """Of a model's weights: with the same ones two models differ by what was learned, not by how they round."""
+    return str(language.model.dtype).removeprefix("torch.")
 
 
 def model_key(model: Any, *, adapter: bool = False) -> str:
@@ -99,9 +117,10 @@ def _tokenizer(source: str) -> Any:
     return tokenizer
 
 
-def _load(source: str, dtype: str) -> Any:
+def _load(source: str, dtype: str, learning: bool) -> Any:
     try:
-        return AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype))
+        weights = precision(AutoConfig.from_pretrained(source), dtype, learning)
+        return AutoModelForCausalLM.from_pretrained(source, dtype=weights)
     except (OSError, ValueError) as error:
         expected = "expected a folder with config.json and safetensors, or a model on the Hugging Face Hub"
         raise UserError(f"{source}: no model could be loaded ({_first_line(error)}); {expected}.") from error

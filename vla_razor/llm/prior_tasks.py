@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from datasets import Dataset
 
@@ -30,11 +31,14 @@ Splits = dict[str, list[dict[str, Any]]]
 
 
 class Benchmark(NamedTuple):
-    """`name` in lm-eval, the metric that counts, the file of its task below lm-eval's folder, and its local rows."""
+    """`name` in lm-eval, the metric that counts, the file of its task below lm-eval's folder, its data set on the Hub,
+    and its local rows.
+    """
 
     name: str
     metric: str
     file: str
+    hub: str
     rows: Callable[[Path], Mapping[str, Splits]]
     """By part (MMLU has one for each subject, the others one), then by split."""
 
@@ -121,7 +125,7 @@ def _humaneval(data_dir: Path | None) -> dict[str, Any]:
     local = {"custom_dataset": lambda **_: {"test": Dataset.from_list(_problems(file))}} if file else {}
     return {
         "task": "local_humaneval",
-        "dataset_path": "openai/openai_humaneval",
+        "dataset_path": BENCHMARKS["humaneval"].hub,
         **local,
         "output_type": "generate_until",
         "test_split": "test",
@@ -177,13 +181,15 @@ def _problems(path: Path) -> list[dict[str, Any]]:
 
 
 BENCHMARKS = {
-    "hellaswag": Benchmark("hellaswag", "acc_norm", "hellaswag/hellaswag.yaml", _hellaswag),
-    "truthfulqa": Benchmark("truthfulqa_mc2", "acc", "truthfulqa/truthfulqa_mc2.yaml", _truthfulqa),
-    "mmlu": Benchmark("mmlu", "acc", "mmlu/default/mmlu_{}.yaml", _mmlu),
-    "ifeval": Benchmark("ifeval", "prompt_level_strict_acc", "ifeval/ifeval.yaml", _ifeval),
-    "winogrande": Benchmark("winogrande", "acc", "winogrande/default.yaml", _winogrande),
-    "humaneval": Benchmark("humaneval", "pass_at_1", "", lambda _: {}),
-    "text": Benchmark("text", "byte_probability", "", lambda _: {}),
+    "hellaswag": Benchmark("hellaswag", "acc_norm", "hellaswag/hellaswag.yaml", "Rowan/hellaswag", _hellaswag),
+    "truthfulqa": Benchmark(
+        "truthfulqa_mc2", "acc", "truthfulqa/truthfulqa_mc2.yaml", "truthfulqa/truthful_qa", _truthfulqa
+    ),
+    "mmlu": Benchmark("mmlu", "acc", "mmlu/default/mmlu_{}.yaml", "cais/mmlu", _mmlu),
+    "ifeval": Benchmark("ifeval", "prompt_level_strict_acc", "ifeval/ifeval.yaml", "google/IFEval", _ifeval),
+    "winogrande": Benchmark("winogrande", "acc", "winogrande/default.yaml", "allenai/winogrande", _winogrande),
+    "humaneval": Benchmark("humaneval", "pass_at_1", "", "openai/openai_humaneval", lambda _: {}),
+    "text": Benchmark("text", "byte_probability", "", "", lambda _: {}),
 }
 
 
@@ -198,11 +204,33 @@ def unavailable(name: str, data_dir: Path | None) -> str | None:
     return None
 
 
+def data_version(name: str, data_dir: Path | None) -> str | None:
+    """What tells a benchmark's data from others of the same name: a hash of the local files, or the revision that its
+    data set has on the Hub; None where the Hub cannot be asked.
+    """
+    file = humaneval.problems_file(data_dir) if name == "humaneval" else None
+    if file or data_dir:
+        return _content_key(file or cast(Path, data_dir) / name)
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().dataset_info(BENCHMARKS[name].hub).sha
+    except Exception:  # the Hub's client and the network each raise their own
+        return None
+
+
 def evaluate(
-    language: LanguageModel, name: str, data_dir: Path | None, *, examples: int, batch_size: int, folder: Path
+    language: LanguageModel,
+    name: str,
+    data_dir: Path | None,
+    *,
+    examples: int,
+    batch_size: int,
+    folder: Path,
+    dtype: str = "float32",
 ) -> Score:
     """A model's score. `examples` at most (0 for all), over all of a benchmark's parts together; local rows are written
-    below `folder`.
+    below `folder`; products are computed in `dtype`.
 
     Raises UserError where local files are missing or malformed, RunFailed where the Hub cannot be reached.
     """
@@ -223,7 +251,13 @@ def evaluate(
     try:
         model: Any = HFLM
         found: Any = simple_evaluate(
-            model=model(pretrained=language.model, tokenizer=language.tokenizer, batch_size=batch_size),
+            model=model(
+                pretrained=language.model,
+                tokenizer=language.tokenizer,
+                batch_size=batch_size,
+                mixed_precision_dtype=dtype if dtype != "float32" else None,
+                softmax_dtype="float32",
+            ),
             tasks=parts,
             task_manager=_manager(folder) if data_dir else TaskManager(),
             limit=limit,
@@ -248,6 +282,15 @@ def _pooled(benchmark: Benchmark, found: Any) -> Score:
     if not values:
         raise RunFailed(f"{benchmark.name}: no example was evaluated.")
     return Score(values)
+
+
+def _content_key(place: Path) -> str:
+    """A hash of a file, or of the files in a folder, with their names."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in (place, *place.rglob("*")) if path.is_file()):
+        digest.update(f"{path.relative_to(place.parent)} {path.stat().st_size} ".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _number(sample: Mapping[str, Any]) -> int:

@@ -209,17 +209,20 @@ def _hidden_states(language: LanguageModel, probe: ProbeSet, batch_size: int) ->
 
 def _states(model: Any, **given: Any) -> Float[Tensor, "B T H"]:
     """The decoder's last hidden states, in the precision of the weights, whatever the trainer multiplies in. A sharded
-    model gathers its weights only if the whole of it is asked.
+    model gathers its weights only if the whole of it is asked; its `forward` is then the trainer's, with autocast.
     """
     decoder = model.get_decoder()
     if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         return decoder(**given).last_hidden_state
     kept: list[Tensor] = []
     hook = decoder.register_forward_hook(lambda _, __, output: kept.append(output.last_hidden_state))
+    wrapped = vars(model).pop("forward", None)
     try:
         model(**given, logits_to_keep=1)
     finally:
         hook.remove()
+        if wrapped is not None:
+            model.forward = wrapped
     return kept[0]
 
 

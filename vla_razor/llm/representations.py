@@ -83,8 +83,8 @@ def compare(base: Float[Tensor, "N H"], tuned: Float[Tensor, "N H2"]) -> dict[st
 
 
 def weights_of(language: LanguageModel) -> dict[str, Tensor]:
-    """By name, an adapter merged into what it adapts (for good)."""
-    model = language.model.merge_and_unload() if language.has_adapter else language.model
+    """By name, an adapter merged into what it adapts (for good), in float32: bfloat16 would round its share away."""
+    model = language.model.float().merge_and_unload() if language.has_adapter else language.model
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 

@@ -18,9 +18,11 @@ from typing import Any
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # SimPO lives there
 
 import torch
+from accelerate.utils import AutocastKwargs
 from datasets import Dataset
 from omegaconf import DictConfig
 from torch import Tensor
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import TrainerCallback
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.trainer.grpo_config import GRPOConfig
@@ -73,10 +75,8 @@ def sft(
         for example, answer in answers
     ]
     settings = SFTConfig(**_settings(config, folder), max_length=None, completion_only_loss=True, packing=False)
-    return SFTTrainer(
-        args=settings,
-        train_dataset=Dataset.from_list(rows),
-        **_common(language, config, callbacks),
+    return _precise(
+        SFTTrainer(args=settings, train_dataset=Dataset.from_list(rows), **_common(language, config, callbacks))
     )
 
 
@@ -105,10 +105,8 @@ def simpo(
         max_length=None,
     )
     trainer = SummedSimPO if config.log_probs == "sum" else CPOTrainer
-    return trainer(
-        args=settings,
-        train_dataset=Dataset.from_list(rows),
-        **_common(language, config, callbacks),
+    return _precise(
+        trainer(args=settings, train_dataset=Dataset.from_list(rows), **_common(language, config, callbacks))
     )
 
 
@@ -135,11 +133,13 @@ def on_policy(
         vllm_mode="colocate",
     )
     trainer = OneZero if config.verb == "llm_reinforce" else GRPOTrainer
-    return trainer(
-        reward_funcs=reward_of(task),
-        args=settings,
-        train_dataset=Dataset.from_list([{"prompt": e.messages, "gold": e.gold} for e in examples]),
-        **_common(language, config, callbacks),
+    return _precise(
+        trainer(
+            reward_funcs=reward_of(task),
+            args=settings,
+            train_dataset=Dataset.from_list([{"prompt": e.messages, "gold": e.gold} for e in examples]),
+            **_common(language, config, callbacks),
+        )
     )
 
 
@@ -159,6 +159,18 @@ def reward_of(task: Task) -> Any:
         return task.rewards([completion[-1]["content"] for completion in completions], gold)
 
     return reward
+
+
+def _precise(trainer: Any) -> Any:
+    """The same trainer, in which several devices compute what one does. Autocast alone rounds: FSDP2 gathers weights
+    and adds gradients up in float32, where accelerate would have it in bfloat16. Autocast keeps no rounded weights,
+    each of which is used once in a pass.
+    """
+    accelerator = trainer.accelerator
+    accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
+    if (plugin := getattr(accelerator.state, "fsdp_plugin", None)) is not None:
+        plugin.mixed_precision_policy = MixedPrecisionPolicy()
+    return trainer
 
 
 def _common(language: LanguageModel, config: DictConfig, callbacks: Sequence[TrainerCallback]) -> dict[str, Any]:
@@ -188,7 +200,7 @@ def _settings(config: DictConfig, folder: Path) -> dict[str, Any]:
         "per_device_train_batch_size": min(config.micro_batch_size, _batch_size(config)),
         "gradient_accumulation_steps": _accumulation(config),
         "activation_checkpointing": config.gradient_checkpointing,
-        "bf16": config.mixed_precision or config.dtype == "bfloat16",
+        "bf16": config.dtype == "bfloat16",
         "use_cpu": on_cpu,
         "save_strategy": "steps",
         "save_steps": config.save_every,

@@ -72,6 +72,7 @@ def _fused_attention(
     mask = None if attn_mask is None else torch.zeros_like(attn_mask, dtype=query.dtype)
     if key.shape[1] != query.shape[1]:  # grouped queries
         key, value = (part.repeat_interleave(query.shape[1] // key.shape[1], 1) for part in (key, value))
+    query, key = query.to(value.dtype), key.to(value.dtype)  # autocast's rounding, where values alone are rounded yet
     return fused(query, key, value, dropout_p, is_causal, attn_mask=mask, scale=more.get("scale"))[0]
 
 

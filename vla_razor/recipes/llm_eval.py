@@ -1,12 +1,12 @@
 """`vla-razor llm eval`: what a language model can do (RL's Razor, Section 3.1 and Appendix B.1): the new task's test
 prompts by its likeliest tokens, and the prior tasks by lm-eval.
 
-Scores of prior tasks are cached by the model's hash, so that a base is evaluated once.
+Scores of prior tasks are cached by the model, the data and lm-eval's version, so that a base is evaluated once.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from vla_razor.llm import prior_tasks, tasks
 from vla_razor.llm.models import LanguageModel, model_key, open_model
 from vla_razor.llm.prior_tasks import Score
 from vla_razor.progress import progress
-from vla_razor.recipes.llm_steps import answers_of, precision_of, splits_of
+from vla_razor.recipes.llm_steps import answers_of, splits_of
 from vla_razor.runs import Run
 
 
@@ -83,24 +83,23 @@ def available(config: DictConfig, data_dir: str | None) -> tuple[list[str], dict
 
 
 def _cached(config: DictConfig, language: LanguageModel, name: str, data_dir: Path | None, folder: Path) -> Score:
-    source = folder_key(data_dir / name) if data_dir else "hub"
-    mixed = "-mixed" if config.mixed_precision else ""
-    key = model_key(language.model, adapter=True)
-    kept = cache_root() / "llm_eval" / f"{key}-{name}-{config.examples}-{source}{mixed}.json"
-    if kept.is_file():
-        return Score(json.loads(kept.read_text()))
-    with precision_of(config):
-        score = prior_tasks.evaluate(
-            language, name, data_dir, examples=config.examples, batch_size=config.micro_batch_size, folder=folder
-        )
-    write_json(kept, list(score.values))
+    """A score of data that no version is known of is not kept: others of the same name would be taken for it."""
+    kept = None
+    if data := prior_tasks.data_version(name, data_dir):
+        model = model_key(language.model, adapter=True)
+        facts = (model, name, str(config.examples), data, f"lm_eval{version('lm_eval')}", config.dtype)
+        kept = cache_root() / "llm_eval" / f"{'-'.join(facts)}.json"
+        if kept.is_file():
+            return Score(json.loads(kept.read_text()))
+    score = prior_tasks.evaluate(
+        language,
+        name,
+        data_dir,
+        examples=config.examples,
+        batch_size=config.micro_batch_size,
+        folder=folder,
+        dtype=config.dtype,
+    )
+    if kept:
+        write_json(kept, list(score.values))
     return score
-
-
-def folder_key(folder: Path) -> str:
-    """A hash of the files in a folder, so that a score on other data of the same name is not taken for it."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        digest.update(f"{path.relative_to(folder)} {path.stat().st_size} ".encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]

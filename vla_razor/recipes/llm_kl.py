@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vla_razor.llm import probe_set, tasks
-from vla_razor.llm.models import LanguageModel, open_model
+from vla_razor.llm.models import LanguageModel, open_model, precision_in
 from vla_razor.llm.probe_set import ProbeSet
 from vla_razor.recipes.llm_steps import probe_of, splits_of
 from vla_razor.runs import Run, origin_of
@@ -23,7 +23,7 @@ def run(config: DictConfig, run: Run) -> None:
         probe = _probe(config, language)
     else:
         base = config.base or origin_of(config.model, "model")
-        probe = _probe(config, open_model(base, device=config.device, dtype=config.dtype))
+        probe = _probe(config, open_model(base, device=config.device, dtype=precision_in(language)))
     measured = probe_set.measure(language, probe, config.micro_batch_size)
     run.log(0, **measured)
     run.finish({"forward_kl": measured, "probe_set": {"key": probe.origin.key, **vars(probe.origin)}})

@@ -4,22 +4,25 @@ The model is built on torch's meta device from its configuration, adapters inclu
 sequences is learnt from (`footprint.py`). Several devices share weights, gradients and optimizer as FSDP2 does.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd import backward
+from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config
 from trl.trainer.utils import selective_log_softmax
 
 from vla_razor.devices import CARDS
 from vla_razor.errors import UserError
-from vla_razor.llm.models import source_of
+from vla_razor.llm.models import precision, source_of
 from vla_razor.recipes.footprint import (
     UTILIZATION,
     Footprint,
@@ -116,7 +119,8 @@ def model_of(config: DictConfig) -> Any:
     """The model that a run would train, adapters included, without memory for a single parameter."""
     settings = _settings(config.model)
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(settings, dtype=getattr(torch, config.dtype))
+        weights = precision(settings, config.dtype, learning=not config.lora_rank)
+        model: Any = AutoModelForCausalLM.from_config(settings, dtype=weights)
         if config.lora_rank:
             from peft import get_peft_model
 
@@ -136,7 +140,8 @@ def footprint(model: Any, config: DictConfig) -> Footprint:
     give_gradients(learning)
     update = {"llm_sft": cross_entropy, "llm_simpo": pair}.get(config.verb, sampled)
     length = PROMPT_TOKENS + config.max_new_tokens
-    (one, flop), (three, _) = (measured(model, update(model, batch, length)) for batch in (1, 3))
+    with _products_in(getattr(torch, config.dtype)):
+        (one, flop), (three, _) = (measured(model, update(model, batch, length)) for batch in (1, 3))
     penalised = config.get("kl_coefficient", 0.0) and not config.lora_rank
     return Footprint(
         parameters=sum(p.numel() for p in model.parameters()),
@@ -192,6 +197,20 @@ def pair(model: Any, batch: int, length: int) -> Callable[[], None]:
         backward(selective_log_softmax(logits, given["input_ids"][:, 1:]).sum())
 
     return update
+
+
+@contextmanager
+def _products_in(dtype: torch.dtype) -> Iterator[None]:
+    """As the trainers' autocast has it, which there is none of on the meta device: what goes into a linear layer, its
+    weights among it, is rounded.
+    """
+    linear = F.linear
+
+    def cast(given: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return linear(given.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+
+    with mock.patch.object(F, "linear", cast):
+        yield
 
 
 def _given(model: Any, batch: int, length: int) -> dict[str, Any]:

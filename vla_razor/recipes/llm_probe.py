@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vla_razor.llm import representations
-from vla_razor.llm.models import LanguageModel, open_model
+from vla_razor.llm.models import LanguageModel, open_model, precision_in
 from vla_razor.progress import progress
 from vla_razor.runs import Run, origin_of
 
@@ -31,10 +31,9 @@ def run(config: DictConfig, run: Run) -> None:
     """Compare `config.model` with `config.base`."""
     run.restore()
     texts = representations.paragraphs(Path(config.data_dir) if config.data_dir else None, config.paragraphs)
-    base, tuned = (
-        open_model(spec, device=config.device, dtype=config.dtype)
-        for spec in (config.base or origin_of(config.model, "model"), config.model)
-    )
+    tuned = open_model(config.model, device=config.device, dtype=config.dtype)
+    origin = config.base or origin_of(config.model, "model")
+    base = open_model(origin, device=config.device, dtype=precision_in(tuned))
     found = representations.compare(_represent(config, base, texts), _represent(config, tuned, texts))
     before, after = representations.weights_of(base), representations.weights_of(tuned)
     with progress("weights", len(before)) as advance:

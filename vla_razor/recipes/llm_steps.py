@@ -26,9 +26,8 @@ def splits_of(config: DictConfig, task: Task) -> Splits:
 
 
 def precision_of(config: DictConfig) -> AbstractContextManager[Any]:
-    """Where products are computed in bfloat16 though the weights are float32, if `config.mixed_precision` says so."""
-    device = device_named(config.device).type
-    return torch.autocast(device, torch.bfloat16, enabled=config.mixed_precision and config.dtype == "float32")
+    """Where products are computed in `config.dtype`, whatever the weights are."""
+    return torch.autocast(device_named(config.device).type, torch.bfloat16, enabled=config.dtype == "bfloat16")
 
 
 def probe_of(config: DictConfig, language: LanguageModel, test: list[Example]) -> ProbeSet:

@@ -97,7 +97,7 @@ def job(out: Path, number: int) -> None:
         _model(config, training),
         training,
         config.checkpoints,
-        lambda spec: weights_of(open_model(spec, dtype=config.dtype)),
+        lambda spec: weights_of(open_model(spec)),
         largest=LARGEST,
     )
     for checkpoint in training.checkpoints(config.checkpoints):

@@ -39,7 +39,7 @@ def run(config: DictConfig, run: Run) -> None:
     splits = splits_of(config, task)
     data = _data(config, splits)
     training.check(config, len(data))
-    language = open_model(config.model, device=config.device, dtype=config.dtype)
+    language = open_model(config.model, device=config.device, dtype=config.dtype, learning=not config.lora_rank)
     asked = tasks.subset(splits.test, config.eval_prompts) if config.eval_prompts else []
     with processes.main_process_first():  # the others then find what it made
         probe = probe_of(config, language, splits.test) if config.probe_every else None

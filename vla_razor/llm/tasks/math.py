@@ -67,20 +67,26 @@ def rewards(completions: Sequence[str], golds: Sequence[str]) -> list[float]:
 
 
 def final_answer(completion: str) -> str | None:
-    r"""The content of the last \boxed{}, or None where there is none, or it is not closed, empty or too long.
+    r"""The content of the last \boxed{} that is closed, or None where there is none, or it is empty or too long.
 
-    >>> final_answer(r"Either \boxed{1} or rather \boxed{\frac{1}{2}}.")
+    >>> final_answer(r"Either \boxed{1} or rather \boxed{\frac{1}{2}}, or \boxed{3")
     '\\frac{1}{2}'
     """
-    start = completion.rfind("\\boxed{")
-    if len(completion) > LONGEST or start < 0:
+    if len(completion) > LONGEST:
         return None
-    depth, begin = 0, start + len("\\boxed{")
-    for end in range(begin - 1, min(len(completion), begin + LONGEST_ANSWER + 1)):
-        depth += {"{": 1, "}": -1}.get(completion[end], 0)
-        if depth == 0:
-            return completion[begin:end].strip() or None
-    return None
+    opened, last, answer = (
+        list[tuple[int, int]](),
+        -1,
+        "",
+    )  # of each open brace: where its \boxed begins, else -1; its end
+    for brace in re.finditer(r"(\\boxed)?\{|\}", completion):
+        if brace[0] != "}":
+            opened.append((brace.start() if brace[1] else -1, brace.end()))
+        elif opened:
+            box, begin = opened.pop()
+            if box > last:
+                last, answer = box, completion[begin : brace.start()].strip()
+    return answer if 0 < len(answer) <= LONGEST_ANSWER else None
 
 
 def is_equal(gold: str, answer: str) -> bool:
