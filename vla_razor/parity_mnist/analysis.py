@@ -283,10 +283,6 @@ def _lost(summary: Mapping[str, Any]) -> dict[str, float]:
     return {name: entry["forgotten_at_match"] for name, entry in summary["methods"].items()}
 
 
-def _with_interval(found: Mapping[str, float], name: str) -> str:
-    return f"{found[name]:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
-
-
 def _rank(methods: Mapping[str, Mapping[str, float]]) -> list[Claim]:
     """What the paper says of the rank of updates (Section 6)."""
     rank = [own["weight_rank"] for own in methods.values()]

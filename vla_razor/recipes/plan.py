@@ -43,6 +43,7 @@ from vla_razor.recipes.footprint import (
 from vla_razor.recipes.sft import replayed_per_batch
 from vla_razor.recipes.training import parameter_groups, products_of
 from vla_razor.rollouts.demonstrations import FOLDER
+from vla_razor.rollouts.starts import parse_grid
 from vla_razor.runs import checkpoint_folder
 
 PROMPT_TOKENS = 20
