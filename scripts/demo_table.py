@@ -1,0 +1,80 @@
+"""The README's table of the demo, in Markdown, from a finished run of `vla-razor demo`.
+
+python scripts/demo_table.py RUN
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from vla_razor.recipes.comparison import read_lines
+from vla_razor.statistics import READINGS, Success, pooled, wilson
+
+IN_WORDS = {"success_once": "", "success_at_end": ", at the end"}
+
+
+def table(summary: Mapping[str, Any]) -> Iterator[str]:
+    """A line each: success by reading, with counts and intervals, changes from the base, and forward KL."""
+    policies = summary["policies"]
+    yield "| | " + " | ".join(policies) + " |"
+    yield "| --- |" + " --- |" * len(policies)
+    for task in policies["base"]["new_task"]:
+        yield from rates(f"**{task}**", {name: [entry["new_task"][task]] for name, entry in policies.items()})
+    yield from changes(summary, "new")
+    for family in ("open", "close"):
+        own = {
+            name: [success for task, success in entry["prior_tasks"].items() if task.startswith(family)]
+            for name, entry in policies.items()
+        }
+        yield from rates(f"{family} drawers", own)
+    yield from rates("**all prior tasks**", {name: [entry["prior_mean"]] for name, entry in policies.items()})
+    yield from changes(summary, "prior")
+    for name, label in (("per_action", "forward KL, nats an action"), ("sharpening", "... of which sharpening")):
+        yield line(label, (f"{entry['forward_kl'][name]:.2f}" for entry in policies.values()))
+
+
+def rates(label: str, successes: Mapping[str, list[Success]]) -> Iterator[str]:
+    """A line a reading; the successes of a policy are counted together."""
+    for reading in READINGS:
+        found = [pooled(own)[reading] for own in successes.values()]
+        shown = (f"{r['successes']} of {r['episodes']}: {r['rate']:.0%} {ends(r['low'], r['high'])}" for r in found)
+        yield line(label + IN_WORDS[reading], shown)
+
+
+def changes(summary: Mapping[str, Any], kind: str) -> Iterator[str]:
+    """A line a reading."""
+    for reading in READINGS:
+        found = [by_kind[kind][reading] for by_kind in summary["changes"].values()]
+        shown = (f"{one['difference']:+.0%} {ends(one['low'], one['high'], '+')}" for one in found)
+        yield line("... change" + IN_WORDS[reading], ("", *shown))
+
+
+def by_seed(run: Path) -> Iterator[str]:
+    """The primary reading of the new task for each policy, as they were evaluated: one seed at a time."""
+    for folder in sorted(run.glob("new*")):
+        found: dict[str, list[bool]] = {}
+        for row in read_lines(folder / "episodes.jsonl"):
+            if not row["lost"]:
+                found.setdefault(row["policy"], []).append(row[READINGS[0]])
+        for policy, hits in found.items():
+            rate = wilson(sum(hits), len(hits))
+            yield f"- {Path(policy).parent.parent.name or policy}: {rate['successes']} of {rate['episodes']}"
+
+
+def line(label: str, cells: Any) -> str:
+    return "| " + " | ".join([label, *cells]) + " |"
+
+
+def ends(low: float, high: float, sign: str = "") -> str:
+    return f"[{100 * low:{sign}.0f}, {100 * high:{sign}.0f}]"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of a finished demo")
+    arguments = parser.parse_args()
+    print("\n".join(table(json.loads((arguments.run / "summary.json").read_text()))))
+    print()
+    print("\n".join(by_seed(arguments.run)))
