@@ -107,12 +107,12 @@ def effective_episodes(outcomes: ArrayLike) -> float:
         return float(episodes)
     rate, copies = float(np.nanmean(kept)), episodes / starts
     extreme = (rate**2 + (1 - rate) ** 2) / 2  # the squared residual of the made-up start
-    by_start, alone = copies**2 * extreme, copies * extreme
+    together, alone = copies**2 * extreme, copies * extreme
     if starts > 1:
         residuals = kept - rate
-        by_start += float(np.square(np.nansum(residuals, 0)).sum()) * starts / (starts - 1)
+        together += float(np.square(np.nansum(residuals, 0)).sum()) * starts / (starts - 1)
         alone += float(np.nansum(np.square(residuals))) * episodes / (episodes - 1)
-    return min(max(episodes * alone / by_start, float(starts)), float(episodes))
+    return min(max(episodes * alone / together, float(starts)), float(episodes))
 
 
 def cluster_means(copies: ArrayLike | Sequence[ArrayLike]) -> np.ndarray:

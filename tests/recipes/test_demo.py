@@ -294,6 +294,16 @@ def test_the_plan_numbers_what_there_is_several_of(tmp_path: Path) -> None:
     assert [training.learning_rate for training in plan[:2]] == [1e-3, settings.sft.learning_rate]
 
 
+def test_the_base_is_evaluated_once(tmp_path: Path) -> None:
+    """From the same starts it would do the same again, and again be counted."""
+    settings, paths = config.compose("demo", ["seeds=[3,5]"]), [tmp_path / "sft", tmp_path / "rl"]
+    first, second = (demo.evaluation(settings, seed, paths) for seed in (3, 5))
+    assert (first["policy"], first["against"]) == ("tiny", f"{tmp_path / 'sft'},{tmp_path / 'rl'}")
+    assert (second["policy"], second["against"]) == (str(tmp_path / "sft"), str(tmp_path / "rl"))
+    assert first["seed"] == second["seed"]
+    assert demo.evaluation(settings, 5, paths[:1])["against"] is None
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not TINY.is_dir(), reason="the embedded base policy has not been made")
 def test_a_whole_demo_killed_on_the_way(tmp_path: Path, vla_razor: CommandLine) -> None:

@@ -101,11 +101,15 @@ def test_its_tables_sort_in_a_browser(finished: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_few_runs_are_shown_without_a_law(tmp_path: Path) -> None:
-    few = write(tmp_path / "few", rows(seeds=1))
+    few = write(tmp_path / "few", rows(seeds=2, noise=0.02))
     result = report(few, f"out={tmp_path / 'run'}")
     assert result.exit_code == 0, result.output
-    assert "2 runs are too few for a law" in result.output and not list((tmp_path / "run").glob("law*"))
-    assert "too few for a law" in (tmp_path / "run" / "report.html").read_text()
+    assert "4 runs are too few for a law" in result.output and not list((tmp_path / "run").glob("law*"))
+    page = (tmp_path / "run" / "report.html").read_text()
+    for text in (" ".join(result.output.split()), page):
+        assert "too few for a law" in text and "no interval: 4 runs, 10 are needed" in text
+    (domain,) = json.loads((tmp_path / "run" / "summary.json").read_text())["domains"].values()
+    assert domain["predictors"]["forward_kl"]["low"] is domain["predictors"]["forward_kl"]["high"] is None
 
 
 @pytest.mark.slow

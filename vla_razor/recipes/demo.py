@@ -55,13 +55,20 @@ def run(config: DictConfig, run: Run) -> None:
         evaluated = [path for training in own if training.finished for path in training.checkpoints(config.checkpoints)]
         if not evaluated:
             raise RunFailed(f"No run of seed {seed} came to its end: {'; '.join(failures.values())}")
-        first, *others = [*([config.policy] if seed == config.seeds[0] else []), *map(str, evaluated)]
-        both = {"policy": first, "against": ",".join(others) or None, "seed": EVALUATION_SEED}
+        both = evaluation(config, seed, evaluated)
         stage(console, config, new, "eval", episodes=config.new_episodes, videos=config.videos, **both)
         stage(console, config, prior, "eval", env=config.prior, episodes=config.prior_episodes, **both)
     new, prior = ([out / f"{kind}{_suffix(config, seed)}" for seed in config.seeds] for kind in ("new", "prior"))
     outcomes = comparison.read(config.policy, new, prior, trainings, config.checkpoints)
     run.finish(present(console, config, out, outcomes, trainings, failures))
+
+
+def evaluation(config: DictConfig, seed: int, checkpoints: Sequence[Path]) -> dict[str, Any]:
+    """Who is evaluated with a seed's runs, and from which starts. These are the same for every seed, and so would the
+    base's episodes be: it plays them once, with the first.
+    """
+    first, *others = [*([config.policy] if seed == config.seeds[0] else []), *map(str, checkpoints)]
+    return {"policy": first, "against": ",".join(others) or None, "seed": EVALUATION_SEED}
 
 
 def present(
