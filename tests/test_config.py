@@ -48,7 +48,7 @@ def test_reinforce_alone_may_have_no_batch_size() -> None:
     assert config.compose("rl", ["batch_size=16"]).batch_size == 16
     assert config.compose("demo", ["rl.batch_size=null"]).rl.batch_size is None
     for verb in ("sft", "distill"):
-        with pytest.raises(UserError, match="bad value batch_size=null: expected a whole number, at least 1."):
+        with pytest.raises(UserError, match="bad value batch_size=null: expected a whole number, at least 1"):
             config.compose(verb, ["batch_size=null"])
 
 
