@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,16 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from tests.recipes.support import CommandLine
+from tests.recipes.support import CommandLine, metrics, until
 from vla_razor import cli
 from vla_razor.config import compose
 from vla_razor.errors import UserError
+from vla_razor.files import write_json
 from vla_razor.policies.load import TINY
 from vla_razor.recipes import launchers, results, sweep
 from vla_razor.recipes.stages import stage
 from vla_razor.rollouts import demonstrations
-from vla_razor.runs import read_config
+from vla_razor.runs import Run, read_config
 from vla_razor.videos import read_film
 
 SMALL = [
@@ -293,3 +295,28 @@ def test_an_interrupted_sweep_goes_on_with_what_has_not_ended_here_on_ray(
     vla_razor.run("resume", finished)
     assert rows(finished) == before, "the same starts, the same seeds: the same table"
     assert (finished / "sft_own_1_seed0" / "summary.json").stat().st_mtime_ns == kept
+
+
+@pytest.mark.slow
+def test_a_sweep_that_a_scheduler_stops_has_its_run_save_first(
+    tmp_path: Path, vla_razor: CommandLine, policy: Path, demos: Path
+) -> None:
+    """SIGTERM reaches the sweep alone. What its run learns from is there already."""
+    out = tmp_path / "sweep"
+    words = [f"policy={policy}", "method=sft", "device=cpu", "logger=none", "checkpoints=1", "sft.probe_states=4"]
+    words += ["sft.epochs=1000", "sft.batch_size=8", "sft.probe_every=500", "sft.save_every=500"]
+    with Run.create(out, compose("sweep", [*words, f"out={out}"]), "sweep"):
+        pass
+    shutil.copytree(demos, out / "demos_seed0")
+    for name in ("demos_seed0", "base_new", "base_prior"):
+        write_json(out / name / "summary.json", {})
+    process, folder = vla_razor.start("resume", out), out / "sft_seed0"
+    until(lambda: process.poll() is not None or len(metrics(folder)) > 2)
+    assert process.poll() is None, process.communicate()
+    process.terminate()
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130 and errors == f"vla-razor: interrupted; go on with: vla-razor resume {out}\n"
+    steps = [int(path.stem.removeprefix("step_")) for path in (folder / "trainer_state").iterdir()]
+    assert steps == [metrics(folder)[-1]["step"]], "saved where it stood"
+    with Run.resume(folder):  # nobody writes to it any more
+        pass

@@ -6,6 +6,11 @@ and along the base's own tokens (`rollouts/probe_set.py`); it is split into shar
 temperature alone accounts for) and displacement (the rest). Beside it stand the alternatives of the paper's Section 6
 and a cross-check by sampling. The probe set is made once for a base and kept in the cache, so that measuring another
 policy takes one forward pass and no simulator.
+
+`seed` decides which states these are. A training measures itself at those of seed 0, whatever its own seed is, and so
+does `kl` unless it is given another, which shows how much the states matter. `dtype=bfloat16` is the policy that is
+deployed, all of its weights rounded; a training with `dtype=bfloat16` rounds no more than its products, and has a probe
+set of its own.
 """
 
 from typing import Any

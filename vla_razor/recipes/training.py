@@ -243,7 +243,10 @@ def products_of(config: DictConfig) -> torch.dtype | None:
 
 
 def open_probe(config: DictConfig, base: Base, envs: VectorEnv | None = None) -> ProbeSet | None:
-    """The base's probe set on the new task, made in `envs` where it is not in the cache; None for `probe_every=0`."""
+    """The base's probe set on the new task, made in `envs` where it is not in the cache; None for `probe_every=0`.
+
+    Its seed is 0 for runs of any seed, which are measured at the same states.
+    """
     if not config.probe_every:
         return None
     settings = {key: config[key] for key in ("unnorm_key", "other_instructions", "num_envs", "num_workers")}
