@@ -187,6 +187,7 @@ def compose(verb: str, overrides: Iterable[str] = ()) -> DictConfig:
     for key, text in values.items():
         _assign(config, verb, key, text)
     _check_robot(config)
+    _check_tasks(config)
     _set_prior_apart(config)
     if axes:
         config.axes = {**_kept_axes(config, axes), **axes}
@@ -347,6 +348,19 @@ def _check_robot(config: DictConfig) -> None:
         robot = scene.make.get("robot", config.robot)
         if robot != config.robot:
             raise UserError(f"env.make.robot={robot}: say robot={robot}, which also sets the scene's area and camera.")
+
+
+def _check_tasks(config: DictConfig) -> None:
+    """A scene has the tasks that the files of its id name; what those of a user's own id are, nobody knows here."""
+    files = [OmegaConf.load(path) for path in (CONFIG_DIR / "env").glob("*.yaml")]
+    for scene in _environments(config):
+        asked = [scene.tasks] if isinstance(scene.tasks, str) else list(scene.tasks)
+        same = (file for file in files if "id" in file and file.id == scene.id.replace("/Simpler", "/"))
+        known = [task for file in same for task in file.tasks]
+        if not asked or len(set(asked)) < len(asked) or (known and not set(asked) <= set(known)):
+            said = f"[{','.join(map(str, asked))}]"
+            has = ", ".join(known) or "tasks of its own"
+            raise UserError(f"env.tasks={said}: expected some of what {scene.id} has, each once: {has}.")
 
 
 def _set_prior_apart(config: DictConfig) -> None:

@@ -72,6 +72,24 @@ def test_the_temperature_is_the_policys_own_unless_given(tmp_path: Path) -> None
     assert evaluate.open_model(policy, settings("temperature=0.5")).config.temperature == 0.5
 
 
+def test_what_a_run_taught_is_new_and_everything_else_prior(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with Run.create(run, config.compose("rl", ["env=open_top_drawer", "logger=none"]), "rl"):
+        (checkpoint := run / "checkpoints" / "step_3").mkdir(parents=True)
+    for given in (["env=all", f"policy={run}"], ["env=drawer", f"policy={checkpoint}"]):
+        assert evaluate.new_tasks(config.compose("eval", given)) == ["open_top_drawer"]
+    assert evaluate.new_tasks(config.compose("eval", ["env=pick_can", "policy=tiny", f"against={run}"])) == [
+        "open_top_drawer"
+    ]
+
+
+def test_without_a_run_the_prior_tasks_are_those_that_trainings_have(tmp_path: Path) -> None:
+    untrained(tmp_path / "policy")
+    for policy in ("tiny", "scripted", str(tmp_path / "policy")):
+        assert evaluate.new_tasks(config.compose("eval", ["env=all", f"policy={policy}"])) == ["pick_can"]
+        assert evaluate.new_tasks(config.compose("eval", ["env=open_top_drawer", f"policy={policy}"])) == []
+
+
 def test_a_policy_against_itself_is_refused() -> None:
     with pytest.raises(UserError, match="different policies"):
         evaluate.open_policies(settings("policy=scripted", "against=scripted"))

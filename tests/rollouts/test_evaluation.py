@@ -25,7 +25,7 @@ def test_summaries_tell_new_from_prior_tasks() -> None:
         "open_top_drawer": [episode(BAD), episode(GOOD)],
         "close_top_drawer": [episode(GOOD), episode(GOOD)],
     }
-    entry = summarized(results, {"per_token": 0.5})
+    entry = summarized(results, {"per_token": 0.5}, new_tasks=["pick_can"])
     assert entry["new_task"] == {"pick_can": {"success_at_end": wilson(1, 2), "success_once": wilson(2, 2)}}
     assert list(entry["prior_tasks"]) == ["open_top_drawer", "close_top_drawer"]
     assert entry["prior_mean"]["success_at_end"] == wilson(3, 4)
@@ -37,15 +37,19 @@ def test_summaries_tell_new_from_prior_tasks() -> None:
 def test_comparison_pairs_the_same_starts_and_skips_lost_ones() -> None:
     a = {"pick_can": [episode(GOOD), LOST, episode(BRIEF), episode(GOOD)], "open_top_drawer": [episode(BAD)]}
     b = {"pick_can": [episode(BAD), episode(GOOD), episode(BAD), LOST], "open_top_drawer": [episode(GOOD)]}
-    result = compared(a, b)
+    result = compared(a, b, ["pick_can"])
     expected = paired_difference([True, False], [False, False])
     assert result["tasks"]["pick_can"]["episodes"] == 2
     assert list(result["tasks"]["pick_can"]) == ["episodes", "success_once", "success_at_end"], "the primary one first"
     assert result["tasks"]["pick_can"]["success_at_end"] == expected._asdict()
     assert result["tasks"]["pick_can"]["success_once"]["difference"] == pytest.approx(1.0)
     assert result["prior_mean"]["success_at_end"]["difference"] == pytest.approx(-1.0)
-    assert compared({"pick_can": [LOST]}, {"pick_can": [episode(GOOD)]})["tasks"] == {"pick_can": {"episodes": 0}}
-    assert compared({"pick_can": [episode(GOOD)]}, {"pick_can": [episode(GOOD)]})["prior_mean"] is None
+    assert compared({"pick_can": [LOST]}, {"pick_can": [episode(GOOD)]}, ["pick_can"])["tasks"] == {
+        "pick_can": {"episodes": 0}
+    }
+    alone = {"pick_can": [episode(GOOD)]}
+    assert compared(alone, alone, ["pick_can"])["prior_mean"] is None
+    assert compared(alone, alone, [])["prior_mean"]["episodes"] == 1
 
 
 def test_records() -> None:

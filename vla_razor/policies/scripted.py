@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from vla_razor.errors import UserError
 from vla_razor.policies import Decisions, Policy, scripted_google, scripted_panda
 
 UNSEEN = 0.05
@@ -30,10 +31,11 @@ class Skills:
     translation: float
 
     def decide(self, instruction: str, info: dict[str, Any]) -> np.ndarray:
-        """The action [7] for one environment. Raises ValueError for an instruction it does not know."""
+        """The action [7] for one environment. Raises UserError for an instruction it does not know."""
         verb = instruction.partition(" ")[0]
         if verb not in self.by_verb:
-            raise ValueError(f"the scripted expert knows {', '.join(self.by_verb)}; not {instruction!r}")
+            known = f"it knows how to {', '.join(self.by_verb)}"
+            raise UserError(f"the scripted expert cannot follow {instruction!r}: {known}. Give another policy=.")
         return self.rest(info) if info["success"] and verb != "pick" else self.by_verb[verb](info)
 
 

@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from vla_razor.config import robot_of, scenes
+from vla_razor.config import compose, robot_of, scenes
 from vla_razor.errors import UserError
 from vla_razor.files import atomic_write
 from vla_razor.policies import Policy
@@ -34,7 +34,7 @@ from vla_razor.policies.rt1 import RT1Policy, is_saved_model
 from vla_razor.policies.scripted import ScriptedExpert
 from vla_razor.progress import progress
 from vla_razor.rollouts.evaluation import Results, compared, evaluate, records, summarized
-from vla_razor.runs import Run
+from vla_razor.runs import Run, read_config
 from vla_razor.statistics import READINGS, Difference, Rate
 from vla_razor.videos import write_film
 
@@ -46,7 +46,9 @@ MOST_IN_TABLE = 2
 def run(config: DictConfig, run: Run) -> None:
     """Evaluate `config.policy`, and those of `config.against` if given, on every task of `config.env`.
 
-    One or two policies are shown in a table, more are in summary.json alone.
+    A task counts as new where a run taught it to one of the policies and, where no run taught them anything, unless it
+    is one of those that a training has as prior ones by default; all others are prior. One or two policies are shown in
+    a table, more are in summary.json alone.
     """
     run.restore()
     policies = open_policies(config)
@@ -55,8 +57,9 @@ def run(config: DictConfig, run: Run) -> None:
     with progress("evaluation", len(policies) * len(tasks) * config.episodes) as advance:
         results = evaluate(policies, scenes(config.env), **settings, filmed=config.videos, progress=lambda _: advance())
     names = list(results)
-    entries = {name: summarized(result) for name, result in results.items()}
-    comparison = compared(results[names[0]], results[names[1]]) if len(names) == 2 else None
+    new = new_tasks(config)
+    entries = {name: summarized(result, new_tasks=new) for name, result in results.items()}
+    comparison = compared(results[names[0]], results[names[1]], new) if len(names) == 2 else None
     write_records(run.path / "episodes.jsonl", results)
     write_films(run.path, results)
     run.log(0, **scalars(entries))
@@ -65,9 +68,31 @@ def run(config: DictConfig, run: Run) -> None:
         report(Console(), run.path, entries, comparison)
 
 
+def new_tasks(config: DictConfig) -> list[str]:
+    """The tasks that are filed as new, see `run`."""
+    learned = [task for spec in _specs(config) for task in _learned(Path(spec))]
+    if learned:
+        return learned
+    spared = {task for scene in scenes(compose("rl").prior) for task in scene.tasks}
+    return [task for scene in scenes(config.env) for task in scene.tasks if task not in spared]
+
+
+def _learned(policy: Path) -> list[str]:
+    """What the run taught of which this is the folder, or a checkpoint; nothing where there is no run."""
+    folder = policy.parent.parent if policy.parent.name == "checkpoints" else policy
+    if not (folder / "config.yaml").is_file():
+        return []
+    settings = read_config(folder / "config.yaml")
+    return [task for scene in scenes(settings.env) for task in scene.tasks] if "env" in settings else []
+
+
+def _specs(config: DictConfig) -> list[str]:
+    return [config.policy, *(config.against.split(",") if config.against else [])]
+
+
 def open_policies(config: DictConfig) -> dict[str, Policy]:
     """The policies by the names they are reported under. Raises UserError where one is given twice."""
-    specs = [config.policy, *(config.against.split(",") if config.against else [])]
+    specs = _specs(config)
     for spec in specs:
         if specs.count(spec) > 1:
             raise UserError(f"policy and against both name {spec}: give different policies.")

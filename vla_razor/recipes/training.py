@@ -292,7 +292,7 @@ def finish(
         with base.model() as before:
             divergences["base"] = probe_set.measure(before, probe)
         divergences["tuned"] = probe_set.measure(model, probe)
-    entries = {name: summarized(results[name], divergences[name], config.env.tasks) for name in policies}
+    entries = {name: summarized(results[name], divergences[name], new_tasks=config.env.tasks) for name in policies}
     comparison = compared(results["tuned"], results["base"], config.env.tasks) if config.eval_episodes else None
     forecast = guard.forecast(probe_scalars(entries["tuned"]["forward_kl"])) if guard else None
     run.finish(

@@ -18,9 +18,6 @@ from vla_razor.rollouts.rollout import Episode, make_vector_env, rollout
 from vla_razor.rollouts.starts import episode_seed, random_starts
 from vla_razor.statistics import READINGS, paired_difference, policy_summary, success_summary
 
-NEW_TASKS = ("pick_can",)
-"""The task of the paper's robot experiment; every other one counts as prior."""
-
 Results = dict[str, list[Episode]]
 """Episodes by task, in the order of their starts."""
 
@@ -68,16 +65,16 @@ def evaluate_policy(policy: Policy, scenes: Iterable[Mapping[str, Any]], **setti
 
 
 def summarized(
-    results: Results, forward_kl: Mapping[str, Any] | None = None, new_tasks: Sequence[str] = NEW_TASKS
+    results: Results, forward_kl: Mapping[str, Any] | None = None, *, new_tasks: Sequence[str]
 ) -> dict[str, Any]:
-    """A policy's entry in summary.json."""
+    """A policy's entry in summary.json; every task but the `new_tasks` counts as prior."""
     summaries = {task: success_summary(episodes) for task, episodes in results.items()}
     new = {task: summary for task, summary in summaries.items() if task in new_tasks}
     prior = {task: summary for task, summary in summaries.items() if task not in new_tasks}
     return policy_summary(new, prior, forward_kl)
 
 
-def compared(a: Results, b: Results, new_tasks: Sequence[str] = NEW_TASKS) -> dict[str, Any]:
+def compared(a: Results, b: Results, new_tasks: Sequence[str]) -> dict[str, Any]:
     """Paired differences a - b in both readings of success: by task, and over all prior tasks together.
 
     A start counts where neither policy's episode was lost.
