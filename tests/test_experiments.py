@@ -222,3 +222,10 @@ def test_a_key_that_a_verb_does_not_have_is_refused() -> None:
         experiment.change(compose("sft"), "sft")
     with pytest.raises(UserError, match=r"experiment=bad: sweep.sft has no key 'epoch'"):
         experiment.change(compose("sweep"), "sweep")
+    shared = config.Experiment("shared", OmegaConf.create({"training": {"epochs": 7, "augmentation": 2}}))
+    shared.change(settings := compose("sft"), "sft")
+    assert (settings.epochs, settings.augmentation) == (7, 2), "each takes what it knows of what trainings share"
+    shared.change(settings := compose("distill"), "distill")
+    assert settings.augmentation == 2 and "epochs" not in settings
+    with pytest.raises(UserError, match=r"experiment=x: training has no key 'epoch'"):
+        config.Experiment("x", OmegaConf.create({"training": {"epoch": 7}})).change(compose("sft"), "sft")

@@ -222,12 +222,14 @@ class Experiment:
 
     def change(self, config: DictConfig, verb: str, *, known_alone: bool = False) -> None:
         """Sets in `config` what it says of the verb: of a section (`known_alone`) the keys that stand there, else all.
+        What it says of a file that verbs are composed of goes to those that know the key.
 
-        Raises `UserError` for a key that the verb does not have.
+        Raises `UserError` for a key that the verb, or every verb that is composed of the file, does not have.
         """
         for part in (*_fragments(verb), verb):
             said = self.settings.get(part, {})
-            self._set(config, part, {key: value for key, value in said.items() if key in config or not known_alone})
+            left_out = {key for key in said if key not in config and (known_alone or _known_elsewhere(part, key))}
+            self._set(config, part, {key: value for key, value in said.items() if key not in left_out})
 
     def _set(self, config: DictConfig, part: str, said: Mapping[Any, Any]) -> None:
         for key, value in said.items():
@@ -406,6 +408,11 @@ def _fragments(verb: str) -> tuple[str, ...]:
     """The files that the verb is composed of beside its own, from the weakest."""
     names = re.findall(r"\w+", (CONFIG_DIR / f"{verb}.yaml").read_text().partition("\n")[0])
     return tuple(name for name in names if name in FRAGMENTS)
+
+
+def _known_elsewhere(fragment: str, key: Any) -> bool:
+    """Whether another verb that is composed of the file has the key."""
+    return any(fragment in _fragments(verb) and key in _composed_once(verb) for verb in verbs())
 
 
 @cache
