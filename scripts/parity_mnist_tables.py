@@ -86,11 +86,13 @@ def precision(summary: dict[str, Any]) -> str:
 
 def updates(summary: dict[str, Any]) -> str:
     rows = [
-        [method, f"the {task} task", *(with_interval(by_shift.get(shift), "value", "+") for shift in dynamics.SHIFTS)]
+        [method, f"the {task} task", kind.title()]
+        + [with_interval(by_shift.get(shift, {}).get(kind), "value", "+") for shift in dynamics.SHIFTS]
         for method, by_task in summary["updates"].items()
         for task, by_shift in by_task.items()
+        for kind in dynamics.COEFFICIENTS
     ]
-    return table(["method", "gradient of", "growth of forward KL", "KL from the policy before"], rows)
+    return table(["method", "gradient of", "", "growth of forward KL", "KL from the policy before"], rows)
 
 
 def others(summary: dict[str, Any]) -> str:

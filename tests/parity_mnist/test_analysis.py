@@ -226,12 +226,14 @@ def test_sparsity_is_that_of_trainings_in_either_precision() -> None:
 
 @pytest.mark.parametrize(("low", "high", "agrees"), [(-0.5, -0.1, (True, False)), (-0.2, 0.1, (False, False))])
 def test_either_panel_of_figure_10_has_its_sentence(low: float, high: float, agrees: tuple[bool, bool]) -> None:
-    one = {"kl_change": {"value": -0.1, "low": low, "high": high}}
+    """Both coefficients have to have the sign that the paper reads off its picture."""
+    sure = {"value": -0.9, "low": -0.95, "high": -0.85}
+    one = {"kl_change": {"pearson": sure, "spearman": {"value": -0.1, "low": low, "high": high}}}
     summary = analysis.summarize(POINTS) | {"updates": {"grpo": {"new": one, "prior": one}}}
     found = [claim for claim in analysis.claims(summary) if "Figure 10" in claim.text]
     assert [claim.paper for claim in found] == ["negative", "positive"]
     assert tuple(claim.agrees for claim in found) == agrees
-    assert found[0].ours == f"-0.10 [{low:+.2f}, {high:+.2f}]"
+    assert found[0].ours == f"pearson -0.90 [-0.95, -0.85]; spearman -0.10 [{low:+.2f}, {high:+.2f}]"
 
 
 def test_diverged_checkpoints_are_counted_by_method() -> None:

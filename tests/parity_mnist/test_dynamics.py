@@ -1,11 +1,11 @@
 """What is seen of single updates."""
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
-from scipy.stats import spearmanr
+from scipy.stats import pearsonr, spearmanr
 
 from tests.parity_mnist.support import few
 from vla_razor.parity_mnist import dynamics, measures, training
@@ -43,14 +43,14 @@ def test_a_correlation_is_scipys_and_its_interval_knows_of_neighbours() -> None:
     """A slow wave beside another: neighbours say nearly the same, so that 200 of them say little."""
     generator = np.random.default_rng(0)
     x, y = generator.normal(size=(2, 200))
-    found = dynamics.correlation(x, x + y)
-    expected: Any = spearmanr(x, x + y)
-    assert found.value == pytest.approx(expected.statistic)
-    assert 0.5 < found.low < found.value < found.high < 0.85
+    for kind, scipys in (("spearman", spearmanr), ("pearson", pearsonr)):
+        found, expected = dynamics.correlation(x, x + y, kind), cast("Any", scipys(x, x + y))
+        assert found.value == pytest.approx(expected.statistic)
+        assert 0.5 < found.low < found.value < found.high < 0.85
     slow = [np.convolve(noise, np.ones(15) / 15, "valid") for noise in generator.normal(size=(2, 214))]
-    wide, narrow = dynamics.correlation(*slow), dynamics.correlation(x, y)
+    wide, narrow = dynamics.correlation(slow[0], slow[1], "spearman"), dynamics.correlation(x, y, "spearman")
     assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
-    assert np.isnan(dynamics.correlation(x, np.zeros(200)).value)
+    assert np.isnan(dynamics.correlation(x, np.zeros(200), "pearson").value)
 
 
 def test_either_panel_has_its_correlation() -> None:
@@ -58,9 +58,13 @@ def test_either_panel_has_its_correlation() -> None:
     shift = np.linspace(0.1, 1, 40)
     columns = {"kl_change": shift, "kl_step": shift[::-1], "cosine_new": -shift, "cosine_prior": shift}
     found = dynamics.summarize({name: values.tolist() for name, values in columns.items()})
-    assert {task: by["kl_change"]["value"] for task, by in found.items()} == pytest.approx({"new": -1, "prior": 1})
+    assert {task: by["kl_change"]["pearson"]["value"] for task, by in found.items()} == pytest.approx(
+        {"new": -1, "prior": 1}
+    )
     assert dynamics.summarize({name: [1.0] for name in columns}) == {"new": {}, "prior": {}}, "one update"
-    assert {task: by["kl_step"]["value"] for task, by in found.items()} == pytest.approx({"new": 1, "prior": -1})
+    assert {task: by["kl_step"]["spearman"]["value"] for task, by in found.items()} == pytest.approx(
+        {"new": 1, "prior": -1}
+    )
 
 
 def test_the_loss_of_the_new_task_counts_every_right_answer() -> None:

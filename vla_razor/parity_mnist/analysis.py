@@ -266,16 +266,19 @@ def _sparsity(summary: Mapping[str, Any]) -> list[Claim]:
     return [*found, Claim("Either precision gives the same accuracies", "identical", ours, max(apart) <= WITHIN)]
 
 
-def _steps(updates: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]) -> list[Claim]:
-    """Figure 10, panel by panel, for each training that was followed."""
+def _steps(updates: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]]) -> list[Claim]:
+    """Figure 10, panel by panel, for each training that was followed: whether both coefficients have the sign."""
     found = []
     for task, sign, paper in (("new", -1, "negative"), ("prior", 1, "positive")):
         for method, by_task in updates.items():
-            if not (one := by_task[task].get("kl_change")):
+            if not (both := by_task[task].get("kl_change")):
                 continue
-            ours = f"{one['value']:+.2f} [{one['low']:+.2f}, {one['high']:+.2f}]"
+            ours = "; ".join(
+                f"{name} {one['value']:+.2f} [{one['low']:+.2f}, {one['high']:+.2f}]" for name, one in both.items()
+            )
             text = f"Figure 10, {task} task: correlation of a step's KL and its cosine with the gradient ({method})"
-            found.append(Claim(text, paper, ours, sign * (one["low"] if sign > 0 else one["high"]) > 0))
+            agrees = all(min(sign * one["low"], sign * one["high"]) > 0 for one in both.values())
+            found.append(Claim(text, paper, ours, agrees))
     return found
 
 

@@ -25,7 +25,7 @@ SHIFTS = ("kl_change", "kl_step")
 
 
 class Correlation(NamedTuple):
-    """Spearman's, with its 95% interval; NaN where one of the two does not vary."""
+    """A coefficient with its 95% interval; NaN where one of the two series does not vary."""
 
     value: float
     low: float
@@ -68,37 +68,45 @@ def record(run: Settings, base: Parameters, task: Task, tests: Tests) -> Iterato
         before = after
 
 
-def summarize(columns: Mapping[str, Sequence[float]]) -> dict[str, dict[str, dict[str, float]]]:
+def summarize(columns: Mapping[str, Sequence[float]]) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
     """Whether updates that shift the policy more follow either task's gradient more (paper, Figure 10, both panels): by
-    task and by kind of `SHIFTS`, the correlation over a training's updates of that KL and the cosine with the gradient.
-    What has none, as in a training of one update, is left out.
+    task, kind of `SHIFTS` and kind of `COEFFICIENTS`, the correlation over a training's updates of that KL and the
+    cosine with the gradient. What has none, as in a training of one update, is left out.
     """
-    found: dict[str, dict[str, dict[str, float]]] = {"new": {}, "prior": {}}
+    found: dict[str, dict[str, dict[str, dict[str, float]]]] = {"new": {}, "prior": {}}
     for task, shift in product(found, SHIFTS):
-        one = correlation(columns[shift], columns[f"cosine_{task}"])
-        if not any(map(np.isnan, one)):
-            found[task][shift] = one._asdict()
+        both = {kind: correlation(columns[shift], columns[f"cosine_{task}"], kind) for kind in COEFFICIENTS}
+        if not any(np.isnan(one).any() for one in both.values()):
+            found[task][shift] = {kind: one._asdict() for kind, one in both.items()}
     return found
 
 
-def correlation(x: ArrayLike, y: ArrayLike) -> Correlation:
-    """Spearman's correlation of two series, with the 2.5% and 97.5% quantiles of a moving-block bootstrap (Kunsch, "The
-    jackknife and the bootstrap for general stationary observations", 1989).
+def correlation(x: ArrayLike, y: ArrayLike, kind: str) -> Correlation:
+    """Pearson's or Spearman's correlation of two series, with the 2.5% and 97.5% quantiles of a moving-block bootstrap
+    (Kunsch, "The jackknife and the bootstrap for general stationary observations", 1989).
     """
     pairs = np.array([x, y], dtype=float)
+    coefficient = COEFFICIENTS[kind]
     count = pairs.shape[1]
     length = min(BLOCK, count)
     starts = np.random.default_rng(0).integers(count - length + 1, size=(RESAMPLES, -(-count // length), 1))
     rows = (starts + np.arange(length)).reshape(RESAMPLES, -1)[:, :count]
-    found = np.array([_spearman(pairs[:, own]) for own in rows])
+    found = np.array([coefficient(pairs[:, own]) for own in rows])
     known = found[~np.isnan(found)]
     low, high = np.quantile(known, [0.025, 0.975]).tolist() if len(known) else (float("nan"), float("nan"))
-    return Correlation(_spearman(pairs), low, high)
+    return Correlation(coefficient(pairs), low, high)
+
+
+def _pearson(pairs: np.ndarray) -> float:
+    return float(np.corrcoef(pairs)[0, 1]) if np.ptp(pairs, axis=1).all() else float("nan")
 
 
 def _spearman(pairs: np.ndarray) -> float:
-    ranks = rankdata(pairs, axis=1)
-    return float(np.corrcoef(ranks)[0, 1]) if np.ptp(ranks, axis=1).all() else float("nan")
+    return _pearson(rankdata(pairs, axis=1))
+
+
+COEFFICIENTS = {"pearson": _pearson, "spearman": _spearman}
+"""The paper does not say which it means: a few updates move the policy far, most hardly at all, and the two differ."""
 
 
 def _kl(base: torch.Tensor, tuned: torch.Tensor) -> float:

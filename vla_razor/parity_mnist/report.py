@@ -73,13 +73,15 @@ as many of each size.</p>
 {% for key in ("jaccard", "chance", "chance_by_size") %}<td>{{ "%.2f" | format(p[key]) }}</td>{% endfor %}</tr>
 {% endfor %}{% endfor %}</table>
 <h2>Single updates</h2>
-<p>Spearman's correlation, over the updates of one training, of how far the update moved the policy on the new task and
+<p>The correlation, over the updates of one training, of how far the update moved the policy on the new task and
 of its cosine with the gradient of a task's loss; 95% intervals by a bootstrap of blocks.</p>
-<table><tr><th>method</th><th>gradient of</th><th>growth of forward KL</th><th>KL from the policy before it</th></tr>
-{% for method, by_task in updates.items() %}{% for task, by_shift in by_task.items() %}<tr><td>{{ method }}</td>
-<td>the {{ task }} task</td>{% for shift in shifts %}{% set c = by_shift[shift] %}
-<td>{% if c %}{{ "%+.2f [%+.2f, %+.2f]" | format(c.value, c.low, c.high) }}{% endif %}</td>{% endfor %}</tr>
-{% endfor %}{% endfor %}</table>
+<table><tr><th>method</th><th>gradient of</th><th></th><th>growth of forward KL</th>
+<th>KL from the policy before it</th></tr>
+{% for method, by_task in updates.items() %}{% for task, by_shift in by_task.items() %}{% for kind in coefficients %}
+<tr><td>{{ method }}</td><td>the {{ task }} task</td><td>{{ kind | title }}</td>
+{% for shift in shifts if shift in by_shift %}{% set c = by_shift[shift][kind] %}
+<td>{{ "%+.2f [%+.2f, %+.2f]" | format(c.value, c.low, c.high) }}</td>{% endfor %}</tr>
+{% endfor %}{% endfor %}{% endfor %}</table>
 <h2>Other protocols</h2>
 <p>R2 of the same fits where the sweep or the polynomial is another.</p>
 <table><tr><th>protocol</th>{% for name in shown %}<th>{{ name }}</th>{% endfor %}<th>best</th></tr>
@@ -110,6 +112,7 @@ def write(path: Path, folder: Path, summary: Mapping[str, Any], settings: Mappin
         "precision": summary["precision"],
         "updates": summary["updates"],
         "shifts": dynamics.SHIFTS,
+        "coefficients": list(dynamics.COEFFICIENTS),
         "matched": summary["matched_accuracy"],
         "diverged": summary["diverged"],
         "protocols": summary["protocols"],

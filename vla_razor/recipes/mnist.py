@@ -15,6 +15,7 @@ at many settings; what it lost on the clothes is set against how far it moved. D
   correlation.
 """
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -177,14 +178,14 @@ def precision_table(summary: dict[str, Any]) -> Table:
 
 def updates_table(summary: dict[str, Any]) -> Table:
     """Figure 10 in numbers: whether updates that move the policy more follow either task's gradient more."""
-    shown = Table("method", "gradient of", title="Spearman's correlation of an update's KL and its cosine [95%]")
+    shown = Table("method", "gradient of", "", title="Correlation of an update's KL and its cosine [95%]")
     for name in ("growth of\nforward KL", "KL from the policy\nbefore it"):
         shown.add_column(name, justify="right")
     for method, by_task in summary["updates"].items():
-        for task, by_shift in by_task.items():
-            found = [by_shift.get(shift) for shift in dynamics.SHIFTS]
+        for (task, by_shift), kind in product(by_task.items(), dynamics.COEFFICIENTS):
+            found = [by_shift.get(shift, {}).get(kind) for shift in dynamics.SHIFTS]
             cells = [f"{one['value']:+.2f} [{one['low']:+.2f}, {one['high']:+.2f}]" if one else "" for one in found]
-            shown.add_row(method, f"the {task} task", *cells)
+            shown.add_row(method, f"the {task} task", kind.title(), *cells)
     return shown
 
 
