@@ -19,7 +19,7 @@ def smollm_folder() -> Path:
     """The folder that `vla-razor assets smollm` made. Raises UserError where it has not."""
     folder = _folder()
     if not (folder / "config.json").is_file():
-        raise UserError(f"model={SMOLLM}: SmolLM2-135M-Instruct is not in {folder}. Run: vla-razor assets smollm")
+        raise UserError(f"{SMOLLM}: SmolLM2-135M-Instruct is not in {folder}. Run: vla-razor assets smollm")
     return folder
 
 
