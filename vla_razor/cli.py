@@ -295,6 +295,8 @@ def _launch(verb: str, arguments: list[str] | None, show: bool) -> None:
         if show:
             typer.echo(config.to_yaml(settings), nl=False)
             return
+        if verb.startswith("llm_"):
+            importlib.import_module("vla_razor.recipes.llm_steps").check_models(settings)
         if settings.get("dry_run"):
             plan = "llm_plan" if verb.startswith("llm_") else "plan"
             importlib.import_module(f"vla_razor.recipes.{plan}").show(settings)

@@ -207,7 +207,7 @@ def test_ctrl_c_does_not_wait_for_the_teacher(data: Path, tmp_path: Path) -> Non
         (["endpoint=http://127.0.0.1:1/v1", "teacher=sage"], "cannot be reached"),
         (["data_dir=/nowhere"], "/nowhere/sciknoweval_chemistry_l3: expected"),
         (["samples=0"], "bad value samples=0"),
-        (["teacher=/nowhere/at/all"], "/nowhere/at/all: no tokenizer"),
+        (["teacher=/nowhere/at/all"], "teacher=/nowhere/at/all: there is no such folder"),
     ],
 )
 def test_bad_input(data: Path, tmp_path: Path, words: list[str], says: str, monkeypatch: pytest.MonkeyPatch) -> None:

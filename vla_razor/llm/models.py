@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -19,6 +20,8 @@ from vla_razor.llm.smollm import SMOLLM, smollm_folder
 from vla_razor.runs import checkpoint_folder
 
 ADAPTER_CONFIG = "adapter_config.json"
+HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
+EXPECTED = f"expected a run folder, a checkpoint folder, {SMOLLM}, or a model on the Hugging Face Hub, as in owner/name"
 
 
 class LanguageModel(NamedTuple):
@@ -74,8 +77,11 @@ def open_model(
 
 
 def source_of(spec: str | Path) -> str:
-    """The folder of a model, or its Hub id. Raises UserError where smollm is not here yet."""
-    return str((smollm_folder() if str(spec) == SMOLLM else checkpoint_folder(Path(spec))) or spec)
+    """The folder of a model, or its Hub id. Raises UserError where smollm is not here yet, and for a path to nothing."""
+    folder = smollm_folder() if str(spec) == SMOLLM else checkpoint_folder(Path(spec))
+    if folder is None and not HUB_ID.fullmatch(str(spec)):
+        raise UserError(f"{spec}: there is no such folder; {EXPECTED}.")
+    return str(folder or spec)
 
 
 def precision(settings: Any, dtype: str, learning: bool) -> torch.dtype:
@@ -109,7 +115,7 @@ def _tokenizer(source: str) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
-        raise UserError(f"{source}: no tokenizer could be loaded ({_first_line(error)}).") from error
+        raise UserError(f"{source}: no tokenizer could be loaded ({_first_line(error)}); {_lacking(source)}.") from error
     if not tokenizer.chat_template:
         raise UserError(f"{source}: its tokenizer has no chat template; take an instruct model.")
     if tokenizer.pad_token is None:
@@ -122,8 +128,14 @@ def _load(source: str, dtype: str, learning: bool) -> Any:
         weights = precision(AutoConfig.from_pretrained(source), dtype, learning)
         return AutoModelForCausalLM.from_pretrained(source, dtype=weights)
     except (OSError, ValueError) as error:
-        expected = "expected a folder with config.json and safetensors, or a model on the Hugging Face Hub"
-        raise UserError(f"{source}: no model could be loaded ({_first_line(error)}); {expected}.") from error
+        raise UserError(f"{source}: no model could be loaded ({_first_line(error)}); {_lacking(source)}.") from error
+
+
+def _lacking(source: str) -> str:
+    """What is wrong with a source that cannot be loaded."""
+    if Path(source).is_dir():
+        return "expected config.json, safetensors and a tokenizer's files in that folder"
+    return f"it is neither a folder here nor a model that the Hub gave; {EXPECTED}"
 
 
 def _adapted(folder: Path) -> str:

@@ -9,13 +9,14 @@ from vla_razor.files import cache_root
 from vla_razor.llm.packages import keep
 
 PACKAGE = "llama-index-core==0.14.25"
+SHA256 = "caa7d9c5ac9b13dc33400cf8d5e92e689b6d1e4497eb9bfa50d6f52ca2eb22a1"
 
 
 def fetch() -> None:
     """Keep the English tokenizer. Raises RunFailed where the package cannot be had."""
     folder = _folder() / "tokenizers" / "punkt_tab"
     if not folder.is_dir():
-        keep(PACKAGE, "12 MB", "punkt_tab", _english, folder)
+        keep(PACKAGE, SHA256, "12 MB", "punkt_tab", _english, folder)
     print(f"NLTK's punkt_tab is in {folder}")
 
 

