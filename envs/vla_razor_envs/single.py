@@ -113,13 +113,13 @@ def build(family: str, setup: Setup, image_size: tuple[int, int], task: str | No
         raise
 
 
-def find_spaces(setup: Setup, image_size: tuple[int, int]) -> tuple[spaces.Dict, spaces.Box]:
+def find_spaces(setup: Setup, image_size: tuple[int, int]) -> tuple[spaces.Space[Any], spaces.Box]:
     """The observation and action space of one environment."""
-    high = np.float32([*np.repeat(setup.reach, 3), 1.0])
+    high = np.array([*np.repeat(setup.reach, 3), 1.0], np.float32)
     return seen_space(image_size), spaces.Box(-high, high, dtype=np.float32)
 
 
-def seen_space(image_size: tuple[int, int]) -> spaces.Dict:
+def seen_space(image_size: tuple[int, int]) -> spaces.Space[Any]:
     """The observations of one environment."""
     image = spaces.Box(0, 255, (*image_size, 3), np.uint8)
     return spaces.Dict(image=image, proprioception=spaces.Box(-ANYWHERE, ANYWHERE, (8,), np.float32))

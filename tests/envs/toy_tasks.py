@@ -55,4 +55,4 @@ class Mute(Reach):
 
 
 register("Toys/Reach-v0", entry_point="toy_tasks:Reach")
-register("Toys/Mute-v0", entry_point=Mute)
+register("Toys/Mute-v0", entry_point=lambda **given: Mute(**given))

@@ -68,6 +68,17 @@ CASES = {
     "demonstrations of another task": ("sft policy={policy} demos={drawers}", "expected task pick_can, found open_top"),
     "demonstrations of another camera": (f"{SFT} env.camera=wrist", "expected camera wrist, found overhead_camera"),
     "demonstrations of another size": (f"{SFT} env.make.image_size=[32,32]", "expected image size (32, 32)"),
+    "a task that there is not": (
+        "rl env.tasks=[foo]",
+        "env.tasks=[foo]: expected some of what vla_razor/PickCan-v1 has",
+    ),
+    "a task of another scene": ("eval env=drawer env.tasks=[open_top_drawer,pick_can]", "each once: open_top_drawer,"),
+    "a task of another scene in the original": (
+        "collect robot=simpler_env env.tasks=[open_top_drawer]",
+        "expected some of what vla_razor/SimplerPickCan-v1 has, each once: pick_can.",
+    ),
+    "a task twice": ("eval env.tasks=[pick_can,pick_can]", "env.tasks=[pick_can,pick_can]: expected"),
+    "no task": ("eval env.tasks=[]", "env.tasks=[]: expected"),
     "several scenes to learn": ("rl env=all", "rl takes one scene"),
     "the same policy twice": ("eval policy={policy} against={policy}", "give different policies"),
     "an area of no numbers": ("collect env.grid.x=[a,b]", "env.grid.x=['a', 'b']: expected two numbers"),

@@ -170,6 +170,14 @@ def test_show_summarises_and_pictures_a_store(tmp_path: Path, capsys: pytest.Cap
         collect.show(tmp_path)
 
 
+def test_an_instruction_that_the_expert_cannot_follow_is_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counting: PoolVectorEnv
+) -> None:
+    borrowed(monkeypatch, counting)
+    with pytest.raises(UserError, match=r"cannot follow 'count from .*it knows how to pick, open, close"):
+        gathered(tmp_path / "run", settings())
+
+
 @pytest.mark.usefixtures("mixed")
 def test_another_camera_and_several_scenes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"env.camera=wrist: the camera of this robot is overhead_camera"):

@@ -236,14 +236,14 @@ def test_a_cache_that_cannot_be_written(probe: ProbeSet, tmp_path: Path, monkeyp
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-TOY = {
+TOY: dict[str, Any] = {
     "id": "toy_tasks:Toys/Reach-v0",
     "name": "reach",
     "tasks": ["reach"],
     "make": {"size": 4, "robot": "panda"},
     "grid": None,
 }
-STATED = {"states": 5, "seed": 0, "unnorm_key": "vla_razor_google_robot"}
+STATED: dict[str, Any] = {"states": 5, "seed": 0, "unnorm_key": "vla_razor_google_robot"}
 
 
 class Watched(dict):
@@ -351,9 +351,7 @@ def test_a_users_environment_is_probed_by_the_module_that_registers_it(base: Ope
 )
 def test_an_environment_that_will_not_do_is_one_message(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        probe_set.obtain(
-            two_tongued(), TOY | {"make": {}} | change, **STATED | {"unnorm_key": "vla_razor_google_robot"}
-        )
+        probe_set.obtain(two_tongued(), {**TOY, "make": {}, **change}, **STATED)
 
 
 TWO = """

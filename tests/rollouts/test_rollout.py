@@ -125,7 +125,8 @@ def test_one_group_is_decided_about_while_the_other_is_simulated(counting: PoolV
 
 def test_a_start_and_the_seed_give_the_same_episode_whatever_is_played_beside_it(counting: PoolVectorEnv) -> None:
     def actions(starts: list[Start], slots: int = 3, seed: int = 0) -> list[np.ndarray]:
-        return [episode.actions for episode in rollout(Few(counting, slots), Counter(), starts, **ends, seed=seed)[0]]
+        few: Any = Few(counting, slots)
+        return [episode.actions for episode in rollout(few, Counter(), starts, **ends, seed=seed)[0]]
 
     ends: dict[str, Any] = {"stop_at_success": False}
     starts = [*starts_from(1, 2, 3, 4), Start("count", seed=2, repeat=1)]
