@@ -78,7 +78,7 @@ def precision(summary: dict[str, Any]) -> str:
             one = entry[name]
             cells = [percent(one["new"]), percent(one["forgotten"]), f"{one['forward_kl']:.3g}"]
             cells += [f"{one[key]:.0%}" for key in ("unchanged", "unchanged_rounded")]
-            cells += [f"{one[key]:.2f}" for key in ("jaccard", "chance", "chance_by_size")]
+            cells += [analysis.cell(one[key]) for key in ("jaccard", "chance", "chance_by_size")]
             rows.append([entry["method"], f"{entry['learning_rate']:g}", name, *cells])
     head = ["method", "rate", "trained in", "digits", "clothes lost", "forward KL", "unchanged", "rounded afterwards"]
     return table([*head, "Jaccard", "by chance", "by chance, by size"], rows)

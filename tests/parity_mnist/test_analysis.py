@@ -217,6 +217,9 @@ def test_sparsity_is_that_of_trainings_in_either_precision() -> None:
     assert sparser.agrees and than_sft.agrees and "60% against 40%" in than_sft.ours
     assert all(claim.agrees for claim in claims)
     assert any("0.80 to 0.80; by chance 0.30" in ours for _, ours in analysis.beyond(summary))
+    still = analysis.precisions([row | {"jaccard": math.nan} for row in rows])
+    assert any(ours.startswith("not defined; by") for _, ours in analysis.beyond(summary | {"precision": still}))
+    assert (analysis.cell(None), analysis.cell(math.nan), analysis.cell(0.5)) == ("", "", "0.50")
     other = analysis.precisions(precision_rows({"grpo": 0.3, "sft_1": 0.4}, new=0.8))
     found = {claim.text: claim for claim in analysis.claims(summary | {"precision": other})}
     assert not found[than_sft.text].agrees

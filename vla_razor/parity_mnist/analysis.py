@@ -238,9 +238,16 @@ def beyond(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     return found
 
 
+def cell(value: float | None, digits: str = ".2f") -> str:
+    """A number of a table; nothing where it is not defined, as the agreement of trainings that changed no weight. (In
+    summary.json that is null.)
+    """
+    return "" if value is None or math.isnan(value) else f"{value:{digits}}"
+
+
 def _reach(entries: Sequence[Mapping[str, float]], name: str, digits: str = ".2f") -> str:
-    values = [entry[name] for entry in entries]
-    return f"{min(values):{digits}} to {max(values):{digits}}"
+    known = [entry[name] for entry in entries if cell(entry[name])]
+    return f"{min(known):{digits}} to {max(known):{digits}}" if known else "not defined"
 
 
 def _sparsity(summary: Mapping[str, Any]) -> list[Claim]:

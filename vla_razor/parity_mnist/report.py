@@ -70,7 +70,7 @@ as many of each size.</p>
 {% for key in ("new", "forgotten") %}<td>{{ "%.1f" | format(100 * p[key]) }}%</td>{% endfor %}
 <td>{{ "%.3f" | format(p.forward_kl) }}</td>
 {% for key in ("unchanged", "unchanged_rounded") %}<td>{{ "%.1f" | format(100 * p[key]) }}%</td>{% endfor %}
-{% for key in ("jaccard", "chance", "chance_by_size") %}<td>{{ "%.2f" | format(p[key]) }}</td>{% endfor %}</tr>
+{% for key in ("jaccard", "chance", "chance_by_size") %}<td>{{ cell(p[key]) }}</td>{% endfor %}</tr>
 {% endfor %}{% endfor %}</table>
 <h2>Single updates</h2>
 <p>The correlation, over the updates of one training, of how far the update moved the policy on the new task and
@@ -111,6 +111,7 @@ def write(path: Path, folder: Path, summary: Mapping[str, Any], settings: Mappin
         "teachers": summary["teachers"],
         "precision": summary["precision"],
         "updates": summary["updates"],
+        "cell": analysis.cell,
         "shifts": dynamics.SHIFTS,
         "coefficients": list(dynamics.COEFFICIENTS),
         "matched": summary["matched_accuracy"],

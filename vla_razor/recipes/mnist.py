@@ -171,7 +171,7 @@ def precision_table(summary: dict[str, Any]) -> Table:
             one = entry[name]
             cells = [f"{one[key]:.1%}" for key in ("new", "forgotten")] + [f"{one['forward_kl']:.3f}"]
             cells += [f"{one[key]:.1%}" for key in ("unchanged", "unchanged_rounded")]
-            cells += [f"{one[key]:.2f}" for key in ("jaccard", "chance", "chance_by_size")]
+            cells += [analysis.cell(one[key]) for key in ("jaccard", "chance", "chance_by_size")]
             shown.add_row(entry["method"], f"{entry['learning_rate']:g}", name, *cells)
     return shown
 
