@@ -257,6 +257,23 @@ def test_contents_that_are_hardly_texts(text: str | None, kept: str) -> None:
         assert ask(open_endpoint(server)).responses == [Response(kept, cut_off=True)]
 
 
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+def test_a_chain_of_reasoning_is_kept_before_the_answer(field: str) -> None:
+    """As DeepSeek R1 itself writes it. A chain that the limit cut off has no answer, whatever it says."""
+    chain = "Lead weighs most.\nAnswer: A? No."
+
+    def reasoned(handler: Handler, prompt: str, before: int) -> None:
+        reply = completion(None if prompt == "long" else RIGHT, "length" if prompt == "long" else "stop")
+        reply["choices"][0]["message"][field] = {"odd": 1} if prompt == "odd" else f"\n{chain}\n"
+        handler.send(200, reply)
+
+    with serving(reasoned) as server:
+        teacher = open_endpoint(server)
+        (whole,), (none,), (plain,) = (ask(teacher, prompt).responses for prompt in ("short", "long", "odd"))
+    assert whole == Response(f"<think>\n{chain}\n</think>\n\n{RIGHT}", cut_off=False)
+    assert none == Response("", cut_off=True) and plain.text == RIGHT
+
+
 def test_the_rate_is_kept_at_the_server() -> None:
     waiting, most = set[Handler](), []
 

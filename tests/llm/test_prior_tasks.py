@@ -4,19 +4,24 @@ import json
 import math
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 from tests.llm.support import small_data, small_model
 from tests.recipes.support import until
 from vla_razor import cli
+from vla_razor.config import compose
 from vla_razor.errors import UserError
 from vla_razor.llm import code, humaneval, prior_tasks, punkt
 from vla_razor.llm.models import open_model
 from vla_razor.llm.prior_tasks import BENCHMARKS, Score
+from vla_razor.recipes import llm_eval
 
 
 @pytest.fixture(autouse=True)
@@ -185,18 +190,70 @@ def test_a_model_is_evaluated_once(data: Path, tmp_path: Path, monkeypatch: pyte
     file.write_text(file.read_text().replace("it is.", "it was."))
     with pytest.raises(pytest.fail.Exception, match="asked again"):
         summary("three", "prior_tasks=[winogrande]")
+    file.write_text(file.read_text().replace("it was.", "it is."))
+    summary("four", "prior_tasks=[winogrande]")
+    monkeypatch.setattr(llm_eval, "version", lambda _: "0.0")
+    with pytest.raises(pytest.fail.Exception, match="asked again"):
+        summary("five", "prior_tasks=[winogrande]")
 
 
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (["prior_tasks=[helaswag]"], "Did you mean hellaswag"),
-        (["prior_tasks=[humaneval]"], "say run_code=true"),
-    ],
-)
-def test_bad_input_is_one_message(words: list[str], says: str, tmp_path: Path) -> None:
-    result = CliRunner().invoke(cli.app, ["llm", "eval", f"out={tmp_path / 'run'}", *words])
-    assert result.exit_code == 2 and says in result.stderr and not (tmp_path / "run").exists()
+def test_the_version_of_a_benchmarks_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Local files by their content, the Hub's by their revision, and by none where it cannot be asked."""
+    (tmp_path / "mmlu" / "test").mkdir(parents=True)
+    file = tmp_path / "mmlu" / "test" / "anatomy_test.csv"
+    versions = []
+    for text in ("one", "two", "one"):
+        file.write_text(text)
+        versions.append(prior_tasks.data_version("mmlu", tmp_path))
+    assert versions[0] == versions[2] != versions[1]
+    (tmp_path / "cache" / "humaneval").mkdir(parents=True)
+    for text in (b"one", b"two"):
+        (tmp_path / "cache" / "humaneval" / humaneval.FILE).write_bytes(text)
+        versions.append(prior_tasks.data_version("humaneval", None))
+    assert None not in versions and versions[3] != versions[4]
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert prior_tasks.data_version("mmlu", None) is None
+    revision = SimpleNamespace(sha="a" * 40)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda _, name: {"cais/mmlu": revision}[name])
+    assert prior_tasks.data_version("mmlu", None) == "a" * 40
+
+
+def test_the_data_sets_are_those_that_lm_eval_asks_for() -> None:
+    for benchmark in BENCHMARKS.values():
+        if benchmark.file:
+            file = prior_tasks._package() / "tasks" / benchmark.file.format("anatomy")
+            texts = [path.read_text() for path in file.parent.iterdir() if path.is_file()]
+            assert any(f"dataset_path: {benchmark.hub}\n" in text for text in texts)
+
+
+def test_bad_input_is_one_message(tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli.app, ["llm", "eval", f"out={tmp_path / 'run'}", "prior_tasks=[helaswag]"])
+    assert result.exit_code == 2 and "Did you mean hellaswag" in result.stderr and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("experiment", ["paper_llm", "paper_llm_7b", "paper_llm_14b"])
+def test_the_papers_six_benchmarks(experiment: str, tmp_path: Path) -> None:
+    """Section 3.1: HellaSwag, TruthfulQA, MMLU, IFEval, Winogrande and HumanEval, which has to be allowed."""
+    (tmp_path / "humaneval").mkdir()
+    (tmp_path / "humaneval" / humaneval.FILE).write_bytes(b"")
+    for verb, words in (("llm_eval", ["run_code=true"]), ("llm_sweep", ["llm_eval.run_code=true"])):
+        config = compose(verb, [f"experiment={experiment}", *words])
+        names, skipped = llm_eval.available(config.get("llm_eval", config), str(tmp_path))
+        assert {*names, *skipped} == {"hellaswag", "truthfulqa", "mmlu", "ifeval", "winogrande", "humaneval"}
+        assert "humaneval" in names
+        config = compose(verb, [f"experiment={experiment}"])
+        _, skipped = llm_eval.available(config.get("llm_eval", config), str(tmp_path))
+        assert "say run_code=true" in skipped["humaneval"]
+
+
+def test_a_benchmark_that_was_not_run_is_said_to_be_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    config, score = compose("llm_eval", ["model=some"]), Score([1.0, 0.0])
+    summary = llm_eval.present(Console(), config, score, {"mmlu": score}, {"humaneval": "it runs programs"})
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "humaneval │ not run" in printed and "mean of 1 of the 2 prior tasks" in printed
+    assert "humaneval was not run: it runs programs" in printed and summary["skipped"] == {
+        "humaneval": "it runs programs"
+    }
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -89,6 +89,26 @@ def test_math_answers(completion: str, gold: str, right: bool) -> None:
     assert math.rewards([completion], [gold]) == [float(right)]
 
 
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_chain_of_reasoning_is_ignored(closed: bool) -> None:
+    """Its drafts are no answers, and without an end to it there is none."""
+    letter = json.dumps({"letter": "B", "text": "lead"})
+    cases = [
+        (math, r"\boxed{7}", "7", r"Is it \boxed{8}?"),
+        (math, "It is 7.", None, r"So \boxed{7}"),
+        (science, "Answer: B", letter, "Answer: A, or rather not"),
+        (
+            tool,
+            'Action: look\nAction Input: {"at": 1}',
+            '[["look", {"at": 1}]]',
+            'Action: run\nAction Input: {"at": 2}',
+        ),
+    ]
+    for task, answer, gold, chain in cases:
+        text = f"<think>\n{chain}\n</think>\n\n{answer}" if closed else f"<think>\n{chain}\n{answer}"
+        assert task.rewards([text], [gold or "7"]) == [float(closed and gold is not None)]
+
+
 def test_a_tower_of_powers_is_wrong_in_bounded_time() -> None:
     begin = time.monotonic()
     towers = [r"\boxed{9^{9^{9^{9}}}}", r"\boxed{" + "9^{" * 30 + "9" + "}" * 30 + "}", r"\boxed{(10^{10})!!}"]

@@ -1,5 +1,8 @@
 """A teacher behind an OpenAI-compatible interface: POST {url}/chat/completions, one response a request.
 
+A reasoning model's chain arrives in a field of its own, `reasoning_content` or `reasoning`; the text is then chain and
+answer as DeepSeek R1 itself writes them, `<think>` chain `</think>` answer, since the chain is what SFT is after.
+
 What passes (429, 408, 5xx, a time-out, a dropped connection, a body that is cut off or no completion) is asked again
 after a wait that doubles, or as long as the server asks for. Every other refusal is permanent. Sampling is the
 server's own: seeds are not sent, since not every server takes them.
@@ -212,12 +215,20 @@ def _body(reply: HTTPResponse, deadline: float) -> bytes:
 def _parse(body: bytes) -> Response:
     try:
         choice = json.loads(body)["choices"][0]
-        text, end = choice["message"].get("content") or "", choice.get("finish_reason")
+        text, end = _text(choice["message"]), choice.get("finish_reason")
         # Half a surrogate pair is valid JSON and no text; no tokenizer takes it.
         return Response(text.encode(errors="replace").decode(), cut_off=end == "length")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         excerpt = body[:EXCERPT].decode(errors="replace")
         raise _Passing("malformed", f"the body is no chat completion: {excerpt!r}") from None
+
+
+def _text(message: dict[str, Any]) -> str:
+    """The answer, after its chain of reasoning where there is one. A chain without an answer is no response."""
+    answer = message.get("content") or ""
+    chain = message.get("reasoning_content") or message.get("reasoning")
+    kinds = {type(answer), type(chain)}
+    return f"<think>\n{chain.strip()}\n</think>\n\n{answer}" if chain and answer and kinds == {str} else answer
 
 
 def _message(error: urllib.error.HTTPError) -> str:

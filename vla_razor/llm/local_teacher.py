@@ -34,9 +34,10 @@ class LocalTeacher:
         max_new_tokens: int,
         seed: int,
     ) -> None:
-        """Without a temperature the model's own holds."""
+        """Without a temperature the model's own holds. A response ends with the model's context."""
         self.name, self.responses_at_once, self._model, self._seed = model.name, responses_at_once, model, seed
-        self._settings: dict[str, Any] = {"do_sample": True, "max_new_tokens": max_new_tokens}
+        self._settings: dict[str, Any] = {"do_sample": True}
+        self._longest, self._context = max_new_tokens, getattr(model.model.config, "max_position_embeddings", None)
         if temperature is not None:
             self._settings |= {"temperature": temperature, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
 
@@ -52,6 +53,8 @@ class LocalTeacher:
         prompt: Any = tokenizer.apply_chat_template(
             request.messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
         )
+        length = prompt["input_ids"].shape[1]
+        room = self._longest if self._context is None else min(self._longest, max(self._context - length, 1))
         words = (self._seed, request.prompt, request.first)
         devices = [model.device] if model.device.type == "cuda" else []
         with torch.random.fork_rng(devices):  # transformers samples with the global generators alone
@@ -59,10 +62,11 @@ class LocalTeacher:
             sequences = model.generate(
                 **prompt.to(model.device),
                 **self._settings,
+                max_new_tokens=room,
                 num_return_sequences=request.wanted,
                 pad_token_id=tokenizer.pad_token_id,
             )
-        completions = sequences[:, prompt["input_ids"].shape[1] :]
+        completions = sequences[:, length:]
         ends = torch.isin(completions, torch.tensor(_ends(model, tokenizer), device=model.device)).any(1)
         texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
         return [Response(text, cut_off=not end) for text, end in zip(texts, ends.tolist(), strict=True)]

@@ -77,7 +77,7 @@ def open_model(
 
 
 def source_of(spec: str | Path) -> str:
-    """The folder of a model, or its Hub id. Raises UserError where smollm is not here yet, and for a path to nothing."""
+    """The folder of a model, or its Hub id. Raises UserError for a path to nothing, or smollm that is not here."""
     folder = smollm_folder() if str(spec) == SMOLLM else checkpoint_folder(Path(spec))
     if folder is None and not HUB_ID.fullmatch(str(spec)):
         raise UserError(f"{spec}: there is no such folder; {EXPECTED}.")
@@ -115,7 +115,9 @@ def _tokenizer(source: str) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
-        raise UserError(f"{source}: no tokenizer could be loaded ({_first_line(error)}); {_lacking(source)}.") from error
+        raise UserError(
+            f"{source}: no tokenizer could be loaded ({_first_line(error)}); {_lacking(source)}."
+        ) from error
     if not tokenizer.chat_template:
         raise UserError(f"{source}: its tokenizer has no chat template; take an instruct model.")
     if tokenizer.pad_token is None:

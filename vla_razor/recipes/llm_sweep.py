@@ -72,8 +72,10 @@ def run(config: DictConfig, run: Run) -> None:
     outcomes = _write(config, out, trainings, failures)
     failed = {training.folder.name: reason for training, reason in failures.items()}
     settings = present(console, config, outcomes, out)
+    for name, reason in skipped.items():
+        console.print(f"{name} was not run: {reason}", highlight=False)
     console.print(f"rows in {out / 'results.parquet'}; read them with: vla-razor report {run.path}", highlight=False)
-    entry = {"runs": len(trainings), "failed": failed, "settings": settings}
+    entry = {"runs": len(trainings), "failed": failed, "settings": settings, "skipped": skipped}
     run.finish(entry | {"predictors": results.predictors(out)})
 
 

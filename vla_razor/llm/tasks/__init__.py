@@ -80,6 +80,17 @@ def subset(examples: Sequence[Example], count: int) -> list[Example]:
     return ordered[: count or None]
 
 
+def answer_in(completion: str) -> str:
+    """What follows a chain of reasoning, as DeepSeek R1 marks it; all of it where there is no chain, nothing where the
+    chain has no end. The paper compares final answers, ignoring intermediate chains (Appendix B.1).
+
+    >>> answer_in("<think>Is it A?</think>It is B.")
+    'It is B.'
+    """
+    chain, end, answer = completion.rpartition("</think>")
+    return answer if end or "<think>" not in completion else ""
+
+
 def same_text(text: str) -> str:
     """Texts that differ in spaces or capitals only have the same."""
     return "".join(text.split()).casefold()

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from vla_razor.llm.bounded import bounded_map
 from vla_razor.llm.rows import Row, from_array, from_hub, from_lines
-from vla_razor.llm.tasks import LONGEST, Example, Splits, same_text
+from vla_razor.llm.tasks import LONGEST, Example, Splits, answer_in, same_text
 
 REASONED = "Reason step by step, and put the final answer within \\boxed{}."
 DIRECT = "Give the final answer alone, within \\boxed{}."
@@ -55,7 +55,7 @@ def load(data_dir: Path | None, *, direct: bool) -> Splits:
 
 def rewards(completions: Sequence[str], golds: Sequence[str]) -> list[float]:
     r"""1 where the last \boxed{} holds the gold answer, by math-verify, else 0."""
-    answers = [final_answer(completion) for completion in completions]
+    answers = [final_answer(answer_in(completion)) for completion in completions]
     verdicts = [
         answer is not None and same_text(answer) == same_text(gold) for answer, gold in zip(answers, golds, strict=True)
     ]

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from vla_razor.errors import UserError
 from vla_razor.llm.rows import Row, from_hub, from_lines
-from vla_razor.llm.tasks import LONGEST, Example, Splits, is_held_out, same_text
+from vla_razor.llm.tasks import LONGEST, Example, Splits, answer_in, is_held_out, same_text
 
 HUB = "hicai-zju/SciKnowEval"
 HUB_FILE = "data/Chemistry/sciknoweval_chemistry_test.jsonl"
@@ -47,7 +47,8 @@ def load(data_dir: Path | None, *, direct: bool) -> Splits:
 def rewards(completions: Sequence[str], golds: Sequence[str]) -> list[float]:
     """1 where the final answer is the gold one, else 0."""
     return [
-        float(_is_right(final_answer(text), json.loads(gold))) for text, gold in zip(completions, golds, strict=True)
+        float(_is_right(final_answer(answer_in(text)), json.loads(gold)))
+        for text, gold in zip(completions, golds, strict=True)
     ]
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from vla_razor.errors import UserError
 from vla_razor.llm.rows import Row, from_array
-from vla_razor.llm.tasks import LONGEST, Example, Splits, same_text
+from vla_razor.llm.tasks import LONGEST, Example, Splits, answer_in, same_text
 
 TEST_APIS = ("AbuseIPDB", "Apache Superset", "AviationAPI", "Fruityvice", "Free Dictionary", "Lob.com")
 EVALUATION = ("eval_simulated.json", "eval_real.json")
@@ -70,7 +70,7 @@ def load(data_dir: Path | None, *, direct: bool, easy: bool = False) -> Splits:
 
 def rewards(completions: Sequence[str], golds: Sequence[str]) -> list[float]:
     """1 where the completion makes the golden calls, else 0."""
-    return [float(_is_right(text, json.loads(gold))) for text, gold in zip(completions, golds, strict=True)]
+    return [float(_is_right(answer_in(text), json.loads(gold))) for text, gold in zip(completions, golds, strict=True)]
 
 
 def calls(completion: str) -> list[Call] | None:
