@@ -48,6 +48,7 @@ ROBOT: dict[str, Numbers] = {
         "per_point": (5,),  # B.2, RL: 5 trajectories
         "kl_coefficient": (0,),  # B.2, RL: without explicit KL regularization
         "baseline": ("batch",),  # B.2, RL: a reward normalization baseline
+        "batch_size": (16, 32, 64),  # B.2, RL: the same training config as SFT
         "iterations": (80,),  # not the paper's, which gives none: rl's own default
     },
     "distill": {**ACTS, **TRAINED, "batch_size": (16, 32, 64)},  # not the paper's method; B.2's numbers
@@ -58,8 +59,6 @@ ROBOT: dict[str, Numbers] = {
     "sweep": {**ACTS, **BOTH},
     "plasticity": ACTS,
 }
-if "batch_size" in compose("rl"):
-    ROBOT["rl"]["batch_size"] = (16, 32, 64)  # B.2, RL: the same training config as SFT
 
 
 def of_language(model: str) -> dict[str, Numbers]:
@@ -182,7 +181,7 @@ def test_the_papers_scene(verb: str) -> None:
         ("llm_sweep", ["experiment=paper_llm_grid", "method=simpo,reinforce"], {"simpo": 80, "reinforce": 10}),
         ("llm_sweep", ["experiment=paper_llm_grid", "method=sft", "model=A,B,C", "task=science"], {"sft": 240}),
         ("llm_sweep", ["experiment=paper_llm_7b"], {"sft": 1, "grpo": 1}),
-        ("sweep", ["experiment=paper_robotics_grid"], {"sft": 21, "rl": 21 if "batch_size" in compose("rl") else 7}),
+        ("sweep", ["experiment=paper_robotics_grid"], {"sft": 21, "rl": 21}),
         ("sweep", ["experiment=paper_robotics_grid", "method=sft", "seed=0,1,2"], {"sft": 63}),
     ],
 )

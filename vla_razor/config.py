@@ -355,7 +355,7 @@ def _check_robot(config: DictConfig) -> None:
 def _check_tasks(config: DictConfig) -> None:
     """A scene has the tasks that the files of its id name; what those of a user's own id are, nobody knows here."""
     files = [OmegaConf.load(path) for path in (CONFIG_DIR / "env").glob("*.yaml")]
-    for scene in _environments(config):
+    for scene in environments(config):
         asked = [scene.tasks] if isinstance(scene.tasks, str) else list(scene.tasks)
         same = (file for file in files if "id" in file and file.id == scene.id.replace("/Simpler", "/"))
         known = [task for file in same for task in file.tasks]

@@ -160,7 +160,7 @@ def batches(config: DictConfig, step: int, kept: int, episodes: int) -> list[Int
     updates = updates_of(config, episodes)
     if updates == 1:
         return [torch.arange(kept)]
-    order = torch.randperm(kept, generator=training.generator(config.seed, step, 3))
+    order = torch.randperm(kept, generator=training.generator(config.seed, "batches", step))
     parts = list(order.split(config.batch_size)) if kept else []
     return parts + [order[:0]] * (updates - len(parts))
 
