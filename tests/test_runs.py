@@ -312,6 +312,14 @@ def test_a_run_begun_before_there_was_a_setting_goes_on_as_it_was(out: Path) -> 
         assert "interpolated" not in run.config, "a sweep's"
 
 
+@pytest.mark.parametrize(("mixed", "now"), [(True, "bfloat16"), (False, "float32")])
+def test_the_precision_of_an_earlier_run_is_said_by_its_dtype(out: Path, mixed: bool, now: str) -> None:
+    with Run.create(out, OmegaConf.create({"dtype": "float32", "mixed_precision": mixed}), "llm_sft"):
+        pass
+    with Run.resume(out) as run:
+        assert run.config.dtype == now and "mixed_precision" not in run.config
+
+
 @pytest.mark.parametrize("content", [b"a: [1", b"\xff\xfe\x00", b"just a text", b"- 1", b"seed: 1", b""])
 def test_a_corrupted_config(out: Path, content: bytes) -> None:
     trained(out)

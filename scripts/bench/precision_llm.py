@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from transformers import PrinterCallback
 
 from vla_razor.config import compose
 from vla_razor.llm import tasks, training
@@ -37,6 +38,7 @@ def learn(arguments: argparse.Namespace, rate: str, dtype: str) -> dict[str, flo
     with tempfile.TemporaryDirectory() as folder:
         answers = [(example, example.answer) for example in tasks.subset(examples, arguments.examples)]
         trainer: Any = training.sft(language, config, answers, Path(folder), [])
+        trainer.remove_callback(PrinterCallback)
         trainer.args.save_strategy = "no"
         learning = [(p, p.detach().clone()) for p in trainer.model.parameters() if p.requires_grad]
         trainer.train()
