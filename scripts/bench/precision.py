@@ -9,7 +9,7 @@ depends on every last digit, in float32 too.
 
     python scripts/bench/precision.py [--demos DIR] [--updates 200] [--rates 1e-6 1e-5 1e-4] [--lora] [--json]
 
-Without demonstrations it collects 600 with the scripted expert, in the simulator, some minutes. With `--lora`
+Without demonstrations it collects 700 with the scripted expert, in the simulator, some minutes. With `--lora`
 adapters of rank 32 learn instead of all weights.
 """
 
@@ -43,8 +43,8 @@ TARGET = 0.02
 
 
 def collected(folder: Path) -> Path:
-    """Demonstrations of the can, six from each of 100 positions: some 6,600 states, and 200 updates take 6,400."""
-    words = ["policy=scripted", "grid=10x10", "per_point=6", "device=cpu", "logger=none"]
+    """Demonstrations of the can, seven from each of 100 positions: some 6,700 states, and 200 updates take 6,400."""
+    words = ["policy=scripted", "grid=10x10", "per_point=7", "device=cpu", "logger=none"]
     settings = compose("collect", [*words, f"out={folder}"])
     with Run.create(folder, settings, "collect") as run:
         collect.run(run.config, run)

@@ -22,4 +22,4 @@ def test_both_precisions_learn_the_same(tmp_path: Path, options: list[str]) -> N
     last = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
     (result,) = json.loads(last)["results"]
     assert result["met"] and result["ratio"] == pytest.approx(1, abs=0.02)
-    assert result["float32"] < result["before"] - 0.1, "something was learned"
+    assert result["float32"] < result["before"] - 0.05, "something was learned"
