@@ -163,8 +163,9 @@ def test_what_a_caller_asks_for_reaches_the_original(python: str) -> None:
 
 def test_ids_and_the_variable_lead_to_it(python: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, python)
-    env: Any = gymnasium.make("vla_razor/SimplerPickCan-v1", image_size=(8, 10))
+    env: Any = gymnasium.make("vla_razor/SimplerPickCan-v1", image_size=(8, 10), render_mode="rgb_array")
     with closing(env):
+        assert env.metadata["render_fps"] == 3
         observation, info = env.reset(seed=5, options={"orientation": "upright"})
         assert observation["image"].shape == (8, 10, 3)
         assert info["success"] is False and info["instruction"] == "pick coke can"
