@@ -36,6 +36,8 @@ $(BIN)/python:
 .venv/.packages: pyproject.toml scripts/setup/constraints.txt | $(BIN)/python
 	@echo 'installing the packages, about 7 GB: this takes some minutes'
 	@$(BIN)/pip install --quiet --quiet --disable-pip-version-check --use-pep517 -e '.[dev]' -c scripts/setup/constraints.txt
+	@# With it Gymnasium's RecordVideo writes films. It asks for an older Pillow than ours, for texts that it is not asked to draw.
+	@$(BIN)/pip install --quiet --quiet --disable-pip-version-check --no-deps moviepy==2.2.1 proglog==0.1.12 decorator==5.2.1 python-dotenv==1.1.0
 	@touch $@
 
 .venv/.vulkan: .venv/.packages scripts/setup/software_vulkan.py
