@@ -87,7 +87,7 @@ def answer_in(completion: str) -> str:
     >>> answer_in("<think>Is it A?</think>It is B.")
     'It is B.'
     """
-    chain, end, answer = completion.rpartition("</think>")
+    _, end, answer = completion.rpartition("</think>")
     return answer if end or "<think>" not in completion else ""
 
 
