@@ -47,7 +47,7 @@ def test_a_missing_package_is_noticed_before_the_work(
     """Also by verbs that log once at their end, and by those that let others do it."""
     monkeypatch.setitem(sys.modules, logger, None)
     monkeypatch.setattr(cli, "_execute", lambda run: pytest.fail("the work has begun"))
-    words = verb.split("_", 1) if verb.startswith("llm_") else [verb]
+    words = [*verb.split("_", 1), "model=one/elsewhere"] if verb.startswith("llm_") else [verb]
     result = CliRunner().invoke(cli.app, [*words, f"logger={logger}", f"out={tmp_path / 'run'}"])
     assert result.exit_code == 2, result.output
     assert f"pip install 'vla-razor[{logger}]'" in result.stderr
