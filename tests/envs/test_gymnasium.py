@@ -56,6 +56,7 @@ def test_render_shows_the_observation_at_the_pace_of_control() -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("moviepy") is None, reason="Gymnasium writes films with moviepy")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # moviepy leaves its pipes open
 def test_a_film_is_recorded(tmp_path: Path) -> None:
     env = RecordVideo(
         gymnasium.make(CAN, render_mode="rgb_array"), str(tmp_path / "films"), episode_trigger=lambda _: True
