@@ -256,8 +256,7 @@ def common_keys(verb: str) -> list[str]:
 def describe(verb: str) -> str:
     """The verb's keys with their defaults and meaning, a line each, as its files have them."""
     own = (CONFIG_DIR / f"{verb}.yaml").read_text()
-    names = re.findall(r"\w+", own.partition("\n")[0])
-    texts = [own, *((CONFIG_DIR / f"{name}.yaml").read_text() for name in reversed(FRAGMENTS) if name in names)]
+    texts = [own, *((CONFIG_DIR / f"{name}.yaml").read_text() for name in reversed(_fragments(verb)))]
     rows: dict[str, tuple[str, str]] = {}
     for key, value, meaning in re.findall(r"^(\w+): *([^#\n]*?) *(?:# *(.*))?$", "\n".join(texts), re.MULTILINE):
         first_value, first_meaning = rows.get(key, (value, ""))
@@ -354,15 +353,20 @@ def _check_robot(config: DictConfig) -> None:
 
 def _check_tasks(config: DictConfig) -> None:
     """A scene has the tasks that the files of its id name; what those of a user's own id are, nobody knows here."""
-    files = [OmegaConf.load(path) for path in (CONFIG_DIR / "env").glob("*.yaml")]
     for scene in environments(config):
         asked = [scene.tasks] if isinstance(scene.tasks, str) else list(scene.tasks)
-        same = (file for file in files if "id" in file and file.id == scene.id.replace("/Simpler", "/"))
-        known = [task for file in same for task in file.tasks]
+        known = _tasks_by_id().get(scene.id.replace("/Simpler", "/"), [])
         if not asked or len(set(asked)) < len(asked) or (known and not set(asked) <= set(known)):
             said = f"[{','.join(map(str, asked))}]"
             has = ", ".join(known) or "tasks of its own"
             raise UserError(f"env.tasks={said}: expected some of what {scene.id} has, each once: {has}.")
+
+
+@cache
+def _tasks_by_id() -> dict[str, list[str]]:
+    """What the files of each Gymnasium id name."""
+    files = [OmegaConf.load(path) for path in (CONFIG_DIR / "env").glob("*.yaml")]
+    return {file.id: list(file.tasks) for file in files if "id" in file}
 
 
 def _set_prior_apart(config: DictConfig) -> None:
