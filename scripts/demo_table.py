@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vla_razor.recipes.comparison import read_lines
-from vla_razor.statistics import READINGS, Success, pooled, wilson
+from vla_razor.recipes.comparison import hits_in
+from vla_razor.recipes.evaluate import in_words, shown
+from vla_razor.statistics import PRIMARY, READINGS, Difference, Success, clustered, pooled, pooled_rate
 
 IN_WORDS = {"success_once": "", "success_at_end": ", at the end"}
 
@@ -39,36 +40,26 @@ def rates(label: str, successes: Mapping[str, list[Success]]) -> Iterator[str]:
     """A line a reading; the successes of a policy are counted together."""
     for reading in READINGS:
         found = [pooled(own)[reading] for own in successes.values()]
-        shown = (f"{r['successes']} of {r['episodes']}: {r['rate']:.0%} {ends(r['low'], r['high'])}" for r in found)
-        yield line(label + IN_WORDS[reading], shown)
+        yield line(label + IN_WORDS[reading], (shown(rate, ": ") for rate in found))
 
 
 def changes(summary: Mapping[str, Any], kind: str) -> Iterator[str]:
     """A line a reading."""
     for reading in READINGS:
         found = [by_kind[kind][reading] for by_kind in summary["changes"].values()]
-        shown = (f"{one['difference']:+.0%} {ends(one['low'], one['high'], '+')}" for one in found)
-        yield line("... change" + IN_WORDS[reading], ("", *shown))
+        yield line("... change" + IN_WORDS[reading], ("", *(in_words(Difference(**one)) for one in found)))
 
 
 def by_seed(run: Path) -> Iterator[str]:
     """The primary reading of the new task for each policy, as they were evaluated: one seed at a time."""
     for folder in sorted(run.glob("new*")):
-        found: dict[str, list[bool]] = {}
-        for row in read_lines(folder / "episodes.jsonl"):
-            if not row["lost"]:
-                found.setdefault(row["policy"], []).append(row[READINGS[0]])
-        for policy, hits in found.items():
-            rate = wilson(sum(hits), len(hits))
-            yield f"- {Path(policy).parent.parent.name or policy}: {rate['successes']} of {rate['episodes']}"
+        for policy, hits in hits_in(folder).items():
+            rate = pooled_rate(map(clustered, hits[PRIMARY].values()))
+            yield f"- {Path(policy).parent.parent.name or policy}: {shown(rate, ': ')}"
 
 
 def line(label: str, cells: Any) -> str:
     return "| " + " | ".join([label, *cells]) + " |"
-
-
-def ends(low: float, high: float, sign: str = "") -> str:
-    return f"[{100 * low:{sign}.0f}, {100 * high:{sign}.0f}]"
 
 
 if __name__ == "__main__":
