@@ -22,7 +22,6 @@ episodes, without importance weights: what they would correct is what is asked a
 A step none of whose episodes has an advantage is skipped: AdamW's momentum would move the policy on.
 """
 
-import json
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -43,6 +42,7 @@ from vla_razor.policies import Policy
 from vla_razor.policies.openvla.policy import OpenVLAPolicy
 from vla_razor.progress import progress
 from vla_razor.recipes import training
+from vla_razor.recipes.comparison import read_lines
 from vla_razor.recipes.training import Base, Trainer, Update
 from vla_razor.rollouts.rollout import Episode, Timing, VectorEnv, make_vector_env, rollout
 from vla_razor.rollouts.starts import episode_seed, grid_starts
@@ -94,8 +94,7 @@ def updates_of(config: DictConfig, episodes: int) -> int:
 
 def without_signal(run: Run) -> str:
     """What is said of a run all of whose updates were skipped."""
-    lines = (run.path / "metrics.jsonl").read_text().splitlines()
-    if any(json.loads(line)["success"] for line in lines):
+    if any(row["success"] for row in read_lines(run.path / "metrics.jsonl")):
         return "no episode was better or worse than those it is compared with, nothing was learned"
     return "no reward was ever seen, nothing was learned"
 
