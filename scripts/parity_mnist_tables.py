@@ -21,8 +21,12 @@ def percent(value: float) -> str:
     return f"{value:.1%}"
 
 
-def with_interval(found: dict[str, float] | None, key: str = "r2", sign: str = "") -> str:
-    return f"{found[key]:{sign}.2f} [{found['low']:{sign}.2f}, {found['high']:{sign}.2f}]" if found else ""
+def with_interval(found: dict[str, float | None] | None, key: str = "r2", sign: str = "") -> str:
+    """Empty where too few runs gave no value, or no interval of it."""
+    if not found or found[key] is None:
+        return ""
+    value = f"{found[key]:{sign}.2f}"
+    return value if found["low"] is None else f"{value} [{found['low']:{sign}.2f}, {found['high']:{sign}.2f}]"
 
 
 def claims(summary: dict[str, Any]) -> str:
