@@ -44,9 +44,8 @@ def test_the_memory_of_an_update_is_what_is_measured(verb: str, checkpointing: s
     update(real, 1, length)()
     for batch in (2, 6):
         measured = peak_of(update(real, batch, length))
-        # Under a mode, gradients that meet are added out of place: one more of the logits than there really is. What
-        # products pack for themselves is measured and not planned, and differs from one CPU to another.
-        assert 0.9 < planned.activations.at(batch) / measured < 1.4
+        # Under a mode, gradients that meet are added out of place: one more of the logits than there really is.
+        assert 0.9 < planned.activations.at(batch) / measured < 1.35
 
 
 @pytest.mark.parametrize("size", PARAMETERS)

@@ -130,12 +130,29 @@ class Footprint:
 
 
 def measured(model: nn.Module, call: Callable[[], Any], products: torch.dtype | None = None) -> tuple[float, float]:
-    """Peak bytes beside the weights and gradients of a model on the meta device, and FLOP, of a call that uses it.
+    """Peak bytes beside the weights and gradients of a model on the meta device, and FLOP, of a call that uses it. It
+    is called twice, because what counts the operations holds on to tensors that would be gone.
 
     With `products`, those of mixed precision: autocast, which the meta device does not have, copies what products read
     into this dtype, and keeps its copies of what learns until the call has ended.
     """
-    ledger, counter, copies = Ledger(model), FlopCounterMode(display=False), dict[Tensor, Tensor]()
+    ledger, counter = Ledger(model), FlopCounterMode(display=False)
+    for mode in (ledger, counter):
+        lowered = _reading(products)
+        # Replaced, not dispatched on: what checkpointing computes again in the backward pass sees no mode of the
+        # forward's.
+        replaced = {"linear": F.linear, "conv2d": F.conv2d, "scaled_dot_product_attention": _fused_attention}
+        with ExitStack() as stack:
+            for name, function in replaced.items():
+                stack.enter_context(mock.patch.object(F, name, lowered(function)))
+            stack.enter_context(mode)
+            call()
+    return ledger.peak, counter.get_total_flops()
+
+
+def _reading(products: torch.dtype | None) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Makes functions read tensors of float32 in `products`, and what learns from copies that are made once."""
+    copies: dict[Tensor, Tensor] = {}
 
     def taken(value: Any) -> Any:
         if products is None or not isinstance(value, Tensor) or value.dtype != torch.float32:
@@ -146,18 +163,7 @@ def measured(model: nn.Module, call: Callable[[], Any], products: torch.dtype | 
             copies[value] = value.to(products)
         return copies[value]
 
-    def lowered(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        return lambda *arguments, **settings: function(*map(taken, arguments), **settings)
-
-    # Replaced, not dispatched on: what checkpointing computes again in the backward pass sees no mode of the forward's.
-    replaced = {"linear": F.linear, "conv2d": F.conv2d, "scaled_dot_product_attention": _fused_attention}
-    with ExitStack() as stack:
-        for name, function in replaced.items():
-            stack.enter_context(mock.patch.object(F, name, lowered(function)))
-        stack.enter_context(ledger)
-        stack.enter_context(counter)
-        call()
-    return ledger.peak, counter.get_total_flops()
+    return lambda function: lambda *arguments, **settings: function(*map(taken, arguments), **settings)
 
 
 def bytes_of(parameters: Iterable[Tensor]) -> float:
