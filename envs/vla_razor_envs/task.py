@@ -31,6 +31,7 @@ from .geometry import Frame, pose_of, rotate
 from .overlay import composite, load_photo
 from .records import Setup
 from .scenes import light, polish
+from .shaders import use_shader
 
 Start = dict[str, Any]
 
@@ -111,7 +112,7 @@ class ManipulationTask(BaseEnv):
                 near=camera.near,
                 far=10,
                 mount=mount,
-                shader_pack=camera.shader,
+                shader_config=use_shader(camera.shader),
             )
         ]
 
