@@ -38,15 +38,16 @@ def stoppable() -> Iterator[None]:
 
 
 @contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Holds both back until the block has ended, so that an update is made whole or not at all.
+def uninterrupted() -> Iterator[list[int]]:
+    """Holds both back until the block has ended, so that an update is made whole or not at all; what is held is in the
+    list that is given.
 
     Where a signal is ignored, it stays so.
     """
     held: list[int] = []
     previous = {number: signal.signal(number, lambda number, _: held.append(number)) for number in SIGNALS}
     try:
-        yield
+        yield held
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from tests.llm.support import QWEN_WORDS, small_data, small_model
+from tests.recipes.support import MAIN
 from vla_razor import cli
 from vla_razor.config import compose
 from vla_razor.core import losses
@@ -212,6 +213,30 @@ def test_a_killed_run_resumes_to_the_same_end(dtype: str, rank: int, model: Path
     one, other = (load_file(out / "checkpoints" / "step_20" / name) for out in (whole, killed))
     assert {tensor.dtype for tensor in one.values()} == {torch.float32} and moments_of(whole, 20) == {torch.float32}
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_asked_to_stop_saves_its_step_and_goes_on_with_the_next(
+    number: int, model: Path, data: Path, tmp_path: Path
+) -> None:
+    words = [*SMALL, *OFFLINE, "epochs=5", "max_examples=16", f"data_dir={data}", f"model={model}", "dtype=float32"]
+    words += ["save_every=1000", "probe_every=0", "eval_prompts=0"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    run(["llm", "sft", f"out={whole}", *words], whole)
+    process = subprocess.Popen(
+        [sys.executable, "-c", MAIN, "llm", "sft", f"out={stopped}", *words], stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not ((stopped / "metrics.jsonl").is_file() and len(rows_of(stopped)) >= 3) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(number)
+    assert process.wait(timeout=60) == 130
+    (saved,) = (stopped / "checkpoints").iterdir()
+    assert saved.name == f"step_{len(rows_of(stopped))}"
+    run(["resume", str(stopped)], stopped)
+    assert losses_of(whole) == losses_of(stopped)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from vla_razor.errors import RunFailed
+from vla_razor.interruption import uninterrupted
 from vla_razor.progress import progress
 from vla_razor.runs import Run
 
@@ -24,17 +25,32 @@ class RunCallback(TrainerCallback):
     """Writes what TRL logs to the run, with `measure`'s numbers every `probe_every` steps (0 never) and at the end;
     `measured` holds the latest. `close` it.
 
+    Of one process Ctrl-C and SIGTERM wait for the end of a step, which is then saved. Several would have to agree on
+    the step, and end at once as they are.
+
     Raises RunFailed where the loss is not finite; the last checkpoint is then as it was.
     """
 
     def __init__(self, run: Run, probe_every: int, measure: Callable[[], dict[str, Any]]) -> None:
         self.run, self.probe_every, self.measure = run, probe_every, measure
         self.measured: dict[str, Any] = {}
-        self._bar = ExitStack()
+        self._bar, self._step, self._held = ExitStack(), ExitStack(), list[int]()
 
     def close(self) -> None:
-        """Ends the bar."""
+        """Ends the bar, and what holds signals back."""
         self._bar.close()
+        self._step.close()
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._step.close()  # raises KeyboardInterrupt where a signal came, the last step being saved
+        if args.world_size == 1:
+            self._held = self._step.enter_context(uninterrupted())
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        control.should_save |= bool(self._held)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._step.close()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         name = self.run.config.verb.removeprefix("llm_")
