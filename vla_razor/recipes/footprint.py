@@ -129,25 +129,35 @@ class Footprint:
         return max(int((free - self.activations.fixed) // self.activations.each), 0) if fits else 0
 
 
-def measured(model: nn.Module, call: Callable[[], Any], products: torch.dtype | None = None) -> tuple[float, float]:
-    """Peak bytes beside the weights and gradients of a model on the meta device, and FLOP, of a call that uses it. It
-    is called twice, because what counts the operations holds on to tensors that would be gone.
+def peak_of(model: nn.Module, call: Callable[[], Any], products: torch.dtype | None = None) -> float:
+    """The most bytes beside the weights and gradients of a model on the meta device while a call uses it.
 
     With `products`, those of mixed precision: autocast, which the meta device does not have, copies what products read
     into this dtype, and keeps its copies of what learns until the call has ended.
     """
-    ledger, counter = Ledger(model), FlopCounterMode(display=False)
-    for mode in (ledger, counter):
-        lowered = _reading(products)
-        # Replaced, not dispatched on: what checkpointing computes again in the backward pass sees no mode of the
-        # forward's.
-        replaced = {"linear": F.linear, "conv2d": F.conv2d, "scaled_dot_product_attention": _fused_attention}
-        with ExitStack() as stack:
-            for name, function in replaced.items():
-                stack.enter_context(mock.patch.object(F, name, lowered(function)))
-            stack.enter_context(mode)
-            call()
-    return ledger.peak, counter.get_total_flops()
+    ledger = Ledger(model)
+    _call(call, ledger, products)
+    return ledger.peak
+
+
+def operations_of(call: Callable[[], Any], products: torch.dtype | None = None) -> float:
+    """The FLOP of a call on the meta device, `products` as in `peak_of`. Not in one pass with it: what counts operations
+    holds on to tensors that would be gone.
+    """
+    counter = FlopCounterMode(display=False)
+    _call(call, counter, products)
+    return counter.get_total_flops()
+
+
+def _call(call: Callable[[], Any], mode: Any, products: torch.dtype | None) -> None:
+    lowered = _reading(products)
+    # Replaced, not dispatched on: what checkpointing computes again in the backward pass sees no mode of the forward's.
+    replaced = {"linear": F.linear, "conv2d": F.conv2d, "scaled_dot_product_attention": _fused_attention}
+    with ExitStack() as stack:
+        for name, function in replaced.items():
+            stack.enter_context(mock.patch.object(F, name, lowered(function)))
+        stack.enter_context(mode)
+        call()
 
 
 def _reading(products: torch.dtype | None) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:

@@ -31,7 +31,8 @@ from vla_razor.recipes.footprint import (
     card_named,
     flops_of,
     give_gradients,
-    measured,
+    operations_of,
+    peak_of,
     size_text,
     time_text,
 )
@@ -141,7 +142,8 @@ def footprint(model: Any, config: DictConfig) -> Footprint:
     update = {"llm_sft": cross_entropy, "llm_simpo": pair}.get(config.verb, sampled)
     length = PROMPT_TOKENS + config.max_new_tokens
     with _products_in(getattr(torch, config.dtype)):
-        (one, flop), (three, _) = (measured(model, update(model, batch, length)) for batch in (1, 3))
+        one, three = (peak_of(model, update(model, batch, length)) for batch in (1, 3))
+        flop = operations_of(update(model, 1, length))
     penalised = config.get("kl_coefficient", 0.0) and not config.lora_rank
     return Footprint(
         parameters=sum(p.numel() for p in model.parameters()),

@@ -6,6 +6,7 @@ constant there or below, and is printed with the plan.
 """
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ from vla_razor.recipes.footprint import (
     card_named,
     flops_of,
     give_gradients,
-    measured,
+    operations_of,
+    peak_of,
     size_text,
     time_text,
 )
@@ -101,8 +103,8 @@ def footprint(model: OpenVLA, config: DictConfig) -> PolicyFootprint:
     learning = [parameter for group in parameter_groups(model, config) for parameter in group["params"]]
     gradients, weights = bytes_of(learning), bytes_of(model.parameters())
     give_gradients(learning)
-    (one, flop), (three, _) = (_update(model, batch) for batch in (1, 3))
-    (few, decision), (many, _) = (_decision(model, batch) for batch in (1, 3))
+    one, three = (peak_of(model, _update(model, batch), model.products) for batch in (1, 3))
+    few, many = (peak_of(model, _decision(model, batch), model.products) for batch in (1, 3))
     return PolicyFootprint(
         parameters=sum(p.numel() for p in model.parameters()),
         trainable=sum(p.numel() for p in learning),
@@ -113,11 +115,11 @@ def footprint(model: OpenVLA, config: DictConfig) -> PolicyFootprint:
         scratch=0.0 if card_named(config.device) is None else gradients,
         gathered=0.0,
         activations=Line.through(one, three),
-        update_flop=flop,
+        update_flop=operations_of(_update(model, 1), model.products),
         rollout=Line.through(few, many),
         cache=_cache_bytes(model),
-        decision_flop=decision,
-        forward_flop=_forward(model),
+        decision_flop=operations_of(_decision(model, 1), model.products) + _steps(model),
+        forward_flop=operations_of(lambda: _forward(model), model.products),
         tokens=_tokens(model) + _action_tokens(model),
     )
 
@@ -152,16 +154,15 @@ def _described(policy: str) -> tuple[dict[str, Any], Processor | None]:
         raise UserError(f"{policy}: no such checkpoint folder, and the Hub did not give its config.json.") from error
 
 
-def _update(model: OpenVLA, batch: int) -> tuple[float, float]:
-    """Peak bytes beside weights and gradients, and FLOP a state, of one micro-batch forward and backward."""
-    peak, flop = measured(model, lambda: torch.log_softmax(_logits(model, batch), -1).sum().backward(), model.products)
-    return peak, flop / batch
+def _update(model: OpenVLA, batch: int) -> Callable[[], None]:
+    """One micro-batch forward and backward."""
+    return lambda: torch.log_softmax(_logits(model, batch), -1).sum().backward()
 
 
 @torch.no_grad()
-def _forward(model: OpenVLA) -> float:
-    """FLOP of one state's forward pass."""
-    return measured(model, lambda: _logits(model, 1), model.products)[1]
+def _forward(model: OpenVLA) -> None:
+    """One state's forward pass."""
+    _logits(model, 1)
 
 
 def _logits(model: OpenVLA, batch: int) -> Tensor:
@@ -169,12 +170,11 @@ def _logits(model: OpenVLA, batch: int) -> Tensor:
     return model.action_logits(_pixels(model, batch), _prompts(model, batch), tokens)
 
 
-@torch.no_grad()
-def _decision(model: OpenVLA, batch: int) -> tuple[float, float]:
-    """Peak bytes beside the weights, cache included, and FLOP an environment, of one decision."""
-    llama = model.language_model.model
-    more = _action_tokens(model) - 1
+def _decision(model: OpenVLA, batch: int) -> Callable[[], None]:
+    """One decision, but for the steps after the prompt; the cache is as large as with them."""
+    llama, more = model.language_model.model, _action_tokens(model) - 1
 
+    @torch.no_grad()
     def decide() -> None:
         embeddings, lengths = model._prompt(_pixels(model, batch), _prompts(model, batch))
         length = embeddings.shape[1]
@@ -182,9 +182,12 @@ def _decision(model: OpenVLA, batch: int) -> tuple[float, float]:
         cache = decoder.Cache(length + more)
         model.action_head(decoder.prefill(llama, embeddings, table, lengths[:, None] - 1, cache=cache))
 
-    peak, flop = measured(model, decide, model.products)
-    a_step = 2 * sum(p.numel() for p in model.language_model.parameters())
-    return peak, flop / batch + more * a_step
+    return decide
+
+
+def _steps(model: OpenVLA) -> float:
+    """FLOP of a decision's steps after the prompt."""
+    return (_action_tokens(model) - 1) * 2.0 * sum(p.numel() for p in model.language_model.parameters())
 
 
 def _pixels(model: OpenVLA, batch: int) -> Tensor:
