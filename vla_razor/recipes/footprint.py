@@ -141,8 +141,8 @@ def peak_of(model: nn.Module, call: Callable[[], Any], products: torch.dtype | N
 
 
 def operations_of(call: Callable[[], Any], products: torch.dtype | None = None) -> float:
-    """The FLOP of a call on the meta device, `products` as in `peak_of`. Not in one pass with it: what counts operations
-    holds on to tensors that would be gone.
+    """The FLOP of a call on the meta device, `products` as in `peak_of`. Not in one pass with it: what counts
+    operations holds on to tensors that would be gone.
     """
     counter = FlopCounterMode(display=False)
     _call(call, counter, products)
