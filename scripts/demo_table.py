@@ -1,4 +1,4 @@
-"""The README's table of the demo, in Markdown, from a finished run of `vla-razor demo`.
+"""The README's tables of the demo, in Markdown, from a finished run of `vla-razor demo`.
 
 python scripts/demo_table.py RUN
 """
@@ -50,6 +50,13 @@ def changes(summary: Mapping[str, Any], kind: str) -> Iterator[str]:
         yield line("... change" + IN_WORDS[reading], ("", *(in_words(Difference(**one)) for one in found)))
 
 
+def kept(matched: Mapping[str, Any]) -> Iterator[str]:
+    """How much more of the prior tasks one method has kept than another at equal success on the new task."""
+    for one, others in matched["prior_kept_more"].items():
+        for other, found in others.items():
+            yield f"- {one} against {other}: {in_words(Difference(**found))}"
+
+
 def by_seed(run: Path) -> Iterator[str]:
     """The primary reading of the new task for each policy, as they were evaluated: one seed at a time."""
     for folder in sorted(run.glob("new*")):
@@ -66,6 +73,13 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a finished demo")
     arguments = parser.parse_args()
-    print("\n".join(table(json.loads((arguments.run / "summary.json").read_text()))))
+    summary = json.loads((arguments.run / "summary.json").read_text())
+    matched = summary["matched"]
+    print(f"Where each first reaches {matched['level']:.0%} on the new task, which all reach: {matched['steps']}\n")
+    print("\n".join(table(matched)))
+    print()
+    print("\n".join(kept(matched)))
+    print("\nAt their ends:\n")
+    print("\n".join(table(summary)))
     print()
     print("\n".join(by_seed(arguments.run)))

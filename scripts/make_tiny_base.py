@@ -110,7 +110,7 @@ def demonstrate(arguments: argparse.Namespace) -> dict[str, np.ndarray]:
                 envs,
                 noisy,
                 starts,
-                stop_at_success=True,
+                hold=1,
                 seed=arguments.seed,
                 progress=lambda _, bar=bar, task=task: bar.advance(task),
             )
@@ -235,7 +235,7 @@ def evaluate(model: OpenVLA, episodes: int, seed: int) -> dict[str, Rate]:
     for scene in scenes(compose("eval", ["env=all"]).env):
         starts = random_starts(scene.tasks, episodes, seed)
         with closing(make_vector_env(scene, 24, 2, "cpu")) as envs:
-            done, timing = rollout(envs, OpenVLAPolicy(model, KEY), starts, stop_at_success=True, seed=seed)
+            done, timing = rollout(envs, OpenVLAPolicy(model, KEY), starts, hold=1, seed=seed)
         console.print(
             f"{scene.name}: {timing.steps_per_second:.0f} steps/s, "
             f"policy {timing.policy:.1f} s of {timing.seconds:.1f} s"

@@ -94,7 +94,7 @@ def test_values_take_their_type() -> None:
         ("rl", "iterations=0", "expected a whole number, at least 1."),
         ("rl", "train_vision=1", "expected true or false."),
         ("rl", "baseline=mean", "expected grid_point | batch | one_zero."),
-        ("rl", "grid=5by5", "expected columns x rows, as in 5x5."),
+        ("rl", "grid=5by5", "expected columns x rows, as in 5x5; or random."),
         ("rl", "betas=[0.9]", "expected two numbers in [0, 1)"),
         ("rl", "robot=gogle_robot", "expected google_robot | panda"),
         ("rl", "image_size=[512]", "expected [height, width]"),

@@ -62,7 +62,11 @@ _NUMBER = Rule(float, lambda value: 0 <= value < float("inf"), "a number, at lea
 _MAPPING = Rule(dict, lambda _: True, "a mapping, as in {a: 1}")
 _BUDGET = Rule(float, lambda value: 0 < value < 1, "a number above 0 and below 1")
 _SHARE = Rule(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
-_GRID = Rule(str, lambda value: re.fullmatch(r"[1-9]\d*x[1-9]\d*", value) is not None, "columns x rows, as in 5x5")
+_GRID = Rule(
+    str,
+    lambda value: re.fullmatch(r"[1-9]\d*x[1-9]\d*|random", value) is not None,
+    "columns x rows, as in 5x5; or random",
+)
 _CHANGES = Rule(list, lambda value: all(isinstance(v, dict) for v in value), "a list, as in [{learning_rate: 1e-4}]")
 _SENTENCES = _distinct(
     lambda v: type(v) is str and v != "", "a list of instructions, as in [open top drawer]", fewest=0
@@ -92,14 +96,15 @@ _KEYS = {
     _SWITCH: "greedy train_vision dry_run direct easy rejected gradient_checkpointing run_code",
     _COUNT: "num_envs num_workers micro_batch_size batch_size epochs iterations per_point max_attempts save_every "
     "episodes new_episodes prior_episodes probe_states checkpoints jobs rates group_size prompts_per_step "
-    "num_iterations updates max_new_tokens max_length paragraphs probe_prompts samples concurrency requests_per_minute",
+    "num_iterations updates max_new_tokens max_length paragraphs probe_prompts samples concurrency requests_per_minute "
+    "points",
     _WHOLE: "seed eval_episodes lora_rank warmup_steps augmentation probe_every videos max_steps "
     "max_examples eval_prompts examples staleness",
     _POSITIVE: "learning_rate gain_learning_rate eps max_grad_norm lora_alpha temperature lowest_rate highest_rate "
     "timeout",
-    _NUMBER: "weight_decay kl_coefficient spillover_coefficient margin",
+    _NUMBER: "weight_decay kl_coefficient spillover_coefficient margin prefix_jitter",
     _CHANGES: "sft_runs rl_runs",
-    _MAPPING: "cold_start slurm",
+    _MAPPING: "cold_start slurm far",
 }
 RULES: dict[str, Rule] = {
     **{key: rule for rule, keys in _KEYS.items() for key in keys.split()},
@@ -115,6 +120,7 @@ RULES: dict[str, Rule] = {
     "betas": _BETAS,
     "grid": _GRID,
     "noise": _SHARE,
+    "style": _one_of("direct", "across", "sideways", "steep"),
     "guidance": _SHARE,
     "forgetting_budget": _BUDGET,
     "replay_share": _BUDGET,
@@ -151,6 +157,7 @@ NULLABLE |= {
     "forgetting_budget",
     "law",
     "replay",
+    "far",
     "rl.batch_size",  # of this verb alone
 }
 
@@ -355,7 +362,7 @@ def _check_tasks(config: DictConfig) -> None:
     """A scene has the tasks that the files of its id name; what those of a user's own id are, nobody knows here."""
     for scene in environments(config):
         asked = [scene.tasks] if isinstance(scene.tasks, str) else list(scene.tasks)
-        known = _tasks_by_id().get(scene.id.replace("/Simpler", "/"), [])
+        known = _known_tasks().get(_unversioned(scene.id), [])
         if not asked or len(set(asked)) < len(asked) or (known and not set(asked) <= set(known)):
             said = f"[{','.join(map(str, asked))}]"
             has = ", ".join(known) or "tasks of its own"
@@ -363,10 +370,15 @@ def _check_tasks(config: DictConfig) -> None:
 
 
 @cache
-def _tasks_by_id() -> dict[str, list[str]]:
-    """What the files of each Gymnasium id name."""
+def _known_tasks() -> dict[str, list[str]]:
+    """What the files of each Gymnasium id name, whatever its version."""
     files = [OmegaConf.load(path) for path in (CONFIG_DIR / "env").glob("*.yaml")]
-    return {file.id: list(file.tasks) for file in files if "id" in file}
+    return {_unversioned(file.id): list(file.tasks) for file in files if "id" in file}
+
+
+def _unversioned(env_id: str) -> str:
+    """A Gymnasium id without its version; SimplerEnv's own task is the same one."""
+    return re.sub(r"-v\d+$", "", env_id.replace("/Simpler", "/"))
 
 
 def _set_prior_apart(config: DictConfig) -> None:

@@ -19,9 +19,9 @@ from matplotlib.ticker import PercentFormatter
 from vla_razor.files import atomic_write
 from vla_razor.statistics import Difference, Rate, pooled_rate, wilson
 
-COLOURS = {"base": "#7f7f7f", "sft": "#d55e00", "rl": "#0072b2"}
-NAMES = {"base": "base", "sft": "SFT", "rl": "REINFORCE"}
-MARKERS = {"base": "*", "sft": "s", "rl": "o"}
+COLOURS = {"base": "#7f7f7f", "sft": "#e69f00", "sft_far": "#d55e00", "rl": "#0072b2"}
+NAMES = {"base": "base", "sft": "SFT", "sft_far": "SFT, far teacher", "rl": "REINFORCE"}
+MARKERS = {"base": "*", "sft": "s", "sft_far": "D", "rl": "o"}
 STYLE: dict[Any, Any] = {
     "font.size": 9.5,
     "axes.titlesize": 10.5,

@@ -239,15 +239,22 @@ def origin_of(spec: str | Path, key: str) -> str:
     """What the run that trained a policy (`key`: policy) or a model (model), given by its folder or a checkpoint in it,
     started from; of one between a base and a tuned one, that base. Raises UserError where there is no such run.
     """
-    for folder in (Path(spec), Path(spec).parent.parent):
-        if (folder / "config.yaml").is_file():
-            config = read_config(folder / "config.yaml")
-            if config.verb == "interpolate":
-                return config.base or origin_of(config[key], key)
-            if key not in config:
-                raise UserError(f"{folder} is a run of {config.verb}, which trains no {key}.")
-            return config[key]
-    raise UserError(f"{key}={spec} does not say what it was fine-tuned from: give base=.")
+    folder = run_of(spec)
+    if folder is None:
+        raise UserError(f"{key}={spec} does not say what it was fine-tuned from: give base=.")
+    config = read_config(folder / "config.yaml")
+    if config.verb == "interpolate":
+        return config.base or origin_of(config[key], key)
+    if key not in config:
+        raise UserError(f"{folder} is a run of {config.verb}, which trains no {key}.")
+    return config[key]
+
+
+def run_of(policy: str | Path) -> Path | None:
+    """The folder of the run that made a policy, given by that folder or a checkpoint in it, or None."""
+    path = Path(policy)
+    folder = path.parent.parent if path.parent.name == "checkpoints" else path
+    return folder if (folder / "config.yaml").is_file() else None
 
 
 def read_config(path: Path) -> DictConfig:

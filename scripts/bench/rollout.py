@@ -57,7 +57,7 @@ def measure_loop(config: DictConfig, policy: OpenVLAPolicy, num_envs: int, episo
     """The timings of `rounds` times `episodes` episodes, after a warm-up."""
     with closing(make_vector_env(config.env, num_envs, config.num_workers, "cpu")) as envs:
         starts = random_starts(config.env.tasks, episodes, config.seed)
-        settings: dict[str, Any] = {"stop_at_success": False, "seed": 0}
+        settings: dict[str, Any] = {"hold": None, "seed": 0}
         rollout(envs, policy, starts[:num_envs], **settings)
         return [rollout(envs, policy, starts, **settings)[1] for _ in range(rounds)]
 

@@ -11,6 +11,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 import vla_razor_envs  # noqa: F401
+from vla_razor.errors import UserError
 from vla_razor.policies.scripted import ScriptedExpert
 
 pytestmark = pytest.mark.slow
@@ -112,6 +113,27 @@ def test_the_expert_picks_the_can_in_every_orientation(can: gymnasium.Env, orien
     for seed in range(4):
         flags, info = solve(can, seed, {"orientation": orientation})
         assert flags[-1] and info["is_grasped"] and info["lifted_object"]
+
+
+@pytest.mark.parametrize(("style", "task"), [("across", "can"), ("sideways", "can"), ("steep", "drawer")])
+def test_every_style_solves_its_task_by_other_movements(style: str, task: str, request: pytest.FixtureRequest) -> None:
+    env, far, near = request.getfixturevalue(task), ScriptedExpert(style=style), ScriptedExpert()
+    options: list[dict[str, Any]] = [{"task": name} for name in DRAWER_TASKS]
+    for seed, start in enumerate(options if task == "drawer" else [{"orientation": "upright"}] * 6):
+        _, info = env.reset(seed=seed, options=start)
+        apart, truncated = [], False
+        while not (truncated or info["success"]):
+            action, other = (expert.wanted([info["instruction"]], [info])[0] for expert in (far, near))
+            apart.append(np.abs(action - other)[:6].max())
+            truncated, info = env.step(action)[3:]
+        assert info["success"] and np.mean(np.array(apart) > 0.01) > 0.5
+
+
+def test_a_style_is_of_a_robot_and_of_a_task() -> None:
+    with pytest.raises(UserError, match="style=steep: with robot=google_robot the scripted expert has direct"):
+        ScriptedExpert(style="steep", robot="google_robot")
+    with pytest.raises(UserError, match="in this style it knows how to open, close"):
+        ScriptedExpert(style="steep").wanted(["pick coke can"], [{"success": False}])
 
 
 @pytest.mark.parametrize("task", DRAWER_TASKS)

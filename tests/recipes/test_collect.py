@@ -70,6 +70,7 @@ def mixed(monkeypatch: pytest.MonkeyPatch, counting: PoolVectorEnv) -> None:
 
 def settings(**overrides: object) -> DictConfig:
     given = {"grid": "2x3", "per_point": 3, "max_attempts": 4, "logger": "none", **overrides}
+    given |= {} if "env" in overrides else {"env.hold": 1}
     return compose("collect", [f"{key}={value}" for key, value in given.items()])
 
 
@@ -174,7 +175,7 @@ def test_an_instruction_that_the_expert_cannot_follow_is_one_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counting: PoolVectorEnv
 ) -> None:
     borrowed(monkeypatch, counting)
-    with pytest.raises(UserError, match=r"cannot follow 'count from .*it knows how to pick, open, close"):
+    with pytest.raises(UserError, match=r"cannot follow 'count from .*in this style it knows how to pick, open, close"):
         gathered(tmp_path / "run", settings())
 
 

@@ -18,6 +18,7 @@ from vla_razor.policies.load import TINY
 from vla_razor.recipes import comparison, demo, results
 from vla_razor.recipes.comparison import Outcome, Training, step_of
 from vla_razor.recipes.evaluate import film_path
+from vla_razor.rollouts.demonstrations import read_store
 from vla_razor.statistics import Success, paired_difference, policy_summary, wilson
 from vla_razor.videos import read_film, write_film
 
@@ -136,6 +137,25 @@ def test_a_base_episode_counts_once_and_seeds_are_clustered_by_start(
     assert (rate["low"], rate["high"]) == pytest.approx((wilson(2, 8)["low"], wilson(2, 8)["high"]))
     names = ("per_token", "per_action", "sharpening", "displacement")
     assert entry["forward_kl"] == pytest.approx({**dict.fromkeys(names, 0.41), "states": 16})
+
+
+def test_methods_are_compared_where_they_first_reach_what_all_reach(
+    stages: tuple[list[Training], list[Outcome]],
+) -> None:
+    _, outcomes = stages
+    for outcome in outcomes:
+        if (outcome.method, outcome.step) == ("rl", 2):
+            outcome.hits["success_once"]["pick_can"][2] = 0
+    found = comparison.matched(outcomes)
+    assert found.level == 0.75
+    told = found.summary(states=16)
+    assert told["steps"] == {"sft": [2, 2], "rl": [4, 4]}
+    assert set(told["policies"]) == {"base", "sft", "rl"}
+    assert told["changes"]["sft"]["prior"]["success_once"]["difference"] == -0.25
+    expected = paired_difference([[1, 1, 1, 0] * 2] * 2, [[1, 1, 0, 0] * 2] * 2)
+    assert told["prior_kept_more"]["rl"]["sft"] == expected._asdict()
+    assert expected.difference == 0.25
+    assert "reaches 75%" in comparison.as_text(comparison.table(found.columns, found.title))
 
 
 def test_lost_episodes_are_no_pairs(stages: tuple[list[Training], list[Outcome]]) -> None:
@@ -266,7 +286,7 @@ def test_what_predicts_forgetting(stages: tuple[list[Training], list[Outcome]], 
 
 def test_what_is_presented(stages: tuple[list[Training], list[Outcome]], tmp_path: Path) -> None:
     trainings, outcomes = stages
-    settings = config.compose("demo", ["seeds=[0,1]"])
+    settings = config.compose("demo", ["seeds=[0,1]", "checkpoints=2"])
     frame = np.zeros((64, 64, 3), np.uint8)
     for name in ("tiny", *(str(t.checkpoints(1)[0]) for t in trainings[:2])):
         for number in range(settings.videos - 1):
@@ -275,7 +295,9 @@ def test_what_is_presented(stages: tuple[list[Training], list[Outcome]], tmp_pat
     assert set(summary["policies"]) == {"base", "sft", "rl"}
     assert summary["changes"]["sft"]["prior"]["success_once"]["difference"] == -0.5
     assert list(summary["changes"]["rl"]["new"]) == ["success_once", "success_at_end"]
-    assert "change" in (tmp_path / "table.txt").read_text()
+    assert summary["matched"]["level"] == 0.75
+    shown = (tmp_path / "table.txt").read_text()
+    assert shown.index("reaches 75% on the new task") < shown.index("At their ends")
     for path in (tmp_path / "plots").iterdir():
         with Image.open(path) as image:
             image.verify()
@@ -286,8 +308,9 @@ def test_what_is_presented(stages: tuple[list[Training], list[Outcome]], tmp_pat
 
 
 def test_the_plan_numbers_what_there_is_several_of(tmp_path: Path) -> None:
-    (sft, rl) = demo.plan(config.compose("demo"), tmp_path)
-    assert (sft.folder.name, rl.folder.name) == ("sft", "rl")
+    for given, expected in (("null", ["sft", "rl"]), ("{style: across}", ["sft", "sft_far", "rl"])):
+        plan = demo.plan(config.compose("demo", [f"far={given}"]), tmp_path)
+        assert [training.folder.name for training in plan] == expected
     settings = config.compose("demo", ["seeds=[3,5]", "sft_runs=[{learning_rate: 1e-3},{}]"])
     plan = demo.plan(settings, tmp_path)
     assert [training.folder.name for training in plan[:3]] == ["sft_1_seed3", "sft_2_seed3", "rl_seed3"]
@@ -309,7 +332,15 @@ def test_the_base_is_evaluated_once(tmp_path: Path) -> None:
 def test_a_whole_demo_killed_on_the_way(tmp_path: Path, vla_razor: CommandLine) -> None:
     out = tmp_path / "demo"
     sizes = ["collect.grid=2x1", "collect.per_point=1", "sft.epochs=2", "rl.grid=2x2", "rl.per_point=2"]
-    sizes += ["rl.iterations=2", "new_episodes=4", "prior_episodes=1", "checkpoints=1", "videos=1", "num_envs=4"]
+    sizes += [
+        "rl.iterations=2",
+        "new_episodes=4",
+        "prior_episodes=1",
+        "checkpoints=1",
+        "videos=1",
+        "num_envs=4",
+        "far={style: across}",
+    ]
     sizes += [
         f"{method}.{key}" for method in ("sft", "rl") for key in ("probe_states=16", "save_every=1", "probe_every=1")
     ]
@@ -324,8 +355,10 @@ def test_a_whole_demo_killed_on_the_way(tmp_path: Path, vla_razor: CommandLine) 
     assert (out / "table.txt").read_text().strip() in shown.stdout
     summary = json.loads((out / "summary.json").read_text())
     policies = summary["policies"]
-    assert set(policies) == {"base", "sft", "rl"}
+    assert set(policies) == {"base", "sft", "sft_far", "rl"}
     assert len(policies["rl"]["prior_tasks"]) == 6
+    teachers = {read_store(out / name)[0].demonstrations[0].policy for name in ("demos", "far")}
+    assert teachers == {"scripted", "scripted across"}
     assert policies["base"]["forward_kl"]["per_action"] == 0
     assert policies["sft"]["forward_kl"]["per_action"] > 0
     assert summary["schema"] == 2 and policies["rl"]["primary"] == "success_once"

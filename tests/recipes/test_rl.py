@@ -93,10 +93,12 @@ def test_how_an_episode_weighs(normalizer: str, weights: list[float], divisor: f
     assert batch.normalizer == divisor
 
 
-def test_steps_after_the_first_success_are_masked() -> None:
-    won = episode(0, [False, True, True, False])
-    batch = Batch.of([won], torch.ones(1), "length")
-    assert [t for _, t in batch.steps] == [0, 1]
+def test_success_is_rewarded_where_it_stands_at_the_end() -> None:
+    held, dropped = episode(0, [False, True, True]), episode(0, [False, True, False])
+    advantage, _ = rl.advantages_of([held, dropped], "grid_point")
+    assert advantage[0] > 0 > advantage[1]
+    batch = Batch.of([held], torch.ones(1), "length")
+    assert [t for _, t in batch.steps] == [0, 1, 2]
 
 
 def log_probability(model: OpenVLA, episodes: list[Episode]) -> torch.Tensor:

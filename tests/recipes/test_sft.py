@@ -170,6 +170,25 @@ def test_bad_replays(words: list[str], says: str, policy: Path, demos: Path, tmp
     assert not (tmp_path / "run").exists()
 
 
+def test_the_tokens_fed_back_are_moved_within_the_action_ids() -> None:
+    tokens, draws = torch.tensor([[1000, 1128, 1255]]).repeat(4000, 1), torch.Generator().manual_seed(0)
+    assert sft.jittered(tokens, 1000, 0.0, draws) is tokens
+    moved = sft.jittered(tokens, 1000, 2.0, draws)
+    assert (moved.min(), moved.max()) == (1000, 1255)
+    middle = (moved - tokens)[:, 1].double()
+    assert middle.mean().abs() < 0.15
+    assert middle.std() == pytest.approx((2.0**2 + 1 / 12) ** 0.5, rel=0.05), "rounding adds a twelfth"
+    assert (moved[:, 0] == 1000).double().mean() == pytest.approx(0.6, abs=0.03), "half, and those that round to none"
+
+
+def test_what_is_learned_are_the_demonstrated_tokens_whatever_is_fed(demos: Path) -> None:
+    """Without a prefix, the first token's logits know nothing of it: its part of the loss is the same."""
+    (exact,), _ = updates(demos, 1, "prefix_jitter=0")
+    (moved,), _ = updates(demos, 1, "prefix_jitter=50")
+    assert exact["loss"] != moved["loss"]
+    assert exact["loss"] == pytest.approx(moved["loss"], rel=0.05), "an untrained policy makes little of its prefix"
+
+
 def test_images_are_shifted_by_whole_pixels() -> None:
     images = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
     moved = sft.shifted(images, torch.tensor([[1, 0], [0, -2]]))

@@ -20,6 +20,7 @@ from vla_razor.errors import UserError
 from vla_razor.files import write_json
 from vla_razor.policies.load import TINY
 from vla_razor.recipes import launchers, results, sweep
+from vla_razor.recipes.methods import collected, folders_of
 from vla_razor.recipes.stages import stage
 from vla_razor.rollouts import demonstrations
 from vla_razor.runs import Run, read_config
@@ -77,19 +78,23 @@ def test_what_makes_a_method_another_one_is_in_its_name() -> None:
 
 
 def test_what_each_method_learns_from() -> None:
-    config = compose("sweep", ["method=sft,sft_own,sft_replay,rl,distill", "seed=4"])
-    found = {t.method: sweep.collections_of(Path("out"), t) for t in sweep.plan(config, Path("out"))}
+    config = compose("sweep", ["method=sft,sft_far,sft_own,sft_replay,rl,distill", "seed=4"])
+    found = {t.method: folders_of(Path("out"), t, f"_seed{t.seed}") for t in sweep.plan(config, Path("out"))}
     assert found == {
         "sft": {"demos": Path("out/demos_seed4")},
+        "sft_far": {"demos": Path("out/far_seed4")},
         "sft_own": {"demos": Path("out/own_seed4")},
         "sft_replay": {"demos": Path("out/demos_seed4"), "replay": Path("out/replay_seed4")},
         "rl": {},
         "distill": {},
     }
-    assert (sweep.collected(config, "demos"), config.collect.policy) == ({}, "scripted")
-    assert sweep.collected(config, "own") == {"policy": "tiny"}
+    assert (collected(config, "demos"), config.collect.policy) == ({}, "scripted")
+    assert collected(config, "far") == {"style": "across"}
+    with pytest.raises(UserError, match="far=null: sft_far needs a teacher"):
+        collected(compose("sweep", ["far=null"]), "far")
+    assert collected(config, "own") == {"policy": "tiny"}
     replay = {"env": config.prior, "per_point": 1}
-    assert sweep.collected(config, "replay") == replay, "six tasks, so about as many as the new task's four a point"
+    assert collected(config, "replay") == replay, "six tasks, so about as many as the new task's four a point"
 
 
 @pytest.mark.parametrize("verb", ["demo", "sweep", "plasticity"])

@@ -68,7 +68,7 @@ def starts_from(*seeds: int) -> list[Start]:
 def test_an_episode_holds_what_was_seen_decided_and_reached_in_the_order_of_starts(counting: PoolVectorEnv) -> None:
     policy, ended = Counter(21, 41), []
     starts = starts_from(10, 20, 30, 40, 50)
-    episodes, timing = rollout(counting, policy, starts, stop_at_success=False, seed=0, progress=ended.append)
+    episodes, timing = rollout(counting, policy, starts, hold=None, seed=0, progress=ended.append)
     assert [episode.start for episode in episodes] == starts
     assert sorted(map(id, ended)) == sorted(map(id, episodes))
     for episode in episodes:
@@ -99,12 +99,18 @@ def test_an_episode_holds_what_was_seen_decided_and_reached_in_the_order_of_star
 
 def test_stopping_at_success_frees_the_slot_for_the_next_start(counting: PoolVectorEnv) -> None:
     policy = Counter(10, 21)
-    episodes, timing = rollout(counting, policy, starts_from(10, 20, 30, 40), stop_at_success=True, seed=0)
+    episodes, timing = rollout(counting, policy, starts_from(10, 20, 30, 40), hold=1, seed=0)
     assert [episode.success.tolist() for episode in episodes] == [[True], [False, True], [False] * 3, [False] * 3]
     assert all(episode.success_at_end == episode.success_once for episode in episodes)
     assert timing.env_steps == 9
     # The first slot starts the fourth episode while its neighbour takes its second step.
     assert policy.batches == [2, 1, 1, 1, 1, 1, 1, 1]
+
+
+def test_an_episode_goes_on_until_success_has_been_held(counting: PoolVectorEnv) -> None:
+    episodes, _ = rollout(counting, Counter(10, 11, 12, 21), starts_from(10, 20), hold=2, seed=0)
+    assert [episode.success.tolist() for episode in episodes] == [[True, True], [False, True, False]]
+    assert [episode.success_at_end for episode in episodes] == [True, False]
 
 
 def test_one_group_is_decided_about_while_the_other_is_simulated(counting: PoolVectorEnv) -> None:
@@ -117,7 +123,7 @@ def test_one_group_is_decided_about_while_the_other_is_simulated(counting: PoolV
             return super().act(*seen, **named)
 
     policy = Watchful()
-    rollout(counting, policy, starts_from(10, 20, 30), stop_at_success=False, seed=0)
+    rollout(counting, policy, starts_from(10, 20, 30), hold=None, seed=0)
     assert flying == [1] * 6
     assert set(during) == {max(1, threads // 2)}, "the workers have the other cores"
     assert torch.get_num_threads() == threads
@@ -128,7 +134,7 @@ def test_a_start_and_the_seed_give_the_same_episode_whatever_is_played_beside_it
         few: Any = Few(counting, slots)
         return [episode.actions for episode in rollout(few, Counter(), starts, **ends, seed=seed)[0]]
 
-    ends: dict[str, Any] = {"stop_at_success": False}
+    ends: dict[str, Any] = {"hold": None}
     starts = [*starts_from(1, 2, 3, 4), Start("count", seed=2, repeat=1)]
     expected = actions(starts)
     assert len(np.unique(np.array(expected)[..., 0])) == 15, "every step has a draw of its own"
@@ -158,14 +164,14 @@ def test_an_action_that_is_none_is_one_message(counting: PoolVectorEnv) -> None:
             return decided._replace(actions=np.full_like(decided.actions, np.nan))
 
     with pytest.raises(RunFailed, match=r"what the robot cannot do: action of slot 0 is .*seven finite"):
-        rollout(counting, Broken(), starts_from(10), stop_at_success=False, seed=0)
+        rollout(counting, Broken(), starts_from(10), hold=None, seed=0)
 
 
 @pytest.mark.parametrize("when", ["at_reset", "at_step"])
 def test_an_episode_whose_worker_died_is_started_again(counting: PoolVectorEnv, when: str, tmp_path: Path) -> None:
     starts = starts_from(10, 20, 30, 40)
     starts[1] = Start("count", {when: "die", "unless": str(tmp_path / "once")}, seed=20)
-    episodes, again = (rollout(counting, Counter(), starts, stop_at_success=False, seed=0)[0] for _ in range(2))
+    episodes, again = (rollout(counting, Counter(), starts, hold=None, seed=0)[0] for _ in range(2))
     assert [episode.images[:, 0, 0, 0].tolist() for episode in episodes] == [
         [s, s + 1, s + 2] for s in (10, 20, 30, 40)
     ]
@@ -179,7 +185,7 @@ def test_an_episode_whose_worker_died_is_started_again(counting: PoolVectorEnv, 
 
 def test_an_episode_lost_three_times_is_reported_as_lost_not_failed(counting: PoolVectorEnv) -> None:
     starts = [*starts_from(10), Start("count", {"at_step": "die"}, seed=20)]
-    episodes, _ = rollout(counting, Counter(), starts, stop_at_success=False, seed=0)
+    episodes, _ = rollout(counting, Counter(), starts, hold=None, seed=0)
     assert [episode.lost for episode in episodes] == [False, True]
     assert episodes[1].length == len(episodes[1].images) == len(episodes[1].actions) == 0
     assert not episodes[1].success_once
@@ -195,8 +201,8 @@ def test_slots_and_workers_do_not_change_what_happens_on_real_physics() -> None:
 
     def run(envs: Any, count: int = 8) -> list[Episode]:
         return [
-            *rollout(envs, sampling, starts[:count], stop_at_success=True, seed=0)[0],
-            *rollout(envs, expert, starts[:count:2], stop_at_success=True, seed=0)[0],
+            *rollout(envs, sampling, starts[:count], hold=1, seed=0)[0],
+            *rollout(envs, expert, starts[:count:2], hold=1, seed=0)[0],
         ]
 
     with closing(make_vector_env(env, 48, 2, "cpu")) as envs:

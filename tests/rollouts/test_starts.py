@@ -11,7 +11,16 @@ from omegaconf import OmegaConf
 
 from vla_razor.config import compose
 from vla_razor.errors import UserError
-from vla_razor.rollouts.starts import Noise, Start, episode_seed, grid_starts, parse_grid, random_starts
+from vla_razor.rollouts.starts import (
+    Noise,
+    Start,
+    episode_seed,
+    grid_starts,
+    parse_grid,
+    points_of,
+    random_points,
+    random_starts,
+)
 
 CAN = {"tasks": ["pick_can"], "grid": {"x": [0.42, 0.62], "y": [-0.15, 0.15]}}
 DRAWER = compose("rl", ["env=drawer"]).env
@@ -38,6 +47,17 @@ def test_a_task_without_a_start_area_has_points_drawn_from_the_seed_for_each_tas
     assert all(start.options == {"task": start.task} for start in starts)
     assert [start.grid_point for start in starts] == list(range(24))
     assert len({start.seed for start in starts}) == 24
+
+
+def test_random_points_are_others_for_another_seed_and_each_is_played_several_times() -> None:
+    starts = random_points(["pick_can"], points=3, per_point=2, seed=5)
+    assert [replace(start, grid_point=-1, repeat=0) for start in starts[::2]] == random_starts(["pick_can"], 3, seed=5)
+    assert [(start.grid_point, start.repeat) for start in starts] == [(p, r) for p in range(3) for r in range(2)]
+    assert starts[0].options == {}, "drawn from its seed, over the whole start area"
+    again = random_points(["pick_can"], points=3, per_point=2, seed=6)
+    assert {start.seed for start in starts}.isdisjoint(start.seed for start in again)
+    assert points_of({"grid": "random", "points": 3}) == 3
+    assert points_of({"grid": "4x5", "points": 3}) == 20
 
 
 def test_random_starts_of_a_task_do_not_depend_on_the_other_tasks() -> None:

@@ -34,35 +34,40 @@ class Skills:
         """The action [7] for one environment. Raises UserError for an instruction it does not know."""
         verb = instruction.partition(" ")[0]
         if verb not in self.by_verb:
-            known = f"it knows how to {', '.join(self.by_verb)}"
-            raise UserError(f"the scripted expert cannot follow {instruction!r}: {known}. Give another policy=.")
+            known = f"in this style it knows how to {', '.join(self.by_verb)}"
+            raise UserError(
+                f"the scripted expert cannot follow {instruction!r}: {known}. Give another style= or policy=."
+            )
         return self.rest(info) if info["success"] and verb != "pick" else self.by_verb[verb](info)
 
 
 SKILLS = {
-    robot: Skills(
-        {"pick": skills.pick, "open": skills.open_drawer, "close": skills.close_drawer}, skills.rest, skills.TRANSLATION
-    )
+    robot: {style: Skills(by_verb, skills.rest, skills.TRANSLATION) for style, by_verb in skills.STYLES.items()}
     for robot, skills in (("panda", scripted_panda), ("google_robot", scripted_google))
 }
+"""By robot and style."""
 
 
 class ScriptedExpert:
     """Solves pick-can and the drawer tasks from `infos` (`tcp_pose`, `target_pose`, `gripper_position`, `is_grasped`).
 
     With probability `noise` a step's translation is disturbed by a normal draw of `noise_scale` metres: that is what
-    is executed, while `clean_actions` holds what the expert wanted, the label of a demonstration. Raises ValueError for
-    a robot it has no skills for.
+    is executed, while `clean_actions` holds what the expert wanted, the label of a demonstration. Of several ways to
+    solve a task, `style` says which. Raises ValueError for a robot it has no skills for, UserError for a style that
+    this robot's expert does not have.
     """
 
-    name = "scripted"
-
-    def __init__(self, noise: float = 0.0, noise_scale: float = 0.025, robot: str = "panda") -> None:
+    def __init__(
+        self, noise: float = 0.0, noise_scale: float = 0.025, robot: str = "panda", style: str = "direct"
+    ) -> None:
         if robot not in SKILLS:
             raise ValueError(f"the scripted expert knows {', '.join(SKILLS)}; not {robot!r}")
+        if style not in SKILLS[robot]:
+            raise UserError(f"style={style}: with robot={robot} the scripted expert has {', '.join(SKILLS[robot])}.")
         self.noise = noise
         self.noise_scale = noise_scale
-        self.skills = SKILLS[robot]
+        self.name = "scripted" if style == "direct" else f"scripted {style}"
+        self.skills = SKILLS[robot][style]
         self.clean_actions = np.zeros((0, 7), np.float32)
 
     def act(

@@ -98,3 +98,7 @@ def close_drawer(info: dict[str, Any]) -> np.ndarray:
     if aside < 0.05 + 0.2 * max(gap[0] - 0.05, 0) and gap[0] > -0.1:
         return action([TRANSLATION, gap[1], gap[2]], turn, CLOSED)
     return action(gap - [0.1, 0, 0], turn, CLOSED)
+
+
+STYLES = {"direct": {"pick": pick, "open": open_drawer, "close": close_drawer}}
+"""What each style knows how to do, by the instruction's verb."""

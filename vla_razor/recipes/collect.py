@@ -96,7 +96,7 @@ class _Point:
     def add(self, episode: Episode) -> None:
         self.attempts += 1
         self.lost += episode.lost
-        if episode.success_once:
+        if episode.success_at_end:
             self.kept.append(episode)
         elif not episode.lost:
             self.last_failure = episode.start.seed
@@ -116,7 +116,7 @@ def _rows(config: DictConfig) -> list[list[Start]]:
 
 def _policy(config: DictConfig) -> Policy:
     if config.policy == "scripted":
-        return ScriptedExpert(config.noise, robot=robot_of(config.env))
+        return ScriptedExpert(config.noise, robot=robot_of(config.env), style=config.style)
     from vla_razor.recipes.evaluate import open_policy  # not for the expert: it loads transformers
 
     return open_policy(config.policy, config)
@@ -162,11 +162,11 @@ def _collect_row(
     points = {start.grid_point: _Point(start) for start in starts}
 
     def note(episode: Episode) -> None:
-        if episode.success_once:
+        if episode.success_at_end:
             advance()
 
     while attempts := [start for point in points.values() for start in point.next_starts(config)]:
-        episodes, _ = rollout(envs, policy, attempts, stop_at_success=True, seed=noise, progress=note)
+        episodes, _ = rollout(envs, policy, attempts, hold=config.env.get("hold", 1), seed=noise, progress=note)
         for episode in episodes:
             points[episode.start.grid_point].add(episode)
     return list(points.values())

@@ -121,7 +121,7 @@ class Column(NamedTuple):
 
     def changes(self, kind: str) -> dict[str, Difference]:
         """By reading, success minus the base's on the same starts, over all seeds and tasks."""
-        return {reading: change(self.members, self.base, kind, reading) for reading in READINGS}
+        return {reading: change(self.members, [self.base], kind, reading) for reading in READINGS}
 
     def drift(self, name: str) -> float:
         """The mean over seeds of a measure on the probe set."""
@@ -194,13 +194,13 @@ def read(
     return outcomes
 
 
-def change(tuned: Sequence[Outcome], base: Outcome, kind: str, reading: str = PRIMARY) -> Difference:
-    """Success of `tuned`, the policies of several seeds or one, minus the base's on the same starts of all new or prior
-    tasks, clustered by start.
+def change(tuned: Sequence[Outcome], others: Sequence[Outcome], kind: str, reading: str = PRIMARY) -> Difference:
+    """Success of `tuned`, the policies of several seeds or one, minus that of others, such as the base, on the same
+    starts of all new or prior tasks, clustered by start.
     """
     after, before = (
-        np.concatenate([np.stack([o.hits[reading][task] for o in side]) for task in getattr(base, kind)], axis=1)
-        for side in (tuned, [base])
+        np.concatenate([np.stack([o.hits[reading][task] for o in side]) for task in getattr(side[0], kind)], axis=1)
+        for side in (tuned, others)
     )
     return paired_difference(after, before)
 
@@ -212,6 +212,48 @@ def columns_of(outcomes: Sequence[Outcome]) -> list[Column]:
         if outcome.last:
             last.setdefault(outcome.setting, []).append(outcome)
     return [Column(name, members, base) for name, members in last.items()]
+
+
+class Matched(NamedTuple):
+    """The base, and every setting where it first reaches the success on the new task that all of them reach."""
+
+    level: float
+    columns: Sequence[Column]
+
+    @property
+    def title(self) -> str:
+        return f"Where each first reaches {self.level:.0%} on the new task, which all reach"
+
+    def summary(self, states: int) -> dict[str, Any]:
+        """What summary.json says of it: also the steps, and how much more of the prior tasks each has kept than each
+        other, on the same starts.
+        """
+        _, *tuned = self.columns
+        kept = {
+            one.name: {
+                other.name: change(one.members, other.members, "prior")._asdict() for other in tuned if other is not one
+            }
+            for one in tuned
+        }
+        steps = {column.name: [member.step for member in column.members] for column in tuned}
+        return {"level": self.level, "steps": steps, **summary(self.columns, states), "prior_kept_more": kept}
+
+
+def matched(outcomes: Sequence[Outcome]) -> Matched:
+    """Settings where they first reach the success on the new task (primary reading, all seeds together) that all reach:
+    the least of their best. A setting's runs are compared checkpoint by checkpoint, in the order in which each saved
+    them.
+    """
+    base = next(outcome for outcome in outcomes if outcome.method == "base")
+    runs: dict[str, dict[str, list[Outcome]]] = {}
+    for outcome in sorted(outcomes, key=lambda outcome: outcome.step):
+        if outcome is not base:
+            runs.setdefault(outcome.setting, {}).setdefault(outcome.run, []).append(outcome)
+    stages = {name: [Column(name, own, base) for own in zip(*by.values(), strict=False)] for name, by in runs.items()}
+    rates = {name: [pooled(one.tasks("new").values())[PRIMARY]["rate"] for one in own] for name, own in stages.items()}
+    level = min(max(own) for own in rates.values())
+    first = [next(one for one, rate in zip(stages[name], rates[name], strict=True) if rate >= level) for name in stages]
+    return Matched(level, [Column("base", [base], base), *first])
 
 
 def summary(columns: Sequence[Column], states: int) -> dict[str, Any]:
@@ -230,11 +272,12 @@ def summary(columns: Sequence[Column], states: int) -> dict[str, Any]:
     }
 
 
-def table(columns: Sequence[Column]) -> Table:
+def table(columns: Sequence[Column], heading: str = "") -> Table:
     """Success once in an episode and below it at the end, as successes of episodes and a rate with its interval,
     changes from the base with paired intervals, and forward KL with its parts.
     """
     title = "Success once in an episode, and at the end [95%, clustered by start]; forward KL in nats an action"
+    title = f"{heading}\n{title}" if heading else title
     found = Table("", title=title)
     for column in columns:
         found.add_column(column.name, justify="right")

@@ -1,12 +1,16 @@
 """`vla-razor demo`: the main job. One base policy, fine-tuned on a new task by SFT and by REINFORCE; what each learned,
 what each forgot, and how far each moved (RL's Razor, Section 3 and Figure 3, at the size of a laptop).
 
-Every stage is an ordinary run folder below `out`, so that an interrupted demo goes on with the stage it was in, and all
-that is shown is read from the finished stages:
+With `far`, SFT also learns from a second teacher, one that solves the task by other movements than the base, as the
+paper's demonstrator does. Every stage is an ordinary run folder below `out`, so that an interrupted demo goes on with
+the stage it was in, and all that is shown is read from the finished stages:
 
-    demos       demonstrations of the new task over a grid of start positions, by `collect.policy`
-    sft, rl     the base, fine-tuned on these demonstrations and by REINFORCE
-    new, prior  the base and the checkpoints of every run on the new task and on the prior ones, from the same starts
+    demos, far        demonstrations of the new task over a grid of start positions, by either teacher
+    sft, sft_far, rl  the base, fine-tuned on these demonstrations and by REINFORCE
+    new, prior        the base and checkpoints of every run on the new task and on the prior ones, from the same starts
+
+With several `checkpoints` forgetting is also compared at equal success on the new task: where each method first
+reaches the level that all of them reach.
 
 The base plays these starts once, beside the policies of the first seed. With several seeds or settings
 (`experiment=laptop`) the folders are numbered: sft_2_seed1. A run whose loss is not finite is a row of the results with
@@ -24,9 +28,10 @@ from vla_razor.errors import RunFailed, UserError, nearest
 from vla_razor.files import atomic_write
 from vla_razor.recipes import axes, comparison, results
 from vla_razor.recipes.comparison import Outcome, Training
+from vla_razor.recipes.methods import collected, collections_of, folders_of, verb_of
 from vla_razor.recipes.stages import stage
 from vla_razor.recipes.training import NotFinite
-from vla_razor.rollouts.starts import parse_grid
+from vla_razor.rollouts.starts import points_of
 from vla_razor.runs import Run
 from vla_razor.study.table import FILM
 
@@ -40,14 +45,16 @@ def run(config: DictConfig, run: Run) -> None:
     trainings = plan(config, out)
     failures: dict[Training, str] = {}
     for seed in config.seeds:
-        demos, new, prior = (out / f"{name}{_suffix(config, seed)}" for name in ("demos", "new", "prior"))
+        new, prior = (out / f"{name}{_suffix(config, seed)}" for name in ("new", "prior"))
         own = [training for training in trainings if training.seed == seed]
-        stage(console, config, demos, "collect", seed=seed)
-        # REINFORCE first: the probe set, which both need, is then made in environments that are open anyway.
+        # REINFORCE first: the probe set, which all need, is then made in environments that are open anyway.
         for training in sorted(own, key=lambda training: training.method):
-            changes = {"demos": str(demos), **training.changes} if training.method == "sft" else training.changes
+            data = folders_of(out, training, _suffix(config, seed))
+            for name, folder in zip(collections_of(training.method).values(), data.values(), strict=True):
+                stage(console, config, folder, "collect", seed=seed, **collected(config, name))
+            changes = {**{key: str(folder) for key, folder in data.items()}, **training.changes}
             try:
-                stage(console, config, training.folder, training.method, seed=seed, **changes)
+                stage(console, config, training.folder, verb_of(training.method), seed=seed, **changes)
             except NotFinite as failure:
                 failures[training] = str(failure)
             if training.finished:
@@ -79,19 +86,27 @@ def present(
     trainings: Sequence[Training],
     failures: Mapping[Training, str],
 ) -> dict[str, Any]:
-    """Prints the table, writes the results, and returns the content of summary.json."""
-    columns = comparison.columns_of(outcomes)
-    table = comparison.table(columns)
-    console.print(table)
+    """Prints the tables, writes the results, and returns the content of summary.json."""
+    columns, matched = comparison.columns_of(outcomes), comparison.matched(outcomes)
+    tables = [comparison.table(columns, "At their ends")]
+    if config.checkpoints > 1:
+        tables.insert(0, comparison.table(matched.columns, matched.title))
+    for table in tables:
+        console.print(table)
     for training, reason in failures.items():
         console.print(f"{training.folder.name} failed: {reason}", highlight=False)
-    atomic_write(out / "table.txt", comparison.as_text(table).encode())
+    atomic_write(out / "table.txt", "\n".join(map(comparison.as_text, tables)).encode())
     results.write_rows(out, outcomes, failures)
     results.draw(out / "plots", outcomes, columns, trainings, _episodes(config.rl))
     new = out / f"new{_suffix(config, config.seeds[0])}"
     results.film(out / FILM, columns, lambda _: new, config.env.tasks[0], config.videos)
     console.print(f"figures in {out / 'plots'}, film in {out / 'videos'}, rows in results.parquet", highlight=False)
-    return {**comparison.summary(columns, comparison.states_of(trainings)), "predictors": results.predictors(out)}
+    states = comparison.states_of(trainings)
+    return {
+        **comparison.summary(columns, states),
+        "matched": matched.summary(states),
+        "predictors": results.predictors(out),
+    }
 
 
 def plan(config: DictConfig, out: Path) -> list[Training]:
@@ -100,12 +115,13 @@ def plan(config: DictConfig, out: Path) -> list[Training]:
         raise UserError("prior=null: a demo needs prior tasks, or there is nothing to forget.")
     trainings = []
     for seed in config.seeds:
-        for method in ("sft", "rl"):
-            several: Any = OmegaConf.to_container(config[f"{method}_runs"])
+        for method in ("sft", *(["sft_far"] if config.far else []), "rl"):
+            verb = verb_of(method)
+            several: Any = OmegaConf.to_container(config[f"{verb}_runs"])
             for number, changes in enumerate(several, 1):
-                _check(config[method], method, changes)
+                _check(config[verb], verb, changes)
                 setting = f"{method}_{number}" if len(several) > 1 else method
-                rate = changes.get("learning_rate", config[method].learning_rate)
+                rate = changes.get("learning_rate", config[verb].learning_rate)
                 folder = out / (setting + _suffix(config, seed))
                 trainings.append(Training(folder, setting, method, seed, rate, changes))
     return trainings
@@ -121,8 +137,7 @@ def _check(section: DictConfig, method: str, changes: Mapping[str, Any]) -> None
 
 def _episodes(config: DictConfig) -> int:
     """How many REINFORCE runs an iteration."""
-    columns, rows = parse_grid(config.grid)
-    return columns * rows * config.per_point
+    return points_of(config) * config.per_point
 
 
 def _suffix(config: DictConfig, seed: int) -> str:

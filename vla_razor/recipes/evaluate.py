@@ -34,7 +34,7 @@ from vla_razor.policies.rt1 import RT1Policy, is_saved_model
 from vla_razor.policies.scripted import ScriptedExpert
 from vla_razor.progress import progress
 from vla_razor.rollouts.evaluation import Results, compared, evaluate, records, summarized
-from vla_razor.runs import Run, read_config
+from vla_razor.runs import Run, read_config, run_of
 from vla_razor.statistics import READINGS, Difference, Rate
 from vla_razor.videos import write_film
 
@@ -79,8 +79,8 @@ def new_tasks(config: DictConfig) -> list[str]:
 
 def _learned(policy: Path) -> list[str]:
     """What the run taught of which this is the folder, or a checkpoint; nothing where there is no run."""
-    folder = policy.parent.parent if policy.parent.name == "checkpoints" else policy
-    if not (folder / "config.yaml").is_file():
+    folder = run_of(policy)
+    if folder is None:
         return []
     settings = read_config(folder / "config.yaml")
     return [task for scene in scenes(settings.env) for task in scene.tasks] if "env" in settings else []

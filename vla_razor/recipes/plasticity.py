@@ -29,7 +29,7 @@ from vla_razor.recipes.comparison import hits_in, read_lines, step_of
 from vla_razor.recipes.evaluate import open_model, shown
 from vla_razor.recipes.stages import stage
 from vla_razor.rollouts import probe_set
-from vla_razor.rollouts.starts import parse_grid
+from vla_razor.rollouts.starts import points_of
 from vla_razor.runs import Run, origin_of, read_config
 from vla_razor.statistics import READINGS, Rate, clustered, pooled_rate, wilson
 from vla_razor.study import figures
@@ -133,8 +133,7 @@ def practise(console: Console, config: DictConfig, folder: Path, name: str, hist
 def read(folder: Path, name: str, history: History) -> Learned:
     """What a training by REINFORCE says."""
     rows, settings = read_lines(folder / "metrics.jsonl"), read_config(folder / "config.yaml")
-    columns, lines = parse_grid(settings.grid)
-    starts = columns * lines * (1 if settings.env.grid else len(settings.env.tasks))
+    starts = points_of(settings) * (1 if settings.env.grid else len(settings.env.tasks))
     curve = {row["step"]: _iteration(row, starts, starts * settings.per_point) for row in rows}
     rates = [rate["rate"] for rate in curve.values()]
     ends = _ends("rl", list(curve.values()), pooled_rate)

@@ -36,7 +36,7 @@ TITLE = 30
 
 def forgotten(outcome: Outcome, base: Outcome) -> Difference:
     """Prior success lost since the base, on the same starts."""
-    gained = change([outcome], base, "prior")
+    gained = change([outcome], [base], "prior")
     return Difference(-gained.difference, -gained.high, -gained.low)
 
 

@@ -45,7 +45,7 @@ from vla_razor.recipes import training
 from vla_razor.recipes.comparison import read_lines
 from vla_razor.recipes.training import Base, Trainer, Update
 from vla_razor.rollouts.rollout import Episode, Timing, VectorEnv, make_vector_env, rollout
-from vla_razor.rollouts.starts import episode_seed, grid_starts
+from vla_razor.rollouts.starts import Start, episode_seed, grid_starts, random_points
 from vla_razor.runs import Run
 from vla_razor.statistics import by_start, effective_episodes
 from vla_razor.study.forecast import Guard
@@ -84,7 +84,17 @@ def run(config: DictConfig, run: Run) -> None:
 
 def episodes_of(config: DictConfig) -> int:
     """How many an iteration runs."""
-    return len(grid_starts(config.env, config.grid, config.per_point, config.seed))
+    return len(starts_of(config, 0))
+
+
+def starts_of(config: DictConfig, iteration: int) -> list[Start]:
+    """The starts of an iteration's episodes, with several at each: the points of a grid or, of `grid=random`, new ones.
+    A policy that is trained from the same few points learns these and no others.
+    """
+    seed = episode_seed("starts", config.seed, iteration)
+    if config.grid == "random":
+        return random_points(config.env.tasks, config.points, config.per_point, seed)
+    return grid_starts(config.env, config.grid, config.per_point, seed)
 
 
 def updates_of(config: DictConfig, episodes: int) -> int:
@@ -100,13 +110,14 @@ def without_signal(run: Run) -> str:
 
 
 def gather(envs: VectorEnv, policy: Policy, config: DictConfig, step: int) -> tuple[list[Episode], Timing]:
-    """The episodes of iteration `step` (from 0), `per_point` from every grid point, each up to its success.
+    """The episodes of iteration `step` (from 0), `per_point` from every grid point, each until its success has been
+    held for `env.hold` control steps.
 
     Raises `RunFailed` where the simulation died in every one of them.
     """
-    starts = grid_starts(config.env, config.grid, config.per_point, episode_seed("starts", config.seed, step))
+    starts = starts_of(config, step)
     noise = episode_seed("episodes", config.seed, step)
-    episodes, timing = rollout(envs, policy, starts, stop_at_success=True, seed=noise)
+    episodes, timing = rollout(envs, policy, starts, hold=config.env.get("hold", 1), seed=noise)
     if all(episode.lost for episode in episodes):
         raise RunFailed(f"Iteration {step + 1}: the simulation died in every episode.")
     return episodes, timing
@@ -171,9 +182,9 @@ def played(episodes: Sequence[Episode], timing: Timing) -> dict[str, float]:
     kept = [episode for episode in episodes if not episode.lost]
     points = [episode.start.grid_point for episode in kept]
     return {
-        "success": sum(episode.success_once for episode in kept) / len(kept),
-        "effective_episodes": effective_episodes(by_start(points, (episode.success_once for episode in kept))),
-        "episode_length": sum(_decided_after(episode) for episode in kept) / len(kept),
+        "success": sum(episode.success_at_end for episode in kept) / len(kept),
+        "effective_episodes": effective_episodes(by_start(points, (episode.success_at_end for episode in kept))),
+        "episode_length": sum(episode.length for episode in kept) / len(kept),
         "lost_episodes": len(episodes) - len(kept),
         "entropy": -float(np.mean(np.concatenate([sampled(episode.log_probs) for episode in kept]))),
         "env_steps_per_second": timing.steps_per_second,
@@ -197,23 +208,23 @@ class Batch:
 
     @classmethod
     def of(cls, episodes: Sequence[Episode], advantage: Float[Tensor, " E"], normalizer: str) -> "Batch":
-        """Steps after an episode's first success are left out: the reward was decided by then."""
-        lengths = torch.tensor([_decided_after(episode) for episode in episodes], dtype=torch.long)
+        lengths = torch.tensor([episode.length for episode in episodes], dtype=torch.long)
         tokens = lengths * sum(sampled(episode.tokens).shape[1] for episode in episodes[:1])
         weights = advantage / tokens if normalizer == "length" else advantage
         return cls(
-            steps=[pair for episode, n in zip(episodes, lengths.tolist(), strict=True) for pair in _until(episode, n)],
+            steps=[(episode, t) for episode in episodes for t in range(episode.length)],
             weights=weights.repeat_interleave(lengths),
             normalizer=float(tokens.sum() if normalizer == "tokens" else len(episodes)),
         )
 
 
 def advantages_of(episodes: Sequence[Episode], baseline: str) -> tuple[Tensor, int]:
-    """The advantage of each episode, and the number of grid points whose rewards are all equal.
+    """The advantage of each episode, and the number of grid points whose rewards are all equal. Success is rewarded
+    where it stands at the end of the episode, which goes on until it has been held.
 
     `baseline`: grid_point or batch, within which rewards are normalised; one_zero leaves them as they are.
     """
-    rewards = torch.tensor([float(episode.success_once) for episode in episodes])
+    rewards = torch.tensor([float(episode.success_at_end) for episode in episodes])
     points = [episode.start.grid_point for episode in episodes]
     groups = [torch.tensor([i for i, p in enumerate(points) if p == point]) for point in Counter(points)]
     zero_variance = sum(bool(advantages.zero_variance(rewards[None, group])) for group in groups)
@@ -263,15 +274,6 @@ def _reverse_kl(base: Base, pixels: Tensor, prompts: list[list[int]], tokens: Te
     with base.model() as model, torch.no_grad():
         log_base = training.log_distribution(model, pixels, prompts, tokens)
     return divergence.reverse_kl(log_base, log_policy)
-
-
-def _until(episode: Episode, length: int) -> list[tuple[Episode, int]]:
-    return [(episode, t) for t in range(length)]
-
-
-def _decided_after(episode: Episode) -> int:
-    """The number of steps up to and with the first success."""
-    return int(np.argmax(episode.success)) + 1 if episode.success_once else episode.length
 
 
 def sampled(values: np.ndarray | None) -> np.ndarray:

@@ -117,10 +117,12 @@ def learn(
     """
     begin = time.perf_counter()
     shifts = _shifts(len(rows), config.augmentation, training.generator(config.seed, "augmentation", trainer.step))
+    first, draws = policy.model.config.first_action_id, training.generator(config.seed, "prefix jitter", trainer.step)
+    fed = jittered(tokens[rows], first, config.prefix_jitter, draws)
     accuracy = Accuracy()
     draws = training.generator(config.seed, "penalties", trainer.step)
     penalties = Penalties(policy, base, config, draws) if base else None
-    update = trainer.update(_shares(policy, config, data, tokens, rows, shifts, accuracy, penalties))
+    update = trainer.update(_shares(policy, config, data, tokens, rows, shifts, fed, accuracy, penalties))
     seconds = time.perf_counter() - begin
     paid = penalties.means() if penalties else {}
     return {**update._asdict(), **accuracy.means(), **paid, "states_per_second": len(rows) / seconds}
@@ -195,6 +197,18 @@ class Penalties:
         return [others[int(torch.randint(len(others), (), generator=self.generator))] for others in choices]
 
 
+def jittered(tokens: Int[Tensor, "B A"], first: int, bins: float, generator: torch.Generator) -> Int[Tensor, "B A"]:
+    """Action tokens moved by a normal draw of `bins`, rounded; `first` is the first of the 256 action ids.
+
+    Fed to the decoder in place of the demonstrated ones, they are what a policy that samples feeds itself: neighbours
+    of the demonstrated tokens, which cloning with exact ones never shows it.
+    """
+    if not bins:
+        return tokens
+    moves = (torch.randn(tokens.shape, generator=generator) * bins).round().long()
+    return (tokens - first + moves).clamp(0, 255) + first
+
+
 def shifted(images: np.ndarray, shifts: Int[Tensor, "B 2"]) -> np.ndarray:
     """Images uint8 [B, H, W, 3] moved by whole pixels (down, right); the edge is repeated where nothing was seen."""
     reach = int(shifts.abs().max()) if len(shifts) else 0
@@ -214,19 +228,21 @@ def _shares(
     tokens: Int[Tensor, "N A"],
     rows: Int[Tensor, " B"],
     shifts: Int[Tensor, "B 2"],
+    fed: Int[Tensor, "B A"],
     accuracy: Accuracy,
     penalties: Penalties | None,
 ) -> Iterator[Tensor]:
     """Each micro-batch's part of the loss, and of each penalty; the parts add up to the mean over the batch."""
     model = policy.model
-    for part, moves in zip(rows.split(config.micro_batch_size), shifts.split(config.micro_batch_size), strict=True):
+    parts = (each.split(config.micro_batch_size) for each in (rows, shifts, fed))
+    for part, moves, inputs in zip(*parts, strict=True):
         pixels = model.processor.pixel_values(shifted(data.images[part.numpy()], moves)).to(model.device)
         prompts = policy.prompt_ids([data.instructions[row] for row in part.tolist()])
         targets = tokens[part].to(model.device)
         if config.loss == "openvla":
             loss = model.supervised_loss(pixels, prompts, targets)
         else:
-            logits = model.action_logits(pixels, prompts, targets) / model.config.temperature
+            logits = model.action_logits(pixels, prompts, inputs.to(model.device)) / model.config.temperature
             chosen = targets - model.config.first_action_id
             loss = losses.cross_entropy(logits, chosen)
             accuracy.add(logits.detach(), chosen)

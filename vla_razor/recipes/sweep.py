@@ -6,10 +6,11 @@ A key that one verb alone has, or that differs between verbs, is given with it: 
 makes a method another one (`kl_coefficient`, `lora_rank`, ...) stands behind its name in the table where it is not as
 the verb has it.
 
-Methods: `sft` on demonstrations by `collect.policy`, the scripted expert or another; `sft_own` on the base's own
-successes from the same grid (rejection sampling: what it fits is the base given success, the policy among those that
-succeed that is nearest to it; the paper's Section 5.2); `sft_replay`, sft with demonstrations of the prior tasks, by
-the same policy, in every batch; `rl`; `distill`, the expert's actions at the states that the policy visits.
+Methods: `sft` on demonstrations by `collect.policy`, the scripted expert or another; `sft_far` on those of a teacher
+that acts unlike the base, as `far` says; `sft_own` on the base's own successes from the same grid (rejection sampling:
+what it fits is the base given success, the policy among those that succeed that is nearest to it; the paper's Section
+5.2); `sft_replay`, sft with demonstrations of the prior tasks, by the same policy, in every batch; `rl`; `distill`, the
+expert's actions at the states that the policy visits.
 
 `interpolated=[0.5]` measures, beside each run, the policy half of the way from the base to its last one (WiSE-FT).
 
@@ -26,24 +27,16 @@ from typing import Any
 from omegaconf import DictConfig
 from rich.console import Console
 
-from vla_razor.config import scenes
 from vla_razor.errors import UserError
 from vla_razor.files import atomic_write
 from vla_razor.recipes import axes, comparison, interpolate, launchers, results
 from vla_razor.recipes.comparison import Outcome, Training
+from vla_razor.recipes.methods import METHODS, collected, folders_of, verb_of
 from vla_razor.recipes.stages import stage
 from vla_razor.runs import Run, read_config
 from vla_razor.study.table import FILM
 
 EVALUATION_SEED = 0
-METHODS = {
-    "sft": ("sft", {"demos": "demos"}),
-    "sft_own": ("sft", {"demos": "own"}),
-    "sft_replay": ("sft", {"demos": "demos", "replay": "replay"}),
-    "rl": ("rl", {}),
-    "distill": ("distill", {}),
-}
-"""The verb of each, and which collections it learns from: the verb's key and the name of the folder."""
 VARIANTS = ("kl_coefficient", "spillover_coefficient", "lora_rank", "replay_share", "staleness", "guidance")
 VARIANTS += ("loss", "baseline", "normalizer")
 """Settings that make a method another one in the table."""
@@ -56,7 +49,7 @@ def run(config: DictConfig, run: Run) -> None:
     trainings = plan(config, out)
     for kind in ("new", "prior"):
         _evaluate(console, config, out / f"base_{kind}", kind, [config.policy])
-    for folder, seed in sorted({(folder, t.seed) for t in trainings for folder in collections_of(out, t).values()}):
+    for folder, seed in sorted({(folder, t.seed) for t in trainings for folder in _collections(out, t).values()}):
         changes = collected(config, folder.name.partition("_")[0])
         stage(console, config, folder, "collect", seed=seed, **changes)
     failures = launchers.carry_out(
@@ -84,9 +77,9 @@ def plan(config: DictConfig, out: Path) -> list[Training]:
         raise UserError(
             f"a sweep needs prior tasks, or there is nothing to forget: prior has none beside env={config.env.name}."
         )
-    trainings = axes.plan(config, out, {method: verb for method, (verb, _) in METHODS.items()}, variants=VARIANTS)
+    trainings = axes.plan(config, out, {method: verb_of(method) for method in METHODS}, variants=VARIANTS)
     for training in trainings:
-        settings = {**config[METHODS[training.method][0]], **training.changes}
+        settings = {**config[verb_of(training.method)], **training.changes}
         if config.checkpoints > 1 or not settings["probe_every"]:  # the last step is measured where any is
             axes.check_measured(settings, training.method)
     return trainings
@@ -96,9 +89,9 @@ def job(out: Path, number: int) -> None:
     """One run: train, then evaluate its checkpoints; goes on where an interrupted one stopped."""
     config, console = read_config(out / "config.yaml"), Console()
     training = plan(config, out)[number]
-    verb, _ = METHODS[training.method]
-    data = {key: str(folder) for key, folder in collections_of(out, training).items()}
-    stage(console, config, training.folder, verb, **{**data, **training.changes, "seed": training.seed})
+    data = {key: str(folder) for key, folder in _collections(out, training).items()}
+    changes = {**data, **training.changes, "seed": training.seed}
+    stage(console, config, training.folder, verb_of(training.method), **changes)
     trained = read_config(training.folder / "config.yaml")
     for one, share in [(training, None), *zip(between(config, training), config.interpolated, strict=True)]:
         if share is not None:
@@ -147,20 +140,8 @@ def _write(
     return outcomes
 
 
-def collections_of(out: Path, training: Training) -> dict[str, Path]:
-    """Where what a run learns from is collected, by the key of its verb."""
-    _, collections = METHODS[training.method]
-    return {key: out / f"{name}_seed{training.seed}" for key, name in collections.items()}
-
-
-def collected(config: DictConfig, name: str) -> dict[str, Any]:
-    """What a collection differs in from `config.collect`: the base's own is by `config.policy`; a replay is of about as
-    many episodes as the new task's, and at least one at every point of the grid of each prior task.
-    """
-    if name == "replay":
-        tasks = sum(len(scene.tasks) for scene in scenes(config.prior))
-        return {"env": config.prior, "per_point": max(1, config.collect.per_point // tasks)}
-    return {"policy": config.policy} if name == "own" else {}
+def _collections(out: Path, training: Training) -> dict[str, Path]:
+    return folders_of(out, training, f"_seed{training.seed}")
 
 
 def _evaluation(training: Training, kind: str) -> Path:

@@ -53,7 +53,7 @@ def evaluate(
         with closing(make_vector_env(scene, num_envs, num_workers, device)) as envs:
             for name, policy in policies.items():
                 noise = episode_seed("evaluation", seed)
-                played, _ = rollout(envs, policy, starts, stop_at_success=False, seed=noise, progress=note)
+                played, _ = rollout(envs, policy, starts, hold=None, seed=noise, progress=note)
                 for episode in played:
                     results[name].setdefault(episode.start.task, []).append(episode)
     return results

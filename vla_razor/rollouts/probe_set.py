@@ -202,7 +202,9 @@ def collect(
     noise = episode_seed("probe episodes", origin.seed)
     starts = grid_starts(env_config, GRID, 1, origin.seed)
     with progress("probe set", len(starts)) if progress else nullcontext(_silent) as advance:
-        episodes, _ = rollout(envs, policy, starts, stop_at_success=True, seed=noise, progress=lambda _: advance())
+        episodes, _ = rollout(
+            envs, policy, starts, hold=env_config.get("hold", 1), seed=noise, progress=lambda _: advance()
+        )
     visited = [(episode, t) for episode in episodes if not episode.lost for t in range(episode.length)]
     if not visited:
         raise RunFailed("the simulation died in every episode of the base policy: there are no states to probe.")

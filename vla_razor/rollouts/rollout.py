@@ -167,21 +167,22 @@ def rollout(
     policy: Policy,
     starts: Sequence[Start],
     *,
-    stop_at_success: bool,
+    hold: int | None,
     seed: int,
     progress: Callable[[Episode], None] | None = None,
 ) -> tuple[list[Episode], Timing]:
     """One episode from every start, in their order, and where the time went.
 
-    Episodes end at the horizon, where the policy stops, or at their first success if `stop_at_success`. The batch stays
-    full while starts are left. A start and the seed give the same episode in whatever slot and company it is played, up
-    to the rounding of a model that decides about larger or smaller batches. An episode whose simulation died is started
-    again, with the same random numbers, up to twice. `progress` is called with each episode as it ends.
+    Episodes end at the horizon, where the policy stops, or, with `hold`, once success has lasted for so many control
+    steps in a row; 1 is the first success. The batch stays full while starts are left. A start and the seed give the
+    same episode in whatever slot and company it is played, up to the rounding of a model that decides about larger or
+    smaller batches. An episode whose simulation died is started again, with the same random numbers, up to twice.
+    `progress` is called with each episode as it ends.
 
     Raises UserError where the environments refuse a start or lack what a policy is shown, RunFailed where they refuse
     an action of the policy, ValueError where two starts are the same: their episodes would be, see `Start.repeat`.
     """
-    run = _Run(envs, policy, starts, stop_at_success, seed, progress)
+    run = _Run(envs, policy, starts, hold, seed, progress)
     begin, threads = time.perf_counter(), torch.get_num_threads()
     if len(envs.groups) > 1:  # the workers are busy while the policy thinks
         torch.set_num_threads(max(1, threads // 2))
@@ -225,7 +226,7 @@ class _Run:
     envs: VectorEnv
     policy: Policy
     starts: Sequence[Start]
-    stop_at_success: bool
+    hold: int | None
     seed: int
     progress: Callable[[Episode], None] | None
 
@@ -296,7 +297,8 @@ class _Run:
     def _record(self, slot: int, truncated: bool) -> None:
         recording = self.running[slot]
         recording.success.append(bool(self.infos["success"][slot]))
-        if truncated or recording.stopped or (self.stop_at_success and recording.success[-1]):
+        held = self.hold is not None and recording.success[-self.hold :] == [True] * self.hold
+        if truncated or recording.stopped or held:
             columns = [None if column[0] is None else np.stack(column) for column in zip(*recording.rows, strict=True)]
             self._end(slot, columns, lost=False)
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,11 @@ def parse_grid(grid: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[1])
 
 
+def points_of(settings: Mapping[str, Any]) -> int:
+    """How many start positions an iteration of REINFORCE has, by its settings `grid` and `points`."""
+    return settings["points"] if settings["grid"] == "random" else math.prod(parse_grid(settings["grid"]))
+
+
 def grid_starts(env_config: Mapping[str, Any], grid: str, per_point: int, seed: int) -> list[Start]:
     """`per_point` episodes from one and the same first state at every point of the grid, point after point.
 
@@ -83,6 +88,18 @@ def grid_starts(env_config: Mapping[str, Any], grid: str, per_point: int, seed: 
     return [
         Start(task, {**place, **_task_options(task)}, episode_seed("grid", seed, point), point, repeat)
         for point, (task, place) in enumerate(points)
+        for repeat in range(per_point)
+    ]
+
+
+def random_points(tasks: Iterable[str], points: int, per_point: int, seed: int) -> list[Start]:
+    """`per_point` episodes from one and the same first state at each of `points` starts of every task, drawn from the
+    seed as `random_starts` draws them.
+    """
+    drawn = random_starts(tasks, points, seed)
+    return [
+        replace(start, grid_point=point, repeat=repeat)
+        for point, start in enumerate(drawn)
         for repeat in range(per_point)
     ]
 
