@@ -36,11 +36,12 @@ from vla_razor_envs import assets
 
 SCHEMA = 2
 LATER: dict[str, dict[str, Any]] = {
+    "collect": {"style": "direct"},
     "rl": {"other_instructions": [], "batch_size": None},
-    "sft": {"other_instructions": [], "spillover_coefficient": 0.0},
-    "distill": {"other_instructions": [], "spillover_coefficient": 0.0},
-    "demo": {"collect": {"policy": "scripted"}},
-    "sweep": {"interpolated": [], "videos": 0, "collect": {"policy": "scripted"}},
+    "sft": {"other_instructions": [], "spillover_coefficient": 0.0, "prefix_jitter": 0.0},
+    "distill": {"other_instructions": [], "spillover_coefficient": 0.0, "prefix_jitter": 0.0},
+    "demo": {"far": None, "collect": {"policy": "scripted"}},
+    "sweep": {"far": None, "interpolated": [], "videos": 0, "collect": {"policy": "scripted"}},
     "plasticity": {"method": "rl", "collect": {"policy": "scripted"}},
     "interpolate": {"base": None},
 }

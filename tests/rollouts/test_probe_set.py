@@ -257,6 +257,10 @@ class Watched(dict):
         self.read.add(key)
         return super().__getitem__(key)
 
+    def get(self, key: str, default: Any = None) -> Any:
+        self.read.add(key)
+        return super().get(key, default)
+
 
 def two_tongued() -> OpenVLA:
     """The policy with two data sets' statistics."""
@@ -279,7 +283,7 @@ def toys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("toys")
 def test_whatever_collecting_reads_names_a_probe_set(base: OpenVLA) -> None:
-    toy = TOY | {"make": {"size": 4}}  # a user's environment knows of no robot
+    toy = TOY | {"make": {"size": 4}, "hold": 1}  # a user's environment knows of no robot
     scene, model = Watched(toy), two_tongued()
     model.config.norm_stats.pop("vla_razor_panda")
     origin = probe_set.origin_of(model, scene, states=5, seed=0)
@@ -291,10 +295,11 @@ def test_whatever_collecting_reads_names_a_probe_set(base: OpenVLA) -> None:
         "tasks": ["reach", "reach again"],
         "make": {"size": 5},
         "grid": {"x": [0, 1], "y": [0, 1]},
+        "hold": 2,
     }
     assert scene.read == changed.keys()
     origins = [probe_set.origin_of(model, toy | {key: value}, states=5, seed=0) for key, value in changed.items()]
-    assert len({one.key for one in [origin, *origins]}) == 5
+    assert len({one.key for one in [origin, *origins]}) == 6
 
 
 @pytest.mark.usefixtures("toys")

@@ -29,7 +29,7 @@ from vla_razor.policies.scripted import ScriptedExpert
 from vla_razor.progress import progress
 from vla_razor.rollouts import demonstrations
 from vla_razor.rollouts.demonstrations import FOLDER, Shard, demonstration
-from vla_razor.rollouts.rollout import Episode, VectorEnv, make_vector_env, rollout
+from vla_razor.rollouts.rollout import Episode, VectorEnv, hold_of, make_vector_env, rollout
 from vla_razor.rollouts.starts import Start, episode_seed, grid_starts, parse_grid
 from vla_razor.runs import Run
 from vla_razor.statistics import wilson
@@ -166,7 +166,7 @@ def _collect_row(
             advance()
 
     while attempts := [start for point in points.values() for start in point.next_starts(config)]:
-        episodes, _ = rollout(envs, policy, attempts, hold=config.env.get("hold", 1), seed=noise, progress=note)
+        episodes, _ = rollout(envs, policy, attempts, hold=hold_of(config.env), seed=noise, progress=note)
         for episode in episodes:
             points[episode.start.grid_point].add(episode)
     return list(points.values())

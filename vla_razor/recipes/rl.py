@@ -44,7 +44,7 @@ from vla_razor.progress import progress
 from vla_razor.recipes import training
 from vla_razor.recipes.comparison import read_lines
 from vla_razor.recipes.training import Base, Trainer, Update
-from vla_razor.rollouts.rollout import Episode, Timing, VectorEnv, make_vector_env, rollout
+from vla_razor.rollouts.rollout import Episode, Timing, VectorEnv, hold_of, make_vector_env, rollout
 from vla_razor.rollouts.starts import Start, episode_seed, grid_starts, random_points
 from vla_razor.runs import Run
 from vla_razor.statistics import by_start, effective_episodes
@@ -117,7 +117,7 @@ def gather(envs: VectorEnv, policy: Policy, config: DictConfig, step: int) -> tu
     """
     starts = starts_of(config, step)
     noise = episode_seed("episodes", config.seed, step)
-    episodes, timing = rollout(envs, policy, starts, hold=config.env.get("hold", 1), seed=noise)
+    episodes, timing = rollout(envs, policy, starts, hold=hold_of(config.env), seed=noise)
     if all(episode.lost for episode in episodes):
         raise RunFailed(f"Iteration {step + 1}: the simulation died in every episode.")
     return episodes, timing

@@ -38,7 +38,7 @@ from vla_razor.study.table import FILM
 
 EVALUATION_SEED = 0
 VARIANTS = ("kl_coefficient", "spillover_coefficient", "lora_rank", "replay_share", "staleness", "guidance")
-VARIANTS += ("loss", "baseline", "normalizer")
+VARIANTS += ("loss", "baseline", "normalizer", "prefix_jitter")
 """Settings that make a method another one in the table."""
 
 

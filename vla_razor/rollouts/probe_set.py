@@ -36,7 +36,7 @@ from vla_razor.files import atomic_folder, cache_root, full_disk_reported, write
 from vla_razor.policies.openvla import OpenVLA
 from vla_razor.policies.openvla.conventions import statistics_key
 from vla_razor.policies.openvla.policy import OpenVLAPolicy
-from vla_razor.rollouts.rollout import Episode, VectorEnv, env_spec, make_vector_env, rollout, simulated_on
+from vla_razor.rollouts.rollout import Episode, VectorEnv, env_spec, hold_of, make_vector_env, rollout, simulated_on
 from vla_razor.rollouts.starts import episode_seed, grid_starts
 
 SCHEMA = 3
@@ -57,7 +57,7 @@ class Origin:
     """Fingerprint of the base policy: its weights, its temperature, how it is prompted, its action statistics."""
     task: str
     environment: str
-    """Gymnasium id, tasks, keyword arguments, grid, where it is simulated, and a hash of its sources, as JSON."""
+    """Gymnasium id, tasks, keyword arguments, grid, hold, where it is simulated, and a hash of its sources, as JSON."""
     unnorm_key: str | None
     """Whose action statistics the base used."""
     temperature: float
@@ -137,6 +137,7 @@ def origin_of(
     read = {key: _plain(env_config[key]) for key in ("id", "tasks", "make", "grid")}
     read["make"].pop("device", None)
     read |= {"device": simulated_on(env_config, base.device).type, "sources": _sources(env_config["id"])}
+    read |= {"hold": hold_of(env_config)}
     return Origin(
         base=base.fingerprint(),
         task=str(env_config["name"]),
@@ -202,9 +203,7 @@ def collect(
     noise = episode_seed("probe episodes", origin.seed)
     starts = grid_starts(env_config, GRID, 1, origin.seed)
     with progress("probe set", len(starts)) if progress else nullcontext(_silent) as advance:
-        episodes, _ = rollout(
-            envs, policy, starts, hold=env_config.get("hold", 1), seed=noise, progress=lambda _: advance()
-        )
+        episodes, _ = rollout(envs, policy, starts, hold=hold_of(env_config), seed=noise, progress=lambda _: advance())
     visited = [(episode, t) for episode in episodes if not episode.lost for t in range(episode.length)]
     if not visited:
         raise RunFailed("the simulation died in every episode of the base policy: there are no states to probe.")

@@ -137,6 +137,13 @@ def make_vector_env(
         raise
 
 
+def hold_of(env_config: Mapping[str, Any]) -> int:
+    """The control steps for which success lasts when an episode of a training ends: 1, the first success, where a
+    config says nothing, as those of earlier runs do.
+    """
+    return env_config.get("hold", 1)
+
+
 def simulated_on(env_config: Mapping[str, Any], device: str | torch.device) -> torch.device:
     """Where the environments of a config are simulated: on `make.device` if there is one, else beside a policy on
     `device` if that GPU has been checked to move the task as a CPU does, else on the CPU.
