@@ -74,12 +74,12 @@ if __name__ == "__main__":
     parser.add_argument("run", type=Path, help="folder of a finished demo")
     arguments = parser.parse_args()
     summary = json.loads((arguments.run / "summary.json").read_text())
-    matched = summary["matched"]
-    print(f"Where each first reaches {matched['level']:.0%} on the new task, which all reach: {matched['steps']}\n")
-    print("\n".join(table(matched)))
-    print()
-    print("\n".join(kept(matched)))
-    print("\nAt their ends:\n")
+    if matched := summary.get("matched"):
+        print(f"Where each first reaches {matched['level']:.0%} on the new task, which all reach: {matched['steps']}\n")
+        print("\n".join(table(matched)))
+        print()
+        print("\n".join(kept(matched)))
+        print("\nAt their ends:\n")
     print("\n".join(table(summary)))
     print()
     print("\n".join(by_seed(arguments.run)))

@@ -35,6 +35,7 @@ from vla_razor.policies.openvla.policy import OpenVLAPolicy
 from vla_razor.policies.openvla.tiny import make_tiny
 from vla_razor.policies.scripted import Corrected, ScriptedExpert
 from vla_razor.policies.scripted_panda import ROTATION, TRANSLATION
+from vla_razor.recipes.sft import jittered, shifted
 from vla_razor.rollouts.rollout import Episode, make_vector_env, rollout
 from vla_razor.rollouts.starts import random_starts
 from vla_razor.statistics import Rate, wilson
@@ -45,6 +46,7 @@ DRAWERS = [f"{verb}_{drawer}_drawer" for verb in ("open", "close") for drawer in
 NAMES = [*(task.replace("_", " ") for task in DRAWERS), "pick coke can"]
 CAN = len(NAMES) - 1
 REACH, WIDTH = 0.1, 0.04  # metres: the scales of the regressed positions and of the gripper's
+SHIFT = 2  # pixels
 HELD_OUT = 20  # every so many episodes one is not learned from, and shows how well the target is located
 console = Console()
 
@@ -74,25 +76,13 @@ class Frames:
         return Frames(*(np.concatenate([a, b + (name == "episode") * after]) for (name, a), b in columns))
 
 
-class PrivilegedExpert(ScriptedExpert):
-    """The expert, whose labels also hold where the target is, seen from the gripper, and how far the gripper is open,
-    in metres.
+class Privileged:
+    """A demonstrator whose labels also hold where the target is, seen from the gripper, and how far the gripper is
+    open, in metres.
     """
 
-    def act(
-        self,
-        images: Any,
-        instructions: list[str],
-        infos: list[dict[str, Any]],
-        generators: Sequence[np.random.Generator],
-        memories: Any = None,
-    ) -> Decisions:
-        decisions = super().act(images, instructions, infos, generators)
-        return decisions._replace(labels=privileged(self.clean_actions, infos))
-
-
-class PrivilegedCorrection(Corrected):
-    """A policy that acts while the expert says what it would have done, with the same labels."""
+    def __init__(self, demonstrator: ScriptedExpert | Corrected) -> None:
+        self.demonstrator, self.name = demonstrator, demonstrator.name
 
     def act(
         self,
@@ -102,14 +92,11 @@ class PrivilegedCorrection(Corrected):
         generators: Sequence[np.random.Generator],
         memories: Any = None,
     ) -> Decisions:
-        decisions = super().act(images, instructions, infos, generators, memories)
-        return decisions._replace(labels=privileged(np.asarray(decisions.labels), infos))
-
-
-def privileged(actions: np.ndarray, infos: list[dict[str, Any]]) -> np.ndarray:
-    offsets = np.stack([info["target_pose"][:3] - info["tcp_pose"][:3] for info in infos])
-    widths = np.array([[info["gripper_position"]] for info in infos])
-    return np.concatenate([actions, offsets, widths], axis=1).astype(np.float32)
+        decisions = self.demonstrator.act(images, instructions, infos, generators, memories)
+        offsets = np.stack([info["target_pose"][:3] - info["tcp_pose"][:3] for info in infos])
+        widths = np.array([[info["gripper_position"]] for info in infos])
+        columns = np.asarray(decisions.labels), offsets, widths
+        return decisions._replace(labels=np.concatenate(columns, axis=1).astype(np.float32))
 
 
 def progress() -> Progress:
@@ -180,15 +167,10 @@ class Looking(nn.Module):
 
 
 def pixels_of(model: OpenVLA, images: np.ndarray, generator: torch.Generator | None) -> Tensor:
-    """Pixels of images that have the policy's own size, each shifted by up to two pixels where there is a generator."""
-    size, most = images.shape[1], 2
-    whole = torch.from_numpy(images).permute(0, 3, 1, 2).float().div(255)
+    """Pixels of images, each shifted by up to `SHIFT` pixels where there is a generator."""
     if generator is not None:
-        padded = functional.pad(whole, (most,) * 4, mode="replicate")
-        y, x = torch.randint(2 * most + 1, (2, len(images), 1), generator=generator) + torch.arange(size)
-        numbers = torch.arange(len(images))[:, None, None, None]
-        whole = padded[numbers, torch.arange(3)[:, None, None], y[:, None, :, None], x[:, None, None, :]]
-    return torch.cat([transform.normalize(whole) for transform in model.processor.transforms], dim=1)
+        images = shifted(images, torch.randint(-SHIFT, SHIFT + 1, (len(images), 2), generator=generator))
+    return model.processor.pixel_values(images)
 
 
 def batches(count: int, size: int, generator: torch.Generator) -> Iterator[np.ndarray]:
@@ -273,8 +255,7 @@ def clone(
     def loss() -> Tensor:
         rows = next(rows_of)
         chosen = tokens[rows] - first
-        shift = torch.randn(chosen.shape, generator=generator) * arguments.jitter
-        fed = (chosen + shift.round().long()).clamp(0, 255) + first
+        fed = jittered(tokens[rows], first, arguments.jitter, generator)
         pixels = pixels_of(model, frames.images[rows], generator)
         patches.clear()
         logits = model.action_logits(pixels, [prompts[i] for i in frames.instruction[rows]], fed)
@@ -408,7 +389,7 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
 
     def demonstrate() -> Frames:
-        expert, seed = PrivilegedExpert(arguments.noise), 10_000 + arguments.seed
+        expert, seed = Privileged(ScriptedExpert(arguments.noise)), 10_000 + arguments.seed
         counts = arguments.drawer_episodes, arguments.can_episodes
         return play(expert, *counts, seed, "demonstrations", arguments.without)
 
@@ -445,7 +426,7 @@ def main() -> None:
     for number in range(1, arguments.rounds + 1):
 
         def correct(number: int = number) -> Frames:
-            acting = PrivilegedCorrection(OpenVLAPolicy(model, KEY), PrivilegedExpert(), guidance=0.1)
+            acting = Privileged(Corrected(OpenVLAPolicy(model, KEY), ScriptedExpert(), guidance=0.1))
             counts = arguments.correction_episodes, arguments.can_corrections
             seed = 20_000 + 100 * number + arguments.seed
             return play(acting, *counts, seed, f"corrections {number}", arguments.without)

@@ -100,14 +100,15 @@ def row(
     generator: torch.Generator,
 ) -> dict[str, Any]:
     """What is known of one teacher."""
-    played = [rollout(envs, one, starts, hold=scene.hold, seed=0)[0] for one in (calm, disturbed)]
+    several = [calm] if disturbed is calm else [calm, disturbed]
+    played = [rollout(envs, one, starts, hold=scene.hold, seed=0)[0] for one in several]
     rates = [wilson(sum(episode.success_at_end for episode in own), len(own)) for own in played]
-    won = [episode for episode in played[1] if episode.success_at_end]
+    won = [episode for episode in played[-1] if episode.success_at_end]
     return {
         "scene": scene.name,
         "teacher": name,
         "calm": rates[0],
-        "disturbed": rates[1],
+        "disturbed": rates[-1],
         "nats": unlikely(policy, won, generator),
     }
 

@@ -1,8 +1,8 @@
 """SAPIEN's shaders without the light of surroundings.
 
 An environment map lights a scene from all around. Not one of the scenes here has any, and yet SAPIEN's shaders look it
-up several times a pixel, and SAPIEN integrates a table for its reflections whenever a process first renders:
-milliseconds on a GPU, ten seconds in software. A copy of its shaders without these lookups draws the same pictures.
+up several times a pixel, and SAPIEN integrates a table for its reflections whenever a process first renders, which in
+software is most of a process's start. A copy of its shaders without these lookups draws the same pictures.
 """
 
 from __future__ import annotations

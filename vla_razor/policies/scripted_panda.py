@@ -122,24 +122,12 @@ def open_steep(info: dict[str, Any]) -> np.ndarray:
 
 def close_drawer(info: dict[str, Any]) -> np.ndarray:
     """With closed fingers, line up before the handle and push."""
-    tcp, handle = info["tcp_pose"], info["target_pose"]
-    turn = turn_towards(tcp, PITCHED, np.array([0.0, 1.0, 0.0]))
-    gap = handle[:3] - tcp[:3]
-    aside = np.linalg.norm(gap[1:])
-    if aside < 0.02 + 0.15 * max(gap[0] - 0.05, 0) and gap[0] > 0:
-        return action([TRANSLATION, gap[1], gap[2]], turn, CLOSED)
-    return action(gap - [0.07, 0, 0], turn, CLOSED)
+    return _push(info, action, turn_towards(info["tcp_pose"], PITCHED, SIDEWAYS))
 
 
 def close_steep(info: dict[str, Any]) -> np.ndarray:
     """Slowly, the gripper pitched further down."""
-    tcp, handle = info["tcp_pose"], info["target_pose"]
-    turn = _visible(turn_towards(tcp, STEEP, SIDEWAYS))
-    gap = handle[:3] - tcp[:3]
-    aside = np.linalg.norm(gap[1:])
-    if aside < 0.02 + 0.15 * max(gap[0] - 0.05, 0) and gap[0] > 0:
-        return slow([TRANSLATION, gap[1], gap[2]], turn, CLOSED)
-    return slow(gap - [0.07, 0, 0], turn, CLOSED)
+    return _push(info, slow, _visible(turn_towards(info["tcp_pose"], STEEP, SIDEWAYS)))
 
 
 STYLES: dict[str, dict[str, Skill]] = {
@@ -149,6 +137,14 @@ STYLES: dict[str, dict[str, Skill]] = {
     "steep": {"open": open_steep, "close": close_steep},
 }
 """What each style knows how to do, by the instruction's verb."""
+
+
+def _push(info: dict[str, Any], move: Callable[..., np.ndarray], turn: np.ndarray) -> np.ndarray:
+    gap = info["target_pose"][:3] - info["tcp_pose"][:3]
+    aside = np.linalg.norm(gap[1:])
+    if aside < 0.02 + 0.15 * max(gap[0] - 0.05, 0) and gap[0] > 0:
+        return move([TRANSLATION, gap[1], gap[2]], turn, CLOSED)
+    return move(gap - [0.07, 0, 0], turn, CLOSED)
 
 
 def _funnel(aside: Any, most: float, slope: float = 4.0) -> float:

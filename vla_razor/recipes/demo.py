@@ -87,10 +87,12 @@ def present(
     failures: Mapping[Training, str],
 ) -> dict[str, Any]:
     """Prints the tables, writes the results, and returns the content of summary.json."""
-    columns, matched = comparison.columns_of(outcomes), comparison.matched(outcomes)
-    tables = [comparison.table(columns, "At their ends")]
-    if config.checkpoints > 1:
+    columns, states = comparison.columns_of(outcomes), comparison.states_of(trainings)
+    tables, further = [comparison.table(columns, "At their ends")], {}
+    if config.checkpoints > 1:  # with one, where a method first reaches a level is its end
+        matched = comparison.matched(outcomes)
         tables.insert(0, comparison.table(matched.columns, matched.title))
+        further = {"matched": matched.summary(states)}
     for table in tables:
         console.print(table)
     for training, reason in failures.items():
@@ -101,12 +103,7 @@ def present(
     new = out / f"new{_suffix(config, config.seeds[0])}"
     results.film(out / FILM, columns, lambda _: new, config.env.tasks[0], config.videos)
     console.print(f"figures in {out / 'plots'}, film in {out / 'videos'}, rows in results.parquet", highlight=False)
-    states = comparison.states_of(trainings)
-    return {
-        **comparison.summary(columns, states),
-        "matched": matched.summary(states),
-        "predictors": results.predictors(out),
-    }
+    return {**comparison.summary(columns, states), **further, "predictors": results.predictors(out)}
 
 
 def plan(config: DictConfig, out: Path) -> list[Training]:
