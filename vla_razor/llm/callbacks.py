@@ -34,27 +34,28 @@ class RunCallback(TrainerCallback):
     def __init__(self, run: Run, probe_every: int, measure: Callable[[], dict[str, Any]]) -> None:
         self.run, self.probe_every, self.measure = run, probe_every, measure
         self.measured: dict[str, Any] = {}
-        self._bar, self._step, self._held = ExitStack(), ExitStack(), list[int]()
+        self._bar, self._signals, self._held, self._saved = ExitStack(), ExitStack(), list[int](), -1
 
     def close(self) -> None:
         """Ends the bar, and what holds signals back."""
         self._bar.close()
-        self._step.close()
+        self._signals.close()
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        name = self.run.config.verb.removeprefix("llm_")
+        self.advance = self._bar.enter_context(progress(name, state.max_steps, state.global_step))
+        if args.world_size == 1:
+            self._held = self._signals.enter_context(uninterrupted())
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._step.close()  # raises KeyboardInterrupt where a signal came, the last step being saved
-        if args.world_size == 1:
-            self._held = self._step.enter_context(uninterrupted())
+        if self._held and self._saved == state.global_step:  # where one came too late for that, this step is saved
+            self._signals.close()  # raises KeyboardInterrupt
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         control.should_save |= bool(self._held)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._step.close()
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        name = self.run.config.verb.removeprefix("llm_")
-        self.advance = self._bar.enter_context(progress(name, state.max_steps, state.global_step))
+        self._signals.close()
 
     def on_log(
         self,
@@ -80,6 +81,7 @@ class RunCallback(TrainerCallback):
         self.advance(**{name: scalars[name] for name in (*SHOWN, "forward_kl") if name in scalars})
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._saved = state.global_step
         saved = trainer_folder(self.run, state.global_step)
         self.run.save(state.global_step, lambda folder: _link_model(saved, folder), {})
 
