@@ -26,7 +26,7 @@ DATA = [
 IMPORTS = """
 import sys, gymnasium, vla_razor, vla_razor_envs
 assert not {"torch", "mani_skill", "transformers"} & set(sys.modules)
-assert {"vla_razor/PickCan-v1", "vla_razor/Drawer-v1"} <= set(gymnasium.registry), sorted(gymnasium.registry)
+assert {"vla_razor/PickCan-v2", "vla_razor/Drawer-v1"} <= set(gymnasium.registry), sorted(gymnasium.registry)
 """
 
 

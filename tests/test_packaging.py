@@ -29,7 +29,7 @@ def test_the_command_is_an_entry_point():
 def test_either_package_registers_the_tasks(package: str):
     script = f"import gymnasium, {package}; print(*gymnasium.registry)"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert {"vla_razor/PickCan-v1", "vla_razor/Drawer-v1"} <= set(result.stdout.split())
+    assert {"vla_razor/PickCan-v2", "vla_razor/Drawer-v1"} <= set(result.stdout.split())
 
 
 @pytest.mark.parametrize("statement", ["import vla_razor", "import vla_razor_envs", "import vla_razor.cli"])

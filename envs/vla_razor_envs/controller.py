@@ -21,6 +21,7 @@ from gymnasium import spaces
 from mani_skill.agents.controllers.pd_joint_pos import PDJointPosController, PDJointPosControllerConfig
 from torch import Tensor
 
+from . import kinematics
 from .batched_kinematics import BatchedSolver, Iteration
 from .geometry import Frame, displaced, pose_of
 from .kinematics import ClosedLoopSolver
@@ -53,18 +54,28 @@ class EndEffectorDelta(PDJointPosController):
         self._base = Frame.at(self.articulation.pose.raw_pose)  # stands still during an episode
 
     def set_action(self, action: Tensor) -> None:
-        self._target_qpos = self._aim(action)
-        self.set_drive_targets(self._target_qpos)
+        self._target_qpos = torch.as_tensor(self._aim(action))
+        drive(self, self._target_qpos)
 
-    def _aim(self, action: Tensor) -> Tensor:
-        """The joint positions [N, J] that a displacement [N, 6] of the end effector asks for."""
-        qpos = self.articulation.get_qpos()
-        solution, self.solved = self.solve(qpos, self._displaced(action))
-        return torch.as_tensor(solution).to(qpos.dtype)
+    def _aim(self, action: Any) -> Any:
+        """The joint positions [N, J] that a displacement [N, 6] of the end effector asks for: of one robot an array."""
+        if isinstance(self.solve, BatchedSolver):
+            qpos, now = self.articulation.get_qpos(), self._base.localize(torch.as_tensor(pose_of(self.end_link)))
+            solution, self.solved = self.solve(qpos, displaced(now, action))
+            return solution.to(qpos.dtype)
+        robot, end = self.articulation._objs[0], self.end_link._objs[0]
+        target = kinematics.displaced(robot.root.entity_pose, end.entity_pose, action[0].tolist())
+        solution, self.solved = self.solve(robot.qpos[None], target)
+        return solution.astype(np.float32)
 
-    def _displaced(self, action: Tensor) -> Tensor:
-        """The pose [N, 7] in the base frame that the action asks for."""
-        return displaced(self._base.localize(torch.as_tensor(pose_of(self.end_link))), action)
+
+def drive(controller: PDJointPosController, targets: Tensor) -> None:
+    """Sets the targets [N, J] of a controller's drives: on a CPU without what ManiSkill makes of each on the way."""
+    if controller.scene.gpu_sim_enabled:
+        controller.set_drive_targets(targets)
+    else:
+        for joint, target in zip(controller.joints, targets[0].tolist(), strict=True):
+            joint._objs[0].set_drive_target(target)
 
 
 @dataclass
@@ -91,7 +102,7 @@ class GripperClosedness(PDJointPosController):
     def set_action(self, action: Tensor) -> None:
         opened, closed = self.config.upper, self.config.lower
         self._target_qpos = (opened + (closed - opened) * (action + 1) / 2).expand(-1, len(self.joints)).clone()
-        self.set_drive_targets(self._target_qpos)
+        drive(self, self._target_qpos)
 
 
 @dataclass

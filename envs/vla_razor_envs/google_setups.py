@@ -135,6 +135,7 @@ GOOGLE_PICK_CAN = PickCanSetup(
     lift=lift_until_released,
     lift_height=0.01,
     significant_height=0.02,
+    lifted_steps=1,
     sustained_steps=5,
 )
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .single import build, check_size, check_start, find_setup, find_spaces
+from .single import build, check_size, check_start, find_setup, find_spaces, known_robot
 from .vector import Observations, SlotVectorEnv, Start, Tick, check_action
 
 
@@ -24,8 +24,9 @@ class NativeVectorEnv(SlotVectorEnv):
     def __init__(
         self,
         family: str,
+        robots: tuple[str, ...],
         num_envs: int,
-        robot: str = "panda",
+        robot: str | None = None,
         image_size: tuple[int, int] = (64, 64),
         task: str | None = None,
         orientation: str | None = None,
@@ -35,7 +36,7 @@ class NativeVectorEnv(SlotVectorEnv):
         device: str = "cuda",
     ) -> None:
         self.family = family
-        setup = find_setup(family, robot, overlay, variant)
+        setup = find_setup(family, known_robot(robots, robot), overlay, variant)
         given = {"task": task, "orientation": orientation, "station": station}
         self.default_start = check_start(family, setup, {k: v for k, v in given.items() if v is not None})
         size = check_size(image_size)

@@ -1,8 +1,8 @@
 """Pick a can from a table: the new task of the paper's robot experiment.
 
 The success rule is SimplerEnv's: the can is *lifted* when it is grasped, touches nothing but the robot and has risen;
-the lift is remembered until the grasp is lost; success is a lift now, or enough significantly lifted steps in the
-episode. Details in which the robots differ are in their setups.
+the lift is remembered until the grasp is lost; success is a lift that has lasted long enough, or enough significantly
+lifted steps in the episode. Details in which the robots differ are in their setups.
 """
 
 # ManiSkill's and SAPIEN's annotations are narrower than what they take.
@@ -51,7 +51,7 @@ class PickCan(ManipulationTask):
         super()._after_reconfigure(options)
         zeros = torch.zeros(self.num_envs, device=self.device)
         self.rest_z, none, no = (self.xp.asarray(each) for each in (zeros, zeros.int(), zeros.bool()))
-        self.grasp_steps = self.significant_steps = none
+        self.grasp_steps = self.lift_steps = self.significant_steps = none
         self.held = self.pinching = self.remembered = self.lifted = self.significantly = no
 
     def _prepare(self, starts: list[Start]) -> None:
@@ -119,7 +119,10 @@ class PickCan(ManipulationTask):
         self.stand(np.array([[*self.setup.robot_xy, 0.0]] * len(starts)))
         new = self.xp.asarray(self.scene._reset_mask)
         self.rest_z = self.xp.where(new, pose_of(self.can)[:, 2], self.rest_z)
-        counts, flags = ("grasp_steps", "significant_steps"), ("held", "remembered", "lifted", "significantly")
+        counts, flags = (
+            ("grasp_steps", "lift_steps", "significant_steps"),
+            ("held", "remembered", "lifted", "significantly"),
+        )
         for name in (*counts, *flags, "pinching"):
             setattr(self, name, getattr(self, name) * ~new)
         self._tell_robot()
@@ -134,6 +137,7 @@ class PickCan(ManipulationTask):
         free = (strengths[links:] <= TOUCH).all(0)
         rise = pose_of(self.can)[:, 2] - self.rest_z
         self.remembered, self.lifted = setup.lift(self.remembered, self.held, free, rise > setup.lift_height)
+        self.lift_steps = (self.lift_steps + 1) * self.lifted
         self.significantly = self.lifted & (rise > setup.significant_height)
         self.significant_steps = self.significant_steps + self.significantly
 
@@ -146,9 +150,11 @@ class PickCan(ManipulationTask):
 
     def _facts(self) -> dict[str, Any]:
         setup = self.setup
-        pose = pose_of(self.can)
+        pose, success = pose_of(self.can), self.lift_steps >= setup.lifted_steps
+        if setup.sustained_steps is not None:
+            success = success | (self.significant_steps >= setup.sustained_steps)
         return {
-            "success": self.lifted | (self.significant_steps >= setup.sustained_steps),
+            "success": success,
             "is_grasped": self.held,
             "consecutive_grasp": self.grasp_steps >= 5,
             "lifted_object": self.lifted,

@@ -17,7 +17,7 @@ import torch
 from gymnasium import spaces
 from mani_skill.agents.controllers.pd_joint_pos import PDJointPosController, PDJointPosControllerConfig
 
-from . import batched_planner, kinematics, planner
+from . import batched_planner, planner
 from .batched_planner import Limits
 from .controller import EndEffectorDelta, EndEffectorDeltaConfig
 
@@ -73,14 +73,6 @@ class PlannedEndEffectorDelta(PathFollower, EndEffectorDelta):
         super().reset()
         begin = self.qpos.double(), torch.zeros_like(self.qpos).double()
         self._end = tuple(map(self._renewed, begin, getattr(self, "_end", begin)))
-
-    def _aim(self, action: Any) -> Any:
-        if self.xp is torch:
-            return super()._aim(action)
-        robot, end = self.articulation._objs[0], self.end_link._objs[0]
-        target = kinematics.displaced(robot.root.entity_pose, end.entity_pose, action[0].tolist())
-        solution, self.solved = self.solve(robot.qpos[None], target)
-        return solution.astype(np.float32)
 
     def set_action(self, action: Any) -> None:
         self._follow(*self._end, self._aim(self.xp.asarray(action)))

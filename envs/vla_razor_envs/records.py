@@ -179,8 +179,8 @@ def lift_until_released(lifted: Any, held: Any, free: Any, risen: Any) -> tuple[
 class PickCanSetup(Setup):
     """Pick a can. A grasp is contact of both fingers within `grasp_angle` degrees of their closing direction; `lift`
     takes what was lifted, what is held, what touches nothing but the robot and what rose by `lift_height`, and returns
-    what to remember and what is lifted now; success is a lift now, or `sustained_steps` steps (in all) at
-    `significant_height`.
+    what to remember and what is lifted now; success is `lifted_steps` control steps in a row with a lift, the present
+    one the last of them, or `sustained_steps` steps (in all) at `significant_height`, where that is not None.
 
     `table_top` is the height of the table's top, `table_x` and `table_y` how far it reaches: a can beyond would fall.
     `orientations` are roll, pitch and yaw; `start_heights` the can's origin above the table's top at the start, for
@@ -203,7 +203,8 @@ class PickCanSetup(Setup):
     lift: Callable[[Any, Any, Any, Any], tuple[Any, Any]]
     lift_height: float
     significant_height: float
-    sustained_steps: int
+    lifted_steps: int
+    sustained_steps: int | None
     distractors: tuple[MeshCan, ...] = field(default=(), kw_only=True)
 
 

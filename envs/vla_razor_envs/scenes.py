@@ -220,6 +220,7 @@ def _(cabinet: UrdfCabinet, scene: Any, setup: DrawerSetup) -> Articulation:
 def _(cabinet: BoxCabinet, scene: Any, setup: DrawerSetup) -> Articulation:
     room(scene, floor_z=0.0)
     builder = scene.create_articulation_builder()
+    builder.disable_self_collisions = True  # the joints hold the drawers where they run
     body = builder.create_link_builder()
     body.set_name("body")
     for centre, half in _body_boxes(cabinet, setup.drawer_z):

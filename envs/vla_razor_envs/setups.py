@@ -52,8 +52,8 @@ REST_GAP = 5e-4
 PANDA_REACH = (0.07, 0.25)
 
 
-def _panda(start_qpos: tuple[float, ...], horizon: int, target: Vector, fov: float) -> dict[str, Any]:
-    """What both embedded tasks share: 5 Hz control, one camera over the robot's left shoulder."""
+def _panda(start_qpos: tuple[float, ...], horizon: int, eye: Vector, target: Vector, fov: float) -> dict[str, Any]:
+    """What both embedded tasks share: 5 Hz control, one camera that the hand does not hide its work from."""
     return dict(
         agent="vla_razor_panda",
         control_mode="ee_delta",
@@ -69,14 +69,20 @@ def _panda(start_qpos: tuple[float, ...], horizon: int, target: Vector, fov: flo
         clips_actions=True,
         reach=PANDA_REACH,
         physics=PANDA_PHYSICS,
-        camera=Camera("overhead_camera", "panda_link0", eye=(0.3, 0.7, 0.8), target=target, fov=fov),
+        camera=Camera("workspace_camera", "panda_link0", eye=eye, target=target, fov=fov),
         lighting=PANDA_LIGHTING,
     )
 
 
 PANDA_PICK_CAN = PickCanSetup(
-    # TCP at (0.45, 0, 0.30), gripper straight down.
-    **_panda((0.0, -0.2198, 0.0, -2.4542, 0.0, 2.2344, 0.7854, 0.04, 0.04), 20, target=(0.51, 0.0, 0.12), fov=0.44),
+    # TCP at (0.45, 0, 0.30), gripper straight down. Seen from in front, across the line of the fingers.
+    **_panda(
+        (0.0, -0.2198, 0.0, -2.4542, 0.0, 2.2344, 0.7854, 0.04, 0.04),
+        20,
+        eye=(1.1, 0.25, 0.7),
+        target=(0.51, 0.0, 0.11),
+        fov=0.46,
+    ),
     robot_xy=(0.0, 0.0),
     table=BoxTable(half_size=(0.5, 0.6, 0.02), top=(0.45, 0.0, 0.0)),
     table_top=0.0,
@@ -96,12 +102,20 @@ PANDA_PICK_CAN = PickCanSetup(
     lift=lift_while_high,
     lift_height=0.02,
     significant_height=0.05,
-    sustained_steps=3,
+    lifted_steps=3,
+    sustained_steps=None,
 )
 
 PANDA_DRAWER = DrawerSetup(
-    # TCP at (0.42, 0, 0.42), gripper pitched 45 degrees down, fingers closing sideways on the upright handles.
-    **_panda((0.0, -0.8, 0.0, -2.8552, 0.0, 2.8405, 0.7854, 0.04, 0.04), 20, target=(0.54, 0.0, 0.38), fov=0.52),
+    # TCP at (0.42, 0, 0.42), gripper pitched 45 degrees down, fingers closing sideways on the upright handles. Seen
+    # from beside the robot, below the hand.
+    **_panda(
+        (0.0, -0.8, 0.0, -2.8552, 0.0, 2.8405, 0.7854, 0.04, 0.04),
+        20,
+        eye=(0.0, 0.55, 0.3),
+        target=(0.58, 0.0, 0.41),
+        fov=0.60,
+    ),
     stations={
         f"{row}{column}": (x, y, 0.0)
         for row, y in zip("abc", (-0.05, 0.0, 0.05), strict=True)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from . import RenderingUnavailable, StartRefused
+from . import TASKS, RenderingUnavailable, StartRefused
 from .assets import asset_root
 from .records import DrawerSetup, PickCanSetup, Setup
 from .setups import DRAWER_TASKS, SETUPS
@@ -47,6 +47,15 @@ def find_setup(family: str, robot: str, overlay: bool | None = None, variant: st
         what = f"variant {variant}" if variant else f"robot {robot}"
         raise ValueError(f"overlay is True, but {what} has no photograph to stand behind it; expected False or None")
     return replace(setup, photo=None) if overlay is False else setup
+
+
+def known_robot(robots: tuple[str, ...], robot: str | None) -> str:
+    """The robot that is asked for, or the first of those that know a task; ValueError where it does not know it."""
+    if robot is not None and robot not in robots:
+        others = [f"vla_razor/{name}" for name, (_, known) in TASKS.items() if robot in known]
+        hint = f"; {robot} has {', '.join(others)}" if others else ""
+        raise ValueError(f"robot is {robot!r}; expected {' or '.join(robots)}{hint}")
+    return robot or robots[0]
 
 
 def check_size(image_size: Any) -> tuple[int, int]:
@@ -146,8 +155,8 @@ class SingleEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     as `gymnasium.vector.AsyncVectorEnv` does before it forks.
 
     Args:
-        family: "pick_can" or "drawer" (set by the registered id).
-        robot: the robot's name, a key of `setups.SETUPS`.
+        family, robots: the task's entry in `vla_razor_envs.TASKS` (set by the registered id).
+        robot: which of these robots; the first where None.
         image_size: height and width in pixels.
         task: drawer task at resets that name none.
         orientation: can orientation at resets that name none; drawn from the seed where None.
@@ -168,7 +177,8 @@ class SingleEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     def __init__(
         self,
         family: str,
-        robot: str = "panda",
+        robots: tuple[str, ...],
+        robot: str | None = None,
         image_size: tuple[int, int] = (64, 64),
         task: str | None = None,
         orientation: str | None = None,
@@ -178,7 +188,7 @@ class SingleEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         render_mode: str | None = None,
     ) -> None:
         self.family, self.render_mode = family, render_mode
-        self.setup = find_setup(family, robot, overlay, variant)
+        self.setup = find_setup(family, known_robot(robots, robot), overlay, variant)
         self.metadata = {**self.metadata, "render_fps": self.setup.control_hz}
         if self.setup.files:
             asset_root(self.setup.files)

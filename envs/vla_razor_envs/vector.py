@@ -21,12 +21,13 @@ Tick = tuple[Observations, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
 def make(
     num_envs: int,
     family: str,
+    robots: tuple[str, ...],
     num_workers: int | None = None,
     timeout: float = 60.0,
     device: str = "cpu",
     **kwargs: Any,
 ) -> SlotVectorEnv:
-    """The vector face of the task `family`; Gymnasium's `make_vec` calls it.
+    """The vector face of the task of a family for some robots; Gymnasium's `make_vec` calls it.
 
     On a CPU `num_workers` processes (default: one a core) share `num_envs` environments; one that takes longer than
     `timeout` seconds over a step is restarted. With `device="cuda"` or "cuda:N" ManiSkill simulates the batch on the
@@ -37,11 +38,11 @@ def make(
     if device.startswith("cuda"):
         from .native import NativeVectorEnv
 
-        return NativeVectorEnv(family, num_envs, device=device, **kwargs)
+        return NativeVectorEnv(family, robots, num_envs, device=device, **kwargs)
     from .pool import PoolVectorEnv
 
-    env_id = {task: f"vla_razor/{name}" for name, task in TASKS.items()}[family]
-    return PoolVectorEnv(env_id, num_envs, num_workers=num_workers, timeout=timeout, **kwargs)
+    name = next(name for name, task in TASKS.items() if task == (family, robots))
+    return PoolVectorEnv(f"vla_razor/{name}", num_envs, num_workers=num_workers, timeout=timeout, **kwargs)
 
 
 def check_action(setup: Setup | None, box: Any, action: Any, active: Any = True) -> np.ndarray:

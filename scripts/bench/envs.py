@@ -62,7 +62,7 @@ class Bench:
     def __init__(self, plan: dict[str, Any]) -> None:
         self.rendered = plan["image"] != "none"
         size = [int(side) for side in plan["image"].split("x")] if self.rendered else [64, 64]
-        self.env = SingleEnv(plan["family"], robot="google_robot", image_size=(size[0], size[1]))
+        self.env = SingleEnv(plan["family"], ("google_robot",), image_size=(size[0], size[1]))
         self.task: Any = self.env.task
         self.actions = random_actions(plan["steps"])
         self.parts = self.task.agent.controller.controllers.values()

@@ -38,7 +38,7 @@ class Fragile(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     )
     action_space = spaces.Box(-1, 1, (7,), np.float32)
 
-    setup = SimpleNamespace(control_hz=5, clips_actions=False, camera=SimpleNamespace(name="overhead_camera"))
+    setup = SimpleNamespace(control_hz=5, clips_actions=False, camera=SimpleNamespace(name="workspace_camera"))
 
     def __init__(self, construction: str = "", horizon: int = 3) -> None:
         self.horizon = horizon

@@ -245,7 +245,7 @@ def test_actions_that_make_no_sense_are_refused_and_harm_nothing(can: gymnasium.
 @pytest.mark.slow
 def test_one_simulation_of_all_slots_refuses_the_same_actions_and_not_those_of_idle_slots(shared: Path) -> None:
     arguments: dict[str, Any] = dict(robot="google_robot", image_size=(8, 10), overlay=False, device="cpu")
-    with closing(NativeVectorEnv("pick_can", 1, **arguments)) as envs:
+    with closing(NativeVectorEnv("pick_can", ("google_robot",), 1, **arguments)) as envs:
         before = envs.reset(seed=2, options={"orientation": "upright"})[1]["tcp_pose"]
         for action in (act(x=1.5), act(x=np.nan), act(gripper=-np.inf)):
             with pytest.raises(ValueError, match=r"action of slot 0 is .*expected"):

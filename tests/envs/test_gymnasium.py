@@ -19,13 +19,15 @@ from gymnasium.wrappers import RecordVideo
 from vla_razor_envs import RenderingUnavailable, single
 
 ROOT = Path(__file__).resolve().parents[2]
-CAN, DRAWER = "vla_razor/PickCan-v1", "vla_razor/Drawer-v1"
+CAN, DRAWER = "vla_razor/PickCan-v2", "vla_razor/Drawer-v1"
 GOOGLE: dict[str, Any] = {"robot": "google_robot", "image_size": (8, 10), "overlay": False}
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize(("made", "arguments"), [(CAN, {}), (DRAWER, {"render_mode": "rgb_array"}), (CAN, GOOGLE)])
+@pytest.mark.parametrize(
+    ("made", "arguments"), [(CAN, {}), (DRAWER, {"render_mode": "rgb_array"}), ("vla_razor/PickCan-v1", GOOGLE)]
+)
 def test_gymnasiums_checker_has_nothing_to_say(
     made: str, arguments: dict[str, Any], request: pytest.FixtureRequest
 ) -> None:
@@ -88,7 +90,7 @@ ASYNC = """
 import gymnasium, numpy as np, sys, vla_razor_envs
 if __name__ == "__main__":
     context = sys.argv[1]
-    many = gymnasium.make_vec("vla_razor/PickCan-v1", num_envs=2, vectorization_mode="async",
+    many = gymnasium.make_vec("vla_razor/PickCan-v2", num_envs=2, vectorization_mode="async",
                               vector_kwargs={"context": context} if context else {})
     observations, infos = many.reset(seed=[3, 4])
     stepped = many.step(np.full((2, 7), 0.05, np.float32))[0]

@@ -20,7 +20,7 @@ def test_a_control_step_simulates_all_its_physics_steps(
 ) -> None:
     if robot == "google_robot":
         request.getfixturevalue("shared")
-    env = SingleEnv(family, robot=robot, image_size=(32, 32))
+    env = SingleEnv(family, (robot,), image_size=(32, 32))
     env.reset(seed=0)
     task: Any = env.task
     steps, rate, iterations = PINNED[robot]

@@ -22,7 +22,7 @@ POSES = ("tcp_pose", "object_pose", "target_pose")
 
 @pytest.fixture(scope="module")
 def can() -> Iterator[gymnasium.Env]:
-    env = gymnasium.make("vla_razor/PickCan-v1")
+    env = gymnasium.make("vla_razor/PickCan-v2")
     yield env
     env.close()
 
@@ -115,7 +115,9 @@ def test_the_expert_picks_the_can_in_every_orientation(can: gymnasium.Env, orien
         assert flags[-1] and info["is_grasped"] and info["lifted_object"]
 
 
-@pytest.mark.parametrize(("style", "task"), [("across", "can"), ("sideways", "can"), ("steep", "drawer")])
+@pytest.mark.parametrize(
+    ("style", "task"), [("across", "can"), ("gently", "can"), ("sideways", "can"), ("steep", "drawer")]
+)
 def test_every_style_solves_its_task_by_other_movements(style: str, task: str, request: pytest.FixtureRequest) -> None:
     env, far, near = request.getfixturevalue(task), ScriptedExpert(style=style), ScriptedExpert()
     options: list[dict[str, Any]] = [{"task": name} for name in DRAWER_TASKS]
@@ -176,16 +178,20 @@ def test_touching_the_can_without_lifting_is_no_success(can: gymnasium.Env) -> N
     assert info["is_grasped"] and info["consecutive_grasp"] and not info["lifted_object"] and not info["success"]
 
 
-def test_an_early_drop_loses_success_and_a_sustained_lift_keeps_it(can: gymnasium.Env) -> None:
-    for held_steps, kept in ((0, False), (5, True)):
-        flags, _ = solve(can, 2, {"orientation": "upright"})
-        assert flags[-1]
-        if held_steps:
-            move(can, [0, 0, 0.05, 0, 0, 0], CLOSE, steps=held_steps)
-        assert move(can, [0] * 6, OPEN, steps=5)["success"] is kept
+def test_success_is_a_lift_that_has_lasted_three_steps_and_is_lost_with_the_can(can: gymnasium.Env) -> None:
+    expert = ScriptedExpert()
+    _, info = can.reset(seed=2, options={"orientation": "upright"})
+    lifts: list[tuple[bool, bool]] = []
+    while not info["success"]:
+        info = can.step(expert.wanted([info["instruction"]], [info])[0])[-1]
+        lifts.append((info["lifted_object"], info["success"]))
+    first = [lifted for lifted, _ in lifts].index(True)
+    assert lifts[first:] == [(True, False), (True, False), (True, True)]
+    assert move(can, [0] * 6, CLOSE, steps=8)["success"], "who holds it has not lost it"
+    assert not move(can, [0] * 6, OPEN, steps=5)["success"]
 
 
-@pytest.mark.parametrize("made", ["vla_razor/PickCan-v1", "vla_razor/Drawer-v1"])
+@pytest.mark.parametrize("made", ["vla_razor/PickCan-v2", "vla_razor/Drawer-v1"])
 def test_success_is_judged_by_tensors_as_by_arrays(made: str, monkeypatch: pytest.MonkeyPatch) -> None:
     expert = ScriptedExpert()
     with closing(gymnasium.make(made)) as env:
@@ -229,7 +235,7 @@ def test_exact_starts(can: gymnasium.Env, drawer: gymnasium.Env) -> None:
 
 
 def test_the_can_wears_its_label() -> None:
-    with closing(gymnasium.make("vla_razor/PickCan-v1", image_size=(256, 256))) as env:
+    with closing(gymnasium.make("vla_razor/PickCan-v2", image_size=(256, 256))) as env:
         image = env.reset(seed=0, options={"orientation": "laid_vertically"})[0]["image"].astype(int)
     red = (image[..., 0] > 120) & (image[..., 1:].max(-1) < 100)
     rows, columns = np.nonzero(red)
@@ -295,8 +301,10 @@ def test_bad_reset_options_say_what_was_expected(can: gymnasium.Env, options: di
 
 
 def test_bad_arguments_and_actions_say_what_was_expected(can: gymnasium.Env) -> None:
-    with pytest.raises(ValueError, match="expected one of panda"):
-        gymnasium.make("vla_razor/PickCan-v1", robot="pr2")
+    with pytest.raises(ValueError, match="robot is 'pr2'; expected panda"):
+        gymnasium.make("vla_razor/PickCan-v2", robot="pr2")
+    with pytest.raises(ValueError, match=r"expected google_robot; panda has vla_razor/PickCan-v2, vla_razor/Drawer-v1"):
+        gymnasium.make("vla_razor/PickCan-v1", robot="panda")
     with pytest.raises(ValueError, match="open_top_drawer"):
         gymnasium.make("vla_razor/Drawer-v1", task="open_fridge")
     can.reset(seed=0)

@@ -326,7 +326,7 @@ def test_the_gpu_that_is_named_simulates_and_renders(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("vla_razor_envs.pick_can.PickCan", built)
     with pytest.raises(Built) as where:
-        gymnasium.make_vec("vla_razor/PickCan-v1", 2, "vector_entry_point", device=device)  # pyright: ignore
+        gymnasium.make_vec("vla_razor/PickCan-v2", 2, "vector_entry_point", device=device)  # pyright: ignore
     assert where.value.args == (f"physx_{device}", f"sapien_{device}")
 
 
@@ -334,8 +334,8 @@ def test_the_gpu_that_is_named_simulates_and_renders(monkeypatch: pytest.MonkeyP
 def test_every_slot_of_the_real_tasks_gives_what_one_environment_gives() -> None:
     starts = [{"task": task} for task in ("open_top_drawer", "close_bottom_drawer", "open_middle_drawer")]
     actions = np.random.default_rng(0).uniform(-0.07, 0.07, (5, 3, 7)).astype(np.float32)
-    single = SingleEnv("drawer")
-    native = NativeVectorEnv("drawer", 1, device="cpu")
+    single = SingleEnv("drawer", ("panda",))
+    native = NativeVectorEnv("drawer", ("panda",), 1, device="cpu")
     pooled: Any = gymnasium.make_vec("vla_razor/Drawer-v1", 3, "vector_entry_point", num_workers=2)
     with closing(pooled) as envs:
         assert envs.setup == single.setup

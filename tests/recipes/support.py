@@ -46,7 +46,7 @@ def random_demonstration(seed: int, length: int = 8, task: str = "pick_can") -> 
         start={},
         seed=seed,
         control_hz=5,
-        camera="overhead_camera",
+        camera="workspace_camera",
         policy="scripted",
         images=draw.integers(0, 256, (length, 64, 64, 3), np.uint8),
         proprioception=draw.normal(size=(length, 8)).astype(np.float32),

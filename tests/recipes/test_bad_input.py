@@ -66,11 +66,11 @@ CASES = {
     "no demonstrations there": ("sft policy={policy} demos={empty}", "holds no demonstrations"),
     "truncated demonstrations": ("sft policy={policy} demos={truncated}", "not a whole HDF5 file"),
     "demonstrations of another task": ("sft policy={policy} demos={drawers}", "expected task pick_can, found open_top"),
-    "demonstrations of another camera": (f"{SFT} env.camera=wrist", "expected camera wrist, found overhead_camera"),
+    "demonstrations of another camera": (f"{SFT} env.camera=wrist", "expected camera wrist, found workspace_camera"),
     "demonstrations of another size": (f"{SFT} env.make.image_size=[32,32]", "expected image size (32, 32)"),
     "a task that there is not": (
         "rl env.tasks=[foo]",
-        "env.tasks=[foo]: expected some of what vla_razor/PickCan-v1 has",
+        "env.tasks=[foo]: expected some of what vla_razor/PickCan-v2 has",
     ),
     "a task of another scene": ("eval env=drawer env.tasks=[open_top_drawer,pick_can]", "each once: open_top_drawer,"),
     "a task of another scene in the original": (

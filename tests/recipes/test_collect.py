@@ -114,7 +114,7 @@ def test_only_successes_are_kept_and_every_attempt_is_counted(
     kept = [demonstration for shard in shards for demonstration in shard.demonstrations]
     assert len(kept) == totals["successes"]
     assert all(demonstration.success.tolist() == [True] for demonstration in kept)
-    assert {(d.policy, d.control_hz, d.camera) for d in kept} == {("mixed", 5, "overhead_camera")}
+    assert {(d.policy, d.control_hz, d.camera) for d in kept} == {("mixed", 5, "workspace_camera")}
     assert len({demonstration.seed for demonstration in kept}) == len(kept), "every attempt has its own start"
     np.testing.assert_array_equal(kept[0].labels, kept[0].actions * 2)
     assert f"{totals['successes']} episodes" in printed
@@ -181,7 +181,7 @@ def test_an_instruction_that_the_expert_cannot_follow_is_one_message(
 
 @pytest.mark.usefixtures("mixed")
 def test_another_camera_and_several_scenes_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"env.camera=wrist: the camera of this robot is overhead_camera"):
+    with pytest.raises(UserError, match=r"env.camera=wrist: the camera of this robot is workspace_camera"):
         gathered(tmp_path / "camera", settings(**{"env.camera": "wrist"}))
     with pytest.raises(UserError, match="collect takes one scene"):
         gathered(tmp_path / "all", settings(env="all"))

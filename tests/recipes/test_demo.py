@@ -147,8 +147,9 @@ def test_methods_are_compared_where_they_first_reach_what_all_reach(
         if (outcome.method, outcome.step) == ("rl", 2):
             outcome.hits["success_once"]["pick_can"][2] = 0
     found = comparison.matched(outcomes)
-    assert found.level == 0.75
+    assert (found.level, found.best) == (0.75, {"sft": 0.75, "rl": 0.75})
     told = found.summary(states=16)
+    assert told["best"] == found.best
     assert told["steps"] == {"sft": [2, 2], "rl": [4, 4]}
     assert set(told["policies"]) == {"base", "sft", "rl"}
     assert told["changes"]["sft"]["prior"]["success_once"]["difference"] == -0.25
@@ -311,7 +312,7 @@ def test_the_plan_numbers_what_there_is_several_of(tmp_path: Path) -> None:
     for given, expected in (("null", ["sft", "rl"]), ("{style: across}", ["sft", "sft_far", "rl"])):
         plan = demo.plan(config.compose("demo", [f"far={given}"]), tmp_path)
         assert [training.folder.name for training in plan] == expected
-    settings = config.compose("demo", ["seeds=[3,5]", "sft_runs=[{learning_rate: 1e-3},{}]"])
+    settings = config.compose("demo", ["far=null", "seeds=[3,5]", "sft_runs=[{learning_rate: 1e-3},{}]"])
     plan = demo.plan(settings, tmp_path)
     assert [training.folder.name for training in plan[:3]] == ["sft_1_seed3", "sft_2_seed3", "rl_seed3"]
     assert [training.learning_rate for training in plan[:2]] == [1e-3, settings.sft.learning_rate]

@@ -19,7 +19,7 @@ from vla_razor.rollouts.starts import Start
 ENV = {
     "name": "pick_can",
     "tasks": ["pick_can"],
-    "camera": "overhead_camera",
+    "camera": "workspace_camera",
     "make": {"robot": "panda", "image_size": [8, 6]},
 }
 
@@ -40,7 +40,7 @@ def episode(seed: int, length: int = 3, size: tuple[int, int] = (8, 6), labelled
     )
 
 
-def stored(seed: int, camera: str = "overhead_camera", **changes: Any) -> Demonstration:
+def stored(seed: int, camera: str = "workspace_camera", **changes: Any) -> Demonstration:
     return demonstration(episode(seed, **changes), control_hz=5, camera=camera, policy="scripted")
 
 
@@ -182,7 +182,7 @@ def test_a_store_must_be_there_and_whole(tmp_path: Path) -> None:
     ("changes", "complaint"),
     [
         ({"tasks": ["open_top_drawer"], "name": "open_top_drawer"}, "task open_top_drawer, found pick_can"),
-        ({"camera": "wrist_camera"}, "camera wrist_camera, found overhead_camera"),
+        ({"camera": "wrist_camera"}, "camera wrist_camera, found workspace_camera"),
         ({"make": {"robot": "panda", "image_size": [8, 8]}}, r"image size \(8, 8\), found \(8, 6\)"),
         ({"make": {"robot": "google_robot", "image_size": [8, 6]}}, "robot google_robot, found panda"),
     ],
@@ -192,6 +192,12 @@ def test_demonstrations_of_something_else_are_refused(tmp_path: Path, changes: d
     with pytest.raises(UserError, match=complaint) as caught:
         load(folder, {**ENV, **changes})
     assert "Collect demonstrations with env=" in str(caught.value)
+
+
+def test_those_of_the_first_embedded_tasks_say_what_changed(tmp_path: Path) -> None:
+    folder = store(tmp_path, [stored(1, camera="overhead_camera")])
+    with pytest.raises(UserError, match=r"Since vla_razor/PickCan-v2 .* another camera.* collect demonstrations anew"):
+        load(folder, ENV)
 
 
 def test_an_interrupted_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

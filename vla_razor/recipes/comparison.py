@@ -215,18 +215,24 @@ def columns_of(outcomes: Sequence[Outcome]) -> list[Column]:
 
 
 class Matched(NamedTuple):
-    """The base, and every setting where it first reaches the success on the new task that all of them reach."""
+    """The base, and every setting where it first reaches the success on the new task that all of them reach, the least
+    of the settings' best.
+    """
 
-    level: float
+    best: Mapping[str, float]
     columns: Sequence[Column]
+
+    @property
+    def level(self) -> float:
+        return min(self.best.values())
 
     @property
     def title(self) -> str:
         return f"Where each first reaches {self.level:.0%} on the new task, which all reach"
 
     def summary(self, states: int) -> dict[str, Any]:
-        """What summary.json says of it: also the steps, and how much more of the prior tasks each has kept than each
-        other, on the same starts.
+        """What summary.json says of it: also each setting's best, the steps, and how much more of the prior tasks each
+        has kept than each other, on the same starts.
         """
         _, *tuned = self.columns
         kept = {
@@ -236,7 +242,8 @@ class Matched(NamedTuple):
             for one in tuned
         }
         steps = {column.name: [member.step for member in column.members] for column in tuned}
-        return {"level": self.level, "steps": steps, **summary(self.columns, states), "prior_kept_more": kept}
+        found = {"level": self.level, "best": self.best, "steps": steps, "prior_kept_more": kept}
+        return {**found, **summary(self.columns, states)}
 
 
 def matched(outcomes: Sequence[Outcome]) -> Matched:
@@ -251,9 +258,10 @@ def matched(outcomes: Sequence[Outcome]) -> Matched:
             runs.setdefault(outcome.setting, {}).setdefault(outcome.run, []).append(outcome)
     stages = {name: [Column(name, own, base) for own in zip(*by.values(), strict=False)] for name, by in runs.items()}
     rates = {name: [pooled(one.tasks("new").values())[PRIMARY]["rate"] for one in own] for name, own in stages.items()}
-    level = min(max(own) for own in rates.values())
+    best = {name: max(own) for name, own in rates.items()}
+    level = min(best.values())
     first = [next(one for one, rate in zip(stages[name], rates[name], strict=True) if rate >= level) for name in stages]
-    return Matched(level, [Column("base", [base], base), *first])
+    return Matched(best, [Column("base", [base], base), *first])
 
 
 def summary(columns: Sequence[Column], states: int) -> dict[str, Any]:

@@ -39,6 +39,8 @@ ARRAYS: dict[str, tuple[type, tuple[str | int | None, ...]]] = {
     "success": (np.bool_, ("T",)),
 }
 FACTS = {"schema": int, "robot": str, "checksum": str, "shard": int, "shards": int, "points": str}
+FIRST_CAMERA = "overhead_camera"
+"""Of the embedded tasks in their first version."""
 EPISODE_FACTS = {
     "instruction": str,
     "task": str,
@@ -234,6 +236,9 @@ def _expect_made_in(folder: Path, env_config: Mapping[str, Any], shard: Shard) -
         "image size": {demonstration.images.shape[1:3] for demonstration in shard.demonstrations},
     }
     remedy = f"Collect demonstrations with env={env_config['name']}, or train with the env that these are of."
+    if (shard.robot, found["camera"]) == ("panda", {FIRST_CAMERA}):
+        remedy = "Since vla_razor/PickCan-v2 the embedded tasks are seen by another camera, and a lifted can is held: "
+        remedy += "collect demonstrations anew."
     for what, allowed in wanted.items():
         for value in sorted(found[what]):
             _expect(folder, "/", f"{what} {' | '.join(map(str, allowed))}", value in allowed, value, remedy)

@@ -50,7 +50,7 @@ def make_tiny(
         "architectures": ["OpenVLAForActionPrediction"],
         "vision_backbone_id": "dinosiglip-vit-so-224px",
         "use_fused_vision_backbone": True,
-        "timm_model_ids": ["vla_razor_vit_dino_tiny", "vla_razor_vit_siglip_tiny"],
+        "timm_model_ids": ["vla_razor_vit_dino_tiny_v2", "vla_razor_vit_siglip_tiny_v2"],
         "timm_override_act_layers": [None, None],
         "image_sizes": [image_size, image_size],
         "image_resize_strategy": "resize-naive",

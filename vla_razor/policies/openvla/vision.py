@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vla_razor.errors import UserError
-from vla_razor.policies.openvla import tiny_vits as _registered  # noqa: F401
 from vla_razor.policies.openvla.config import OpenVLAConfig
 from vla_razor.policies.openvla.decoder import recomputed
+from vla_razor.policies.openvla.tiny_vits import FIRST_VERSION  # registers the small vision stacks
 
 # timm names LayerScale's parameter `gamma`; OpenVLA stores it as `scale_factor`.
 _TIMM_SCALE = re.compile(r"^(vision_backbone\..*\.ls\d)\.gamma$")
@@ -92,6 +92,11 @@ def _transformer(model_id: str, size: int, activation: str | None) -> VisionTran
     """Build one stack without weights and without asking the hub."""
     if ":" in model_id:
         raise UserError(f"timm_model_ids: {model_id!r} would be fetched from elsewhere; give the name of a timm model.")
+    if model_id in FIRST_VERSION:
+        raise UserError(
+            "this is the embedded policy's first version, or was trained from it. Since vla_razor/PickCan-v2 the tasks "
+            "are seen by another camera: start again from policy=tiny, or use the release that it was made with."
+        )
     if not timm.is_model(model_id):
         raise UserError(f"timm_model_ids: timm has no model {model_id!r}. If it is your own, import its module first.")
     # Always explicit: None is the exact GELU here, whatever today's timm has as the model's default.
