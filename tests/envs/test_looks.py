@@ -85,7 +85,7 @@ def test_the_photograph_is_there_unless_refused():
         ("panda", {"overlay": True}, "robot panda has no photograph"),
         ("google_robot", {"overlay": "no"}, "overlay is 'no'; expected True, False or None"),
         ("google_robot", {"variant": ["darker"]}, r"variant is \['darker'\]; expected one of"),
-        (["panda"], {}, r"no robot \['panda'\]; expected one of panda"),
+        (["panda"], {}, r"robot is \['panda'\]; expected panda"),
         *(
             ("panda", {"image_size": size}, "image_size is .*; expected height and width in pixels")
             for size in (0, 64, (0, 64), (64, -1), (64,), [64, 64.5], ["a", "b"])
@@ -95,7 +95,8 @@ def test_the_photograph_is_there_unless_refused():
 )
 def test_what_there_is_not_is_refused(robot: str | list[str], arguments: dict, message: str):
     with pytest.raises(ValueError, match=message):
-        gymnasium.make(f"vla_razor_envs:{CAN}", robot=robot, **arguments)
+        made = CAN if robot == "google_robot" else "vla_razor/PickCan-v2"
+        gymnasium.make(f"vla_razor_envs:{made}", robot=robot, **arguments)
 
 
 def test_missing_assets_name_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
