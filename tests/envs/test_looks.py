@@ -94,8 +94,8 @@ def test_the_photograph_is_there_unless_refused():
     ],
 )
 def test_what_there_is_not_is_refused(robot: str | list[str], arguments: dict, message: str):
+    made = CAN if robot == "google_robot" else "vla_razor/PickCan-v2"
     with pytest.raises(ValueError, match=message):
-        made = CAN if robot == "google_robot" else "vla_razor/PickCan-v2"
         gymnasium.make(f"vla_razor_envs:{made}", robot=robot, **arguments)
 
 
