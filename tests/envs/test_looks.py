@@ -1,7 +1,5 @@
 """How the Google robot's tasks look: like the original's pictures, and changed as a variant says."""
 
-import importlib.util
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 from gymnasium import Env
 
+from tests.loading import load
 from vla_razor_envs.assets import AssetsUnusable, has
 from vla_razor_envs.records import PickCanSetup, Stage
 from vla_razor_envs.setups import SETUPS
@@ -26,11 +25,7 @@ EVERY = [(family, robot, name) for (family, robot), variants in VARIANTS.items()
 
 @pytest.fixture(scope="module")
 def pictures() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("compare_pictures", SCRIPT)
-    assert spec and spec.loader
-    sys.modules["compare_pictures"] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(SCRIPT, "compare_pictures")
 
 
 def make(task: str, **kwargs) -> Env:

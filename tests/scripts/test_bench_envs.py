@@ -1,6 +1,5 @@
 """The environments' benchmark judges as the issue says, and the GPU check says where it cannot run."""
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -9,16 +8,14 @@ from types import ModuleType
 import pytest
 import torch
 
+from tests.loading import load
+
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 
 @pytest.fixture(scope="module")
 def bench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_envs", SCRIPTS / "bench" / "envs.py")
-    assert spec and spec.loader
-    sys.modules["bench_envs"] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(SCRIPTS / "bench" / "envs.py", "bench_envs")
 
 
 def case(image: str, processes: int, ours: float, bare: float, **more: float) -> dict:

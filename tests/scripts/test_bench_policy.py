@@ -1,6 +1,5 @@
 """The policy benchmark runs and judges as the issue says."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -9,16 +8,14 @@ from types import ModuleType
 
 import pytest
 
+from tests.loading import load
+
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "bench" / "policy.py"
 
 
 @pytest.fixture(scope="module")
 def bench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_policy", SCRIPT)
-    assert spec and spec.loader
-    sys.modules["bench_policy"] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(SCRIPT, "bench_policy")
 
 
 @pytest.mark.parametrize(

@@ -1,24 +1,20 @@
 """What the demo's repetitions are told of, and when a claim holds."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from tests.loading import load
+
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "reliability.py"
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("reliability", SCRIPT)
-    assert spec and spec.loader
-    sys.modules["reliability"] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(SCRIPT, "reliability")
 
 
 def a_run(**changes: Any) -> dict[str, Any]:

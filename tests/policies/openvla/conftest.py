@@ -1,8 +1,6 @@
 """The reference checkpoint and what the original code computed with it."""
 
-import importlib.util
 import json
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +11,7 @@ import timm
 import torch
 from torch import Tensor
 
+from tests.loading import load
 from vla_razor.policies.openvla import OpenVLA, OpenVLAConfig, Processor
 from vla_razor.policies.openvla.tiny import make_tiny
 
@@ -45,10 +44,7 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def reference() -> Reference:
     if not timm.is_model("tiny_vit_dino"):
-        spec = importlib.util.spec_from_file_location("tiny_timm", FOLDER / "tiny_timm.py")
-        assert spec and spec.loader
-        sys.modules["tiny_timm"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["tiny_timm"])
+        load(FOLDER / "tiny_timm.py", "tiny_timm")
     inputs, outputs, preprocessed = (
         dict(np.load(FOLDER / f"{name}.npz")) for name in ("inputs", "outputs", "preprocess")
     )
