@@ -210,6 +210,6 @@ def test_a_killed_collection_of_the_real_task_goes_on_to_the_same_bytes(
     borrowed(monkeypatch, can)
     with Run.resume(cut) as run:
         collect.run(run.config, run)
-    summary = gathered(whole, settings(**arguments, max_attempts=5))
+    summary = gathered(whole, compose("collect", overrides))
     assert contents(cut) == contents(whole)
     assert summary["demonstrations"]["successes"] == 48
