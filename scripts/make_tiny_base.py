@@ -360,7 +360,7 @@ demonstrations. It opens and closes drawers well and picks a can sometimes: some
 - Last come {mixed_steps} steps on all of this with {mixed_demonstrations} demonstrations of the can and
   {hasty_episodes} attempts of a hasty teacher, who closes the fingers too early and does not look at what they hold:
   data of mixed quality, as robots' data sets are. The base knows how to pick the can, and now and then does something
-  else from the same start: what reinforcement learning can choose from.
+  else from the same start: what reinforcement learning can choose from, and why it picks the can more often greedily.
 - The tokens that are fed back while cloning are disturbed by {jitter:g} bins (standard deviation), the targets smoothed
   over {smoothing:g}. It stands for nothing but itself: no real robot should run it.
 - Temperature {temperature}: rollouts, likelihoods and divergences all use it.
@@ -430,9 +430,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--correction-episodes", type=int, default=48, help="of each drawer task, in a round")
     parser.add_argument("--can-corrections", type=int, default=4, help="of the can, in a round")
     parser.add_argument("--correction-steps", type=int, default=800, help="of cloning, in a round")
-    parser.add_argument("--mixed-demonstrations", type=int, default=100, help="pick-can episodes cloned at the end")
-    parser.add_argument("--hasty-episodes", type=int, default=50, help="of a hasty teacher, cloned beside them")
-    parser.add_argument("--mixed-steps", type=int, default=600)
+    parser.add_argument("--mixed-demonstrations", type=int, default=300, help="pick-can episodes cloned at the end")
+    parser.add_argument("--hasty-episodes", type=int, default=400, help="of a hasty teacher, cloned beside them")
+    parser.add_argument("--mixed-steps", type=int, default=900)
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--episodes", type=int, default=100, help="evaluation episodes of each task")
     return parser.parse_args()

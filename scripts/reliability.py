@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -30,7 +31,7 @@ from vla_razor.statistics import PRIMARY, Difference
 SEEDS = range(5)
 MACHINES = list(product(("default", "avx2", "avx512"), (1, 2)))
 """Instructions of the processor, and threads."""
-METHODS = ("rl", "sft", "sft_far")
+METHODS = {"rl": "REINFORCE", "sft": "SFT, near teacher", "sft_far": "SFT, far teacher"}
 LEARNED, KEPT = 0.70, -0.03
 Found = Mapping[str, Any]
 
@@ -90,11 +91,34 @@ def told(folder: Path) -> dict[str, Any]:
         "best": matched["best"],
         "level": matched["level"],
         "equal": {name: equal[name]["new_task"]["pick_can"][PRIMARY]["rate"] for name in METHODS},
+        "prior": {name: equal[name]["prior_mean"][PRIMARY]["rate"] for name in METHODS},
         "forward_kl": {name: equal[name]["forward_kl"]["per_action"] for name in METHODS},
         "prior_change": {name: matched["changes"][name]["prior"][PRIMARY] for name in METHODS},
         "rl_kept_more": matched["prior_kept_more"]["rl"]["sft_far"],
-        "near_kept_more": matched["prior_kept_more"]["sft"]["sft_far"],
     }
+
+
+def ranges(runs: Sequence[Found]) -> list[str]:
+    """Of each method the median over the runs, with the least and the most."""
+
+    def row(label: str, key: str, form: str, base: str = "") -> str:
+        return _line((label, base, *(_range([run[key][name] for run in runs], form) for name in METHODS)))
+
+    can, prior = (_range([run["base"][task] for run in runs], ".0%") for task in ("can", "prior"))
+    return [
+        _line(("", "base", *METHODS.values())),
+        _line(["---"] * (len(METHODS) + 2)),
+        row("the can, at the end of the training", "end", ".0%", can),
+        row("... where it is best", "best", ".0%"),
+        row("**the can**, at equal success", "equal", ".0%"),
+        row("... **prior tasks**", "prior", ".0%", prior),
+        row("... **forward KL**, nats an action", "forward_kl", ".1f", "0"),
+    ]
+
+
+def _range(values: Sequence[float], form: str) -> str:
+    middle, low, high = (format(value, form) for value in (statistics.median(values), min(values), max(values)))
+    return f"{middle} ({low} to {high})"
 
 
 def table(runs: Sequence[Found]) -> list[str]:
@@ -137,9 +161,10 @@ def main() -> None:
     for number in range(arguments.runs):
         runs.append(play(arguments.out, number % len(SEEDS), *MACHINES[number % len(MACHINES)], arguments.settings))
         write_json(arguments.out / "runs.json", runs)
-        atomic_write(arguments.out / "table.md", "\n".join([*table(runs), ""]).encode())
+        lines = [*ranges(runs), "", *table(runs)]
+        atomic_write(arguments.out / "table.md", "\n".join([*lines, ""]).encode())
         print(f"{number + 1}/{arguments.runs}: {runs[-1]}", flush=True)
-    print("\n".join(table(runs)))
+    print((arguments.out / "table.md").read_text())
 
 
 if __name__ == "__main__":

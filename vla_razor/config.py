@@ -120,7 +120,7 @@ RULES: dict[str, Rule] = {
     "betas": _BETAS,
     "grid": _GRID,
     "noise": _SHARE,
-    "style": _one_of("direct", "across", "gently", "sideways", "steep"),
+    "style": _one_of("direct", "across", "sideways", "tucked", "steep"),
     "guidance": _SHARE,
     "forgetting_budget": _BUDGET,
     "replay_share": _BUDGET,

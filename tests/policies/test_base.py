@@ -1,4 +1,4 @@
-"""The embedded base on real physics: what it can do, and that sampling costs it little."""
+"""The embedded base on real physics: what it can do, and what sampling costs it."""
 
 from contextlib import closing
 
@@ -17,8 +17,10 @@ EPISODES = {"pick_can": 60, "drawer": 12}
 
 @pytest.mark.slow
 @pytest.mark.skipif(not TINY.is_dir(), reason="the embedded base policy has not been made")
-def test_it_does_as_well_by_sampling_as_greedily() -> None:
-    """Cloned with exact tokens it would not: at the first sampled neighbour of one the rest of an action goes wrong."""
+def test_sampling_costs_it_little_but_where_it_has_a_choice() -> None:
+    """Cloned with exact tokens it would cost much: at the first sampled neighbour of one the rest of an action goes
+    wrong. The can it has learned from two teachers, one of them hasty: greedily it does what most demonstrations did.
+    """
     model = OpenVLA.from_pretrained(TINY)
     rates: dict[tuple[str, bool], float] = {}
     for scene in scenes(compose("eval", ["env=all"]).env):
@@ -30,5 +32,5 @@ def test_it_does_as_well_by_sampling_as_greedily() -> None:
                 rates[scene.name, greedy] = sum(episode.success_at_end for episode in episodes) / len(episodes)
     assert rates["drawer", False] > 0.85
     assert 0.2 < rates["pick_can", False] < 0.65, "something to learn, and something to learn from"
-    for name in EPISODES:
-        assert abs(rates[name, True] - rates[name, False]) < 0.15  # 10 points, and the noise of so few episodes
+    assert rates["pick_can", True] > rates["pick_can", False] + 0.1
+    assert abs(rates["drawer", True] - rates["drawer", False]) < 0.15  # 10 points, and the noise of so few episodes

@@ -89,12 +89,12 @@ def test_what_each_method_learns_from() -> None:
         "distill": {},
     }
     assert (collected(config, "demos"), config.collect.policy) == ({}, "scripted")
-    assert collected(config, "far") == {"style": "across"}
+    assert collected(config, "far") == {"style": "tucked"}
     with pytest.raises(UserError, match="far=null: sft_far needs a teacher"):
         collected(compose("sweep", ["far=null"]), "far")
     assert collected(config, "own") == {"policy": "tiny"}
-    replay = {"env": config.prior, "per_point": 1}
-    assert collected(config, "replay") == replay, "six tasks, so about as many as the new task's four a point"
+    replay = {"env": config.prior, "per_point": 2}
+    assert collected(config, "replay") == replay, "six tasks, so about as many as the new task's twelve a point"
 
 
 @pytest.mark.parametrize("verb", ["demo", "sweep", "plasticity"])
@@ -114,10 +114,10 @@ def test_policies_between_are_runs_of_their_own() -> None:
 
 
 def test_one_value_is_an_axis_like_several() -> None:
-    words = ["method=sft,rl", "sft.learning_rate=6e-4", "rl.iterations=2", "jobs=2", "collect.noise=0.25"]
+    words = ["method=sft,rl", "sft.learning_rate=1.2e-3", "rl.iterations=2", "jobs=2", "collect.noise=0.25"]
     config = compose("sweep", words)
     one, other = sweep.plan(config, Path("out"))
-    assert (one.label, one.learning_rate) == ("sft", 6e-4)
+    assert (one.label, one.learning_rate) == ("sft", 1.2e-3)
     assert one.changes["gain_learning_rate"] == pytest.approx(2 * config.sft.gain_learning_rate), "in its ratio"
     assert dict(other.changes) == {"iterations": 2}
     assert (config.jobs, config.collect.noise) == (2, 0.25), "no training's"
@@ -188,7 +188,7 @@ def test_a_cluster_that_does_not_answer_is_one_message(address: str, monkeypatch
         (["interpolated=[1]"], "a list of numbers in (0, 1)"),
         (["learning_rat=1e-4,3e-4"], "Did you mean learning_rate"),
         (["method=sftt"], "Did you mean sft"),
-        (["sft.save_every=60"], "sft: probe_every=50 must divide save_every=60"),
+        (["sft.save_every=60"], "sft: probe_every=120 must divide save_every=60"),
         (["rl.probe_every=0"], "rl: probe_every=0 must divide"),
         (["learning_rat=1e-4"], "unknown key 'learning_rat'"),
         (["learning_rate=1e-4,-1"], "learning_rate=-1"),

@@ -30,10 +30,10 @@ def a_run(**changes: Any) -> dict[str, Any]:
         "best": {"rl": 0.7, "sft": 0.8, "sft_far": 0.75},
         "level": 0.7,
         "equal": {"rl": 0.7, "sft": 0.72, "sft_far": 0.75},
+        "prior": {"rl": 0.92, "sft": 0.92, "sft_far": 0.92},
         "forward_kl": {"rl": 1.0, "sft": 2.0, "sft_far": 3.0},
         "prior_change": dict.fromkeys(("rl", "sft", "sft_far"), unchanged),
         "rl_kept_more": {"difference": 0.1, "low": 0.01, "high": 0.2},
-        "near_kept_more": {"difference": 0.1, "low": 0.01, "high": 0.2},
         **changes,
     }
 
@@ -67,6 +67,13 @@ def test_the_table_counts_the_runs_in_which_each_claim_holds(script: ModuleType)
     assert [line[-6:] for line in lines[-4:]] == ["2 of 2", "2 of 2", "2 of 2", "1 of 2"]
 
 
+def test_ranges_are_the_median_with_the_least_and_the_most(script: ModuleType) -> None:
+    levels = {"rl": 0.5, "sft": 0.6, "sft_far": 0.7}
+    lines = script.ranges([a_run(), a_run(), a_run(end=levels, base={"can": 0.1, "prior": 1.0})])
+    assert lines[2].startswith("| the can, at the end of the training | 40% (10% to 40%) | 70% (50% to 70%) | 80% (60% ")
+    assert lines[-1].endswith("| 0 | 1.0 (1.0 to 1.0) | 2.0 (2.0 to 2.0) | 3.0 (3.0 to 3.0) |")
+
+
 def test_what_is_told_of_a_demo(script: ModuleType, tmp_path: Path) -> None:
     def entry(can: float, prior: float, kl: float) -> dict[str, Any]:
         rates = [{"success_once": {"rate": rate}, "success_at_end": {"rate": 0.0}} for rate in (can, prior)]
@@ -80,12 +87,12 @@ def test_what_is_told_of_a_demo(script: ModuleType, tmp_path: Path) -> None:
         "best": {"sft": 0.8, "sft_far": 0.8, "rl": 0.7},
         "policies": equal,
         "changes": {name: {"prior": {"success_once": lost}} for name in ("sft", "sft_far", "rl")},
-        "prior_kept_more": {name: {"sft_far": lost} for name in ("sft", "rl")},
+        "prior_kept_more": {"rl": {"sft_far": lost}},
     }
     (tmp_path / "summary.json").write_text(json.dumps({"policies": ends, "matched": matched}))
     told = script.told(tmp_path)
     assert told["base"] == {"can": 0.4, "prior": 0.9}
     assert told["end"] == {"rl": 0.8, "sft": 0.8, "sft_far": 0.8}
     assert told["equal"]["rl"] == 0.7
-    assert told["forward_kl"]["sft"] == 4.0
+    assert (told["prior"]["sft_far"], told["forward_kl"]["sft"]) == (0.8, 4.0)
     assert (told["prior_change"]["rl"], told["level"]) == (lost, 0.7)

@@ -18,8 +18,8 @@ from vla_razor.policies.motion import DOWN, PITCHED, Reach, rotation, turn_towar
 TRANSLATION, ROTATION = 0.07, 0.25  # the bounds of one control step
 OPEN, CLOSED = -1.0, 1.0
 SLOW = 0.05  # metres of one control step, of a style that takes its time
-GENTLE = 0.04  # ... and of one that takes more of it
 GRASP = 0.02  # metres above the centre of an upright can
+HOVER = 0.09  # metres above that, where it waits to be aligned
 LIFTED = 0.20  # metres of the TCP above the table, at which it holds the can
 SHUT = 0.020  # of the gripper joint: less than around the can
 NEAR = 0.012  # metres beside the target that are as good as none
@@ -30,7 +30,6 @@ Skill = Callable[[dict[str, Any]], np.ndarray]
 Move = Callable[..., np.ndarray]
 action = Reach(TRANSLATION, ROTATION).action
 slow = Reach(SLOW, ROTATION).action
-gentle = Reach(GENTLE, ROTATION).action
 
 
 def rest(info: dict[str, Any]) -> np.ndarray:
@@ -43,20 +42,12 @@ def pick(info: dict[str, Any]) -> np.ndarray:
     axis = rotation(info["target_pose"]).apply([1.0, 0.0, 0.0])
     upright = abs(axis[2]) > 0.7
     closing = None if upright else np.array([-axis[1], axis[0], 0.0])
-    return _pick_from_above(info, action, closing, above=GRASP if upright else 0.0, hover=0.09)
+    return _pick_from_above(info, action, closing, above=GRASP if upright else 0.0, hover=HOVER)
 
 
 def pick_across(info: dict[str, Any]) -> np.ndarray:
     """Slowly and from higher above, the fingers turned a quarter: they close along the line away from the robot."""
     return _pick_from_above(info, slow, FORWARDS, above=GRASP, hover=0.12)
-
-
-def pick_gently(info: dict[str, Any]) -> np.ndarray:
-    """In small steps from high above, the fingers as they are; lifted towards the robot."""
-    tcp = info["tcp_pose"]
-    if info["is_grasped"]:
-        return gentle([-0.5 * GENTLE if tcp[2] < LIFTED else 0, 0, lift(tcp)], np.zeros(3), CLOSED)
-    return _pick_from_above(info, gentle, None, above=GRASP, hover=0.12)
 
 
 def pick_sideways(info: dict[str, Any]) -> np.ndarray:
@@ -74,6 +65,17 @@ def pick_sideways(info: dict[str, Any]) -> np.ndarray:
     # Whoever is beside the can goes back before it comes down to it.
     back = funnel(aside, most=0.11)
     return slow(gap - back * FORWARDS, turn, OPEN)
+
+
+def pick_tucked(info: dict[str, Any]) -> np.ndarray:
+    """With closed fingers until it hovers over the can, where it opens them; from there on as from above."""
+    tcp, can = info["tcp_pose"], info["target_pose"]
+    gap = can[:3] + np.array([0.0, 0.0, GRASP + HOVER]) - tcp[:3]
+    low = gap[2] > -0.03
+    if info["is_grasped"] or (low and info["gripper_position"] > SHUT):
+        return pick(info)
+    arrived = np.linalg.norm(gap) < 2 * NEAR
+    return action(gap, np.zeros(3), OPEN if arrived else CLOSED)
 
 
 def open_drawer(info: dict[str, Any]) -> np.ndarray:
@@ -99,8 +101,8 @@ def close_steep(info: dict[str, Any]) -> np.ndarray:
 STYLES: dict[str, dict[str, Skill]] = {
     "direct": {"pick": pick, "open": open_drawer, "close": close_drawer},
     "across": {"pick": pick_across},
-    "gently": {"pick": pick_gently},
     "sideways": {"pick": pick_sideways},
+    "tucked": {"pick": pick_tucked},
     "steep": {"open": open_steep, "close": close_steep},
 }
 """What each style knows how to do, by the instruction's verb."""

@@ -40,7 +40,7 @@ def collected(config: DictConfig, name: str) -> dict[str, Any]:
     """
     if name == "far":
         if not config.far:
-            raise UserError("far=null: sft_far needs a teacher, as in far={style: across} or far={policy: RT1_DIR}.")
+            raise UserError("far=null: sft_far needs a teacher, as in far={style: tucked} or far={policy: RT1_DIR}.")
         return dict(config.far)
     if name == "replay":
         tasks = sum(len(scene.tasks) for scene in scenes(config.prior))
