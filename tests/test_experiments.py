@@ -153,7 +153,7 @@ def test_the_table_is_looked_up_for_each_verb_that_another_is_made_of(verb: str)
 
 def test_the_command_line_wins_over_the_experiment_and_that_over_a_section() -> None:
     plain, words = compose("demo"), ["experiment=paper_robotics"]
-    assert (plain.rl.grid, plain.sft.epochs, plain.new_episodes) == ("random", 8, 96)
+    assert (plain.rl.grid, plain.sft.epochs, plain.new_episodes) == ("random", 7, 96)
     given = ["rl.grid=2x2", "new_episodes=5", "collect.policy=RT1"]
     for order in ([*words, *given], [*given, *words]):
         settings = compose("demo", order)
