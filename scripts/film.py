@@ -35,6 +35,8 @@ TASKS = {"pick_can": ["pick_can"], "drawer": ["open_top_drawer", "open_middle_dr
 PAUSE = 4
 """Pictures for which an episode's last one stands."""
 TITLE = 22
+GAP = 4  # pixels between pictures
+FRAME = 100  # milliseconds: twice as fast as the robot
 WON, LOST = (40, 170, 70), (200, 60, 50)
 
 
@@ -67,13 +69,20 @@ def filmed(scene: DictConfig, episode: Episode, side: int) -> list[np.ndarray]:
     return pictures + pictures[-1:] * PAUSE
 
 
-def titled(sheet: np.ndarray, side: int) -> np.ndarray:
-    """The sheet below its columns' names."""
-    strip = Image.new("RGB", (sheet.shape[1], TITLE), "white")
-    draw, font = ImageDraw.Draw(strip), ImageFont.load_default(size=14)
+def titled(sheet: np.ndarray, side: int, told: Sequence[Sequence[str]]) -> Image.Image:
+    """The sheet below its columns' names, and in each cell's corner what is `told` of it."""
+    film = Image.fromarray(np.pad(sheet, ((TITLE, 0), (0, 0), (0, 0)), constant_values=255))
+    draw, font = ImageDraw.Draw(film), ImageFont.load_default(size=14)
     for column, name in enumerate(NAMES.values()):
-        draw.text((column * (side + 4) + side / 2, TITLE / 2), name, fill="black", font=font, anchor="mm")
-    return np.concatenate([np.asarray(strip), sheet])
+        draw.text((column * (side + GAP) + side / 2, TITLE / 2), name, fill="black", font=font, anchor="mm")
+        for row, words in enumerate(told):
+            corner = column * (side + GAP) + 10, TITLE + row * (side + GAP) + 10
+            draw.text(corner, words[column], fill="white", font=font, stroke_width=2, stroke_fill="black")
+    return film
+
+
+def tally(won: Sequence[bool]) -> str:
+    return f"{sum(won)} of {len(won)}" if won else ""
 
 
 def main() -> None:
@@ -81,26 +90,33 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0, help="of the starts")
+    parser.add_argument("--starts", type=int, default=12, help="of the can, and as many of the three drawers")
     parser.add_argument("--side", type=int, default=192, help="pixels of a picture")
     arguments = parser.parse_args()
-    count = len(TASKS["drawer"])
+    count: int = arguments.starts
     clips: dict[tuple[str, str], list[list[np.ndarray]]] = {}
+    won: dict[tuple[str, str], list[bool]] = {}
     for name, tasks in TASKS.items():
         scene = compose("eval", [f"env={name}"]).env
         starts = random_starts(tasks, count // len(tasks), arguments.seed)
         for kind, policy in policies_of(arguments.run).items():
             episodes = play(scene, policy, starts)
             print(f"{name}, {kind}: {sum(episode.success_at_end for episode in episodes)} of {count}", flush=True)
+            won[name, kind] = [episode.success_at_end for episode in episodes]
             clips[name, kind] = [filmed(scene, episode, arguments.side) for episode in episodes]
     frames = []
     for number in range(count):
         shown = [[clips[name, kind][number] for kind in NAMES] for name in TASKS]
         length = max(len(clip) for row in shown for clip in row)
         for moment in range(length):
-            sheet = tiled([[clip[min(moment, len(clip) - 1)] for clip in row] for row in shown])
-            frames.append(Image.fromarray(titled(sheet, arguments.side)))
+            ended = number + (moment >= length - PAUSE)
+            told = [[tally(won[name, kind][:ended]) for kind in NAMES] for name in TASKS]
+            sheet = tiled([[clip[min(moment, len(clip) - 1)] for clip in row] for row in shown], GAP)
+            frames.append(titled(sheet, arguments.side, told))
     content = io.BytesIO()
-    frames[0].save(content, "WEBP", save_all=True, append_images=frames[1:], duration=200, loop=0, quality=60, method=6)
+    frames[0].save(
+        content, "WEBP", save_all=True, append_images=frames[1:], duration=FRAME, loop=0, quality=60, method=6
+    )
     atomic_write(arguments.out, content.getvalue())
     print(f"{arguments.out}: {len(frames)} pictures, {len(content.getvalue()) / 1e6:.2f} MB")
 

@@ -114,10 +114,10 @@ def test_policies_between_are_runs_of_their_own() -> None:
 
 
 def test_one_value_is_an_axis_like_several() -> None:
-    words = ["method=sft,rl", "sft.learning_rate=1.2e-3", "rl.iterations=2", "jobs=2", "collect.noise=0.25"]
+    words = ["method=sft,rl", "sft.learning_rate=2e-3", "rl.iterations=2", "jobs=2", "collect.noise=0.25"]
     config = compose("sweep", words)
     one, other = sweep.plan(config, Path("out"))
-    assert (one.label, one.learning_rate) == ("sft", 1.2e-3)
+    assert (one.label, one.learning_rate) == ("sft", 2e-3)
     assert one.changes["gain_learning_rate"] == pytest.approx(2 * config.sft.gain_learning_rate), "in its ratio"
     assert dict(other.changes) == {"iterations": 2}
     assert (config.jobs, config.collect.noise) == (2, 0.25), "no training's"
