@@ -90,10 +90,12 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0, help="of the starts")
-    parser.add_argument("--starts", type=int, default=12, help="of the can, and as many of the three drawers")
+    parser.add_argument(
+        "--per-drawer", type=int, default=4, help="starts of each drawer, and of the can three times as many"
+    )
     parser.add_argument("--side", type=int, default=192, help="pixels of a picture")
     arguments = parser.parse_args()
-    count: int = arguments.starts
+    count = arguments.per_drawer * len(TASKS["drawer"])
     clips: dict[tuple[str, str], list[list[np.ndarray]]] = {}
     won: dict[tuple[str, str], list[bool]] = {}
     for name, tasks in TASKS.items():

@@ -38,7 +38,18 @@ from vla_razor.policies.openvla.model import OpenVLA
 from vla_razor.policies.openvla.policy import OpenVLAPolicy
 from vla_razor.policies.openvla.tiny import make_tiny
 from vla_razor.policies.scripted import Corrected, ScriptedExpert
-from vla_razor.policies.scripted_panda import CLOSED, GRASP, OPEN, ROTATION, SHUT, TRANSLATION, action, funnel, lift
+from vla_razor.policies.scripted_panda import (
+    CLOSED,
+    GRASP,
+    HOVER,
+    OPEN,
+    ROTATION,
+    SHUT,
+    TRANSLATION,
+    action,
+    funnel,
+    lift,
+)
 from vla_razor.recipes.sft import jittered, shifted
 from vla_razor.rollouts.rollout import Episode, make_vector_env, rollout
 from vla_razor.rollouts.starts import random_starts
@@ -92,7 +103,7 @@ def hasty(info: dict[str, Any]) -> np.ndarray:
         return action([0, 0, lift(tcp)], np.zeros(3), CLOSED)
     aside = np.linalg.norm(gap[:2])
     early = aside < 0.035 and -gap[2] < 0.10
-    return action(gap + np.array([0.0, 0.0, funnel(aside, most=0.09)]), np.zeros(3), CLOSED if early else OPEN)
+    return action(gap + np.array([0.0, 0.0, funnel(aside, most=HOVER)]), np.zeros(3), CLOSED if early else OPEN)
 
 
 class Privileged:
