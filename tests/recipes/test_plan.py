@@ -175,4 +175,4 @@ def test_demonstrations_need_not_be_there_yet(tmp_path: Path, demos: Path) -> No
     assert "assumed" not in there
     states = len(demonstrations.load(demos, compose("sft").env).actions)
     assert f"run: {-(-states // 32)} step" in there
-    assert "no demonstrations are given: 100 of 10 states are assumed" in shown("demo"), "5x5 points, 4 at each"
+    assert "no demonstrations are given: 300 of 10 states are assumed" in shown("demo"), "5x5 points, 12 at each"
