@@ -55,6 +55,35 @@ def test_micro_batches_make_no_difference(demos: Path, loss: str) -> None:
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
 
 
+def test_images_are_looked_at_once_where_vision_stays_as_it_is(demos: Path, policy: Path) -> None:
+    """Updates on the kept features are those on the images; none are kept where images or vision change, or where
+    they would fill the memory.
+    """
+    words = ["kl_coefficient=0.5", "spillover_coefficient=0.5", "other_instructions=[open top drawer]"]
+    settings = config.compose("sft", [*QUICK, *words, f"policy={policy}", "temperature=2", "micro_batch_size=7"])
+    data, rows = demonstrations.load(demos, settings.env), torch.arange(24)
+    found, ends = [], []
+    for keep in (False, True):
+        acting = OpenVLAPolicy(small_policy())
+        tokens, base = acting.model.tokenize(data.actions), Base(acting.model, settings)
+        trainer = Trainer(acting.model, settings, 5)
+        features = sft.patch_features(acting, settings, data) if keep else None
+        assert not keep or (features is not None and len(features) == len(data.images))
+        scalars = [sft.learn(acting, trainer, settings, data, tokens, rows, base, features) for _ in range(3)][-1]
+        found.append({name: value for name, value in scalars.items() if name != "states_per_second"})
+        ends.append(list(acting.model.parameters()))
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+    for one, other in zip(*ends, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+    assert sft.patch_features(acting, config.compose("sft", [*QUICK, "augmentation=2"]), data) is None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sft, "MOST_FEATURES", 1000)
+        assert sft.patch_features(acting, settings, data) is None
+    moving = OpenVLAPolicy(small_policy())
+    Trainer(moving.model, config.compose("sft", [*QUICK, "train_vision=true"]), 5)
+    assert sft.patch_features(moving, settings, data) is None
+
+
 def test_the_penalty_is_the_forward_kl(demos: Path, policy: Path) -> None:
     """A base that is hotter than the policy: the loss grows by the coefficient times the divergence, which is worked
     out here by independent arithmetic.

@@ -36,6 +36,9 @@ from vla_razor.rollouts.demonstrations import Demonstrations
 from vla_razor.runs import Run
 from vla_razor.study.forecast import Guard
 
+MOST_FEATURES = 2**30
+"""Bytes of patch features that are kept: of the embedded policy's 50,000 states, of OpenVLA-7B's 500."""
+
 
 def run(config: DictConfig, run: Run) -> None:
     """Fine-tune `config.policy` on the demonstrations in `config.demos`; goes on where a resumed run stopped."""
@@ -54,6 +57,7 @@ def run(config: DictConfig, run: Run) -> None:
     tokens = policy.tokenize(data.actions, data.episode)
     per_epoch = -(-count // (config.batch_size - replayed))
     trainer = Trainer(model, config, config.epochs * per_epoch, state)
+    features = None if trainer.done else patch_features(policy, config, data)
     with (
         training.saving(run, model, trainer) as save,
         progress("SFT", trainer.total_steps, trainer.step) as advance,
@@ -62,7 +66,7 @@ def run(config: DictConfig, run: Run) -> None:
         while not trainer.done:
             rows = batch(config, trainer.step, count, len(tokens))
             with uninterrupted():
-                scalars = learn(policy, trainer, config, data, tokens, rows, base)
+                scalars = learn(policy, trainer, config, data, tokens, rows, base, features)
                 if probe and training.is_due(trainer.step, config.probe_every, trainer.total_steps):
                     scalars |= training.measure(model, probe, trainer, guard)
                 run.log(trainer.step, **scalars)
@@ -70,6 +74,24 @@ def run(config: DictConfig, run: Run) -> None:
                     save()
             advance(loss=scalars["loss"], **(guard.shown if guard else {}))
     training.finish(config, run, model, base, probe, guard)
+
+
+def patch_features(policy: OpenVLAPolicy, config: DictConfig, data: Demonstrations) -> Float[Tensor, "N P D"] | None:
+    """What the vision stacks make of every demonstrated image, which stays the same throughout a training that leaves
+    them as they are. None where they learn, images are shifted, or the features would take more than `MOST_FEATURES`.
+    """
+    backbone, size = policy.model.vision_backbone, config.micro_batch_size
+    each = backbone.num_patches * backbone.embed_dim * policy.model.dtype.itemsize
+    learns = any(parameter.requires_grad for parameter in backbone.parameters())
+    if learns or config.augmentation or len(data.images) * each > MOST_FEATURES:
+        return None
+    parts, found = range(0, len(data.images), size), []
+    with progress("features", len(parts)) as advance:
+        for start in parts:
+            pixels = policy.model.processor.pixel_values(data.images[start : start + size])
+            found.append(policy.model.patch_features(pixels))
+            advance()
+    return torch.cat(found)
 
 
 def batch(config: DictConfig, step: int, count: int, total: int) -> Int[Tensor, " B"]:
@@ -109,9 +131,11 @@ def learn(
     tokens: Int[Tensor, "N A"],
     rows: Int[Tensor, " B"],
     base: Base | None = None,
+    features: Float[Tensor, "N P D"] | None = None,
 ) -> dict[str, float]:
     """One update on the control steps `rows`, with the penalties on KL(base || policy) that `config` asks for if `base`
-    is given. Returns what is logged, these KLs in nats an action among it.
+    is given. Returns what is logged, these KLs in nats an action among it. `features`: those of the images, if they are
+    known (`patch_features`).
 
     Raises `RunFailed` where the loss is not finite.
     """
@@ -122,7 +146,7 @@ def learn(
     accuracy = Accuracy()
     draws = training.generator(config.seed, "penalties", trainer.step)
     penalties = Penalties(policy, base, config, draws) if base else None
-    update = trainer.update(_shares(policy, config, data, tokens, rows, shifts, fed, accuracy, penalties))
+    update = trainer.update(_shares(policy, config, data, tokens, rows, shifts, fed, accuracy, penalties, features))
     seconds = time.perf_counter() - begin
     paid = penalties.means() if penalties else {}
     return {**update._asdict(), **accuracy.means(), **paid, "states_per_second": len(rows) / seconds}
@@ -231,12 +255,16 @@ def _shares(
     fed: Int[Tensor, "B A"],
     accuracy: Accuracy,
     penalties: Penalties | None,
+    features: Float[Tensor, "N P D"] | None,
 ) -> Iterator[Tensor]:
     """Each micro-batch's part of the loss, and of each penalty; the parts add up to the mean over the batch."""
     model = policy.model
     parts = (each.split(config.micro_batch_size) for each in (rows, shifts, fed))
     for part, moves, inputs in zip(*parts, strict=True):
-        pixels = model.processor.pixel_values(shifted(data.images[part.numpy()], moves)).to(model.device)
+        if features is None:
+            pixels = model.processor.pixel_values(shifted(data.images[part.numpy()], moves)).to(model.device)
+        else:
+            pixels = features[part]
         prompts = policy.prompt_ids([data.instructions[row] for row in part.tolist()])
         targets = tokens[part].to(model.device)
         if config.loss == "openvla":

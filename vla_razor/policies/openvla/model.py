@@ -236,6 +236,14 @@ class OpenVLA(nn.Module):
 
     @torch.no_grad()
     @_in_its_precision
+    def patch_features(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B P D"]:
+        """What the vision stacks make of images. Every method that takes `pixels` takes these in their place: where the
+        vision stacks do not learn, images need to be looked at once.
+        """
+        return self.vision_backbone(pixels.to(self.device, self.dtype))
+
+    @torch.no_grad()
+    @_in_its_precision
     def sample_actions(
         self,
         pixels: Float[Tensor, "B C H W"],
@@ -334,7 +342,7 @@ class OpenVLA(nn.Module):
 
     def _prompt(
         self,
-        pixels: Float[Tensor, "B C H W"],
+        pixels: Float[Tensor, "B C H W"] | Float[Tensor, "B P D"],
         input_ids: Sequence[Sequence[int]],
         suffix: Int[Tensor, "B S"] | None = None,
     ) -> tuple[Float[Tensor, "B L H"], Int[Tensor, " B"]]:
@@ -348,7 +356,8 @@ class OpenVLA(nn.Module):
         longest = max(len(prompt) + len(tail) for prompt, tail in zip(prompts, tails, strict=True))
         rows = [[*p, *t, *[0] * (longest - len(p) - len(t))] for p, t in zip(prompts, tails, strict=True)]
         words = self.language_model.model.embed_tokens(torch.tensor(rows, device=self.device))
-        patches = self.projector(self.vision_backbone(pixels.to(self.device, self.dtype)))
+        features = pixels if pixels.ndim == 3 else self.vision_backbone(pixels.to(self.device, self.dtype))
+        patches = self.projector(features)
         lengths = torch.tensor([len(prompt) + patches.shape[1] for prompt in prompts], device=self.device)
         return torch.cat([words[:, :1], patches, words[:, 1:]], 1), lengths
 
