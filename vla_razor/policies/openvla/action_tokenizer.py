@@ -39,15 +39,26 @@ class ActionTokenizer:
 
 @dataclass(frozen=True)
 class ActionScale:
-    """One data set's action statistics: the 1st and 99th percentile span [-1, 1] where `mask` is true."""
+    """One data set's action statistics: `low` to `high` span [-1, 1] where `mask` is true. `added` to the span keeps it
+    from being zero, in the families that do so.
+    """
 
     low: Float[np.ndarray, " A"]
     high: Float[np.ndarray, " A"]
     mask: Float[np.ndarray, " A"]
+    added: float = 0.0
 
     @classmethod
-    def of(cls, norm_stats: dict[str, Any], key: str | None) -> "ActionScale":
-        """The statistics under `key`; None means the only one. Raises `UserError` naming the keys there are."""
+    def of(
+        cls,
+        norm_stats: dict[str, Any],
+        key: str | None,
+        bounds: tuple[str, str] = ("q01", "q99"),
+        added: float = 0.0,
+    ) -> "ActionScale":
+        """The statistics under `key`; None means the only one. Raises `UserError` naming the keys there are, or the
+        statistics where there are no such `bounds` among them.
+        """
         if key is None and len(norm_stats) == 1:
             key = next(iter(norm_stats))
         if key is None:
@@ -55,15 +66,19 @@ class ActionScale:
         if key not in norm_stats:
             raise UserError(f"The checkpoint has no action statistics {key!r}. {nearest(key, norm_stats)}")
         stats = norm_stats[key]["action"]
-        low, high = np.asarray(stats["q01"], float), np.asarray(stats["q99"], float)
-        return cls(low, high, np.asarray(stats.get("mask", np.ones(len(low))), bool))
+        if missing := [name for name in bounds if name not in stats]:
+            there = ", ".join(sorted(stats))
+            raise UserError(f"The action statistics {key!r} have no {' and no '.join(missing)}; they have {there}.")
+        low, high = (np.asarray(stats[name], float) for name in bounds)
+        return cls(low, high, np.asarray(stats.get("mask", np.ones(len(low))), bool), added)
 
     def unnormalize(self, normalized: Float[np.ndarray, "*B A"]) -> Float[np.ndarray, "*B A"]:
         """From [-1, 1] to environment units."""
-        return np.where(self.mask, 0.5 * (normalized + 1.0) * (self.high - self.low) + self.low, normalized)
+        span = self.high - self.low + self.added
+        return np.where(self.mask, 0.5 * (normalized + 1.0) * span + self.low, normalized)
 
     def normalize(self, actions: Float[np.ndarray, "*B A"]) -> Float[np.ndarray, "*B A"]:
         """From environment units to [-1, 1] (unclipped). A dimension that never varied is 0."""
-        span = self.high - self.low
-        scaled = 2.0 * (actions - self.low) / np.where(span > 0, span, 1.0) - 1.0
-        return np.where(self.mask, np.where(span > 0, scaled, 0.0), actions)
+        varied = self.high > self.low
+        scaled = 2.0 * (actions - self.low) / np.where(varied, self.high - self.low + self.added, 1.0) - 1.0
+        return np.where(self.mask, np.where(varied, scaled, 0.0), actions)

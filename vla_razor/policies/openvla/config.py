@@ -5,9 +5,10 @@ They are spelled out here (after `configuration_prismatic.py` of openvla c8f03f4
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from vla_razor.errors import UserError, nearest
+from vla_razor.policies.openvla.action_tokenizer import ActionScale
 
 _DINO = "vit_large_patch14_reg4_dinov2.lvd142m"
 _BACKBONES: dict[str, tuple[tuple[str, ...], int, tuple[str | None, ...]]] = {
@@ -73,15 +74,31 @@ class OpenVLAConfig:
     raw: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def from_dict(cls, raw: dict[str, Any], where: str = "config") -> "OpenVLAConfig":
-        """Read `config.json`'s object. Raises `UserError` naming `where` if it is not an OpenVLA configuration."""
+    def from_dict(cls, raw: dict[str, Any], where: str = "config") -> Self:
+        """Read `config.json`'s object. Raises `UserError` naming `where` if it is not one of this family."""
         _refuse_other_architectures(raw, where)
+        cls._refuse_other_families(raw, where)
+        config = cls(**cls._fields(raw, where))
+        config.check(where)
+        return config
+
+    @classmethod
+    def _refuse_other_families(cls, raw: dict[str, Any], where: str) -> None:
+        if "chunk" in raw:
+            raise UserError(
+                f"{where}: this is a checkpoint of OpenVLA-OFT, which decides {raw['chunk']} control steps at once, "
+                "not of OpenVLA. Open it with OpenVLAOFT.from_pretrained."
+            )
+
+    @classmethod
+    def _fields(cls, raw: dict[str, Any], where: str) -> dict[str, Any]:
+        """The attributes that the file speaks of, and their defaults."""
         ids, sizes, activations = _vision_stacks(raw, where)
         text = {k: v for k, v in (raw.get("text_config") or {}).items() if k not in _TEXT_IGNORED}
         text = {**_TEXT_DEFAULTS, **text}
         padding = raw.get("pad_to_multiple_of", 64)
         llama2 = text["vocab_size"] - padding == _LLAMA2_VOCABULARY
-        config = cls(
+        return dict(
             text=text,
             timm_model_ids=ids,
             image_sizes=sizes,
@@ -94,8 +111,6 @@ class OpenVLAConfig:
             trailing_token_id=raw.get("trailing_token_id", _LLAMA2_EMPTY_TOKEN if llama2 else None),
             raw=raw,
         )
-        config.check(where)
-        return config
 
     def check(self, where: str) -> None:
         """Raises `UserError` naming `where` for a temperature or a prompt that a policy cannot have."""
@@ -113,6 +128,10 @@ class OpenVLAConfig:
             "prompt": self.prompt,
             "trailing_token_id": self.trailing_token_id,
         }
+
+    def action_scale(self, key: str | None) -> ActionScale:
+        """The action statistics under `key` (None: the only ones). Raises `UserError` naming those there are."""
+        return ActionScale.of(self.norm_stats, key)
 
     @property
     def first_action_id(self) -> int:

@@ -6,6 +6,7 @@ so queries and MLP are computed for those alone.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -62,22 +63,24 @@ def prefill(
     table: tuple[Tensor, Tensor],
     keep: Int[Tensor, "B K"],
     *,
+    mask: Bool[Tensor, "B 1 1 L"] | None = None,
     cache: Cache | None = None,
     checkpointing: bool = False,
 ) -> Float[Tensor, "B K H"]:
     """Run whole sequences that begin at position 0; the outputs, after the final norm, at the positions `keep`.
 
-    Padding belongs on the right: causality hides it from everything before it.
+    Each position sees those before it; with `mask`, the same ones as all others, wherever they are. Padding belongs on
+    the right: causality hides it from everything before it, or the mask does.
     """
     length = x.shape[1]
     rotary = (table[0][None, :length], table[1][None, :length])
     for layer in model.layers[:-1]:
         if checkpointing and torch.is_grad_enabled():
-            x = recomputed(_layer, layer, x, rotary)
+            x = recomputed(partial(_layer, mask=mask), layer, x, rotary)
         else:
-            x = _layer(layer, x, rotary, cache=cache)
-    seen = torch.arange(length, device=x.device) <= keep[..., None]
-    x = _layer(model.layers[-1], x, rotary, cache=cache, mask=seen[:, None], keep=keep)
+            x = _layer(layer, x, rotary, cache=cache, mask=mask)
+    seen = (torch.arange(length, device=x.device) <= keep[..., None])[:, None] if mask is None else mask
+    x = _layer(model.layers[-1], x, rotary, cache=cache, mask=seen, keep=keep)
     if cache is not None:
         cache.length = length
     return model.norm(x)

@@ -1,249 +1,28 @@
 """OpenVLA, native and batched: images and instructions in, seven action tokens out.
 
-After `modeling_prismatic.py` of openvla c8f03f4, on transformers' Llama and timm's vision transformers. A sequence is
-[BOS][patches][rest of the prompt][actions]. The reference pads batches left of BOS; here prompts are padded on the
-*right* in training and sampling alike, and what the cache holds of the padding is masked out of the decode steps.
-Positions and what each token attends to are the same, and no prefill needs a mask.
+After `modeling_prismatic.py` of openvla c8f03f4. A sequence is [BOS][patches][rest of the prompt][actions]. The
+reference pads batches left of BOS; here prompts are padded on the *right* in training and sampling alike, and what the
+cache holds of the padding is masked out of the decode steps. Positions and what each token attends to are the same, and
+no prefill needs a mask.
 """
 
-import hashlib
-import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import wraps
-from pathlib import Path
-from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from vla_razor.errors import UserError
-from vla_razor.policies.openvla import checkpoint, decoder, lora, sampling
-from vla_razor.policies.openvla.action_tokenizer import ActionScale, ActionTokenizer
-from vla_razor.policies.openvla.config import OpenVLAConfig
-from vla_razor.policies.openvla.initialization import initialize
-from vla_razor.policies.openvla.processor import Processor
-from vla_razor.policies.openvla.vision import Projector, VisionBackbone, module_key, stored_key
-
-P = ParamSpec("P")
-R = TypeVar("R")
+from vla_razor.policies.openvla import decoder, sampling
+from vla_razor.policies.openvla.prismatic import PrismaticVLA, Samples, in_its_precision
 
 
-def _in_its_precision(method: Callable[Concatenate["OpenVLA", P], R]) -> Callable[Concatenate["OpenVLA", P], R]:
-    """A method that computes with the model's `products`."""
-
-    @wraps(method)
-    def call(model: "OpenVLA", *arguments: P.args, **settings: P.kwargs) -> R:
-        with model.precision():
-            return method(model, *arguments, **settings)
-
-    return call
-
-
-class Samples(NamedTuple):
-    """Sampled actions.
-
-    `tokens` are vocabulary ids; `logits` cover the 256 action ids in id order, untempered; `log_probs` are those of
-    the tokens under the sampling temperature (under temperature 1 where the choice was greedy), in nats.
-    """
-
-    tokens: Int[Tensor, "B A"]
-    logits: Float32[Tensor, "B A 256"]
-    log_probs: Float32[Tensor, "B A"]
-
-
-class OpenVLA(nn.Module):
-    """A vision-language-action policy of OpenVLA's architecture.
-
-    Build one with `from_pretrained` (a checkpoint folder or Hub id) or `from_config` (random weights). Parameters keep
-    the names they have in checkpoints, but for LayerScale (see `vision.stored_key`).
-
-    Attributes:
-        products: the dtype of matrix products, convolutions and attention; None for the parameters' own. With bfloat16
-            and parameters in float32 it is mixed precision: what is added up along the layers, the normalisations, the
-            rotary table and every softmax over actions stay float32.
-    """
-
-    def __init__(self, config: OpenVLAConfig, processor: Processor) -> None:
-        super().__init__()
-        self.config = config
-        self.processor = processor
-        self.name_or_path = ""
-        self.vision_backbone = VisionBackbone(config)
-        text = _llama_config(config)
-        fused = len(config.timm_model_ids) > 1
-        self.projector = Projector(self.vision_backbone.embed_dim, text.hidden_size, fused=fused)
-        self.language_model = LlamaForCausalLM(text)
-        self.action_tokenizer = ActionTokenizer(config.first_action_id + config.n_action_bins, config.n_action_bins)
-        self.checkpointing = False
-        self.products: torch.dtype | None = None
-
-    # Building, loading, saving
-
-    @classmethod
-    def from_config(
-        cls,
-        config: OpenVLAConfig,
-        processor: Processor,
-        generator: torch.Generator,
-        *,
-        dtype: torch.dtype = torch.float32,
-        device: str | torch.device = "cpu",
-    ) -> "OpenVLA":
-        """A model with random weights drawn from `generator`."""
-        model = on_meta(cls, config, processor)
-        model.to_empty(device="cpu")
-        initialize(model, model.language_model.lm_head, generator)
-        return model.cast(dtype).to(device).eval()
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        folder_or_hub_id: str | Path,
-        dtype: torch.dtype = torch.float32,
-        device: str | torch.device = "cpu",
-        matrices: torch.dtype | None = None,
-    ) -> "OpenVLA":
-        """Load a checkpoint folder, or a Hub id (downloaded only then). No code of the checkpoint is run.
-
-        `dtype` is that of the parameters, `matrices` that of those which products alone read, where it is another;
-        buffers stay as they are. Raises `UserError` for a folder that is none, of another architecture, incomplete or
-        damaged.
-        """
-        folder = checkpoint.locate(folder_or_hub_id)
-        config = OpenVLAConfig.from_dict(checkpoint.read_json(folder / checkpoint.CONFIG_FILE), str(folder))
-        if (folder / checkpoint.STATISTICS_FILE).is_file():
-            config.norm_stats = checkpoint.read_json(folder / checkpoint.STATISTICS_FILE)
-        model = on_meta(cls, config, Processor.from_folder(folder, config.text["bos_token_id"]))
-        tensors = checkpoint.read_tensors(folder, str(device))
-        kinds = dict.fromkeys(read_by_products(model), matrices) if matrices else {}
-        named = ((module_key(key), tensor) for key, tensor in tensors)
-        checkpoint.assign(model, {name: tensor.to(kinds.get(name, dtype)) for name, tensor in named}, folder)
-        model.name_or_path = str(folder.resolve()) if Path(folder_or_hub_id).is_dir() else str(folder_or_hub_id)
-        return model.to(device).eval()
-
-    def save_pretrained(self, folder: str | Path, max_shard_size: str | int = "5GB") -> None:
-        """Write what `from_pretrained` reads, under the original's key names; with adapters, only them, as peft would,
-        and the policy's temperature and prompt.
-
-        Written aside and renamed; a `folder` that holds anything is refused with a `UserError`.
-        """
-
-        def fill(aside: Path) -> None:
-            if self.has_adapter:
-                lora.save(self, aside, self.name_or_path)
-                return
-            config = {**self.config.to_dict(), "torch_dtype": checkpoint.torch_dtype_name(self.dtype)}
-            (aside / checkpoint.CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
-            statistics = json.dumps(self.config.norm_stats, indent=2) + "\n"
-            (aside / checkpoint.STATISTICS_FILE).write_text(statistics)
-            self.processor.save(aside)
-            checkpoint.write_tensors(self.stored_tensors(), aside, max_shard_size)
-
-        checkpoint.write_folder(Path(folder), fill)
-
-    def stored_tensors(self) -> dict[str, Tensor]:
-        """The base's parameters under the names they have in a checkpoint."""
-        parameters = {k: v.detach() for k, v in self.named_parameters() if "lora_" not in k}
-        return {stored_key(name.replace(".base_layer.", ".")): tensor for name, tensor in parameters.items()}
-
-    def fingerprint(self) -> str:
-        """SHA-256 of the configuration, the weights, adapters included unless disabled, and `products`."""
-        config = {k: v for k, v in self.config.to_dict().items() if k != "torch_dtype"}  # that of the file, not ours
-        config |= {"products": str(self.products)} if self.products else {}
-        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-        tensors = self.stored_tensors()
-        if self.has_adapter and not lora.layers(self)[0].disable_adapters:
-            tensors |= {k: v.detach() for k, v in self.named_parameters() if "lora_" in k}
-        for name, tensor in sorted(tensors.items()):
-            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-            digest.update(tensor.contiguous().cpu().view(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
-
-    def cast(self, dtype: torch.dtype, matrices: torch.dtype | None = None) -> "OpenVLA":
-        """Cast the parameters; those which products alone read to `matrices`, where it is given."""
-        kinds = dict.fromkeys(read_by_products(self), matrices) if matrices else {}
-        for name, parameter in self.named_parameters():
-            parameter.data = parameter.data.to(kinds.get(name, dtype))
-        return self
-
-    def precision(self) -> AbstractContextManager[Any]:
-        """Inside, products are computed in `products`. Each call of a method has a context of its own: autocast keeps
-        its copies of the weights to the end of one, and those made without gradients must not be met by a pass with.
-        """
-        if self.products is None or self.device.type == "meta":  # where nothing is computed
-            return nullcontext()
-        return torch.autocast(self.device.type, self.products)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> "OpenVLA":
-        """What `to`, `bfloat16`, `cuda` ... call. The rotary frequencies follow to the device but keep float32: in
-        bfloat16 their phase is off by up to 0.35 rad within a prompt."""
-        rotary = self.language_model.model.rotary_emb
-        frequencies = dict(rotary.named_buffers())
-        super()._apply(fn, recurse)
-        for name, exact in frequencies.items():
-            rotary.register_buffer(name, exact.to(self.device), persistent=False)
-        return self
-
-    @property
-    def device(self) -> torch.device:
-        return self.language_model.model.embed_tokens.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.language_model.model.embed_tokens.weight.dtype
-
-    # Adapters and memory
-
-    @property
-    def has_adapter(self) -> bool:
-        return bool(lora.layers(self))
-
-    def add_lora(self, rank: int = 32, alpha: int = 16, *, generator: torch.Generator | None = None) -> "OpenVLA":
-        """Put low-rank adapters on every linear layer that is run, and freeze the rest. Returns the model."""
-        depths = [len(stack.blocks) for stack in self.vision_backbone.stacks]
-        lora.add(self, lora.configuration(rank, alpha, depths))
-        lora.initialize(self, generator)
-        return self
-
-    def load_lora(self, folder: str | Path) -> "OpenVLA":
-        """Add the adapter that `save_pretrained` or peft wrote to `folder`, and take on its policy's settings."""
-        lora.load(self, Path(folder))
-        return self
-
-    def merge_lora(self) -> "OpenVLA":
-        """Add the adapters to the weights they adapt, and remove them."""
-        lora.merge(self)
-        return self
-
-    @contextmanager
-    def adapter_disabled(self) -> Iterator[None]:
-        """Inside, the model is the base policy. Without adapters this changes nothing."""
-        with lora.disabled(self):
-            yield
-
-    def gradient_checkpointing(self, enabled: bool = True) -> "OpenVLA":
-        """Recompute each block's activations in the backward pass instead of keeping them."""
-        self.checkpointing = self.vision_backbone.checkpointing = enabled
-        return self
-
-    # Actions
+class OpenVLA(PrismaticVLA):
+    """A vision-language-action policy that decides one control step, token after token."""
 
     @torch.no_grad()
-    @_in_its_precision
-    def patch_features(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B P D"]:
-        """What the vision stacks make of images. Every method that takes `pixels` takes these in their place: where the
-        vision stacks do not learn, images need to be looked at once.
-        """
-        return self.vision_backbone(pixels.to(self.device, self.dtype))
-
-    @torch.no_grad()
-    @_in_its_precision
+    @in_its_precision
     def sample_actions(
         self,
         pixels: Float[Tensor, "B C H W"],
@@ -287,7 +66,7 @@ class OpenVLA(nn.Module):
         log_probs = F.log_softmax(scores / (temperature or 1.0), -1).gather(-1, chosen[..., None])[..., 0]
         return Samples(chosen + first, scores, log_probs)
 
-    @_in_its_precision
+    @in_its_precision
     def action_logits(
         self, pixels: Float[Tensor, "B C H W"], input_ids: Sequence[Sequence[int]], tokens: Int[Tensor, "B A"]
     ) -> Float32[Tensor, "B A 256"]:
@@ -298,7 +77,7 @@ class OpenVLA(nn.Module):
         """
         return self.action_head(self.predicting_hidden(pixels, input_ids, tokens))
 
-    @_in_its_precision
+    @in_its_precision
     def predicting_hidden(
         self, pixels: Float[Tensor, "B C H W"], input_ids: Sequence[Sequence[int]], tokens: Int[Tensor, "B A"]
     ) -> Float[Tensor, "B A H"]:
@@ -309,7 +88,7 @@ class OpenVLA(nn.Module):
         keep = lengths[:, None] - 1 + torch.arange(tokens.shape[1], device=self.device)
         return decoder.prefill(llama, embeddings, table, keep, checkpointing=self.checkpointing)
 
-    @_in_its_precision
+    @in_its_precision
     def supervised_loss(
         self, pixels: Float[Tensor, "B C H W"], input_ids: Sequence[Sequence[int]], tokens: Int[Tensor, "B A"]
     ) -> Float32[Tensor, ""]:
@@ -322,21 +101,13 @@ class OpenVLA(nn.Module):
 
     def unnormalize(self, tokens: Int[Tensor, "B A"], key: str | None = None) -> Float[np.ndarray, "B A"]:
         """Actions in environment units, by the statistics of `key` (None: the only ones)."""
-        return self._scale(key, tokens.shape[-1]).unnormalize(self.action_tokenizer.decode(tokens.cpu().numpy()))
+        normalized = self.action_tokenizer.decode(tokens.cpu().numpy())
+        return self.action_scale(key, normalized.shape[-1]).unnormalize(normalized)
 
     def tokenize(self, actions: Float[np.ndarray, "B A"], key: str | None = None) -> Int[Tensor, "B A"]:
         """The tokens of actions in environment units: the inverse of `unnormalize`, to within half a bin."""
-        actions = np.asarray(actions)
-        scale = self._scale(key, actions.shape[-1])
-        return torch.from_numpy(self.action_tokenizer.encode(scale.normalize(actions)))
-
-    def _scale(self, key: str | None, length: int) -> ActionScale:
-        scale = ActionScale.of(self.config.norm_stats, key)
-        if length != len(scale.low):
-            raise ValueError(
-                f"expected actions of {len(scale.low)} numbers for {key or 'this checkpoint'}, got {length}"
-            )
-        return scale
+        normalized = self.action_scale(key, np.shape(actions)[-1]).normalize(np.asarray(actions))
+        return torch.from_numpy(self.action_tokenizer.encode(normalized))
 
     # The forward pass
 
@@ -347,51 +118,11 @@ class OpenVLA(nn.Module):
         suffix: Int[Tensor, "B S"] | None = None,
     ) -> tuple[Float[Tensor, "B L H"], Int[Tensor, " B"]]:
         """Embedded sequences, padded on the right, and their lengths without the `suffix` that follows each prompt."""
-        if len(pixels) != len(input_ids) or not all(len(ids) for ids in input_ids):
-            raise ValueError(
-                f"expected a prompt of at least BOS for each of {len(pixels)} images, got {len(input_ids)}"
-            )
-        prompts = [self._with_trailing_token(ids) for ids in input_ids]
+        prompts = self.prompts(input_ids, len(pixels))
         tails = [[]] * len(prompts) if suffix is None else suffix.tolist()
         longest = max(len(prompt) + len(tail) for prompt, tail in zip(prompts, tails, strict=True))
         rows = [[*p, *t, *[0] * (longest - len(p) - len(t))] for p, t in zip(prompts, tails, strict=True)]
         words = self.language_model.model.embed_tokens(torch.tensor(rows, device=self.device))
-        features = pixels if pixels.ndim == 3 else self.vision_backbone(pixels.to(self.device, self.dtype))
-        patches = self.projector(features)
+        patches = self.projected(pixels)
         lengths = torch.tensor([len(prompt) + patches.shape[1] for prompt in prompts], device=self.device)
         return torch.cat([words[:, :1], patches, words[:, 1:]], 1), lengths
-
-    def _with_trailing_token(self, ids: Sequence[int]) -> list[int]:
-        ids, trailing = [int(i) for i in ids], self.config.trailing_token_id
-        return ids if trailing is None or ids[-1] == trailing else [*ids, trailing]
-
-    @_in_its_precision
-    def action_head(self, hidden: Float[Tensor, "*B H"]) -> Float32[Tensor, "*B 256"]:
-        """The head's rows of action ids."""
-        first = self.config.first_action_id
-        rows = slice(first, first + self.config.n_action_bins)
-        return lora.linear_rows(self.language_model.lm_head, hidden, rows).float()
-
-
-def read_by_products(model: nn.Module) -> set[str]:
-    """The names of the parameters of linear layers and convolutions: in mixed precision they are rounded before each
-    use, so that storing them rounded changes no result.
-    """
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
-    return {f"{name}.{own}" for name, layer in layers.items() for own, _ in layer.named_parameters(recurse=False)}
-
-
-def _llama_config(config: OpenVLAConfig) -> LlamaConfig:
-    try:
-        return LlamaConfig(**config.text)
-    except Exception as error:
-        raise UserError(f"text_config describes no Llama decoder: {error}") from error
-
-
-def on_meta(cls: type[OpenVLA], config: OpenVLAConfig, processor: Processor) -> OpenVLA:
-    """The modules without memory for their parameters; the rotary frequencies, which no file holds, are real."""
-    with torch.device("meta"):
-        model = cls(config, processor)
-    llama = model.language_model.model
-    llama.rotary_emb = LlamaRotaryEmbedding(llama.config)
-    return model
