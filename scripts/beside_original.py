@@ -74,7 +74,7 @@ def both(original: Any, port: gymnasium.Env, seed: int, start: dict[str, Any]) -
     until = LONGEST
     while len(theirs) <= until:
         now = theirs[-1]
-        action = expert.act(np.zeros(0), [now["instruction"]], [now], [generator]).actions
+        action = expert.act(np.zeros(0), [now["instruction"]], [now], [generator]).actions[:, 0]
         theirs.append(first(original.step(action)[-1]))
         ours.append(port.step(action[0])[-1])
         if theirs[-1]["success"]:

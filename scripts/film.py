@@ -52,7 +52,7 @@ def play(scene: DictConfig, policy: str, starts: Sequence[Start]) -> list[Episod
     """The starts' episodes, until success has been held, as a training would end them."""
     acting = OpenVLAPolicy(load_model(policy), None, robot="panda")
     with closing(make_vector_env(scene, len(starts), 1, "cpu")) as envs:
-        return rollout(envs, acting, starts, hold=hold_of(scene), seed=0)[0]
+        return rollout(envs, acting, starts, hold=hold_of(scene), seed=0, watched=lambda start: True)[0]
 
 
 def filmed(scene: DictConfig, episode: Episode, side: int) -> list[np.ndarray]:

@@ -34,8 +34,8 @@ from torch.nn import functional
 from vla_razor.config import compose, scenes
 from vla_razor.policies import Decisions, Policy, scripted_google
 from vla_razor.policies.motion import DOWN, PITCHED
-from vla_razor.policies.openvla.model import OpenVLA
 from vla_razor.policies.openvla.policy import OpenVLAPolicy
+from vla_razor.policies.openvla.prismatic import PrismaticVLA
 from vla_razor.policies.openvla.tiny import make_tiny
 from vla_razor.policies.scripted import Corrected, ScriptedExpert
 from vla_razor.policies.scripted_panda import (
@@ -181,7 +181,7 @@ class Looking(nn.Module):
     made.
     """
 
-    def __init__(self, model: OpenVLA) -> None:
+    def __init__(self, model: PrismaticVLA) -> None:
         super().__init__()
         patches = model.vision_backbone.num_patches * model.config.text["hidden_size"]
         self.layers = nn.Sequential(nn.Linear(patches + len(NAMES), 256), nn.GELU(), nn.Linear(256, 11))
@@ -196,7 +196,7 @@ class Looking(nn.Module):
         return functional.smooth_l1_loss(self(patches, torch.from_numpy(frames.instruction[rows])), targets, beta=0.02)
 
 
-def pixels_of(model: OpenVLA, images: np.ndarray, generator: torch.Generator | None) -> Tensor:
+def pixels_of(model: PrismaticVLA, images: np.ndarray, generator: torch.Generator | None) -> Tensor:
     """Pixels of images, each shifted by up to `SHIFT` pixels where there is a generator."""
     if generator is not None:
         images = shifted(images, torch.randint(-SHIFT, SHIFT + 1, (len(images), 2), generator=generator))
@@ -247,7 +247,7 @@ def optimize(
 
 
 def warm_up(
-    model: OpenVLA, looking: Looking, frames: Frames, arguments: argparse.Namespace, generator: torch.Generator
+    model: PrismaticVLA, looking: Looking, frames: Frames, arguments: argparse.Namespace, generator: torch.Generator
 ) -> None:
     """Regress the target's place, the gripper's width and the expert's action from the projected patches."""
     rows_of = batches(len(frames), arguments.batch_size, generator)
@@ -262,7 +262,7 @@ def warm_up(
 
 
 def clone(
-    model: OpenVLA,
+    model: PrismaticVLA,
     looking: Looking,
     frames: Frames,
     others: Frames,
@@ -322,7 +322,7 @@ class Located(NamedTuple):
 
 
 @torch.no_grad()
-def located(model: OpenVLA, looking: Looking, frames: Frames) -> dict[str, Located]:
+def located(model: PrismaticVLA, looking: Looking, frames: Frames) -> dict[str, Located]:
     """How well the can and the handles are located within 10 cm of the gripper."""
     near = np.linalg.norm(frames.labels[:, 7:10], axis=1) < REACH
     found = {}
@@ -339,7 +339,7 @@ def located(model: OpenVLA, looking: Looking, frames: Frames) -> dict[str, Locat
     return found
 
 
-def evaluate(model: OpenVLA, episodes: int, seed: int, greedy: bool) -> dict[str, Rate]:
+def evaluate(model: PrismaticVLA, episodes: int, seed: int, greedy: bool) -> dict[str, Rate]:
     """Success of every task at the policy's own temperature, or greedily, with Wilson intervals."""
     results: dict[str, Rate] = {}
     for scene in scenes(compose("eval", ["env=all"]).env):
@@ -388,7 +388,7 @@ Success before the horizon from random starts (Wilson 95%), at the policy's own 
 
 
 def card(
-    model: OpenVLA, sampled: dict[str, Rate], greedy: dict[str, Rate], seen: dict[str, Located], arguments: Any
+    model: PrismaticVLA, sampled: dict[str, Rate], greedy: dict[str, Rate], seen: dict[str, Located], arguments: Any
 ) -> str:
     def cells(rate: Rate) -> str:
         counts = f"{rate['successes']} of {rate['episodes']}"
@@ -404,7 +404,7 @@ def card(
     )
 
 
-def finish(model: OpenVLA, looking: Looking, test: Frames, arguments: argparse.Namespace) -> None:
+def finish(model: PrismaticVLA, looking: Looking, test: Frames, arguments: argparse.Namespace) -> None:
     """Writes the checkpoint and, from an evaluation, its card."""
     tiny = arguments.out / "tiny"
     if not tiny.is_dir():

@@ -104,7 +104,7 @@ _KEYS = {
     "timeout",
     _NUMBER: "weight_decay kl_coefficient spillover_coefficient margin prefix_jitter",
     _CHANGES: "sft_runs rl_runs",
-    _MAPPING: "cold_start slurm far",
+    _MAPPING: "cold_start slurm far oft",
 }
 RULES: dict[str, Rule] = {
     **{key: rule for rule, keys in _KEYS.items() for key in keys.split()},
@@ -158,6 +158,7 @@ NULLABLE |= {
     "law",
     "replay",
     "far",
+    "oft",
     "rl.batch_size",  # of this verb alone
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -43,8 +43,10 @@ class NativeVectorEnv(SlotVectorEnv):
         self.task = build(family, setup, size, task, device, num_envs)
         super().__init__(num_envs, *find_spaces(setup, size), setup)
 
-    def send(self, actions: np.ndarray, active: np.ndarray, starts: Mapping[int, Start]) -> None:
-        """Simulates at once: there is one group of slots."""
+    def send(
+        self, actions: np.ndarray, active: np.ndarray, starts: Mapping[int, Start], unseen: Collection[int] = ()
+    ) -> None:
+        """Simulates at once: there is one group of slots, all drawn together."""
         actions = check_action(self.setup, self.action_space, actions, active)
         rewards, terminated, truncated = np.zeros(self.num_envs, np.float32), *np.zeros((2, self.num_envs), bool)
         observation, info = {}, {}

@@ -15,7 +15,7 @@ import sys
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -97,7 +97,9 @@ class PoolVectorEnv(SlotVectorEnv):
     def _arrays(self) -> SharedArrays:
         return self._memory[0]
 
-    def send(self, actions: np.ndarray, active: np.ndarray, starts: Mapping[int, Start]) -> None:
+    def send(
+        self, actions: np.ndarray, active: np.ndarray, starts: Mapping[int, Start], unseen: Collection[int] = ()
+    ) -> None:
         if self.closed:
             raise RuntimeError("the pool is closed")
         actions = check_action(self.setup, self.action_space, actions, active)
@@ -107,7 +109,7 @@ class PoolVectorEnv(SlotVectorEnv):
             steps = [slot for slot in worker.slots if active[slot] and slot not in starts]
             if resets or steps:
                 self._arrays.actions[steps] = actions[steps]
-                worker.ask(steps, resets)
+                worker.ask(steps, resets, [slot for slot in steps if slot in unseen])
                 requests.append(_Request(worker, worker.process, [*steps, *resets]))
         self._sent.append(requests)
 
@@ -187,9 +189,9 @@ class _Worker:
     def attach(self, arrays: SharedArrays) -> None:
         self.connection.send((arrays.layout, arrays.name))
 
-    def ask(self, steps: list[int], resets: dict[int, Start]) -> None:
+    def ask(self, steps: list[int], resets: dict[int, Start], unseen: list[int]) -> None:
         with contextlib.suppress(OSError):  # it died while idle; reading its reply tells so
-            self.connection.send((steps, resets))
+            self.connection.send((steps, resets, unseen))
 
     def receive(self) -> Any:
         """The reply, an Exception from an environment, or None from a dead worker."""

@@ -38,9 +38,9 @@ def serve(connection: Any, build: Callable[[], tuple[dict[int, Any], Any]], *, f
         arrays = SharedArrays(*connection.recv())
         slots = {index: _Slot(index, env, arrays) for index, env in envs.items()}
         while True:
-            steps, resets = connection.recv()
+            steps, resets, unseen = connection.recv()
             begin = time.process_time()
-            reply = _answer(slots, steps, resets, foreign)
+            reply = _answer(slots, steps, resets, unseen, foreign)
             connection.send((reply, time.process_time() - begin))
 
 
@@ -50,9 +50,15 @@ class _Slot:
     env: Any
     arrays: SharedArrays
 
-    def step(self) -> tuple[Any, ...]:
-        observation, reward, terminated, truncated, info = self.env.step(self.arrays.actions[self.index].copy())
-        self.arrays.write(self.index, observation)
+    def step(self, *, unseen: bool) -> tuple[Any, ...]:
+        """A control step; one that nobody will look at by the environment's `step_unseen`, if it has one: a `step`
+        without an observation.
+        """
+        step = getattr(getattr(self.env, "unwrapped", self.env), "step_unseen", None) if unseen else None
+        observation, *outcome = (step or self.env.step)(self.arrays.actions[self.index].copy())
+        if observation is not None:
+            self.arrays.write(self.index, observation)
+        reward, terminated, truncated, info = outcome
         return self.index, float(reward), bool(terminated), bool(truncated), info
 
     def reset(self, seed: int | None, options: dict[str, Any]) -> tuple[Any, ...]:
@@ -61,9 +67,9 @@ class _Slot:
         return self.index, 0.0, False, False, info
 
 
-def _answer(slots: dict[int, _Slot], steps: list[int], resets: dict[int, Any], foreign: bool) -> Any:
+def _answer(slots: dict[int, _Slot], steps: list[int], resets: dict[int, Any], unseen: list[int], foreign: bool) -> Any:
     try:
-        stepped = [slots[index].step() for index in steps]
+        stepped = [slots[index].step(unseen=index in unseen) for index in steps]
         return stepped + [slots[index].reset(*start) for index, start in resets.items()]
     except Exception as error:
         return _portable(error, foreign)

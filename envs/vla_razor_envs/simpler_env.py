@@ -16,7 +16,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from multiprocessing import Pipe
 from pathlib import Path
@@ -115,8 +115,10 @@ class SimplerVectorEnv(PoolVectorEnv):
                 raise RenderingUnavailable(f"SimplerEnv finds no usable Vulkan device ({error}); {REMEDY}") from error
             raise
 
-    def send(self, actions: np.ndarray, active: np.ndarray, starts: Mapping[int, Start]) -> None:
-        super().send(actions, active, {slot: self._begun(*start) for slot, start in starts.items()})
+    def send(
+        self, actions: np.ndarray, active: np.ndarray, starts: Mapping[int, Start], unseen: Collection[int] = ()
+    ) -> None:
+        super().send(actions, active, {slot: self._begun(*start) for slot, start in starts.items()}, unseen)
 
     def _begun(self, seed: int | None, options: dict[str, Any]) -> Start:
         drawn = int(self.np_random.integers(2**31)) if seed is None else int(seed)

@@ -227,6 +227,13 @@ class SingleEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         observation, reward, terminated, truncated, info = self.task.step(torch.from_numpy(action)[None])
         return self._observed(observation), reward.item(), terminated.item(), truncated.item(), self._described(info)
 
+    def step_unseen(self, action: np.ndarray) -> tuple[None, float, bool, bool, dict[str, Any]]:
+        """As `step`, but nothing is drawn: there is no observation."""
+        action = check_action(self.setup, self.action_space, action)
+        info = self.task.advance(torch.from_numpy(action)[None])
+        success, truncated = info["success"].item(), bool(self.task.truncated.item())
+        return None, float(success), success, truncated, self._described(info)
+
     def render(self) -> np.ndarray | None:
         """The camera's last image, uint8 [H, W, 3]; None, with a warning, without a render mode."""
         return rendered(self, self._image)

@@ -224,8 +224,12 @@ class ManipulationTask(BaseEnv):
         self._move(action)
         self._look()  # a picture is drawn while success is judged
         info = self._judge()
-        truncated = self._elapsed_steps >= self.setup.horizon
-        return self._seen(info), info["success"].float(), info["success"].clone(), truncated, info
+        return self._seen(info), info["success"].float(), info["success"].clone(), self.truncated, info
+
+    @property
+    def truncated(self) -> Tensor:
+        """Which environments [N] have come to their horizon."""
+        return self._elapsed_steps >= self.setup.horizon
 
     def advance(self, action: Tensor) -> dict[str, Any]:
         """A control step without its image; returns `info`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -95,8 +95,13 @@ class SlotVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
         self.send(actions, active, starts)
         return self.receive()
 
-    def send(self, actions: np.ndarray, active: np.ndarray, starts: Mapping[int, Start]) -> None:
-        """Begins a tick. Slots of one that has not been received yet must be left alone."""
+    def send(
+        self, actions: np.ndarray, active: np.ndarray, starts: Mapping[int, Start], unseen: Collection[int] = ()
+    ) -> None:
+        """Begins a tick. Slots of one that has not been received yet must be left alone. Nobody will look at what the
+        slots of `unseen` show after their step: where that saves time it is not drawn, and the observation is an older
+        one.
+        """
         raise NotImplementedError
 
     def receive(self) -> Tick:

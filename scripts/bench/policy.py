@@ -1,11 +1,12 @@
-"""How fast OpenVLA acts: actions a second by batch size, against a loop at batch 1 and against the machine.
+"""How fast OpenVLA acts: actions a second by batch size, against a loop at batch 1 and against the machine; and beside
+OpenVLA-OFT of the same size, which decides eight control steps in one pass.
 
 The bound is the machine's matrix multiplication rate, measured here in float32 with the same number of threads, divided
 by the floating-point operations of one action (counted by torch: linear layers, convolutions, attention). Times are the
 best of several runs, because other processes can only slow a run down; they are taken in turns, so that a busy spell of
 the machine hits the loop, the batches and the bound alike.
 
-    python scripts/bench/policy.py [--models tiny mid] [--batches 1 4 16 64] [--threads 2] [--json]
+    python scripts/bench/policy.py [--models tiny mid oft] [--batches 1 4 16 64] [--threads 2] [--json]
 """
 
 import argparse
@@ -13,6 +14,7 @@ import json
 import platform
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vla_razor.policies import load
 from vla_razor.policies.openvla import OpenVLA, OpenVLAConfig, Processor
+from vla_razor.policies.openvla.prismatic import PrismaticVLA
 from vla_razor.policies.openvla.tiny import make_tiny, make_tokenizer, preprocessor_settings
+from vla_razor.policies.openvla_oft.tiny import make_tiny_oft
 
 INSTRUCTIONS = ("open top drawer", "close middle drawer", "pick coke can")
 TURNS = 3
@@ -54,7 +58,7 @@ def _small(**arguments: Any) -> VisionTransformer:
     return VisionTransformer(**_SMALL, **{k: v for k, v in arguments.items() if k not in hub})
 
 
-def make_mid() -> OpenVLA:
+def make_mid() -> PrismaticVLA:
     """A random policy between the embedded one and OpenVLA-7B: hidden 1,024, eight layers, 224 pixels, fused ViTs."""
     tokenizer = make_tokenizer(INSTRUCTIONS)
     raw = {
@@ -75,7 +79,7 @@ def make_mid() -> OpenVLA:
     return OpenVLA.from_config(OpenVLAConfig.from_dict(raw), processor, torch.Generator().manual_seed(0))
 
 
-def embedded() -> OpenVLA:
+def embedded() -> PrismaticVLA:
     """The policy that ships with the package; one of its shape where it has not been made yet."""
     if load.TINY.is_dir():
         return load.load_model("tiny")
@@ -106,7 +110,7 @@ def operations(act: Callable[[], Any]) -> float:
     return float(counter.get_total_flops())
 
 
-def measure(model: OpenVLA, batches: list[int], seconds: float) -> dict[str, Any]:
+def measure(model: PrismaticVLA, batches: list[int], seconds: float) -> dict[str, Any]:
     """Actions a second at each batch size and of the loop, and the bound."""
     pixels, prompts = inputs(model, max(*batches, TARGET_BATCH))
 
@@ -137,7 +141,37 @@ def measure(model: OpenVLA, batches: list[int], seconds: float) -> dict[str, Any
     }
 
 
-def inputs(model: OpenVLA, batch: int) -> tuple[Tensor, list[list[int]]]:
+def beside_oft(batches: list[int], seconds: float) -> dict[str, Any]:
+    """Control steps decided a second at each batch size by OpenVLA and by OpenVLA-OFT of the embedded shape, both with
+    random weights, in turns.
+    """
+    models: dict[str, PrismaticVLA] = {
+        "OpenVLA": make_tiny(INSTRUCTIONS, torch.Generator().manual_seed(0)),
+        "OpenVLA-OFT": make_tiny_oft(INSTRUCTIONS, torch.Generator().manual_seed(0)),
+    }
+    found = {name: dict.fromkeys(batches, 0.0) for name in models}
+    for _ in range(TURNS):
+        for size in batches:
+            for name, model in models.items():
+                seen = inputs(model, size)
+                call = partial(model.sample_actions, *seen, 1.0, torch.Generator().manual_seed(0))
+                rate = model.chunk * size / best(call, seconds / TURNS)
+                found[name][size] = max(found[name][size], rate)
+    ratio = {size: found["OpenVLA-OFT"][size] / found["OpenVLA"][size] for size in batches}
+    return {"control_steps_per_second": found, "ratio": ratio}
+
+
+def show_oft(console: Console, result: dict[str, Any]) -> None:
+    found = result["control_steps_per_second"]
+    table = Table(title="control steps decided a second, of the embedded shape")
+    for column in ("batch", *found, "ratio"):
+        table.add_column(column, justify="right")
+    for size, ratio in result["ratio"].items():
+        table.add_row(str(size), *(f"{rates[size]:.4g}" for rates in found.values()), f"{ratio:.1f}")
+    console.print(table)
+
+
+def inputs(model: PrismaticVLA, batch: int) -> tuple[Tensor, list[list[int]]]:
     size = model.config.image_sizes[0]
     images = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
     return model.processor.pixel_values(images), model.processor.prompt_ids([INSTRUCTIONS[-1]] * batch)
@@ -172,7 +206,7 @@ def show(console: Console, name: str, result: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=("tiny", "mid"), default=["tiny", "mid"])
+    parser.add_argument("--models", nargs="+", choices=("tiny", "mid", "oft"), default=["tiny", "mid", "oft"])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 16, 64])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seconds", type=float, default=5.0, help="spent on each figure, at least a run a turn")
@@ -183,6 +217,10 @@ def main() -> None:
     report: dict[str, Any] = {"threads": arguments.threads, "torch": torch.__version__, "machine": platform.machine()}
     console.print(f"{arguments.threads} threads\n")
     for name in arguments.models:
+        if name == "oft":
+            report[name] = beside_oft(arguments.batches, arguments.seconds)
+            show_oft(console, report[name])
+            continue
         model = embedded() if name == "tiny" else make_mid()
         report[name] = result = measure(model, arguments.batches, arguments.seconds)
         result["target"] = judge(name, result)

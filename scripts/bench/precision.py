@@ -28,8 +28,8 @@ from rich.table import Table
 from vla_razor.config import compose
 from vla_razor.core import losses
 from vla_razor.policies.load import load_model
-from vla_razor.policies.openvla import OpenVLA
 from vla_razor.policies.openvla.policy import OpenVLAPolicy
+from vla_razor.policies.openvla.prismatic import PrismaticVLA
 from vla_razor.recipes import collect, sft, training
 from vla_razor.recipes.training import Trainer
 from vla_razor.rollouts import demonstrations
@@ -59,7 +59,7 @@ def settings_of(arguments: argparse.Namespace, dtype: str, rate: float) -> DictC
     return compose("sft", words)
 
 
-def trained(config: DictConfig, data: Demonstrations, updates: int, folder: Path) -> OpenVLA:
+def trained(config: DictConfig, data: Demonstrations, updates: int, folder: Path) -> PrismaticVLA:
     """The policy after so many updates, as `vla-razor sft` makes them, in float32."""
     with Run.create(folder / "run", config, "sft") as run:
         model, base = training.open_models(config, run)
@@ -74,7 +74,7 @@ def trained(config: DictConfig, data: Demonstrations, updates: int, folder: Path
 
 
 @torch.no_grad()
-def loss_of(model: OpenVLA, data: Demonstrations, batch_size: int = 64) -> float:
+def loss_of(model: PrismaticVLA, data: Demonstrations, batch_size: int = 64) -> float:
     """Cross-entropy on a thousand states of the demonstrations (or all), in nats a token, at the policy's own
     temperature.
     """

@@ -58,7 +58,7 @@ class Fragile(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:
         self.options = options or {}
-        self.count, self.steps = seed or 0, 0
+        self.count, self.steps, self.drawn = seed or 0, 0, 0
         self.maybe_break("at_reset")
         return self.observed(), self.described()
 
@@ -69,6 +69,13 @@ class Fragile(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         success = bool(action[6] > 0)
         return self.observed(), float(success), success, self.steps == self.horizon, self.described(success)
 
+    def step_unseen(self, action: np.ndarray) -> tuple[None, float, bool, bool, dict]:
+        drawn = self.drawn
+        _, *outcome = self.step(action)
+        self.drawn = outcome[-1]["drawn"] = drawn
+        reward, terminated, truncated, info = outcome
+        return None, reward, terminated, truncated, info
+
     def maybe_break(self, when: str) -> None:
         marker = self.options.get("unless")
         if when not in self.options or (marker and Path(marker).exists()):
@@ -78,6 +85,7 @@ class Fragile(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self.break_if(self.options[when])
 
     def observed(self) -> dict[str, np.ndarray]:
+        self.drawn += 1
         return {
             "image": np.full((4, 6, 3), self.count % 251, np.uint8),
             "proprioception": np.array([self.count, self.steps], np.float32),
@@ -89,6 +97,7 @@ class Fragile(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
             "instruction": f"count from {self.count - self.steps}",
             "success": success,
             "pose": np.arange(7.0),
+            "drawn": self.drawn,
             "object_xy": np.array(self.options.get("object_xy", (0, 0)), float),
             "environment": environment,
         }

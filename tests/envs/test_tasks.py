@@ -42,7 +42,7 @@ def solve(
     observation, info = env.reset(seed=seed, options=options)
     flags, truncated = [], False
     while not truncated and not any(flags):
-        action = expert.act(observation["image"][None], [info["instruction"]], [info], generators).actions[0]
+        action = expert.act(observation["image"][None], [info["instruction"]], [info], generators).actions[0, 0]
         observation, reward, terminated, truncated, info = env.step(action)
         assert reward == float(terminated) == float(info["success"])
         flags.append(terminated)

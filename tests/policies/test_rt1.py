@@ -73,13 +73,13 @@ def pictures(count: int) -> np.ndarray:
 def test_actions_are_the_three_parts_one_after_the_other_each_of_its_own_episode(any_batch: RT1Policy) -> None:
     first = any_batch.act(pictures(3), [CAN, DRAWER, CAN], [], ANYTHING)
     half = np.array([250, 200, 150]) / 255 / 2  # the middle row and the top are half white, the left edge is all white
-    np.testing.assert_allclose(first.actions[:, :3], np.stack([half, half, 2 * half], 1), atol=2e-3)
-    np.testing.assert_allclose(first.actions[:, 3:6], np.array([0.1, 0.2, 0.1])[:, None].repeat(3, 1), rtol=1e-6)
-    assert first.actions[:, 6].tolist() == [0, 0, 0], "a change of 0.005 is none"
+    np.testing.assert_allclose(first.actions[:, 0, :3], np.stack([half, half, 2 * half], 1), atol=2e-3)
+    np.testing.assert_allclose(first.actions[:, 0, 3:6], np.array([0.1, 0.2, 0.1])[:, None].repeat(3, 1), rtol=1e-6)
+    assert first.actions[:, 0, 6].tolist() == [0, 0, 0], "a change of 0.005 is none"
     assert first.memories
     # Episode 1 goes on, a new one begins beside it, and episode 0 comes last.
     second = any_batch.act(pictures(3), [DRAWER, CAN, CAN], [], ANYTHING, [first.memories[1], None, first.memories[0]])
-    np.testing.assert_allclose(second.actions[:, 6], [0.015, 0, 0.015], rtol=1e-5)
+    np.testing.assert_allclose(second.actions[:, 0, 6], [0.015, 0, 0.015], rtol=1e-5)
     assert second.stops is not None
     assert second.stops.tolist() == [False] * 3
     third = any_batch.act(pictures(3), [DRAWER, CAN, CAN], [], ANYTHING, second.memories)
@@ -92,11 +92,11 @@ def test_a_signature_for_one_environment_gives_the_same(any_batch: RT1Policy, mo
     one = RT1Policy(models / "one_by_one", models / "encoder", python)
     assert (any_batch.facts["batched"], one.facts["batched"]) == (True, False)
     together, apart = (policy.act(pictures(2), [CAN] * 2, [], ANYTHING) for policy in (any_batch, one))
-    np.testing.assert_allclose(apart.actions[:, :3], together.actions[:, :3], atol=1e-6)
+    np.testing.assert_allclose(apart.actions[:, 0, :3], together.actions[:, 0, :3], atol=1e-6)
     encoded = len(CAN) / 100
-    np.testing.assert_allclose(apart.actions[:, 3:6], encoded, rtol=1e-6, err_msg="the sentence encoder is asked")
+    np.testing.assert_allclose(apart.actions[:, 0, 3:6], encoded, rtol=1e-6, err_msg="the sentence encoder is asked")
     again = one.act(pictures(2), [CAN] * 2, [], ANYTHING, apart.memories)
-    np.testing.assert_allclose(again.actions[:, 6], 0.015, rtol=1e-5)
+    np.testing.assert_allclose(again.actions[:, 0, 6], 0.015, rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -115,7 +115,7 @@ def test_states_of_ended_episodes_are_given_back(any_batch: RT1Policy) -> None:
 def test_an_unknown_instruction_is_named_with_those_that_are_known(any_batch: RT1Policy) -> None:
     with pytest.raises(UserError, match="does not hold 'fly'; it holds 'open top drawer', 'pick coke can'"):
         any_batch.act(pictures(1), ["fly"], [], ANYTHING)
-    assert any_batch.act(pictures(1), [CAN], [], ANYTHING).actions.shape == (1, 7), "the policy can still be asked"
+    assert any_batch.act(pictures(1), [CAN], [], ANYTHING).actions.shape == (1, 1, 7), "the policy can still be asked"
 
 
 @pytest.mark.slow

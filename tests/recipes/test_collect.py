@@ -45,7 +45,7 @@ class Mixed:
             odd = int(instruction.split()[-1]) % 2
             action[6] = {-1: -1, 0: 1, 1: 2 * odd - 1}[int(np.sign(info["object_xy"][1]))]
         actions[:, 0] = [generator.random() for generator in generators]
-        return Decisions(actions, labels=actions * 2)
+        return Decisions(actions[:, None], labels=actions * 2)
 
 
 def borrowed(monkeypatch: pytest.MonkeyPatch, envs: Any) -> None:

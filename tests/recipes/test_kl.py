@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from vla_razor import config
 from vla_razor.errors import UserError
-from vla_razor.policies.openvla import OpenVLA
+from vla_razor.policies.openvla.prismatic import PrismaticVLA
 from vla_razor.policies.openvla.tiny import make_tiny
 from vla_razor.recipes import kl
 from vla_razor.rollouts import probe_set
@@ -22,7 +22,7 @@ STATES = 6
 
 
 @pytest.fixture
-def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OpenVLA:
+def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PrismaticVLA:
     """The base, saved to `base`, with its probe set in a cache of the test's own."""
     monkeypatch.setattr(probe_set, "cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setattr(probe_set, "make_vector_env", None)
@@ -50,14 +50,14 @@ def measured(out: Path, *overrides: str) -> dict:
     return entry["forward_kl"]
 
 
-def nudged(model: OpenVLA) -> OpenVLA:
+def nudged(model: PrismaticVLA) -> PrismaticVLA:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
     return model
 
 
-def test_a_checkpoint_against_a_base(base: OpenVLA, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_against_a_base(base: PrismaticVLA, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     nudged(base).save_pretrained(tmp_path / "tuned")
     found = measured(tmp_path / "run", f"policy={tmp_path / 'tuned'}", f"base={tmp_path / 'base'}")
     assert found["states"] == STATES
@@ -69,12 +69,12 @@ def test_a_checkpoint_against_a_base(base: OpenVLA, tmp_path: Path, capsys: pyte
     assert "gripper" in printed
 
 
-def test_the_base_against_itself(base: OpenVLA, tmp_path: Path) -> None:
+def test_the_base_against_itself(base: PrismaticVLA, tmp_path: Path) -> None:
     found = measured(tmp_path / "run", f"policy={tmp_path / 'base'}", f"base={tmp_path / 'base'}")
     assert (found["per_token"], found["sharpening"], found["displacement"]) == (0, 0, 0)
 
 
-def test_a_run_knows_what_it_started_from(base: OpenVLA, tmp_path: Path) -> None:
+def test_a_run_knows_what_it_started_from(base: PrismaticVLA, tmp_path: Path) -> None:
     trained = tmp_path / "trained"
     with Run.create(trained, config.compose("sft", [f"policy={tmp_path / 'base'}", "logger=none"]), "sft") as run:
         run.save(3, nudged(base).save_pretrained, {})
@@ -84,13 +84,13 @@ def test_a_run_knows_what_it_started_from(base: OpenVLA, tmp_path: Path) -> None
     assert of_run["per_token"] > 1e-3
 
 
-def test_an_adapter_is_measured_against_the_model_below_it(base: OpenVLA, tmp_path: Path) -> None:
+def test_an_adapter_is_measured_against_the_model_below_it(base: PrismaticVLA, tmp_path: Path) -> None:
     base.name_or_path = str(tmp_path / "base")
     nudged(base.add_lora(4, 8, generator=torch.Generator().manual_seed(0))).save_pretrained(tmp_path / "adapter")
     assert measured(tmp_path / "run", f"policy={tmp_path / 'adapter'}")["per_token"] > 1e-4
 
 
-def test_a_checkpoint_of_unknown_origin_needs_a_base(base: OpenVLA, tmp_path: Path) -> None:
+def test_a_checkpoint_of_unknown_origin_needs_a_base(base: PrismaticVLA, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="give base="):
         measured(tmp_path / "run", f"policy={tmp_path / 'base'}")
 
@@ -100,7 +100,7 @@ def test_one_scene_at_a_time(tmp_path: Path) -> None:
         measured(tmp_path / "run", "env=all")
 
 
-def test_a_probe_set_of_another_base_is_not_used(base: OpenVLA, tmp_path: Path) -> None:
+def test_a_probe_set_of_another_base_is_not_used(base: PrismaticVLA, tmp_path: Path) -> None:
     """The cache is asked by the base's fingerprint: a changed base finds nothing, and goes to collect."""
     origin = probe_set.origin_of(nudged(base), settings().env, states=STATES, seed=0)
     assert not (tmp_path / "cache" / origin.key).exists()

@@ -13,8 +13,8 @@ from tests.recipes.support import peak_of, small_policy
 from vla_razor import cli
 from vla_razor.config import compose
 from vla_razor.devices import CARDS, Card
-from vla_razor.policies.openvla import OpenVLA
 from vla_razor.policies.openvla.policy import OpenVLAPolicy
+from vla_razor.policies.openvla.prismatic import PrismaticVLA
 from vla_razor.policies.openvla.tiny import make_tiny
 from vla_razor.recipes import plan, sft, training
 from vla_razor.recipes.footprint import OVERHEAD, card_named
@@ -28,7 +28,7 @@ SIZES: dict[str, Any] = {
 }
 
 
-def trained(model: OpenVLA, batch: int) -> None:
+def trained(model: PrismaticVLA, batch: int) -> None:
     size = model.config.image_sizes[0]
     prompts = model.processor.prompt_ids(["pick coke can"] * batch)
     logits = model.action_logits(torch.zeros(batch, 6, size, size), prompts, torch.zeros(batch, 7, dtype=torch.long))

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from tests.recipes.support import INSTRUCTION, CommandLine, assert_same_end, metrics, small_policy
 from vla_razor import cli, config
 from vla_razor.policies.load import TINY
-from vla_razor.policies.openvla import OpenVLA
 from vla_razor.policies.openvla.policy import OpenVLAPolicy
+from vla_razor.policies.openvla.prismatic import PrismaticVLA
 from vla_razor.recipes import rl, training
 from vla_razor.recipes.rl import Batch
 from vla_razor.recipes.training import Base, Trainer
@@ -101,7 +101,7 @@ def test_success_is_rewarded_where_it_stands_at_the_end() -> None:
     assert [t for _, t in batch.steps] == [0, 1, 2]
 
 
-def log_probability(model: OpenVLA, episodes: list[Episode]) -> torch.Tensor:
+def log_probability(model: PrismaticVLA, episodes: list[Episode]) -> torch.Tensor:
     """Of each episode's tokens, summed."""
     sums = []
     for one in episodes:
@@ -113,7 +113,9 @@ def log_probability(model: OpenVLA, episodes: list[Episode]) -> torch.Tensor:
     return torch.stack(sums)
 
 
-def learned(episodes: list[Episode], *overrides: str, base: Base | None = None) -> tuple[dict[str, float], OpenVLA]:
+def learned(
+    episodes: list[Episode], *overrides: str, base: Base | None = None
+) -> tuple[dict[str, float], PrismaticVLA]:
     chosen = settings("learning_rate=1e-3", *overrides)
     policy = OpenVLAPolicy(small_policy())
     return rl.learn(policy, Trainer(policy.model, chosen, 10), chosen, episodes, Timing(), base), policy.model
@@ -148,7 +150,7 @@ def test_lost_episodes_teach_nothing() -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), same.parameters(), strict=True))
 
 
-def weights_of(model: OpenVLA) -> list[torch.Tensor]:
+def weights_of(model: PrismaticVLA) -> list[torch.Tensor]:
     return [parameter.detach().clone() for parameter in model.parameters()]
 
 

@@ -11,6 +11,7 @@ from tests.recipes.support import INSTRUCTION, small_policy
 from vla_razor import config
 from vla_razor.errors import UserError
 from vla_razor.policies.openvla import OpenVLA
+from vla_razor.policies.openvla.prismatic import PrismaticVLA
 from vla_razor.recipes import training
 from vla_razor.recipes.training import Base, BasePolicy, NotFinite, Trainer
 from vla_razor.rollouts import probe_set
@@ -23,14 +24,14 @@ def settings(*overrides: str) -> DictConfig:
     return config.compose("rl", ["device=cpu", "logger=none", "warmup_steps=0", *overrides])
 
 
-def inputs(model: OpenVLA, states: int = 4) -> tuple[torch.Tensor, list[list[int]], torch.Tensor]:
+def inputs(model: PrismaticVLA, states: int = 4) -> tuple[torch.Tensor, list[list[int]], torch.Tensor]:
     images = np.random.default_rng(0).integers(0, 256, (states, 64, 64, 3), np.uint8)
     prompts = model.processor.prompt_ids([INSTRUCTION] * states)
     tokens = model.config.first_action_id + torch.arange(7).repeat(states, 1)
     return model.processor.pixel_values(images), prompts, tokens
 
 
-def loss_of(model: OpenVLA) -> torch.Tensor:
+def loss_of(model: PrismaticVLA) -> torch.Tensor:
     return -training.log_distribution(model, *inputs(model))[..., 0].mean()
 
 
@@ -118,7 +119,7 @@ def test_a_restored_trainer_goes_on_bit_for_bit(tmp_path: Path) -> None:
         assert torch.equal(one, other)
 
 
-def learning(model: OpenVLA) -> list[torch.Tensor]:
+def learning(model: PrismaticVLA) -> list[torch.Tensor]:
     return [parameter.detach().clone() for parameter in model.parameters() if parameter.requires_grad]
 
 
@@ -144,7 +145,7 @@ def test_a_stale_policy_is_as_many_updates_old_as_it_is_asked_to_be(tmp_path: Pa
     assert same(learning(model), history[-1]), "an interruption saves the policy that learns"
 
 
-def opened(folder: Path, *overrides: str) -> tuple[OpenVLA, Base, DictConfig]:
+def opened(folder: Path, *overrides: str) -> tuple[PrismaticVLA, Base, DictConfig]:
     """What a run begins with."""
     chosen = settings(*overrides)
     with Run.create(folder, chosen, "rl") as run:
@@ -247,7 +248,7 @@ def test_what_is_due(step: int, every: int, last: int, due: int) -> None:
     assert training.is_due(step, every, last) == bool(due)
 
 
-def probed(model: OpenVLA, states: int = 4) -> ProbeSet:
+def probed(model: PrismaticVLA, states: int = 4) -> ProbeSet:
     """A probe set of random pictures."""
     images = np.random.default_rng(0).integers(0, 256, (states, 64, 64, 3), np.uint8)
     _, prompts, tokens = inputs(model, states)

@@ -19,7 +19,7 @@ from torch.distributions import Categorical, kl_divergence
 
 from vla_razor import config, files
 from vla_razor.errors import RunFailed, UserError
-from vla_razor.policies.openvla import OpenVLA
+from vla_razor.policies.openvla.prismatic import PrismaticVLA
 from vla_razor.policies.openvla.tiny import make_tiny
 from vla_razor.rollouts import probe_set
 from vla_razor.rollouts.probe_set import Origin, ProbeSet, action_outputs, measure
@@ -32,7 +32,7 @@ ORIGIN = Origin(
 PROMPTS = ("pick can", "open top drawer")
 
 
-def tiny(seed: int = 0, nudge: float = 0.0) -> OpenVLA:
+def tiny(seed: int = 0, nudge: float = 0.0) -> PrismaticVLA:
     model = make_tiny(
         PROMPTS, torch.Generator().manual_seed(seed), norm_stats={"vla_razor_panda": {"action": STATISTICS}}
     )
@@ -43,16 +43,16 @@ def tiny(seed: int = 0, nudge: float = 0.0) -> OpenVLA:
 
 
 @pytest.fixture(scope="module")
-def base() -> OpenVLA:
+def base() -> PrismaticVLA:
     return tiny()
 
 
 @pytest.fixture(scope="module")
-def tuned() -> OpenVLA:
+def tuned() -> PrismaticVLA:
     return tiny(nudge=0.02)
 
 
-def made_up(base: OpenVLA, states: int = 12, prompts: Sequence[str] = PROMPTS) -> ProbeSet:
+def made_up(base: PrismaticVLA, states: int = 12, prompts: Sequence[str] = PROMPTS) -> ProbeSet:
     """A probe set of random pictures, with the base's own tokens."""
     images = np.random.default_rng(0).integers(0, 256, (states, 64, 64, 3), np.uint8)
     input_ids = base.processor.prompt_ids([prompts[index % len(prompts)] for index in range(states)])
@@ -64,11 +64,11 @@ def made_up(base: OpenVLA, states: int = 12, prompts: Sequence[str] = PROMPTS) -
 
 
 @pytest.fixture(scope="module")
-def probe(base: OpenVLA) -> ProbeSet:
+def probe(base: PrismaticVLA) -> ProbeSet:
     return made_up(base)
 
 
-def test_a_policy_is_at_zero_from_itself(base: OpenVLA, probe: ProbeSet) -> None:
+def test_a_policy_is_at_zero_from_itself(base: PrismaticVLA, probe: ProbeSet) -> None:
     measured = measure(base, probe)
     assert measured["per_action"] == 0
     assert (measured["sharpening"], measured["displacement"], measured["temperature"]) == (0, 0, 1)
@@ -79,7 +79,7 @@ def test_a_policy_is_at_zero_from_itself(base: OpenVLA, probe: ProbeSet) -> None
 
 
 @torch.no_grad()
-def test_against_torch_distributions(base: OpenVLA, tuned: OpenVLA, probe: ProbeSet) -> None:
+def test_against_torch_distributions(base: PrismaticVLA, tuned: PrismaticVLA, probe: ProbeSet) -> None:
     pixels = base.processor.pixel_values(probe.images)
     before, after = (
         Categorical(logits=model.action_logits(pixels, probe.input_ids, probe.tokens).double())
@@ -100,7 +100,9 @@ def test_against_torch_distributions(base: OpenVLA, tuned: OpenVLA, probe: Probe
         assert row["per_token"] == pytest.approx(exact[steps].mean().item(), rel=1e-4)
 
 
-def test_activations_and_entropy_by_independent_arithmetic(base: OpenVLA, tuned: OpenVLA, probe: ProbeSet) -> None:
+def test_activations_and_entropy_by_independent_arithmetic(
+    base: PrismaticVLA, tuned: PrismaticVLA, probe: ProbeSet
+) -> None:
     pixels = base.processor.pixel_values(probe.images)
     with torch.no_grad():
         before, after = (m.predicting_hidden(pixels, probe.input_ids, probe.tokens) for m in (base, tuned))
@@ -115,7 +117,7 @@ def test_activations_and_entropy_by_independent_arithmetic(base: OpenVLA, tuned:
 
 
 @torch.no_grad()
-def test_spillover_is_what_reverse_kl_is_more_under_other_instructions(base: OpenVLA, tuned: OpenVLA) -> None:
+def test_spillover_is_what_reverse_kl_is_more_under_other_instructions(base: PrismaticVLA, tuned: PrismaticVLA) -> None:
     probe = made_up(base, prompts=["pick can"])
     probe.elsewhere = elsewhere = probe_set.under(base, probe, ["open top drawer", "pick can", "pick drawer"])
     asked = base.processor.prompt_ids(["open top drawer", "pick drawer"] * 6)
@@ -136,7 +138,7 @@ def test_spillover_is_what_reverse_kl_is_more_under_other_instructions(base: Ope
         probe_set.under(base, probe, ["pick can"])
 
 
-def test_a_policy_that_changed_under_one_instruction_alone_spills_nothing(base: OpenVLA) -> None:
+def test_a_policy_that_changed_under_one_instruction_alone_spills_nothing(base: PrismaticVLA) -> None:
     probe = made_up(base, prompts=["pick can"])
     probe.elsewhere = probe_set.under(base, probe, ["open top drawer"])
     spilled = {}
@@ -150,13 +152,13 @@ def test_a_policy_that_changed_under_one_instruction_alone_spills_nothing(base: 
     assert spilled["drawer"][0] > 1e-4 and spilled["drawer"][1] == pytest.approx(0, abs=1e-6)
 
 
-def test_the_parts_sum_to_the_total(tuned: OpenVLA, probe: ProbeSet) -> None:
+def test_the_parts_sum_to_the_total(tuned: PrismaticVLA, probe: ProbeSet) -> None:
     measured = measure(tuned, probe)
     assert measured["sharpening"] + measured["displacement"] == pytest.approx(measured["per_action"])
     json.dumps(measured)
 
 
-def test_another_temperature_is_all_sharpening(base: OpenVLA, probe: ProbeSet) -> None:
+def test_another_temperature_is_all_sharpening(base: PrismaticVLA, probe: ProbeSet) -> None:
     measured = measure(base, probe, temperature=0.5)
     assert measured["temperature"] == pytest.approx(0.5, rel=1e-4)
     assert measured["sharpening"] == pytest.approx(measured["per_action"], rel=1e-4)
@@ -169,7 +171,7 @@ def test_the_models_own_temperature_counts(probe: ProbeSet) -> None:
     assert measure(model, probe) == measure(tiny(), probe, temperature=0.5)
 
 
-def test_sampled_estimates_agree(base: OpenVLA, tuned: OpenVLA) -> None:
+def test_sampled_estimates_agree(base: PrismaticVLA, tuned: PrismaticVLA) -> None:
     measured = measure(tuned, made_up(base, states=100))
     for name in ("k1", "k3"):
         estimate = measured[name]
@@ -262,7 +264,7 @@ class Watched(dict):
         return super().get(key, default)
 
 
-def two_tongued() -> OpenVLA:
+def two_tongued() -> PrismaticVLA:
     """The policy with two data sets' statistics."""
     model = tiny()
     model.config.norm_stats = {
@@ -282,7 +284,7 @@ def toys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("toys")
-def test_whatever_collecting_reads_names_a_probe_set(base: OpenVLA) -> None:
+def test_whatever_collecting_reads_names_a_probe_set(base: PrismaticVLA) -> None:
     toy = TOY | {"make": {"size": 4}, "hold": 1}  # a user's environment knows of no robot
     scene, model = Watched(toy), two_tongued()
     model.config.norm_stats.pop("vla_razor_panda")
@@ -304,18 +306,18 @@ def test_whatever_collecting_reads_names_a_probe_set(base: OpenVLA) -> None:
 
 @pytest.mark.usefixtures("toys")
 def test_whatever_of_the_policy_and_the_settings_decides_a_probe_set_names_it(
-    base: OpenVLA, monkeypatch: pytest.MonkeyPatch
+    base: PrismaticVLA, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def key(model: OpenVLA | None = None, **settings: Any) -> str:
+    def key(model: PrismaticVLA | None = None, **settings: Any) -> str:
         return probe_set.origin_of(model or two_tongued(), TOY, **(STATED | settings)).key
 
-    def changed(**settings: Any) -> OpenVLA:
+    def changed(**settings: Any) -> PrismaticVLA:
         model = two_tongued()
         for name, value in settings.items():
             setattr(model.config, name, value)
         return model
 
-    def nudged() -> OpenVLA:
+    def nudged() -> PrismaticVLA:
         model = two_tongued()
         next(model.parameters()).data += 1e-3
         return model
@@ -327,7 +329,7 @@ def test_whatever_of_the_policy_and_the_settings_decides_a_probe_set_names_it(
     assert len({*keys, key()}) == 8
 
 
-def test_one_drawer_is_not_all_of_them(base: OpenVLA) -> None:
+def test_one_drawer_is_not_all_of_them(base: PrismaticVLA) -> None:
     overrides = [["env=drawer"], ["env=drawer", "env.tasks=[open_top_drawer]"], ["env=drawer", "image_size=[32,32]"]]
     scenes = [config.compose("kl", given).env for given in overrides]
     assert len({probe_set.origin_of(base, scene, states=3, seed=0).key for scene in scenes}) == 3
@@ -335,7 +337,7 @@ def test_one_drawer_is_not_all_of_them(base: OpenVLA) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("toys")
-def test_a_users_environment_is_probed_by_the_module_that_registers_it(base: OpenVLA) -> None:
+def test_a_users_environment_is_probed_by_the_module_that_registers_it(base: PrismaticVLA) -> None:
     model = two_tongued()
     probe = probe_set.obtain(model, TOY | {"make": {"size": 6}}, **STATED)
     assert probe.images.shape == (5, 32, 32, 3)
@@ -401,7 +403,7 @@ def test_of_two_processes_that_need_one_probe_set_one_collects_and_the_other_wai
 
 
 def test_a_simulation_that_was_changed_makes_another_probe_set(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: OpenVLA
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: PrismaticVLA
 ) -> None:
     package = tmp_path / "other_tasks"
     package.mkdir()
@@ -434,7 +436,7 @@ class TestCollecting:
         monkeypatch.setattr(probe_set, "GRID", "1x2")
         monkeypatch.setattr(probe_set, "cache_folder", lambda: tmp_path)
 
-    def test_collected_once_then_cached(self, base: OpenVLA, envs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_collected_once_then_cached(self, base: PrismaticVLA, envs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         probe = probe_set.obtain(base, ENV, states=10, envs=envs)
         assert len(probe) == 10
         assert probe.images.shape == (10, 64, 64, 3)
@@ -450,7 +452,7 @@ class TestCollecting:
         assert torch.equal(again.base_log_probs, probe.base_log_probs)
         assert again.elsewhere and probe.elsewhere is None
 
-    def test_the_same_seed_collects_the_same(self, base: OpenVLA, envs: Any) -> None:
+    def test_the_same_seed_collects_the_same(self, base: PrismaticVLA, envs: Any) -> None:
         origin = probe_set.origin_of(base, ENV, states=1000, seed=3)
         first, second = (probe_set.collect(base, envs, ENV, origin) for _ in range(2))
         np.testing.assert_array_equal(first.images, second.images)

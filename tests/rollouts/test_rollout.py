@@ -58,7 +58,18 @@ class Counter:
         actions[:, 6] = np.isin(numbers, self.good)
         actions[:, 0] = [generator.random() for generator in generators]
         tokens = torch.from_numpy(np.stack([numbers, numbers + 100], axis=1))
-        return Decisions(actions, tokens, -tokens.float(), labels=actions + 1)
+        return Decisions(actions[:, None], tokens, -tokens.float(), labels=actions + 1)
+
+
+class Planner(Counter):
+    """Decides two control steps at once; success is what it does in the second."""
+
+    def act(self, *seen: Any, **named: Any) -> Decisions:
+        decided = super().act(*seen, **named)
+        second = decided.actions.copy()
+        decided.actions[..., 6] = 0
+        second[..., 0] *= -1
+        return decided._replace(actions=np.concatenate([decided.actions, second], 1), labels=None)
 
 
 def starts_from(*seeds: int) -> list[Start]:
@@ -111,6 +122,57 @@ def test_an_episode_goes_on_until_success_has_been_held(counting: PoolVectorEnv)
     episodes, _ = rollout(counting, Counter(10, 11, 12, 21), starts_from(10, 20), hold=2, seed=0)
     assert [episode.success.tolist() for episode in episodes] == [[True, True], [False, True, False]]
     assert [episode.success_at_end for episode in episodes] == [True, False]
+
+
+def test_a_chunk_is_carried_out_before_the_policy_is_asked_again(counting: PoolVectorEnv) -> None:
+    """Episodes of three steps: the second decision reaches beyond their end. Nothing is drawn between decisions."""
+    policy, drawn = Planner(10), []
+    receive = counting.receive
+
+    def noted() -> Any:
+        tick = receive()
+        drawn.append(tick[-1]["drawn"].tolist())
+        return tick
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(counting, "receive", noted)
+        (first, other), timing = rollout(counting, policy, starts_from(10, 20), hold=None, seed=0)
+    assert policy.batches == [2, 2] and timing.env_steps == 6
+    assert first.decided is not None and first.decided.tolist() == [0, 2]
+    assert first.decision_steps.tolist() == [0, 2]
+    assert first.images[:, 0, 0, 0].tolist() == first.looked_at[:, 0, 0, 0].tolist() == [10, 12]
+    assert first.proprioception.tolist() == [[10, 0], [12, 2]]
+    assert first.tokens is not None and first.tokens[:, 0].tolist() == [10, 12]
+    assert first.actions.shape == (3, 7) and first.labels is None
+    np.testing.assert_array_equal(first.actions[1, :6], -first.actions[0, :6])
+    assert (first.success.tolist(), other.success.tolist()) == ([False, True, False], [False] * 3)
+    assert [row[:2] for row in drawn] == [[1, 1], [1, 1], [2, 2], [2, 2]], "at reset, and before the second decision"
+
+
+def test_an_episode_that_is_watched_keeps_every_picture(counting: PoolVectorEnv) -> None:
+    watched: dict[str, Any] = {"watched": lambda start: start.seed == 10}
+    (film, other), _ = rollout(counting, Planner(), starts_from(10, 20), hold=None, seed=0, **watched)
+    assert film.images[:, 0, 0, 0].tolist() == [10, 11, 12]
+    assert film.proprioception[:, 0].tolist() == [10, 11, 12]
+    assert film.looked_at[:, 0, 0, 0].tolist() == [10, 12]
+    assert other.images[:, 0, 0, 0].tolist() == [20, 22]
+
+
+def test_success_ends_an_episode_within_a_chunk(counting: PoolVectorEnv) -> None:
+    episodes, timing = rollout(counting, Planner(10), starts_from(10, 20), hold=1, seed=0)
+    assert [episode.length for episode in episodes] == [2, 3] and timing.env_steps == 5
+    assert episodes[0].decided is not None and episodes[0].decided.tolist() == [0]
+
+
+def test_actions_of_another_length_are_refused_at_the_first_decision(counting: PoolVectorEnv) -> None:
+    class Short(Counter):
+        def act(self, *seen: Any, **named: Any) -> Decisions:
+            decided = super().act(*seen, **named)
+            return decided._replace(actions=decided.actions[..., :6])
+
+    message = r"the policy counter decided on actions of shape \(2, 1, 6\); these environments take \(2, steps, 7\)"
+    with pytest.raises(UserError, match=message):
+        rollout(counting, Short(), starts_from(10, 20), hold=None, seed=0)
 
 
 def test_one_group_is_decided_about_while_the_other_is_simulated(counting: PoolVectorEnv) -> None:

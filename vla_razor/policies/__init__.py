@@ -13,17 +13,19 @@ if TYPE_CHECKING:
 class Decisions(NamedTuple):
     """What a policy decided for `B` environments.
 
-    `actions` are in environment units (metres, radians, gripper in [-1, 1]). A policy that samples tokens also gives
+    `actions` are those of the next C control steps, in environment units (metres, radians, gripper in [-1, 1]): they
+    are executed one after the other, and only then is the policy asked again. A policy that samples tokens also gives
     them, and the log-probability of each under its own temperature, over the 256 action ids, in nats. `labels` are the
-    actions to imitate where the policy did something else on purpose: an expert that disturbs itself. `images` are what
-    the policy looked at, where that is not what the camera gave. `memories` are what it wants to be handed at the next
-    step of the same episodes: a recurrent state, a latched gripper. `stops` says which episodes it ends with this step.
+    actions to imitate, at the first of these steps, where the policy did something else on purpose: an expert that
+    disturbs itself. `images` are what the policy looked at, where that is not what the camera gave. `memories` are what
+    it wants to be handed at the next decision of the same episodes: a recurrent state, a latched gripper. `stops` says
+    which episodes it ends with these steps.
     """
 
-    actions: "Float[np.ndarray, 'B 7']"
+    actions: "Float[np.ndarray, 'B C D']"
     tokens: "Int[Tensor, 'B A'] | None" = None
     log_probs: "Float32[Tensor, 'B A'] | None" = None
-    labels: "Float[np.ndarray, 'B 7'] | None" = None
+    labels: "Float[np.ndarray, 'B D'] | None" = None
     images: "UInt8[np.ndarray, 'B H W 3'] | None" = None
     memories: list[Any] | None = None
     stops: "Bool[np.ndarray, ' B'] | None" = None

@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vla_razor.devices import device_named
-from vla_razor.errors import UserError
+from vla_razor.errors import UserError, nearest
 from vla_razor.policies.openvla import OpenVLA, checkpoint, lora
+from vla_razor.policies.openvla.prismatic import PrismaticVLA
+from vla_razor.policies.openvla_oft import OpenVLAOFT, OpenVLAOFTConfig
 from vla_razor.runs import checkpoint_folder
 
 TINY = Path(__file__).resolve().parent.parent / "assets" / "tiny"
@@ -21,8 +24,9 @@ def load_model(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | str = torch.float32,
     matrices: torch.dtype | None = None,
-) -> OpenVLA:
-    """Load a policy's model.
+    oft: Mapping[str, Any] | None = None,
+) -> PrismaticVLA:
+    """Load a policy's model, of the family that its `config.json` says.
 
     Args:
         spec: "tiny" or "vla" (the embedded base), a run folder (its newest checkpoint), a checkpoint folder (a whole
@@ -30,6 +34,8 @@ def load_model(
         device: "auto" takes a GPU where there is one.
         dtype: of the parameters; an adapter's are float32.
         matrices: of those that matrix products alone read, where it is another.
+        oft: opens a checkpoint as OpenVLA-OFT that does not say it is, as those of the original do not: any of the
+            settings of `OpenVLAOFT.from_pretrained`.
 
     Raises `UserError` for everything that is not such a thing.
     """
@@ -37,13 +43,36 @@ def load_model(
     if str(spec) in _EMBEDDED:
         if not TINY.is_dir():
             raise UserError(f"The embedded base policy is not in {TINY}. Make it with scripts/make_tiny_base.py.")
-        model = OpenVLA.from_pretrained(TINY, dtype, device, matrices)
+        model = _from_pretrained(TINY, dtype, device, matrices, oft)
         model.name_or_path = "tiny"
         return model
     folder = checkpoint_folder(Path(spec))
     if folder is None or not (folder / lora.ADAPTER_CONFIG_FILE).is_file():
-        return OpenVLA.from_pretrained(folder or spec, dtype, device, matrices)
-    return load_model(_adapted(folder), device=device, dtype=dtype, matrices=matrices).load_lora(folder)
+        return _from_pretrained(folder or spec, dtype, device, matrices, oft)
+    own = {key: value for key, value in lora.settings_beside(folder).items() if key in OpenVLAOFTConfig.OWN}
+    base = load_model(_adapted(folder), device=device, dtype=dtype, matrices=matrices, oft=oft or own or None)
+    return base.load_lora(folder)
+
+
+def family_of(raw: Mapping[str, Any]) -> type[PrismaticVLA]:
+    """The family of a checkpoint with this `config.json`."""
+    return OpenVLAOFT if "chunk" in raw else OpenVLA
+
+
+def _from_pretrained(
+    spec: str | Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    matrices: torch.dtype | None,
+    oft: Mapping[str, Any] | None,
+) -> PrismaticVLA:
+    if oft is None:
+        raw = checkpoint.read_json(checkpoint.locate(spec) / checkpoint.CONFIG_FILE)
+        return family_of(raw).from_pretrained(spec, dtype, device, matrices)
+    for name in oft:
+        if name not in OpenVLAOFTConfig.OWN:
+            raise UserError(f"oft={dict(oft)}: unknown {name}. {nearest(name, OpenVLAOFTConfig.OWN)}")
+    return OpenVLAOFT.from_pretrained(spec, dtype, device, matrices, **oft)
 
 
 def stored_weights(spec: str | Path) -> Mapping[str, Tensor]:

@@ -92,7 +92,7 @@ class RT1Policy:
         answer, arrays = self._exchange(head, np.ascontiguousarray(images))
         actions, ends = environment_actions(arrays["actions"])
         memories = [State(number, self._released) for number in answer["states"]]
-        return Decisions(actions, memories=memories, stops=ends)
+        return Decisions(actions[:, None], memories=memories, stops=ends)
 
     def _exchange(self, head: dict[str, Any], images: np.ndarray) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         assert self._worker.stdin

@@ -78,9 +78,9 @@ class ScriptedExpert:
         generators: Sequence[np.random.Generator],
         memories: Sequence[Any] | None = None,
     ) -> Decisions:
-        """Decides for each environment; actions [B, 7] in environment units, no tokens."""
+        """Decides for each environment; actions [B, 1, 7] in environment units, no tokens."""
         self.clean_actions = self.wanted(instructions, infos)
-        return Decisions(self._disturbed(generators), labels=self.clean_actions)
+        return Decisions(self._disturbed(generators)[:, None], labels=self.clean_actions)
 
     def wanted(self, instructions: list[str], infos: list[dict[str, Any]]) -> np.ndarray:
         """What it would do in each environment, undisturbed: actions [B, 7] in environment units."""
@@ -115,10 +115,18 @@ class Corrected:
         generators: Sequence[np.random.Generator],
         memories: Sequence[Any] | None = None,
     ) -> Decisions:
-        """Decides for each environment."""
+        """Decides for each environment. Raises UserError for a policy that decides several control steps at once: what
+        the expert would do in the later ones depends on where the earlier ones lead.
+        """
         decisions = self.policy.act(images, instructions, infos, generators, memories)
+        if decisions.actions.shape[1] != 1:
+            steps = decisions.actions.shape[1]
+            raise UserError(
+                f"{self.name} decides {steps} control steps at once, and the expert answers one at a time: "
+                "distill takes a policy that decides one. SFT on demonstrations takes any."
+            )
         wanted = self.expert.wanted(instructions, infos)
         guided = np.array([[generator.random() < self.guidance] for generator in generators])
         labels = wanted.copy()
         labels[:, 3:6] *= np.abs(wanted[:, 3:6]) >= UNSEEN
-        return decisions._replace(actions=np.where(guided, wanted, decisions.actions), labels=labels)
+        return decisions._replace(actions=np.where(guided, wanted, decisions.actions[:, 0])[:, None], labels=labels)

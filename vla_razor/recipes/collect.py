@@ -166,7 +166,8 @@ def _collect_row(
             advance()
 
     while attempts := [start for point in points.values() for start in point.next_starts(config)]:
-        episodes, _ = rollout(envs, policy, attempts, hold=hold_of(config.env), seed=noise, progress=note)
+        settings: dict[str, Any] = {"hold": hold_of(config.env), "seed": noise, "watched": lambda start: True}
+        episodes, _ = rollout(envs, policy, attempts, **settings, progress=note)
         for episode in episodes:
             points[episode.start.grid_point].add(episode)
     return list(points.values())

@@ -27,9 +27,9 @@ from vla_razor.errors import UserError
 from vla_razor.files import atomic_write
 from vla_razor.policies import Policy
 from vla_razor.policies.load import load_model
-from vla_razor.policies.openvla import OpenVLA
 from vla_razor.policies.openvla.checkpoint import NoCheckpoint
 from vla_razor.policies.openvla.policy import OpenVLAPolicy
+from vla_razor.policies.openvla.prismatic import PrismaticVLA
 from vla_razor.policies.rt1 import RT1Policy, is_saved_model
 from vla_razor.policies.scripted import ScriptedExpert
 from vla_razor.progress import progress
@@ -123,11 +123,11 @@ def _open_rt1(spec: str, config: DictConfig) -> RT1Policy:
     return RT1Policy(spec, config.embeddings)
 
 
-def open_model(spec: str, config: DictConfig, **dtypes: Any) -> OpenVLA:
+def open_model(spec: str, config: DictConfig, **dtypes: Any) -> PrismaticVLA:
     """The model that `spec` names, at `config.temperature` and with `config.prompt` unless they are null. Its
     parameters are in `config.dtype`, or as `dtypes` tell `load_model`.
     """
-    model = load_model(spec, device=config.device, **(dtypes or {"dtype": config.dtype}))
+    model = load_model(spec, device=config.device, oft=config.oft, **(dtypes or {"dtype": config.dtype}))
     if config.temperature is not None:
         model.config.temperature = config.temperature
     if config.prompt is not None:

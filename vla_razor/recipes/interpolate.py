@@ -13,7 +13,7 @@ from rich.console import Console
 
 from vla_razor.errors import UserError
 from vla_razor.files import full_disk_reported
-from vla_razor.policies.openvla import OpenVLA
+from vla_razor.policies.openvla.prismatic import PrismaticVLA
 from vla_razor.recipes import training
 from vla_razor.rollouts import probe_set
 from vla_razor.runs import Run, origin_of
@@ -63,7 +63,7 @@ def measured(config: DictConfig, tuned: Path, folder: Path, share: float, probed
         run.finish({})
 
 
-def check(base: OpenVLA, tuned: OpenVLA, name: str) -> None:
+def check(base: PrismaticVLA, tuned: PrismaticVLA, name: str) -> None:
     """Raises UserError where the two have not the same weights to lie between."""
     one, other = ({key: tuple(value.shape) for key, value in m.state_dict().items()} for m in (base, tuned))
     if one != other:
@@ -74,7 +74,7 @@ def check(base: OpenVLA, tuned: OpenVLA, name: str) -> None:
 
 
 @torch.no_grad()
-def between(base: OpenVLA, tuned: OpenVLA, share: float) -> OpenVLA:
+def between(base: PrismaticVLA, tuned: PrismaticVLA, share: float) -> PrismaticVLA:
     """A policy with the weights base + share * (tuned - base), in all else the tuned one."""
     model = copy.deepcopy(tuned)
     start = base.state_dict()

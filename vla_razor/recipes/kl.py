@@ -21,7 +21,7 @@ from rich.table import Table
 
 from vla_razor.config import scenes
 from vla_razor.errors import UserError
-from vla_razor.policies.openvla import OpenVLA
+from vla_razor.policies.openvla.prismatic import PrismaticVLA
 from vla_razor.progress import progress
 from vla_razor.recipes.evaluate import open_model
 from vla_razor.rollouts import probe_set
@@ -79,7 +79,7 @@ def _line(console: Console, title: str, values: dict[str, float]) -> None:
     console.print(f"{title}: " + "  ".join(f"{name} {value:.3g}" for name, value in values.items()), highlight=False)
 
 
-def _probe(config: DictConfig, model: OpenVLA) -> ProbeSet:
+def _probe(config: DictConfig, model: PrismaticVLA) -> ProbeSet:
     """From the cache, or collected now. The base of an adapter is the same model with the adapter disabled."""
     settings = {key: config[key] for key in ("seed", "unnorm_key", "other_instructions", "num_envs", "num_workers")}
     settings |= {"states": config.probe_states, "progress": progress}

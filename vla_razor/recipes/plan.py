@@ -23,9 +23,9 @@ from torch import Tensor
 from vla_razor.config import common_keys, compose, robot_of, scenes
 from vla_razor.devices import CARDS, Card
 from vla_razor.errors import UserError
-from vla_razor.policies.load import TINY
-from vla_razor.policies.openvla import OpenVLA, OpenVLAConfig, Processor, checkpoint, decoder, lora
-from vla_razor.policies.openvla.model import on_meta, read_by_products
+from vla_razor.policies.load import TINY, family_of
+from vla_razor.policies.openvla import OpenVLA, Processor, checkpoint, decoder, lora
+from vla_razor.policies.openvla.prismatic import PrismaticVLA, on_meta, read_by_products
 from vla_razor.policies.openvla.tiny import preprocessor_settings
 from vla_razor.recipes import rl
 from vla_razor.recipes.footprint import (
@@ -98,7 +98,7 @@ def show(config: DictConfig) -> None:
     console.print("Nothing was started.", highlight=False)
 
 
-def footprint(model: OpenVLA, config: DictConfig) -> PolicyFootprint:
+def footprint(model: PrismaticVLA, config: DictConfig) -> PolicyFootprint:
     """Of `model`, on the meta device and with its adapters, trained with `config`."""
     learning = [parameter for group in parameter_groups(model, config) for parameter in group["params"]]
     gradients, weights = bytes_of(learning), bytes_of(model.parameters())
@@ -120,15 +120,17 @@ def footprint(model: OpenVLA, config: DictConfig) -> PolicyFootprint:
         cache=_cache_bytes(model),
         decision_flop=operations_of(_decision(model, 1), model.products) + _steps(model),
         forward_flop=operations_of(lambda: _forward(model), model.products),
-        tokens=_tokens(model) + _action_tokens(model),
+        tokens=_tokens(model) + model.num_tokens,
     )
 
 
-def model_of(config: DictConfig) -> OpenVLA:
+def model_of(config: DictConfig) -> PrismaticVLA:
     """The model that a run would train, adapters included, without memory for a single parameter."""
     raw, processor = _described(str(config.policy))
-    settings = OpenVLAConfig.from_dict(raw, str(config.policy))
-    model = on_meta(OpenVLA, settings, processor or Processor(preprocessor_settings(settings.image_sizes[0])))
+    raw = {**raw, **(config.oft or {})}
+    family = family_of(raw)
+    settings = family.config_class.from_dict(raw, str(config.policy))
+    model = on_meta(family, settings, processor or Processor(preprocessor_settings(settings.image_sizes[0])))
     products = products_of(config)
     model.cast(torch.float32, products if config.lora_rank else None)
     model.products = products
@@ -154,28 +156,31 @@ def _described(policy: str) -> tuple[dict[str, Any], Processor | None]:
         raise UserError(f"{policy}: no such checkpoint folder, and the Hub did not give its config.json.") from error
 
 
-def _update(model: OpenVLA, batch: int) -> Callable[[], None]:
+def _update(model: PrismaticVLA, batch: int) -> Callable[[], None]:
     """One micro-batch forward and backward."""
     return lambda: torch.log_softmax(_logits(model, batch), -1).sum().backward()
 
 
 @torch.no_grad()
-def _forward(model: OpenVLA) -> None:
+def _forward(model: PrismaticVLA) -> None:
     """One state's forward pass."""
     _logits(model, 1)
 
 
-def _logits(model: OpenVLA, batch: int) -> Tensor:
-    tokens = torch.zeros(batch, _action_tokens(model), dtype=torch.long)
+def _logits(model: PrismaticVLA, batch: int) -> Tensor:
+    tokens = torch.zeros(batch, model.num_tokens, dtype=torch.long)
     return model.action_logits(_pixels(model, batch), _prompts(model, batch), tokens)
 
 
-def _decision(model: OpenVLA, batch: int) -> Callable[[], None]:
-    """One decision, but for the steps after the prompt; the cache is as large as with them."""
-    llama, more = model.language_model.model, _action_tokens(model) - 1
+def _decision(model: PrismaticVLA, batch: int) -> Callable[[], None]:
+    """One decision, but for the steps after the prompt, if there are any; the cache is as large as with them."""
+    llama, more = model.language_model.model, model.num_tokens - 1
 
     @torch.no_grad()
     def decide() -> None:
+        if not isinstance(model, OpenVLA):
+            _logits(model, batch)
+            return
         embeddings, lengths = model._prompt(_pixels(model, batch), _prompts(model, batch))
         length = embeddings.shape[1]
         table = decoder.rotary_table(llama, embeddings, length + more)
@@ -185,40 +190,37 @@ def _decision(model: OpenVLA, batch: int) -> Callable[[], None]:
     return decide
 
 
-def _steps(model: OpenVLA) -> float:
+def _steps(model: PrismaticVLA) -> float:
     """FLOP of a decision's steps after the prompt."""
-    return (_action_tokens(model) - 1) * 2.0 * sum(p.numel() for p in model.language_model.parameters())
+    return (
+        model.autoregressive * (model.num_tokens - 1) * 2.0 * sum(p.numel() for p in model.language_model.parameters())
+    )
 
 
-def _pixels(model: OpenVLA, batch: int) -> Tensor:
+def _pixels(model: PrismaticVLA, batch: int) -> Tensor:
     size, stacks = model.config.image_sizes[0], len(model.config.image_sizes)
     return torch.empty(batch, 3 * stacks, size, size, device="meta")
 
 
-def _prompts(model: OpenVLA, batch: int) -> list[list[int]]:
+def _prompts(model: PrismaticVLA, batch: int) -> list[list[int]]:
     tokenizer = model.processor.tokenizer
     ids = [1] * PROMPT_TOKENS if tokenizer is None else model.processor.prompt_ids(["pick coke can"])[0]
     return [ids] * batch
 
 
-def _tokens(model: OpenVLA) -> int:
+def _tokens(model: PrismaticVLA) -> int:
     trailing = model.config.trailing_token_id is not None
     return model.vision_backbone.num_patches + len(_prompts(model, 1)[0]) + trailing
 
 
-def _action_tokens(model: OpenVLA) -> int:
-    stats = list(model.config.norm_stats.values())
-    return len(stats[0]["action"]["q01"]) if stats else 7
-
-
-def _cache_bytes(model: OpenVLA) -> float:
+def _cache_bytes(model: PrismaticVLA) -> float:
     llama = model.language_model.config
     heads: int = llama.num_key_value_heads * llama.hidden_size // llama.num_attention_heads  # pyright: ignore
-    length, kind = _tokens(model) + _action_tokens(model) - 1, model.products or model.dtype
-    return 2.0 * llama.num_hidden_layers * heads * length * kind.itemsize
+    length, kind = _tokens(model) + model.num_tokens - 1, model.products or model.dtype
+    return model.autoregressive * 2.0 * llama.num_hidden_layers * heads * length * kind.itemsize
 
 
-def _base_bytes(model: OpenVLA) -> float:
+def _base_bytes(model: PrismaticVLA) -> float:
     """Of a copy of the model that does not learn, stored as products read it."""
     rounded, kind = read_by_products(model), model.products or model.dtype
     sizes = {name: kind if name in rounded else p.dtype for name, p in model.named_parameters()}

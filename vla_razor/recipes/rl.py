@@ -196,10 +196,10 @@ def played(episodes: Sequence[Episode], timing: Timing) -> dict[str, float]:
 
 @dataclass
 class Batch:
-    """The control steps of an update's episodes.
+    """The decisions of an update's episodes.
 
-    `steps` are (episode, time) pairs; `weights` [S] is what each step's summed log-probability is multiplied with, the
-    episode's advantage over its number of tokens (or 1); `normalizer` divides the sum over all steps.
+    `steps` are (episode, decision) pairs; `weights` [S] is what each decision's summed log-probability is multiplied
+    with, the episode's advantage over its number of tokens (or 1); `normalizer` divides the sum over all decisions.
     """
 
     steps: list[tuple[Episode, int]]
@@ -208,11 +208,15 @@ class Batch:
 
     @classmethod
     def of(cls, episodes: Sequence[Episode], advantage: Float[Tensor, " E"], normalizer: str) -> "Batch":
-        lengths = torch.tensor([episode.length for episode in episodes], dtype=torch.long)
+        lengths = torch.tensor([len(episode.decision_steps) for episode in episodes], dtype=torch.long)
         tokens = lengths * sum(sampled(episode.tokens).shape[1] for episode in episodes[:1])
         weights = advantage / tokens if normalizer == "length" else advantage
         return cls(
-            steps=[(episode, t) for episode in episodes for t in range(episode.length)],
+            steps=[
+                (episode, index)
+                for episode, count in zip(episodes, lengths.tolist(), strict=True)
+                for index in range(count)
+            ],
             weights=weights.repeat_interleave(lengths),
             normalizer=float(tokens.sum() if normalizer == "tokens" else len(episodes)),
         )
@@ -253,9 +257,11 @@ def _shares(
     for start in range(0, len(rows), config.micro_batch_size):
         part = rows[start : start + config.micro_batch_size]
         steps = [batch.steps[row] for row in part.tolist()]
-        pixels = model.processor.pixel_values([episode.images[t] for episode, t in steps]).to(model.device)
+        pixels = model.processor.pixel_values([episode.looked_at[index] for episode, index in steps]).to(model.device)
         prompts = policy.prompt_ids([episode.instruction for episode, _ in steps])
-        tokens = torch.from_numpy(np.stack([sampled(episode.tokens)[t] for episode, t in steps])).to(model.device)
+        tokens = torch.from_numpy(np.stack([sampled(episode.tokens)[index] for episode, index in steps])).to(
+            model.device
+        )
         log_policy = training.log_distribution(model, pixels, prompts, tokens)
         log_probs = log_policy.gather(-1, (tokens - model.config.first_action_id)[..., None])[..., 0]
         everything = torch.ones_like(tokens, dtype=torch.bool)

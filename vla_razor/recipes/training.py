@@ -23,8 +23,8 @@ from vla_razor.core import schedule
 from vla_razor.errors import RunFailed, UserError
 from vla_razor.interruption import uninterrupted
 from vla_razor.policies import Decisions, Policy
-from vla_razor.policies.openvla import OpenVLA
 from vla_razor.policies.openvla.policy import OpenVLAPolicy
+from vla_razor.policies.openvla.prismatic import PrismaticVLA
 from vla_razor.progress import progress
 from vla_razor.recipes.evaluate import open_model, report
 from vla_razor.rollouts import probe_set
@@ -176,11 +176,11 @@ def parameter_groups(model: nn.Module, config: DictConfig) -> list[dict[str, Any
 class Base:
     """The policy before fine-tuning: the tuned model below its adapter if it has one, else a copy made on demand."""
 
-    def __init__(self, tuned: OpenVLA, config: DictConfig) -> None:
+    def __init__(self, tuned: PrismaticVLA, config: DictConfig) -> None:
         self.tuned, self.config = tuned, config
 
     @contextmanager
-    def model(self) -> Iterator[OpenVLA]:
+    def model(self) -> Iterator[PrismaticVLA]:
         """The base as a model, for as long as the block lasts."""
         if self.config.lora_rank:
             with self.tuned.adapter_disabled():
@@ -189,7 +189,7 @@ class Base:
             yield self._copy
 
     @cached_property
-    def _copy(self) -> OpenVLA:
+    def _copy(self) -> PrismaticVLA:
         return opened(str(self.config.policy), self.config, learns=False).requires_grad_(False)
 
 
@@ -209,7 +209,7 @@ class BasePolicy:
             return self.policy.act(*observations)
 
 
-def open_models(config: DictConfig, run: Run) -> tuple[OpenVLA, Base]:
+def open_models(config: DictConfig, run: Run) -> tuple[PrismaticVLA, Base]:
     """The model to train, from the run's newest checkpoint if there is one, and the base it started from."""
     if len(scenes(config.env)) != 1:
         raise UserError(
@@ -226,7 +226,7 @@ def open_models(config: DictConfig, run: Run) -> tuple[OpenVLA, Base]:
     return model, Base(model, config)
 
 
-def opened(spec: str, config: DictConfig, *, learns: bool) -> OpenVLA:
+def opened(spec: str, config: DictConfig, *, learns: bool) -> PrismaticVLA:
     """A model whose products are in `config.dtype`. What learns is float32, adapters too: in bfloat16 no step below
     1/256 of a weight changes it, and AdamW's moments do not decay. A base's matrices may be stored as products read
     them.
@@ -273,7 +273,7 @@ def probe_scalars(measured: Mapping[str, Any]) -> dict[str, float]:
 def finish(
     config: DictConfig,
     run: Run,
-    model: OpenVLA,
+    model: PrismaticVLA,
     base: Base,
     probe: ProbeSet | None,
     guard: Guard | None,
@@ -323,13 +323,13 @@ def _evaluated(config: DictConfig, policies: dict[str, Policy]) -> dict[str, Res
 
 
 def log_distribution(
-    model: OpenVLA, pixels: Float[Tensor, "B C H W"], prompts: Sequence[Sequence[int]], tokens: Int[Tensor, "B A"]
+    model: PrismaticVLA, pixels: Float[Tensor, "B C H W"], prompts: Sequence[Sequence[int]], tokens: Int[Tensor, "B A"]
 ) -> Float[Tensor, "B A 256"]:
     """Log-probabilities over the action ids, in id order, teacher-forced on `tokens`, at the model's temperature."""
     return torch.log_softmax(model.action_logits(pixels, prompts, tokens) / model.config.temperature, -1)
 
 
-def measure(model: OpenVLA, probe: ProbeSet, trainer: Trainer, guard: Guard | None) -> dict[str, float]:
+def measure(model: PrismaticVLA, probe: ProbeSet, trainer: Trainer, guard: Guard | None) -> dict[str, float]:
     """What a measured step logs: how far the model has moved and, with a guard, what it has probably forgotten. At the
     budget the training ends, or goes on at half its rates.
 
@@ -361,7 +361,7 @@ def generator(seed: int, purpose: str, *keys: int) -> torch.Generator:
 
 
 @contextmanager
-def saving(run: Run, model: OpenVLA, trainer: Trainer) -> Iterator[Callable[[], None]]:
+def saving(run: Run, model: PrismaticVLA, trainer: Trainer) -> Iterator[Callable[[], None]]:
     """Gives a callable that saves the run as it stands; an interruption is saved too, at the last whole update.
 
     A failed update is reported with the last good checkpoint.

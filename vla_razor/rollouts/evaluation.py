@@ -15,7 +15,7 @@ import torch
 
 from vla_razor.policies import Policy
 from vla_razor.rollouts.rollout import Episode, make_vector_env, rollout
-from vla_razor.rollouts.starts import episode_seed, random_starts
+from vla_razor.rollouts.starts import Start, episode_seed, random_starts
 from vla_razor.statistics import READINGS, paired_difference, policy_summary, success_summary
 
 Results = dict[str, list[Episode]]
@@ -44,8 +44,11 @@ def evaluate(
         starts = random_starts(scene["tasks"], episodes, seed)
         keep = {(start.task, start.seed) for index, start in enumerate(starts) if index % episodes < filmed}
 
-        def note(episode: Episode, keep: set[tuple[str, int]] = keep) -> None:
-            if (episode.start.task, episode.start.seed) not in keep:
+        def watched(start: Start, keep: set[tuple[str, int]] = keep) -> bool:
+            return (start.task, start.seed) in keep
+
+        def note(episode: Episode, watched: Callable[[Start], bool] = watched) -> None:
+            if not watched(episode.start):
                 episode.images = np.zeros((0, *episode.images.shape[1:]), np.uint8)
             if progress:
                 progress(episode)
@@ -53,7 +56,8 @@ def evaluate(
         with closing(make_vector_env(scene, num_envs, num_workers, device)) as envs:
             for name, policy in policies.items():
                 noise = episode_seed("evaluation", seed)
-                played, _ = rollout(envs, policy, starts, hold=None, seed=noise, progress=note)
+                settings: dict[str, Any] = {"hold": None, "seed": noise, "watched": watched}
+                played, _ = rollout(envs, policy, starts, **settings, progress=note)
                 for episode in played:
                     results[name].setdefault(episode.start.task, []).append(episode)
     return results

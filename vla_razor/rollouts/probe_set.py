@@ -33,9 +33,9 @@ from vla_razor.config import robot_in
 from vla_razor.core import divergence, similarity
 from vla_razor.errors import RunFailed, UserError
 from vla_razor.files import atomic_folder, cache_root, full_disk_reported, write_json
-from vla_razor.policies.openvla import OpenVLA
 from vla_razor.policies.openvla.conventions import statistics_key
 from vla_razor.policies.openvla.policy import OpenVLAPolicy
+from vla_razor.policies.openvla.prismatic import PrismaticVLA
 from vla_razor.rollouts.rollout import Episode, VectorEnv, env_spec, hold_of, make_vector_env, rollout, simulated_on
 from vla_razor.rollouts.starts import episode_seed, grid_starts
 
@@ -94,7 +94,7 @@ class ProbeSet:
 
 
 def obtain(
-    base: OpenVLA,
+    base: PrismaticVLA,
     env_config: Mapping[str, Any],
     *,
     states: int,
@@ -131,7 +131,7 @@ def obtain(
 
 
 def origin_of(
-    base: OpenVLA, env_config: Mapping[str, Any], *, states: int, seed: int, unnorm_key: str | None = None
+    base: PrismaticVLA, env_config: Mapping[str, Any], *, states: int, seed: int, unnorm_key: str | None = None
 ) -> Origin:
     """What a probe set of these would be made from."""
     read = {key: _plain(env_config[key]) for key in ("id", "tasks", "make", "grid")}
@@ -187,7 +187,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def collect(
-    base: OpenVLA,
+    base: PrismaticVLA,
     envs: VectorEnv,
     env_config: Mapping[str, Any],
     origin: Origin,
@@ -204,21 +204,22 @@ def collect(
     starts = grid_starts(env_config, GRID, 1, origin.seed)
     with progress("probe set", len(starts)) if progress else nullcontext(_silent) as advance:
         episodes, _ = rollout(envs, policy, starts, hold=hold_of(env_config), seed=noise, progress=lambda _: advance())
-    visited = [(episode, t) for episode in episodes if not episode.lost for t in range(episode.length)]
+    played = [episode for episode in episodes if not episode.lost]
+    visited = [(episode, index) for episode in played for index in range(len(episode.decision_steps))]
     if not visited:
         raise RunFailed("the simulation died in every episode of the base policy: there are no states to probe.")
     chosen = torch.randperm(len(visited), generator=generator)[: origin.states].sort().values.tolist()
     kept = [visited[index] for index in chosen]
-    images = np.stack([episode.images[t] for episode, t in kept])
-    tokens = torch.stack([torch.as_tensor(_tokens(episode)[t]) for episode, t in kept]).long()
+    images = np.stack([episode.looked_at[index] for episode, index in kept])
+    tokens = torch.stack([torch.as_tensor(_tokens(episode)[index]) for episode, index in kept]).long()
     input_ids = policy.prompt_ids([episode.instruction for episode, _ in kept])
-    time = torch.tensor([t for _, t in kept])
+    time = torch.tensor([int(episode.decision_steps[index]) for episode, index in kept])
     log_probs, hidden = action_outputs(base, images, input_ids, tokens)
     return ProbeSet(images, input_ids, tokens, log_probs, time, origin, hidden)
 
 
 @torch.no_grad()
-def under(base: OpenVLA, probe: ProbeSet, instructions: Sequence[str], batch_size: int = 64) -> ProbeSet:
+def under(base: PrismaticVLA, probe: ProbeSet, instructions: Sequence[str], batch_size: int = 64) -> ProbeSet:
     """The probe set's images under other instructions, one after the other in turn, with the base's own actions there.
 
     Its own instructions are left out. Raises UserError where no other remains.
@@ -241,7 +242,7 @@ def under(base: OpenVLA, probe: ProbeSet, instructions: Sequence[str], batch_siz
 
 
 def action_log_probs(
-    model: OpenVLA,
+    model: PrismaticVLA,
     images: UInt8[np.ndarray, "N H W 3"],
     input_ids: Sequence[Sequence[int]],
     tokens: Int64[Tensor, "N A"],
@@ -253,7 +254,7 @@ def action_log_probs(
 
 @torch.no_grad()
 def action_outputs(
-    model: OpenVLA,
+    model: PrismaticVLA,
     images: UInt8[np.ndarray, "N H W 3"],
     input_ids: Sequence[Sequence[int]],
     tokens: Int64[Tensor, "N A"],
@@ -279,7 +280,7 @@ def action_outputs(
 
 
 def measure(
-    model: OpenVLA, probe: ProbeSet, *, temperature: float | None = None, batch_size: int = 64
+    model: PrismaticVLA, probe: ProbeSet, *, temperature: float | None = None, batch_size: int = 64
 ) -> dict[str, Any]:
     """How far `model` is from the probe set's base, on the base's states and tokens; nats.
 
@@ -400,7 +401,11 @@ def _activation_changes(base: Tensor | None, tuned: Tensor) -> dict[str, float]:
 
 
 def _spillover(
-    here: Float[Tensor, "N A"], model: OpenVLA, elsewhere: ProbeSet | None, temperature: float | None, batch_size: int
+    here: Float[Tensor, "N A"],
+    model: PrismaticVLA,
+    elsewhere: ProbeSet | None,
+    temperature: float | None,
+    batch_size: int,
 ) -> dict[str, float]:
     if elsewhere is None:
         return {}

@@ -7,7 +7,7 @@ from __future__ import annotations
 import importlib
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -31,13 +31,16 @@ SHOWN, TOLD = {"image", "proprioception"}, {"instruction", "success"}
 
 @dataclass
 class Episode:
-    """What happened from one start in `T` control steps.
+    """What happened from one start in `T` control steps, about which the policy decided `M` times: as often, or less
+    often where it decides several steps at once.
 
-    `images` uint8 [T, H, W, 3] and `proprioception` [T, P] are what the policy looked at before each action; `actions`
-    [T, 7] are in environment units; `tokens` [T, A] and their `log_probs` under the policy are None for a policy
-    without tokens; `labels` [T, 7] are the actions to imitate where they differ from the executed ones, else None;
-    `success` [T] is the state after each action. `lost`: the simulation died each time; nothing was recorded, and the
-    episode says nothing about the policy.
+    `images` uint8 [M, H, W, 3] and `proprioception` [M, P] are what the policy looked at before each decision; in an
+    episode that was watched, what it would have looked at before each control step, [T, ...]. `tokens` [M, A] and their
+    `log_probs` under the policy are None for a policy without tokens; `labels` [M, D] are the actions to imitate where
+    they differ from the executed ones, else None. `actions` [T, D] are in environment units; `success` [T] is the state
+    after each. `decided` [M] are the control steps before which it decided; None: before each. The last decision may
+    reach beyond the episode's end. `lost`: the simulation died each time; nothing was recorded, and the episode says
+    nothing about the policy.
     """
 
     start: Start
@@ -50,10 +53,22 @@ class Episode:
     labels: np.ndarray | None
     success: np.ndarray
     lost: bool = False
+    decided: np.ndarray | None = None
 
     @property
     def length(self) -> int:
         return len(self.success)
+
+    @property
+    def decision_steps(self) -> np.ndarray:
+        """The control steps [M] before which the policy decided."""
+        return np.arange(self.length) if self.decided is None else self.decided
+
+    @property
+    def looked_at(self) -> np.ndarray:
+        """The images uint8 [M, H, W, 3] of the decisions."""
+        steps = self.decision_steps
+        return self.images if len(self.images) == len(steps) else self.images[steps]
 
     @property
     def success_once(self) -> bool:
@@ -94,11 +109,20 @@ class VectorEnv(Protocol):
     """What a rollout needs of a vector environment; `make_vector_env` makes one."""
 
     num_envs: int
+    single_action_space: Any  # with `shape`: (D,)
     setup: Any  # with `control_hz`, `horizon` and `camera.name`
     groups: list[list[int]]
 
-    def send(self, actions: np.ndarray, active: np.ndarray, starts: Mapping[int, tuple[int, dict[str, Any]]]) -> None:
-        """Begins to step active slots and to reset those of `starts` (slot -> seed, reset options)."""
+    def send(
+        self,
+        actions: np.ndarray,
+        active: np.ndarray,
+        starts: Mapping[int, tuple[int, dict[str, Any]]],
+        unseen: Collection[int] = (),
+    ) -> None:
+        """Begins to step active slots and to reset those of `starts` (slot -> seed, reset options). Nobody will look at
+        what the slots of `unseen` show after their step: it need not be drawn.
+        """
         ...
 
     def receive(self) -> tuple:
@@ -176,20 +200,25 @@ def rollout(
     *,
     hold: int | None,
     seed: int,
+    watched: Callable[[Start], bool] = lambda start: False,
     progress: Callable[[Episode], None] | None = None,
 ) -> tuple[list[Episode], Timing]:
     """One episode from every start, in their order, and where the time went.
 
     Episodes end at the horizon, where the policy stops, or, with `hold`, once success has lasted for so many control
-    steps in a row; 1 is the first success. The batch stays full while starts are left. A start and the seed give the
+    steps in a row; 1 is the first success. A policy that decides several control steps at once is shown nothing between
+    its decisions; of starts that are `watched` these pictures are taken and kept all the same.
+
+    The batch stays full while starts are left. A start and the seed give the
     same episode in whatever slot and company it is played, up to the rounding of a model that decides about larger or
     smaller batches. An episode whose simulation died is started again, with the same random numbers, up to twice.
     `progress` is called with each episode as it ends.
 
-    Raises UserError where the environments refuse a start or lack what a policy is shown, RunFailed where they refuse
-    an action of the policy, ValueError where two starts are the same: their episodes would be, see `Start.repeat`.
+    Raises UserError where the environments refuse a start, lack what a policy is shown or take actions of another
+    length than the policy's, RunFailed where they refuse an action of the policy, ValueError where two starts are the
+    same: their episodes would be, see `Start.repeat`.
     """
-    run = _Run(envs, policy, starts, hold, seed, progress)
+    run = _Run(envs, policy, starts, hold, seed, watched, progress)
     begin, threads = time.perf_counter(), torch.get_num_threads()
     if len(envs.groups) > 1:  # the workers are busy while the policy thinks
         torch.set_num_threads(max(1, threads // 2))
@@ -213,16 +242,22 @@ def rollout(
 @dataclass
 class _Recording:
     """An episode on its way. `noise` are its random numbers, `memory` is the policy's own, `stopped` that it wants no
-    further step; `rows` are steps: image, proprioception, action, tokens, log-probabilities, label.
+    further step, `ahead` are the actions that it has decided on and not taken; `pictures` are pairs of image and
+    proprioception, `decisions` triples of tokens, log-probabilities and label, made before the control steps `decided`.
     """
 
     index: int
     noise: Noise
+    watched: bool
     attempt: int = 0
     instruction: str = ""
     memory: Any = None
     stopped: bool = False
-    rows: list[tuple[np.ndarray | None, ...]] = field(default_factory=list)
+    ahead: deque[np.ndarray] = field(default_factory=deque)
+    pictures: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+    decisions: list[tuple[np.ndarray | None, ...]] = field(default_factory=list)
+    decided: list[int] = field(default_factory=list)
+    actions: list[np.ndarray] = field(default_factory=list)
     success: list[bool] = field(default_factory=list)
 
 
@@ -235,10 +270,14 @@ class _Run:
     starts: Sequence[Start]
     hold: int | None
     seed: int
+    watched: Callable[[Start], bool]
     progress: Callable[[Episode], None] | None
 
     def __post_init__(self) -> None:
-        self.waiting = deque(_Recording(index, Noise(self.seed, start)) for index, start in enumerate(self.starts))
+        self.dims = self.envs.single_action_space.shape
+        self.waiting = deque(
+            _Recording(index, Noise(self.seed, start), self.watched(start)) for index, start in enumerate(self.starts)
+        )
         if len({recording.noise.key for recording in self.waiting}) < len(self.starts):
             raise ValueError("two starts are the same, and so would their episodes be: number them in `repeat`")
         self.running: dict[int, _Recording] = {}
@@ -251,14 +290,22 @@ class _Run:
     def send(self, group: list[int]) -> None:
         """The group's running episodes take a step while waiting ones start in its free slots."""
         count, slots = self.envs.num_envs, [slot for slot in group if slot in self.running]
-        actions, active = np.zeros((count, 7), np.float32), np.zeros(count, bool)
-        if slots:
-            active[slots], actions[slots] = True, self._decide(slots)
+        actions, active = np.zeros((count, *self.dims), np.float32), np.zeros(count, bool)
+        if undecided := [slot for slot in slots if not self.running[slot].ahead]:
+            self._decide(undecided)
+        for slot in slots:
+            recording = self.running[slot]
+            if recording.watched and slot not in undecided:
+                recording.pictures.append(self._seen(slot))
+            active[slot], actions[slot] = True, recording.ahead.popleft()
+            recording.actions.append(actions[slot].copy())
+        unseen = [slot for slot in slots if self.running[slot].ahead and not self.running[slot].watched]
         free = [slot for slot in group if slot not in self.running]
         fresh = {slot: self.waiting.popleft() for slot in free[: len(self.waiting)]}
         chosen = {slot: self.starts[recording.index] for slot, recording in fresh.items()}
         if slots or fresh:
-            self.envs.send(actions, active, {s: (start.seed, dict(start.options)) for s, start in chosen.items()})
+            seeds = {slot: (start.seed, dict(start.options)) for slot, start in chosen.items()}
+            self.envs.send(actions, active, seeds, unseen)
             self.running |= fresh
             self.sent.append((group, slots))
 
@@ -281,48 +328,73 @@ class _Run:
                 self.running[slot].instruction = str(self.infos["instruction"][slot])
         return group
 
-    def _decide(self, slots: list[int]) -> np.ndarray:
-        images = self.observations["image"][slots]
+    def _decide(self, slots: list[int]) -> None:
+        images, proprioception = (self.observations[name][slots] for name in ("image", "proprioception"))
         recordings = [self.running[slot] for slot in slots]
         instructions = [recording.instruction for recording in recordings]
         memories = [recording.memory for recording in recordings]
         infos = [{key: values[slot] for key, values in self.infos.items()} for slot in slots]
-        generators = [recording.noise.at(len(recording.rows)) for recording in recordings]
+        generators = [recording.noise.at(len(recording.actions)) for recording in recordings]
         begin = time.perf_counter()
         decisions = self.policy.act(images, instructions, infos, generators, memories)
         optional = [_rows(part, len(slots)) for part in (decisions.tokens, decisions.log_probs, decisions.labels)]
         self.timing.policy += time.perf_counter() - begin
+        self._check(decisions.actions, len(slots))
         seen = images if decisions.images is None else decisions.images
-        columns = seen, self.observations["proprioception"][slots], decisions.actions, *optional
-        for recording, row in zip(recordings, zip(*columns, strict=True), strict=True):
-            recording.rows.append(row)
-        for index, recording in enumerate(recordings):
+        columns = seen, proprioception, decisions.actions, *optional
+        for index, (recording, (image, state, actions, *row)) in enumerate(
+            zip(recordings, zip(*columns, strict=True), strict=True)
+        ):
+            recording.pictures.append((image, state))
+            recording.decisions.append(tuple(row))
+            recording.decided.append(len(recording.actions))
+            recording.ahead.extend(actions)
             recording.memory = decisions.memories[index] if decisions.memories else None
             recording.stopped = decisions.stops is not None and bool(decisions.stops[index])
-        return decisions.actions
+
+    def _check(self, actions: np.ndarray, count: int) -> None:
+        """That a policy's actions [B, C, D] are as long as those that the environments take."""
+        if actions.ndim != 3 or len(actions) != count or not actions.shape[1] or actions.shape[2:] != self.dims:
+            expected = f"({count}, steps, {', '.join(map(str, self.dims))})"
+            raise UserError(
+                f"the policy {self.policy.name} decided on actions of shape {actions.shape}; these environments take "
+                f"{expected}: for each of {count} episodes some control steps of {self.dims[0]} numbers."
+            )
+
+    def _seen(self, slot: int) -> tuple[np.ndarray, np.ndarray]:
+        """What the policy would look at now in a slot."""
+        image = self.observations["image"][slot]
+        look = getattr(self.policy, "seen", None)
+        return (look(image[None])[0] if look else image), self.observations["proprioception"][slot]
 
     def _record(self, slot: int, truncated: bool) -> None:
         recording = self.running[slot]
         recording.success.append(bool(self.infos["success"][slot]))
         held = self.hold is not None and recording.success[-self.hold :] == [True] * self.hold
-        if truncated or recording.stopped or held:
-            columns = [None if column[0] is None else np.stack(column) for column in zip(*recording.rows, strict=True)]
-            self._end(slot, columns, lost=False)
+        if truncated or (recording.stopped and not recording.ahead) or held:
+            images, proprioception = (np.stack(column) for column in zip(*recording.pictures, strict=True))
+            decided = [
+                None if column[0] is None else np.stack(column) for column in zip(*recording.decisions, strict=True)
+            ]
+            self._end(slot, [images, proprioception, np.stack(recording.actions), *decided], lost=False)
 
     def _lose(self, slot: int) -> None:
         recording = self.running[slot]
         if recording.attempt < RETRIES:
             del self.running[slot]
-            self.waiting.appendleft(_Recording(recording.index, recording.noise, recording.attempt + 1))
+            again = _Recording(recording.index, recording.noise, recording.watched, recording.attempt + 1)
+            self.waiting.appendleft(again)
         else:
             seen = [self.observations["image"][:0], self.observations["proprioception"][:0]]
             recording.success.clear()
-            self._end(slot, [*seen, np.zeros((0, 7), np.float32), None, None, None], lost=True)
+            recording.decided.clear()
+            self._end(slot, [*seen, np.zeros((0, *self.dims), np.float32), None, None, None], lost=True)
 
     def _end(self, slot: int, columns: list[Any], lost: bool) -> None:
         recording = self.running.pop(slot)
-        success = np.array(recording.success, bool)
-        episode = Episode(self.starts[recording.index], recording.instruction, *columns, success=success, lost=lost)
+        success, decided = np.array(recording.success, bool), np.array(recording.decided, int)
+        facts = {"lost": lost, "decided": None if len(decided) == len(success) else decided}
+        episode = Episode(self.starts[recording.index], recording.instruction, *columns, success=success, **facts)
         self.episodes[recording.index] = episode
         if self.progress:
             self.progress(episode)

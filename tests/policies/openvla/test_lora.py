@@ -149,8 +149,8 @@ def test_the_policys_temperature_and_prompt_are_kept(reference, fresh_model, tmp
     ("content", "message"),
     [
         ("{", "not valid JSON"),
-        ('{"temperature": 1.0}', "expected a temperature and a prompt"),
-        ('{"temperature": "warm", "prompt": "bare"}', "expected a temperature and a prompt"),
+        ('{"temperature": 1.0}', "expected temperature and prompt"),
+        ('{"temperature": "warm", "prompt": "bare"}', "expected temperature and prompt"),
         ('{"temperature": 0, "prompt": "bare"}', "a policy's temperature is above 0"),
         ('{"temperature": 1, "prompt": "rude"}', "unknown prompt 'rude'"),
     ],

@@ -23,10 +23,11 @@ def images() -> np.ndarray:
 
 def test_actions_are_the_tokens_in_environment_units(tiny, images):
     decisions = _act(OpenVLAPolicy(tiny), images)
-    assert decisions.actions.shape == (3, 7)
+    assert decisions.actions.shape == (3, 1, 7)
     assert decisions.actions.dtype == np.float32
-    np.testing.assert_allclose(decisions.actions, tiny.unnormalize(decisions.tokens, "vla_razor_panda"), atol=1e-7)
-    assert np.abs(decisions.actions).max(0).tolist() <= [0.1] * 3 + [0.3] * 3 + [1.0]
+    said = tiny.unnormalize(decisions.tokens, "vla_razor_panda")
+    np.testing.assert_allclose(decisions.actions[:, 0], said, atol=1e-7)
+    assert np.abs(decisions.actions).max((0, 1)).tolist() <= [0.1] * 3 + [0.3] * 3 + [1.0]
 
 
 def test_it_samples_at_the_models_temperature(new_tiny, images):

@@ -53,7 +53,7 @@ def test_logits_tokens_and_actions(variants, reference, prefix):
 @pytest.mark.parametrize("prefix", VARIANTS)
 def test_hidden_states_and_the_whole_vocabulary(variants, reference, prefix):
     with torch.no_grad():
-        hidden = variants[prefix].predicting_hidden(reference.pixels, reference.prompts)[:, :-1]
+        hidden = variants[prefix].predicting_hidden(reference.pixels, reference.prompts)
         logits = variants[prefix].language_model.lm_head(hidden)
     assert error(hidden, reference.tensors(f"{prefix}hidden_action")) <= 5e-5
     assert error(logits.logsumexp(-1), reference.tensors(f"{prefix}logsumexp_full")) <= TOLERANCE
@@ -118,7 +118,7 @@ def test_training_loss_by_token(variants, reference):
     targets = torch.from_numpy(reference.outputs["train_labels"])
     labelled = targets[:, 1:] != -100
     with torch.no_grad():
-        hidden = variants[""].predicting_hidden(reference.pixels, reference.prompts)
+        hidden = variants[""]._hidden(reference.pixels, reference.prompts)
         nll = F.cross_entropy(
             variants[""].language_model.lm_head(hidden).flatten(0, 1), targets[:, 1:][labelled], reduction="none"
         )

@@ -5,7 +5,7 @@ They are spelled out here (after `configuration_prismatic.py` of openvla c8f03f4
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from vla_razor.errors import UserError, nearest
 from vla_razor.policies.openvla.action_tokenizer import ActionScale
@@ -60,6 +60,9 @@ class OpenVLAConfig:
         trailing_token_id: the token the prompt ends with (29871, the empty token, for Llama-2's vocabulary), or None.
         raw: the file as it was read, so that keys unknown here survive a round trip.
     """
+
+    SETTINGS: ClassVar[tuple[str, ...]] = ("temperature", "prompt")
+    """What an adapter's own files cannot say of its policy."""
 
     text: dict[str, Any]
     timm_model_ids: tuple[str, ...]

@@ -30,7 +30,6 @@ ADAPTER_CONFIG_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
 POLICY_FILE = "policy.json"
 """Not in peft's own file, which peft would warn about; one that peft wrote lacks it, and the base's settings hold."""
-POLICY = ("temperature", "prompt")
 _NAME = "default"
 _PREFIX = "base_model.model."
 
@@ -120,7 +119,9 @@ def save(model: Any, folder: Path, base: str) -> None:
     config.base_model_name_or_path = base
     config.save_pretrained(str(folder))
     save_file(_tensors(model), folder / ADAPTER_WEIGHTS_FILE, metadata={"format": "pt"})
-    (folder / POLICY_FILE).write_text(json.dumps({key: getattr(model.config, key) for key in POLICY}, indent=2) + "\n")
+    (folder / POLICY_FILE).write_text(
+        json.dumps({key: getattr(model.config, key) for key in model.config.SETTINGS}, indent=2) + "\n"
+    )
 
 
 def load(model: Any, folder: Path) -> None:
@@ -153,6 +154,12 @@ def read_config(folder: Path) -> "LoraConfig":
     if not isinstance(config, LoraConfig):
         raise UserError(f"{folder}: the adapter is of type {config.peft_type}; only LoRA is supported.")
     return config
+
+
+def settings_beside(folder: Path) -> dict[str, Any]:
+    """The policy's settings that lie beside an adapter; none beside one that peft wrote."""
+    path = folder / POLICY_FILE
+    return checkpoint.read_json(path) if path.is_file() else {}
 
 
 def merge(model: nn.Module) -> None:
@@ -192,14 +199,14 @@ class MergedWeights(Mapping[str, Tensor]):
 
 def _policy(config: OpenVLAConfig, folder: Path) -> OpenVLAConfig:
     """The configuration with the settings that lie beside an adapter, if any do."""
-    path = folder / POLICY_FILE
-    if not path.is_file():
+    path, settings = folder / POLICY_FILE, settings_beside(folder)
+    if not settings:
         return config
-    settings = checkpoint.read_json(path)
     try:
-        changed = replace(config, temperature=float(settings["temperature"]), prompt=settings["prompt"])
+        settings["temperature"] = float(settings["temperature"])
+        changed = replace(config, **{key: settings[key] for key in config.SETTINGS})
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: expected a temperature and a prompt ({error!r}).") from error
+        raise UserError(f"{path}: expected {' and '.join(config.SETTINGS)} ({error!r}).") from error
     changed.check(str(path))
     return changed
 

@@ -12,6 +12,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar, Concatenate, NamedTuple, ParamSpec, Self, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int
 from torch import Tensor, nn
@@ -31,13 +32,11 @@ R = TypeVar("R")
 M = TypeVar("M", bound="PrismaticVLA")
 
 
-def in_its_precision(
-    method: Callable[Concatenate["PrismaticVLA", P], R],
-) -> Callable[Concatenate["PrismaticVLA", P], R]:
+def in_its_precision(method: Callable[Concatenate[M, P], R]) -> Callable[Concatenate[M, P], R]:
     """A method that computes with the model's `products`."""
 
     @wraps(method)
-    def call(model: "PrismaticVLA", *arguments: P.args, **settings: P.kwargs) -> R:
+    def call(model: M, *arguments: P.args, **settings: P.kwargs) -> R:
         with model.precision():
             return method(model, *arguments, **settings)
 
@@ -196,6 +195,17 @@ class PrismaticVLA(nn.Module):
         return self.language_model.model.embed_tokens.weight.device
 
     @property
+    def chunk(self) -> int:
+        """Control steps of a decision."""
+        return 1
+
+    @property
+    def num_tokens(self) -> int:
+        """Action tokens of a decision; as many as the first statistics have numbers, or seven where there are none."""
+        stats = next(iter(self.config.norm_stats.values()), None)
+        return len(stats["action"]["q01"]) if stats else 7
+
+    @property
     def dtype(self) -> torch.dtype:
         return self.language_model.model.embed_tokens.weight.dtype
 
@@ -241,6 +251,49 @@ class PrismaticVLA(nn.Module):
                 f"expected actions of {len(scale.low)} numbers for {key or 'this checkpoint'}, got {length}"
             )
         return scale
+
+    # What each family does in its own way; B images and prompts, A action tokens
+
+    autoregressive: ClassVar[bool] = True
+    """Whether an action token is read from the ones before it, and so one pass after the other."""
+
+    def sample_actions(
+        self,
+        pixels: Float[Tensor, "B C H W"],
+        input_ids: Sequence[Sequence[int]],
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+        num_tokens: int = 7,
+        uniforms: Float[Tensor, "B A"] | None = None,
+    ) -> Samples:
+        """Sample a decision for each prompt."""
+        raise NotImplementedError
+
+    def predicting_hidden(
+        self, pixels: Float[Tensor, "B C H W"], input_ids: Sequence[Sequence[int]], tokens: Int[Tensor, "B A"]
+    ) -> Float[Tensor, "B A H"]:
+        """What the head reads for each of `tokens`."""
+        raise NotImplementedError
+
+    def action_logits(
+        self, pixels: Float[Tensor, "B C H W"], input_ids: Sequence[Sequence[int]], tokens: Int[Tensor, "B A"]
+    ) -> Float32[Tensor, "B A 256"]:
+        """The logits over the action ids at each of `tokens`' positions."""
+        raise NotImplementedError
+
+    def supervised_loss(
+        self, pixels: Float[Tensor, "B C H W"], input_ids: Sequence[Sequence[int]], tokens: Int[Tensor, "B A"]
+    ) -> Float32[Tensor, ""]:
+        """The reference's training loss."""
+        raise NotImplementedError
+
+    def unnormalize(self, tokens: Int[Tensor, "B A"], key: str | None = None) -> Float[np.ndarray, "B ..."]:
+        """Actions in environment units."""
+        raise NotImplementedError
+
+    def tokenize(self, actions: Float[np.ndarray, "B ..."], key: str | None = None) -> Int[Tensor, "B A"]:
+        """The inverse of `unnormalize`."""
+        raise NotImplementedError
 
     # What the families' forward passes are made of
 

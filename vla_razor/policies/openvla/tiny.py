@@ -21,9 +21,16 @@ _MEANS = ((0.485, 0.456, 0.406), (0.5, 0.5, 0.5))
 _STDS = ((0.229, 0.224, 0.225), (0.5, 0.5, 0.5))
 
 
-def make_tiny(
+def make_tiny(instructions: Iterable[str], generator: torch.Generator, **shape: Any) -> OpenVLA:
+    """An untrained `OpenVLA` that knows the words of `instructions`; its weights are drawn from `generator`, and its
+    `shape` is that of `tiny_parts`.
+    """
+    raw, processor = tiny_parts(instructions, **shape)
+    return OpenVLA.from_config(OpenVLAConfig.from_dict(raw), processor, generator)
+
+
+def tiny_parts(
     instructions: Iterable[str],
-    generator: torch.Generator,
     *,
     image_size: int = 64,
     hidden: int = 128,
@@ -32,12 +39,11 @@ def make_tiny(
     intermediate: int = 320,
     norm_stats: dict[str, Any] | None = None,
     temperature: float = 1.0,
-) -> OpenVLA:
-    """An untrained `OpenVLA` on the two vision stacks of `tiny_vits`, which knows the words of `instructions`.
+) -> tuple[dict[str, Any], Processor]:
+    """`config.json` and processor of a small policy on the two vision stacks of `tiny_vits`.
 
     Args:
         instructions: every instruction it will be given; a word that occurs in none becomes `<unk>`.
-        generator: the weights' source of randomness.
         image_size: pixels; a multiple of 16. One patch for every 16 x 16 of them.
         hidden, layers, heads, intermediate: the Llama decoder's shape.
         norm_stats: action statistics by data set name, as in a checkpoint's `dataset_statistics.json`.
@@ -70,8 +76,7 @@ def make_tiny(
             "num_attention_heads": heads,
         },
     }
-    processor = Processor(preprocessor_settings(image_size), tokenizer)
-    return OpenVLA.from_config(OpenVLAConfig.from_dict(raw), processor, generator)
+    return raw, Processor(preprocessor_settings(image_size), tokenizer)
 
 
 def make_tokenizer(instructions: Iterable[str]) -> Tokenizer:

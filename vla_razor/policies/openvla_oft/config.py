@@ -5,7 +5,7 @@ command line, so that its checkpoints do not say them; those that are saved here
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from vla_razor.errors import UserError
 from vla_razor.policies.openvla.action_tokenizer import ActionScale
@@ -28,6 +28,9 @@ class OpenVLAOFTConfig(OpenVLAConfig):
         normalization: a key of `BOUNDS`: bounds_q99 for LIBERO and Bridge, bounds for ALOHA.
     """
 
+    OWN: ClassVar[tuple[str, ...]] = ("chunk", "dims", "stop_token", "normalization")
+    SETTINGS: ClassVar[tuple[str, ...]] = (*OpenVLAConfig.SETTINGS, *OWN)
+
     chunk: int = 8
     dims: int = 7
     stop_token: bool = True
@@ -43,7 +46,7 @@ class OpenVLAOFTConfig(OpenVLAConfig):
 
     @classmethod
     def _fields(cls, raw: dict[str, Any], where: str) -> dict[str, Any]:
-        own = {name: raw[name] for name in ("chunk", "dims", "stop_token", "normalization") if name in raw}
+        own = {name: raw[name] for name in cls.OWN if name in raw}
         return {**super()._fields(raw, where), **own}
 
     def check(self, where: str) -> None:
@@ -57,17 +60,12 @@ class OpenVLAOFTConfig(OpenVLAConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """As `OpenVLAConfig.to_dict`."""
-        own = {name: getattr(self, name) for name in ("chunk", "dims", "stop_token", "normalization")}
+        own = {name: getattr(self, name) for name in self.OWN}
         return {**super().to_dict(), **own}
 
     def action_scale(self, key: str | None) -> ActionScale:
         """As `OpenVLAConfig.action_scale`, between the bounds of `normalization`."""
         return ActionScale.of(self.norm_stats, key, BOUNDS[self.normalization], _ADDED)
-
-    @property
-    def num_tokens(self) -> int:
-        """Action tokens of a decision: those of the first control step, then those of the next."""
-        return self.chunk * self.dims
 
 
 def _positive(number: Any) -> bool:

@@ -32,6 +32,7 @@ class OpenVLAOFT(PrismaticVLA):
 
     config_class = OpenVLAOFTConfig
     config: OpenVLAOFTConfig
+    autoregressive = False
 
     @classmethod
     def from_pretrained(
@@ -58,6 +59,16 @@ class OpenVLAOFT(PrismaticVLA):
         model.config.check(str(folder_or_hub_id))
         return model
 
+    @property
+    def chunk(self) -> int:
+        """Control steps of a decision."""
+        return self.config.chunk
+
+    @property
+    def num_tokens(self) -> int:
+        """Action tokens of a decision, C x D."""
+        return self.config.chunk * self.config.dims
+
     @torch.no_grad()
     def sample_actions(
         self,
@@ -65,6 +76,7 @@ class OpenVLAOFT(PrismaticVLA):
         input_ids: Sequence[Sequence[int]],
         temperature: float = 0.0,
         generator: torch.Generator | None = None,
+        num_tokens: int | None = None,
         uniforms: Float[Tensor, "B A"] | None = None,
     ) -> Samples:
         """Sample a chunk for each prompt, from the 256 action ids alone: `tokens` [B, C x D].
@@ -74,13 +86,17 @@ class OpenVLAOFT(PrismaticVLA):
             input_ids: prompts of any lengths, with or without the trailing empty token.
             temperature: 0 takes the likeliest tokens.
             generator: of any device (None: torch's global one). One call draws B x C x D uniforms from it.
+            num_tokens: C x D, or None; `ValueError` for any other number.
             uniforms: numbers in [0, 1) that were drawn before, one a token, instead of a generator.
         """
         if temperature < 0:
             raise ValueError(f"temperature must not be negative, got {temperature}")
+        if num_tokens not in (None, self.num_tokens):
+            decided = f"{self.config.chunk} steps of {self.config.dims} numbers"
+            raise ValueError(f"the model decides {decided}, {self.num_tokens} tokens; got num_tokens={num_tokens}")
         scores = self.action_logits(pixels, input_ids)
         if temperature and uniforms is None:
-            uniforms = sampling.uniforms(len(pixels), self.config.num_tokens, generator)
+            uniforms = sampling.uniforms(len(pixels), self.num_tokens, generator)
         drawn = uniforms.to(self.device).reshape(-1, 1) if temperature and uniforms is not None else None
         chosen = sampling.choose(scores.flatten(0, 1), temperature, drawn, 0).view(scores.shape[:2])
         log_probs = F.log_softmax(scores / (temperature or 1.0), -1).gather(-1, chosen[..., None])[..., 0]
@@ -94,26 +110,38 @@ class OpenVLAOFT(PrismaticVLA):
         """The likeliest token of the whole vocabulary everywhere, as the reference's `predict_action` takes it, which
         may be none of the action ids; `sample_actions` at temperature 0 takes the likeliest of these.
         """
-        return self.language_model.lm_head(self.predicting_hidden(pixels, input_ids)[:, :-1]).argmax(-1)
+        return self.language_model.lm_head(self.predicting_hidden(pixels, input_ids)).argmax(-1)
 
     @in_its_precision
     def action_logits(
-        self, pixels: Float[Tensor, "B C H W"], input_ids: Sequence[Sequence[int]]
+        self,
+        pixels: Float[Tensor, "B C H W"],
+        input_ids: Sequence[Sequence[int]],
+        tokens: Int[Tensor, "B A"] | None = None,
     ) -> Float32[Tensor, "B A 256"]:
-        """The logits of every action token, over the action ids in id order, untempered; differentiable."""
-        return self.action_head(self.predicting_hidden(pixels, input_ids)[:, :-1])
+        """The logits of every action token, over the action ids in id order, untempered; differentiable. They depend on
+        no other token: `tokens`, which OpenVLA is told, are ignored.
+        """
+        return self.action_head(self.predicting_hidden(pixels, input_ids))
 
     @in_its_precision
     def predicting_hidden(
-        self, pixels: Float[Tensor, "B C H W"], input_ids: Sequence[Sequence[int]]
-    ) -> Float[Tensor, "B A+1 H"]:
-        """The decoder's outputs, after its final norm, at the positions that predict the action tokens and, last, what
-        follows them.
+        self,
+        pixels: Float[Tensor, "B C H W"],
+        input_ids: Sequence[Sequence[int]],
+        tokens: Int[Tensor, "B A"] | None = None,
+    ) -> Float[Tensor, "B A H"]:
+        """The decoder's outputs, after its final norm, at the positions that predict the action tokens: what the head
+        reads. `tokens` are ignored.
         """
+        return self._hidden(pixels, input_ids)[:, :-1]
+
+    def _hidden(self, pixels: Float[Tensor, "B C H W"], input_ids: Sequence[Sequence[int]]) -> Float[Tensor, "B A+1 H"]:
+        """As `predicting_hidden`, and behind them the position that predicts what follows the actions."""
         embeddings, first, inside = self._sequence(pixels, input_ids)
         llama = self.language_model.model
         table = decoder.rotary_table(llama, embeddings, embeddings.shape[1])
-        keep = first[:, None] + torch.arange(self.config.num_tokens + 1, device=self.device)
+        keep = first[:, None] + torch.arange(self.num_tokens + 1, device=self.device)
         return decoder.prefill(
             llama, embeddings, table, keep, mask=inside[:, None, None], checkpointing=self.checkpointing
         )
@@ -128,7 +156,7 @@ class OpenVLAOFT(PrismaticVLA):
         targets = tokens.to(self.device)
         if self.config.stop_token:
             targets = torch.cat([targets, torch.full_like(targets[:, :1], self.config.text["eos_token_id"])], 1)
-        hidden = self.predicting_hidden(pixels, input_ids)[:, : targets.shape[1]]
+        hidden = self._hidden(pixels, input_ids)[:, : targets.shape[1]]
         logits = self.language_model.lm_head(hidden)
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
@@ -150,13 +178,13 @@ class OpenVLAOFT(PrismaticVLA):
         """
         prompts = self.prompts(input_ids, len(pixels))
         stop = [self.config.text["eos_token_id"]] if self.config.stop_token else []
-        tail = [0] * self.config.num_tokens + stop
+        tail = [0] * self.num_tokens + stop
         longest = max(map(len, prompts)) + len(tail)
         rows = [[*prompt, *tail, *[0] * (longest - len(prompt) - len(tail))] for prompt in prompts]
         words = self.language_model.model.embed_tokens(torch.tensor(rows, device=self.device))
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
         behind = torch.arange(longest, device=self.device) - lengths[:, None]  # the prompt's last token is at -1
-        placeholders = (behind >= 0) & (behind < self.config.num_tokens)
+        placeholders = (behind >= 0) & (behind < self.num_tokens)
         words = words.masked_fill(placeholders[..., None], 0.0)
         patches = self.projected(pixels)
         inside = F.pad(behind < len(tail), (patches.shape[1], 0), value=True)
