@@ -27,11 +27,11 @@ from vla_razor.errors import UserError
 from vla_razor.files import atomic_write
 from vla_razor.policies import Policy
 from vla_razor.policies.load import load_model
+from vla_razor.policies.members import factory_of, made_by
 from vla_razor.policies.openvla.checkpoint import NoCheckpoint
 from vla_razor.policies.openvla.policy import OpenVLAPolicy
 from vla_razor.policies.openvla.prismatic import PrismaticVLA
 from vla_razor.policies.rt1 import RT1Policy, is_saved_model
-from vla_razor.policies.scripted import ScriptedExpert
 from vla_razor.progress import progress
 from vla_razor.rollouts.evaluation import Results, compared, evaluate, records, summarized
 from vla_razor.runs import Run, read_config, run_of
@@ -100,12 +100,12 @@ def open_policies(config: DictConfig) -> dict[str, Policy]:
 
 
 def open_policy(spec: str, config: DictConfig) -> Policy:
-    """The scripted expert, RT-1 where `spec` is a SavedModel's folder, or a model at the configured temperature, greedy
-    if asked for.
+    """A member of the group `vla_razor.policies` or what `module:factory` makes, RT-1 where `spec` is a SavedModel's
+    folder, or a model at the configured temperature, greedy if asked for.
     """
     robot = robot_of(config.env)
-    if spec == "scripted":
-        return ScriptedExpert(robot=robot)
+    if factory := factory_of(spec):
+        return made_by(factory, spec, robot=robot, device=config.device)
     if is_saved_model(spec):
         return _open_rt1(spec, config)
     try:
@@ -125,8 +125,13 @@ def _open_rt1(spec: str, config: DictConfig) -> RT1Policy:
 
 def open_model(spec: str, config: DictConfig, **dtypes: Any) -> PrismaticVLA:
     """The model that `spec` names, at `config.temperature` and with `config.prompt` unless they are null. Its
-    parameters are in `config.dtype`, or as `dtypes` tell `load_model`.
+    parameters are in `config.dtype`, or as `dtypes` tell `load_model`. Raises UserError for a policy that only acts.
     """
+    if factory_of(spec):
+        raise UserError(
+            f"policy={spec}: it acts, but has no distribution that could be trained or compared: "
+            f"{config.verb} takes a checkpoint. eval and collect take it."
+        )
     model = load_model(spec, device=config.device, oft=config.oft, **(dtypes or {"dtype": config.dtype}))
     if config.temperature is not None:
         model.config.temperature = config.temperature

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from vla_razor.devices import device_named, simulation_device
 from vla_razor.errors import RunFailed, UserError
-from vla_razor.policies import Policy
+from vla_razor.policies import Decisions, Policy
 from vla_razor.rollouts.starts import Noise, Start
 
 RETRIES = 2  # of an episode whose simulation died
@@ -337,9 +337,9 @@ class _Run:
         generators = [recording.noise.at(len(recording.actions)) for recording in recordings]
         begin = time.perf_counter()
         decisions = self.policy.act(images, instructions, infos, generators, memories)
+        self._check(decisions, len(slots))
         optional = [_rows(part, len(slots)) for part in (decisions.tokens, decisions.log_probs, decisions.labels)]
         self.timing.policy += time.perf_counter() - begin
-        self._check(decisions.actions, len(slots))
         seen = images if decisions.images is None else decisions.images
         columns = seen, proprioception, decisions.actions, *optional
         for index, (recording, (image, state, actions, *row)) in enumerate(
@@ -352,8 +352,12 @@ class _Run:
             recording.memory = decisions.memories[index] if decisions.memories else None
             recording.stopped = decisions.stops is not None and bool(decisions.stops[index])
 
-    def _check(self, actions: np.ndarray, count: int) -> None:
-        """That a policy's actions [B, C, D] are as long as those that the environments take."""
+    def _check(self, decisions: Any, count: int) -> None:
+        """That a policy decided, on actions [B, C, D] as long as those that the environments take."""
+        if not isinstance(decisions, Decisions):
+            kind = type(decisions).__name__
+            raise UserError(f"the policy {self.policy.name} gives {kind}; expected vla_razor.policies.Decisions.")
+        actions = np.asarray(decisions.actions)
         if actions.ndim != 3 or len(actions) != count or not actions.shape[1] or actions.shape[2:] != self.dims:
             expected = f"({count}, steps, {', '.join(map(str, self.dims))})"
             raise UserError(

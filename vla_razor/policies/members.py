@@ -1,0 +1,70 @@
+"""Policies by name: those that packages register as entry points of the group `vla_razor.policies`, and whatever
+`package.module:factory` names.
+
+A factory is a class or a function that gives an object with a `name` and an `act`, as `vla_razor.policies.Policy` has
+them. It is called with those of `robot` (whose environments it will act in) and `device` that it has parameters for.
+"""
+
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from vla_razor.errors import UserError, nearest
+from vla_razor.policies import Policy
+
+GROUP = "vla_razor.policies"
+_FACTORY = re.compile(r"(?P<module>[A-Za-z_]\w*(\.\w+)*):(?P<name>[A-Za-z_]\w*)")
+
+
+def factory_of(spec: str) -> Callable[..., Any] | None:
+    """What makes the policy that `spec` names; None where it is the name of no entry point and no `module:factory`.
+
+    Modules are also looked for in the working directory. Raises `UserError` where there is no such module, or nothing
+    of that name in it.
+    """
+    for entry in entry_points(group=GROUP, name=spec):
+        return _loaded(spec, entry.load)
+    found = _FACTORY.fullmatch(spec)
+    if found is None or Path(spec).exists():
+        return None
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    module = _loaded(spec, lambda: importlib.import_module(found["module"]))
+    if not hasattr(module, found["name"]):
+        known = [name for name, thing in vars(module).items() if callable(thing) and not name.startswith("_")]
+        raise UserError(f"policy={spec}: {found['module']} has no {found['name']}. {nearest(found['name'], known)}")
+    return getattr(module, found["name"])
+
+
+def made_by(factory: Callable[..., Any], spec: str, **offered: Any) -> Policy:
+    """The policy that a factory gives, called with what it takes of what is `offered`. Raises `UserError` where it
+    wants anything else, fails, or gives something that does not act.
+    """
+    parameters = inspect.signature(factory).parameters.values()
+    wanted = {p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    if unknown := sorted(wanted - offered.keys()):
+        raise UserError(f"policy={spec}: it wants {', '.join(unknown)}; a policy is given {', '.join(offered)}.")
+    names = {p.name for p in parameters}
+    try:
+        policy = factory(**{name: value for name, value in offered.items() if name in names})
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"policy={spec}: it cannot be made ({type(error).__name__}: {error}).") from error
+    if not callable(getattr(policy, "act", None)):
+        raise UserError(f"policy={spec}: it gives {type(policy).__name__}, which has no method act.")
+    if not hasattr(policy, "name"):
+        policy.name = spec
+    return policy
+
+
+def _loaded(spec: str, load: Callable[[], Any]) -> Any:
+    try:
+        return load()
+    except Exception as error:  # whatever a user's module does when it is imported
+        raise UserError(f"policy={spec}: cannot be imported ({type(error).__name__}: {error}).") from error
