@@ -21,8 +21,10 @@ def test_version_is_the_installed_one():
 
 
 def test_the_command_is_an_entry_point():
-    (point,) = importlib.metadata.distribution("vla-razor").entry_points
-    assert (point.group, point.name, point.value) == ("console_scripts", "vla-razor", "vla_razor.cli:main")
+    points = importlib.metadata.distribution("vla-razor").entry_points
+    (point,) = points.select(group="console_scripts")
+    assert (point.name, point.value) == ("vla-razor", "vla_razor.cli:main")
+    assert [point.name for point in points.select(group="vla_razor.policies")] == ["scripted"]
 
 
 @pytest.mark.parametrize("package", ["vla_razor", "vla_razor_envs"])

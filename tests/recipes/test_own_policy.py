@@ -87,7 +87,7 @@ def test_what_is_no_policy_is_one_message(here: Path, spec: str, message: str) -
 
 def test_what_only_acts_is_not_trained(here: Path) -> None:
     settings = config.compose("rl", ["policy=mypolicies:Random"])
-    with pytest.raises(UserError, match="it acts, but has no distribution .* rl takes a checkpoint"):
+    with pytest.raises(UserError, match=r"it acts, but has no distribution .* rl takes a checkpoint"):
         evaluate.open_model("mypolicies:Random", settings)
 
 

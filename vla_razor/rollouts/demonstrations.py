@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,32 @@ class Demonstrations:
     actions: np.ndarray
     instructions: list[str]
     episode: np.ndarray
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Demonstrations:
+        """What `vla-razor collect` wrote to a folder. Raises UserError where it is damaged or holds no episode.
+
+        >>> Demonstrations.read("nowhere")
+        Traceback (most recent call last):
+        vla_razor.errors.UserError: nowhere holds no demonstrations: expected demonstrations/*.h5, as vla-razor ...
+        """
+        episodes = [demonstration for shard in read_store(folder) for demonstration in shard.demonstrations]
+        return cls.joined(episodes, Path(folder))
+
+    @classmethod
+    def joined(cls, episodes: Sequence[Demonstration], folder: Path) -> Demonstrations:
+        """The steps of episodes, end to end. Raises UserError that names the `folder` where there are none."""
+        if not episodes:
+            raise UserError(
+                f"{folder}: no attempt succeeded, so there is nothing to learn. Collect with a better policy."
+            )
+        return cls(
+            images=np.concatenate([episode.images for episode in episodes]),
+            proprioception=np.concatenate([episode.proprioception for episode in episodes]),
+            actions=np.concatenate([episode.labels for episode in episodes]),
+            instructions=[episode.instruction for episode in episodes for _ in episode.success],
+            episode=np.repeat(np.arange(len(episodes)), [len(episode.success) for episode in episodes]),
+        )
 
     def followed_by(self, other: Demonstrations) -> Demonstrations:
         """These steps, then those of `other`, whose images and proprioception must have the same sizes."""
@@ -203,15 +229,7 @@ def load(
         return replace(shard, demonstrations=kept)
 
     episodes = [demonstration for shard in read_store(folder, checked) for demonstration in shard.demonstrations]
-    if not episodes:
-        raise UserError(f"{folder}: no attempt succeeded, so there is nothing to learn. Collect with a better policy.")
-    return Demonstrations(
-        images=np.concatenate([demonstration.images for demonstration in episodes]),
-        proprioception=np.concatenate([demonstration.proprioception for demonstration in episodes]),
-        actions=np.concatenate([demonstration.labels for demonstration in episodes]),
-        instructions=[demonstration.instruction for demonstration in episodes for _ in demonstration.success],
-        episode=np.repeat(np.arange(len(episodes)), [len(demonstration.success) for demonstration in episodes]),
-    )
+    return Demonstrations.joined(episodes, folder)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -219,6 +219,36 @@ def collect(
 
 
 @torch.no_grad()
+def of_observations(
+    policy: OpenVLAPolicy, images: UInt8[np.ndarray, "N H W 3"], instructions: Sequence[str], seed: int = 0
+) -> ProbeSet:
+    """The probe set of a base on observations of one's own: without a simulator, and not kept."""
+    base, images = policy.model, policy.seen(images)
+    input_ids = policy.prompt_ids(list(instructions))
+    tokens = _drawn(base, images, input_ids, torch.Generator().manual_seed(episode_seed("probe observations", seed)))
+    log_probs, hidden = action_outputs(base, images, input_ids, tokens)
+    origin = Origin(
+        base.fingerprint(), "observations", "", policy.unnorm_key, base.config.temperature, seed, len(images)
+    )
+    return ProbeSet(images, input_ids, tokens, log_probs, torch.zeros(len(images), dtype=torch.long), origin, hidden)
+
+
+def _drawn(
+    base: PrismaticVLA,
+    images: UInt8[np.ndarray, "N H W 3"],
+    input_ids: Sequence[list[int]],
+    generator: torch.Generator,
+    batch_size: int = 64,
+) -> Int64[Tensor, "N A"]:
+    """The base's own action tokens."""
+    temperature, chosen = base.config.temperature, []
+    for rows in (slice(start, start + batch_size) for start in range(0, len(images), batch_size)):
+        pixels = base.processor.pixel_values(images[rows])
+        chosen.append(base.sample_actions(pixels, input_ids[rows], temperature, generator, base.num_tokens).tokens)
+    return torch.cat(chosen).long().cpu()
+
+
+@torch.no_grad()
 def under(base: PrismaticVLA, probe: ProbeSet, instructions: Sequence[str], batch_size: int = 64) -> ProbeSet:
     """The probe set's images under other instructions, one after the other in turn, with the base's own actions there.
 
@@ -230,13 +260,7 @@ def under(base: PrismaticVLA, probe: ProbeSet, instructions: Sequence[str], batc
         raise UserError(f"other_instructions={list(instructions)}: none is of another task than {probe.origin.task}.")
     input_ids = [others[index % len(others)] for index in range(len(probe))]
     generator = torch.Generator().manual_seed(episode_seed("probe elsewhere", probe.origin.seed))
-    chosen = [
-        base.sample_actions(
-            base.processor.pixel_values(probe.images[rows]), input_ids[rows], base.config.temperature, generator
-        ).tokens
-        for rows in (slice(start, start + batch_size) for start in range(0, len(probe), batch_size))
-    ]
-    tokens = torch.cat(chosen).long().cpu()
+    tokens = _drawn(base, probe.images, input_ids, generator, batch_size)
     log_probs = action_log_probs(base, probe.images, input_ids, tokens)
     return ProbeSet(probe.images, input_ids, tokens, log_probs, probe.time, probe.origin)
 
