@@ -23,6 +23,7 @@ from hydra.core.override_parser.types import Transformer
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from vla_razor import suites
 from vla_razor.errors import UserError, nearest
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -179,6 +180,10 @@ def compose(verb: str, overrides: Iterable[str] = ()) -> DictConfig:
     and for a value of the wrong type or out of range.
     """
     values = dict(_split(override) for override in overrides)
+    folder = values.pop("config_dir", None)
+    for group in GROUPS:
+        if group in values:
+            values[group] = _suite_of(values[group], folder)
     axes = _axes(values) if verb in SWEEPS else {}
     experiment = Experiment.named(values.pop("experiment", None))
     config = _compose_files(verb, {group: values.pop(group) for group in GROUPS if group in values})
@@ -203,6 +208,16 @@ def compose(verb: str, overrides: Iterable[str] = ()) -> DictConfig:
         subject = f"{verb}-{config.env.name}" if "env" in config else verb
         config.out = f"runs/{subject}-{datetime.now():%Y%m%d-%H%M%S}"
     return config
+
+
+def _suite_of(name: str, folder: str | None) -> str:
+    """The choice of an environment: the file of a suite where `folder`/env has one of that name, else as it stands."""
+    if folder is None:
+        return name
+    if not Path(folder).is_dir():
+        raise UserError(f"config_dir={folder}: no such folder; expected one with env/NAME.yaml.")
+    path = Path(folder) / "env" / f"{name}.yaml"
+    return str(path) if path.is_file() else name
 
 
 class Experiment:
@@ -295,8 +310,10 @@ def robot_of(env: DictConfig) -> str:
 
 
 def robot_in(make: Mapping[str, Any]) -> str:
-    """Who acts in a scene that is made with these arguments; those that run SimplerEnv itself know its robot alone."""
-    return make.get("robot", "google_robot")
+    """Who acts in a scene that is made with these arguments; those that run SimplerEnv itself know its robot alone, and
+    a suite's own is called by its name.
+    """
+    return make["suite"]["name"] if "suite" in make else make.get("robot", "google_robot")
 
 
 def is_switch(key: str) -> bool:
@@ -388,9 +405,15 @@ def _set_prior_apart(config: DictConfig) -> None:
     for part in [config, *(config[key] for key in config if key in verbs())]:
         if part.get("prior"):
             for scene in scenes(part.prior):
-                scene.tasks = [task for task in scene.tasks if task not in learned]
+                scene.tasks = _without(scene.tasks, learned)
             if not any(scene.tasks for scene in scenes(part.prior)):
                 part.prior = None
+
+
+def _without(tasks: Any, learned: set[str]) -> Any:
+    if isinstance(tasks, DictConfig):
+        return {task: options for task, options in tasks.items() if task not in learned}
+    return [task for task in tasks if task not in learned]
 
 
 def _split(override: str) -> tuple[str, str]:
@@ -402,9 +425,12 @@ def _split(override: str) -> tuple[str, str]:
 
 def _compose_files(verb: str, groups: dict[str, str]) -> DictConfig:
     plain = _composed(verb)
-    config = _composed(verb, *(_group_override(verb, plain, key, name) for key, name in groups.items()))
+    files = {key: name for key, name in groups.items() if suites.is_file(name) and key in plain}
+    chosen = {key: name for key, name in groups.items() if key not in files}
+    config = _composed(verb, *(_group_override(verb, plain, key, name) for key, name in chosen.items()))
     OmegaConf.set_struct(config, False)
     config.update({key: None for key in plain if key not in config})
+    config.update({key: suites.read(name) for key, name in files.items()})
     OmegaConf.set_struct(config, True)
     return config
 
@@ -446,7 +472,8 @@ def _group_override(verb: str, plain: DictConfig, key: str, name: str) -> str:
         return f"~{GROUPS[key]}"
     known = [path.stem for path in (CONFIG_DIR / "env").glob("*.yaml")]
     if name not in known:
-        raise UserError(f"unknown {key} {name!r}. {nearest(name, known)}")
+        own = "A suite of your own: FILE.yaml, or config_dir=DIR with DIR/env/NAME.yaml."
+        raise UserError(f"unknown {key} {name!r}. {nearest(name, known)} {own}")
     return f"{GROUPS[key]}={name}"
 
 
@@ -469,12 +496,24 @@ def _assign(config: DictConfig, verb: str, key: str, text: str) -> None:
     known = list(_paths(config))
     if key not in known or key == "verb":
         raise UserError(f"unknown key {key!r} for {verb}. {nearest(key, (path for path in known if path != 'verb'))}")
-    rule = _rule(key) or _rule_of(OmegaConf.select(config, key))
+    before = OmegaConf.select(config, key)
+    rule = _rule(key) or _rule_of(before)
     value = _parse(text, rule)
+    if key.endswith(".tasks") and isinstance(before, DictConfig) and isinstance(value, list):
+        OmegaConf.update(config, key, _some_of(key, before, value), merge=False)
+        return
     nullable = key in NULLABLE or f"{verb}.{key}" in NULLABLE
     if not (value is None and nullable) and not (_is_a(value, rule.type) and rule.holds(value)):
         raise UserError(f"bad value {key}={text}: expected {rule.expected}{' | null' if nullable else ''}.")
     OmegaConf.update(config, key, value, merge=rule is not _MAPPING)  # a mapping with a rule is replaced as a whole
+
+
+def _some_of(key: str, tasks: DictConfig, names: Iterable[Any]) -> dict[str, Any]:
+    """Of a suite's tasks those that are named. Raises `UserError` for one that it does not have."""
+    for name in names:
+        if name not in tasks:
+            raise UserError(f"{key}: unknown task {name!r}. {nearest(str(name), map(str, tasks))}")
+    return {str(name): tasks[name] for name in names}
 
 
 def _paths(config: DictConfig, prefix: str = "") -> Iterator[str]:

@@ -26,6 +26,10 @@ class StartRefused(ValueError):
     """A reset option is unknown, or is not one of the values that the scene has."""
 
 
+class SuiteRefused(ValueError):
+    """An environment of a user's cannot be made, or has not what its suite says."""
+
+
 class ActionRefused(ValueError):
     """An action is not seven finite numbers, or lies outside a box that its robot does not clip to."""
 
@@ -42,8 +46,10 @@ def register() -> None:
             theirs = {"family": family}
             _register_task(f"vla_razor/Simpler{name}", f"{bridge}:SimplerEnv", f"{bridge}:make", theirs)
 
+    _register_task("vla_razor/Suite-v0", "vla_razor_envs.suite:SuiteEnv", None, {})
 
-def _register_task(name: str, single: str, vector: str, kwargs: dict[str, Any]) -> None:
+
+def _register_task(name: str, single: str, vector: str | None, kwargs: dict[str, Any]) -> None:
     if name not in _registry:
         _register(
             name,

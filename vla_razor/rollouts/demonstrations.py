@@ -34,8 +34,8 @@ REMEDY = "Restore the file from a copy, or collect the demonstrations again into
 ARRAYS: dict[str, tuple[type, tuple[str | int | None, ...]]] = {
     "images": (np.uint8, ("T", None, None, 3)),
     "proprioception": (np.float32, ("T", None)),
-    "actions": (np.float32, ("T", 7)),
-    "labels": (np.float32, ("T", 7)),
+    "actions": (np.float32, ("T", None)),
+    "labels": (np.float32, ("T", None)),
     "success": (np.bool_, ("T",)),
 }
 FACTS = {"schema": int, "robot": str, "checksum": str, "shard": int, "shards": int, "points": str}
@@ -241,17 +241,17 @@ def _group(index: int) -> str:
 
 
 def _expect_made_in(folder: Path, env_config: Mapping[str, Any], shard: Shard) -> None:
-    wanted = {
-        "robot": [robot_in(env_config["make"])],
-        "task": list(env_config["tasks"]),
-        "camera": [env_config["camera"]],
-        "image size": [tuple(env_config["make"]["image_size"])],
-    }
     found = {
         "robot": {shard.robot},
         "task": {demonstration.task for demonstration in shard.demonstrations},
         "camera": {demonstration.camera for demonstration in shard.demonstrations},
         "image size": {demonstration.images.shape[1:3] for demonstration in shard.demonstrations},
+    }
+    wanted = {
+        "robot": [robot_in(env_config["make"])],
+        "task": list(env_config["tasks"]),
+        "camera": [env_config["camera"]],
+        "image size": [tuple(size)] if (size := env_config["make"]["image_size"]) else list(found["image size"]),
     }
     remedy = f"Collect demonstrations with env={env_config['name']}, or train with the env that these are of."
     if (shard.robot, found["camera"]) == ("panda", {FIRST_CAMERA}):

@@ -137,6 +137,8 @@ def origin_of(
     read = {key: _plain(env_config[key]) for key in ("id", "tasks", "make", "grid")}
     read["make"].pop("device", None)
     read |= {"device": simulated_on(env_config, base.device).type, "sources": _sources(env_config["id"])}
+    if "suite" in read["make"]:
+        read["sources"] += _sources(read["make"]["suite"]["id"])
     read |= {"hold": hold_of(env_config)}
     return Origin(
         base=base.fingerprint(),

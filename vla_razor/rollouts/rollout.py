@@ -230,6 +230,8 @@ def rollout(
     except ValueError as error:
         if type(error).__name__ == "StartRefused":
             raise UserError(f"a start is refused, see env.grid: {error}.") from error
+        if type(error).__name__ == "SuiteRefused":
+            raise UserError(f"{error}.") from error
         if type(error).__name__ == "ActionRefused":
             raise RunFailed(f"the policy did what the robot cannot do: {error}.") from error
         raise

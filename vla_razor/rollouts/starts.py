@@ -86,7 +86,13 @@ def grid_starts(env_config: Mapping[str, Any], grid: str, per_point: int, seed: 
     places = [{"object_xy": xy} for xy in _points(area, columns, rows)] if area else [{}] * (columns * rows)
     points = [(task, place) for task in env_config["tasks"] for place in places]
     return [
-        Start(task, {**place, **_task_options(task)}, episode_seed("grid", seed, point), point, repeat)
+        Start(
+            task,
+            {**place, **_task_options(env_config["tasks"], task)},
+            episode_seed("grid", seed, point),
+            point,
+            repeat,
+        )
         for point, (task, place) in enumerate(points)
         for repeat in range(per_point)
     ]
@@ -105,9 +111,14 @@ def random_points(tasks: Iterable[str], points: int, per_point: int, seed: int) 
 
 
 def random_starts(tasks: Iterable[str], episodes: int, seed: int) -> list[Start]:
-    """`episodes` starts of each task, uniform over its start area, whichever other tasks are asked for."""
+    """`episodes` starts of each task, uniform over its start area, whichever other tasks are asked for. A mapping of
+    `tasks` holds the reset options of each.
+
+    >>> [start.task for start in random_starts(["pick_can", "open_top_drawer"], 2, seed=0)]
+    ['pick_can', 'pick_can', 'open_top_drawer', 'open_top_drawer']
+    """
     return [
-        Start(task, _task_options(task), episode_seed("random", seed, task, index))
+        Start(task, _task_options(tasks, task), episode_seed("random", seed, task, index))
         for task in tasks
         for index in range(episodes)
     ]
@@ -130,6 +141,8 @@ def _axis(name: str, ends: Sequence[float], count: int) -> list[float]:
     return [round(float(value), 6) for value in values]
 
 
-def _task_options(task: str) -> dict[str, str]:
-    """One drawer scene serves its six tasks: the reset names the task."""
+def _task_options(tasks: Iterable[str], task: str) -> dict[str, Any]:
+    """The reset options of a task. One drawer scene serves its six tasks: the reset names the task."""
+    if isinstance(tasks, Mapping):
+        return dict(tasks[task])
     return {"task": task} if task.endswith("_drawer") else {}

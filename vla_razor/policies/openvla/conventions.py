@@ -127,10 +127,12 @@ CONVENTIONS = {"vla_razor_panda": ENVIRONMENT, "vla_razor_google_robot": ENVIRON
 
 
 def convention_of(key: str | None, robot: str) -> Convention:
-    """The language of a data set's actions.
+    """The language of a data set's actions. In a suite of the user's own it is the environment's.
 
     Raises `UserError` for a data set that is not known: numbers in other units would move the robot, only wrongly.
     """
+    if robot not in SPOKEN_FOR:
+        return ENVIRONMENT
     if key not in CONVENTIONS:
         known = "; ".join(f"{name} ({UNITS[name]})" for name in SPOKEN_FOR.get(robot, CONVENTIONS))
         raise UserError(

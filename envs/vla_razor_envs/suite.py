@@ -1,0 +1,153 @@
+"""Any Gymnasium environment with the face that a policy knows: an image, proprioception, an instruction, success.
+
+What is where is said by a suite, a mapping: `id` and `make` of the environment, `tasks` by name (each with the
+`instruction` that a policy is given, and further `make` and reset `options`), where the `image`, `proprioception` and
+`success` are found, and after how many control steps an episode ends (`horizon`).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from PIL import Image
+
+from . import StartRefused, SuiteRefused
+
+RENDERED, WHOLE = "render", "observation"
+"""Where an image is found that is no part of the observation, and one that is all of it."""
+ENDED = "terminated"
+"""Success that no info tells: the episode has ended with a reward above 0."""
+
+
+class SuiteEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
+    """The environments of a suite's tasks, each made when it is first asked for.
+
+    Observation: `image` uint8 [H, W, 3], resized to `image_size` (height, width) if given, and `proprioception`
+    float32 [P]. Actions are the environment's own. The reset option `task` says which task, by default the first; all
+    others go to the environment. `terminated` is success; an episode is `truncated` at the horizon, or where the
+    environment ends it, be it for a success.
+
+    Raises SuiteRefused where an environment cannot be made, or shows nothing at the places that the suite names.
+    """
+
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012  (Gymnasium declares it on instances)
+
+    def __init__(
+        self, suite: Mapping[str, Any], image_size: tuple[int, int] | None = None, render_mode: str | None = None
+    ) -> None:
+        self.suite, self.tasks = suite, suite["tasks"]
+        self.image_size, self.render_mode = image_size, render_mode
+        self._envs: dict[str, gymnasium.Env[Any, Any]] = {}
+        self._task = next(iter(self.tasks))
+        env = self._env
+        if not isinstance(env.action_space, spaces.Box) or len(env.action_space.shape) != 1:
+            raise SuiteRefused(f"{suite['id']} takes actions of {env.action_space}; a policy gives vectors of numbers")
+        self.action_space = env.action_space
+        observation, _ = env.reset(seed=0)
+        shown = self._shown(observation)
+        self.observation_space: Any = spaces.Dict(
+            image=spaces.Box(0, 255, shown["image"].shape, np.uint8),
+            proprioception=spaces.Box(-np.inf, np.inf, shown["proprioception"].shape, np.float32),
+        )
+        self.setup = SimpleNamespace(
+            control_hz=suite["control_hz"], horizon=suite["horizon"], camera=SimpleNamespace(name=suite["camera"])
+        )
+
+    @property
+    def _env(self) -> gymnasium.Env[Any, Any]:
+        """The environment of the task at hand."""
+        if self._task not in self._envs:
+            module, _, name = self.suite["id"].rpartition(":")
+            if module:
+                importlib.import_module(module)
+            modes = {"render_mode": "rgb_array"} if self.suite["image"] == RENDERED else {}
+            made = {**modes, **self.suite["make"], **self.tasks[self._task]["make"]}
+            try:
+                self._envs[self._task] = gymnasium.make(name, **made)
+            except Exception as error:  # whatever an environment of the user's does
+                raise SuiteRefused(
+                    f"{self.suite['id']} with {made} cannot be made ({type(error).__name__}: {error})"
+                ) from error
+        return self._envs[self._task]
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Starts an episode of the task that the options name. StartRefused where there is none of that name."""
+        super().reset(seed=seed)
+        own = dict(options or {})
+        self._task = own.pop("task", next(iter(self.tasks)))
+        if self._task not in self.tasks:
+            raise StartRefused(f"reset option task is {self._task!r}; expected one of {', '.join(self.tasks)}")
+        drawn = int(self.np_random.integers(2**31)) if seed is None else seed
+        options = {**self.tasks[self._task]["options"], **own}
+        observation, info = self._env.reset(seed=drawn, options=options or None)
+        self._steps = 0
+        return self._shown(observation), self._told(info, success=False)
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        """One control step."""
+        observation, reward, success, over, info = self._moved(action)
+        return self._shown(observation), reward, success, over, info
+
+    def step_unseen(self, action: np.ndarray) -> tuple[None, float, bool, bool, dict[str, Any]]:
+        """One control step, without a picture where the environment draws one when it is asked to."""
+        _, reward, success, over, info = self._moved(action)
+        return None, reward, success, over, info
+
+    def render(self) -> np.ndarray | None:
+        """What the environment's own `render` gives."""
+        found: Any = self._env.render()
+        return found
+
+    def close(self) -> None:
+        for env in self._envs.values():
+            env.close()
+        self._envs.clear()
+
+    def _moved(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        taken = np.asarray(action, self.action_space.dtype)
+        observation, reward, terminated, truncated, info = self._env.step(taken)
+        reward = float(reward)
+        self._steps += 1
+        key = self.suite["success"]
+        if key != ENDED and key not in info:
+            raise SuiteRefused(
+                f"{self.suite['id']}: info has no {key!r}; it has {', '.join(sorted(info)) or 'nothing'}"
+            )
+        success = bool(terminated and reward > 0) if key == ENDED else bool(info[key])
+        over = bool(terminated or truncated or self._steps >= self.suite["horizon"])
+        return observation, reward, success, over, self._told(info, success=success)
+
+    def _told(self, info: Mapping[str, Any], *, success: bool) -> dict[str, Any]:
+        return {"instruction": self.tasks[self._task]["instruction"], "success": success}
+
+    def _shown(self, observation: Any) -> dict[str, np.ndarray]:
+        place = self.suite["image"]
+        image = np.asarray(self._env.render() if place == RENDERED else self._part(observation, place))
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            found = f"{image.dtype} {list(image.shape)}"
+            raise SuiteRefused(f"{self.suite['id']}: its image ({place}) is {found}; expected uint8 [H, W, 3]")
+        image = np.rot90(image, self.suite["rotate"] // 90)
+        if self.image_size and image.shape[:2] != tuple(self.image_size):
+            height, width = self.image_size
+            image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BOX))
+        felt, where = np.zeros(0, np.float32), self.suite["proprioception"]
+        if where is not None:
+            felt = np.asarray(self._part(observation, where), np.float32).ravel()
+        return {"image": np.ascontiguousarray(image), "proprioception": felt}
+
+    def _part(self, observation: Any, place: str) -> Any:
+        """What lies at a place of the observation: a key, or keys with dots between them."""
+        for key in () if place == WHOLE else place.split("."):
+            if not isinstance(observation, Mapping) or key not in observation:
+                has = ", ".join(map(str, observation)) if isinstance(observation, Mapping) else "no keys"
+                raise SuiteRefused(f"{self.suite['id']}: the observation has no {place!r}; it has {has}")
+            observation = observation[key]
+        return observation
