@@ -71,9 +71,8 @@ class Fragile(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
 
     def step_unseen(self, action: np.ndarray) -> tuple[None, float, bool, bool, dict]:
         drawn = self.drawn
-        _, *outcome = self.step(action)
-        self.drawn = outcome[-1]["drawn"] = drawn
-        reward, terminated, truncated, info = outcome
+        _, reward, terminated, truncated, info = self.step(action)
+        self.drawn = info["drawn"] = drawn
         return None, reward, terminated, truncated, info
 
     def maybe_break(self, when: str) -> None:

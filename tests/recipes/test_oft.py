@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ QUICK = ("batch_size=16", "warmup_steps=2", "probe_every=0", "eval_episodes=0", 
 
 def twin(seed: int = 0) -> OpenVLAOFT:
     stats = {"vla_razor_panda": {"action": ACTION}}
-    shape = {"hidden": 32, "layers": 1, "heads": 2, "intermediate": 64}
+    shape: Any = {"hidden": 32, "layers": 1, "heads": 2, "intermediate": 64}
     instructions = [INSTRUCTION, "pick coke can"]
     return make_tiny_oft(instructions, torch.Generator().manual_seed(seed), norm_stats=stats, **shape)
 

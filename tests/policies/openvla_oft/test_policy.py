@@ -1,5 +1,7 @@
 """OpenVLA-OFT behind the policy protocol: eight control steps a decision."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -13,8 +15,8 @@ INSTRUCTIONS = ["open top drawer", "pick can", "open top drawer"]
 ACTION = {"q01": [-0.1] * 3 + [-0.3] * 3 + [-1.0], "q99": [0.1] * 3 + [0.3] * 3 + [1.0]}
 
 
-def twin(key: str = "vla_razor_panda", **settings: int) -> OpenVLAOFT:
-    shape = {"hidden": 32, "layers": 2, "heads": 2, "intermediate": 64}
+def twin(key: str = "vla_razor_panda", **settings: Any) -> OpenVLAOFT:
+    shape: Any = {"hidden": 32, "layers": 2, "heads": 2, "intermediate": 64}
     return make_tiny_oft(
         INSTRUCTIONS, torch.Generator().manual_seed(0), norm_stats={key: {"action": ACTION}}, **shape, **settings
     )
@@ -43,7 +45,7 @@ def test_an_episodes_convention_goes_on_from_step_to_step_and_from_decision_to_d
     assert decisions.memories is not None
     again = act(first, decisions.memories)
     assert decisions.tokens is not None and again.tokens is not None
-    said = [model.unnormalize(each.tokens, "fractal20220817_data") for each in (decisions, again)]
+    said = [model.unnormalize(tokens, "fractal20220817_data") for tokens in (decisions.tokens, again.tokens)]
     memories: list = [None] * 3
     for step in range(16):
         at, words = divmod(step, 8)
