@@ -23,6 +23,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from vla_razor_envs.vulkan import software_folder
+
 ROOT = Path(__file__).resolve().parent.parent
 COMMON = ("logger=none", "device=cpu", "num_envs=8")
 SMALL = ("probe_states=16", "eval_episodes=2", "warmup_steps=2")
@@ -42,7 +44,11 @@ CLOCK = ("seconds", "per_second", "version", "git_commit", "wall", "path")
 
 def run(commit: Path, words: tuple[str, ...], out: Path, old: Path) -> None:
     """One verb by the code in `commit`, on one thread."""
-    paths = {"PYTHONPATH": f"{commit}{os.pathsep}{commit / 'envs'}", "VLA_RAZOR_CACHE": str(out.parent / "cache")}
+    cache = out.parent / "cache"  # its own probe sets, and the driver that is there
+    cache.mkdir(parents=True, exist_ok=True)
+    if software_folder().is_dir() and not (cache / "vulkan").exists():
+        (cache / "vulkan").symlink_to(software_folder())
+    paths = {"PYTHONPATH": f"{commit}{os.pathsep}{commit / 'envs'}", "VLA_RAZOR_CACHE": str(cache)}
     given = [word.format(old=old) for word in words]
     done = subprocess.run(
         [sys.executable, "-m", "vla_razor.cli", *given, f"out={out}"],

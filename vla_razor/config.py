@@ -313,7 +313,8 @@ def robot_in(make: Mapping[str, Any]) -> str:
     """Who acts in a scene that is made with these arguments; those that run SimplerEnv itself know its robot alone, and
     a suite's own is called by its name.
     """
-    return make["suite"]["name"] if "suite" in make else make.get("robot", "google_robot")
+    # Not `in make`: for a key that is not there OmegaConf raises and catches, and so keeps the callers' frames alive.
+    return make["suite"]["name"] if "suite" in make.keys() else make.get("robot", "google_robot")  # noqa: SIM118
 
 
 def is_switch(key: str) -> bool:

@@ -51,7 +51,7 @@ CASES = {
     "bad grid": ("rl grid=5by5", "bad value grid=5by5: expected columns x rows"),
     "bad number": ("rl learning_rate=fast", "bad value learning_rate=fast: expected a number above 0"),
     "unknown policy": ("rl policy=/nowhere/at-all", "/nowhere/at-all: no such checkpoint folder"),
-    "no policy that learns": ("sft policy=scripted demos={demos}", "scripted: no such checkpoint folder"),
+    "no policy that learns": ("sft policy=scripted demos={demos}", "policy=scripted: it acts, but has no distribution"),
     "empty checkpoint": ("rl policy={empty}", "no config.json here"),
     "neither OpenVLA nor RT-1": (
         "eval robot=google_robot policy={empty}",

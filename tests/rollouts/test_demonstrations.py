@@ -143,9 +143,9 @@ NAN = np.full((3, 7), np.nan, np.float32)
         (edit(lambda _, group: group.__delitem__("actions")), "/episode_00000: expected the datasets"),
         (
             replace("actions", np.zeros((2, 7), np.float32)),
-            r"/episode_00000/actions: .*\[3, 7\], found float32 \[2, 7\]",
+            r"/episode_00000/actions: .*\[3, any\], found float32 \[2, 7\]",
         ),
-        (replace("actions", np.zeros((3, 7))), r"/actions: expected float32 \[3, 7\], found float64"),
+        (replace("actions", np.zeros((3, 7))), r"/actions: expected float32 \[3, any\], found float64"),
         (replace("images", np.zeros((3, 8, 6), np.uint8)), r"/images: expected uint8 \[3, any, any, 3\]"),
         (replace("labels", NAN), "/labels: expected finite numbers, found NaN"),
         (replace("success", np.zeros(3, bool)), "/success: expected a success, found none"),
