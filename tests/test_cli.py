@@ -6,6 +6,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
+import vla_razor
 from vla_razor import cli, config
 from vla_razor.errors import RunFailed, UserError
 
@@ -48,6 +49,38 @@ def test_both_forms_compose_the_same(verb: str) -> None:
     )
     assert flags.exit_code == pairs.exit_code == 0, flags.output
     assert flags.stdout == pairs.stdout
+
+
+def test_the_version_and_the_short_flag_for_help() -> None:
+    assert runner.invoke(cli.app, ["--version"]).stdout == f"vla-razor {vla_razor.__version__}\n"
+    short, long = (runner.invoke(cli.app, ["rl", flag]) for flag in ("-h", "--help"))
+    assert short.exit_code == 0 and short.stdout == long.stdout
+
+
+def test_the_help_names_the_environments_and_the_experiments() -> None:
+    shown = runner.invoke(cli.app, ["rl", "--help"], env={"COLUMNS": "300"}).stdout
+    assert "open_top_drawer | pick_can | FILE.yaml" in shown
+    assert "experiment=null" in shown and "paper_robotics" in shown
+
+
+@pytest.mark.parametrize(
+    ("verb", "typed", "expected"),
+    [
+        ("rl", "learn", ["learning_rate="]),
+        ("rl", "env=p", ["env=pick_can"]),
+        ("rl", "prior=d", ["prior=drawer"]),
+        ("sft", "loss=", ["loss=cross_entropy", "loss=openvla"]),
+        ("eval", "greedy=", ["greedy=true", "greedy=false"]),
+        ("demo", "experiment=l", ["experiment=laptop"]),
+        ("llm sft", "max_st", ["max_steps="]),
+        ("rl", "nothing", []),
+    ],
+)
+def test_a_shell_completes_keys_and_values(verb: str, typed: str, expected: list[str]) -> None:
+    words = {"_VLA_RAZOR_COMPLETE": "complete_bash", "COMP_WORDS": f"vla-razor {verb} {typed}"}
+    words["COMP_CWORD"] = str(len(verb.split()) + 1)
+    result = runner.invoke(cli.app, [], env=words, prog_name="vla-razor")
+    assert result.stdout.split() == expected
 
 
 @pytest.mark.parametrize(

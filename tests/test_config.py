@@ -144,6 +144,7 @@ def test_sections_hold_a_verbs_own_keys() -> None:
 def test_describe_lists_every_own_key_once() -> None:
     lines = config.describe("sft").splitlines()
     names = [line.partition("=")[0] for line in lines]
-    own = [str(key) for key in config.compose("sft") if key not in ("env", "verb")]
-    assert sorted(names) == sorted(own)
+    own = [str(key) for key in config.compose("sft") if key != "verb"]
+    assert sorted(names) == sorted([*own, "experiment"])
+    assert set(config.keys("sft")) == {*own, "experiment", "config_dir"}
     assert "learning_rate=3e-4" in [line.split()[0] for line in lines]

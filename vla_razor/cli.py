@@ -13,14 +13,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vla_razor import config
+from vla_razor import __version__, config
 from vla_razor.errors import RunFailed, UserError
 from vla_razor.recipes import LLM_TRAINING, recipe_of
 
 if TYPE_CHECKING:
     from vla_razor.runs import Run
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 assets = typer.Typer(
     no_args_is_help=True, help="What is not in the package: the original simulation's files, small models."
 )
@@ -28,9 +33,24 @@ app.add_typer(assets, name="assets")
 llm = typer.Typer(no_args_is_help=True, help="Language models: math, science and tool use on the same KL core.")
 app.add_typer(llm, name="llm")
 
+
+def suggested(context: typer.Context, incomplete: str) -> list[str]:
+    """What a shell may complete: the verb's keys and, behind a key, the values that it is known to take."""
+    parent = context.parent.info_name if context.parent else None
+    verb = f"llm_{context.info_name}" if parent == "llm" else str(context.info_name)
+    key, equals, _ = incomplete.partition("=")
+    words = [f"{key}={value}" for value in config.choices(verb, key)] if equals else config.keys(verb)
+    return [word if equals else f"{word}=" for word in words if word.startswith(incomplete)]
+
+
 Arguments = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE | --KEY VALUE]...", show_default=False, help="Settings; a later one wins."),
+    typer.Argument(
+        metavar="[KEY=VALUE | --KEY VALUE]...",
+        show_default=False,
+        help="Settings; a later one wins.",
+        autocompletion=suggested,
+    ),
 ]
 Show = Annotated[bool, typer.Option("--show", help="Print the composed configuration and stop.")]
 
@@ -40,8 +60,18 @@ def main() -> None:
     app()
 
 
+def _say_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"vla-razor {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def about() -> None:
+def about(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_say_version, help="Print the version and stop.")
+    ] = False,
+) -> None:
     """Fine-tune a vision-language-action policy by SFT and by REINFORCE, and see what it forgot.
 
     Every setting is a key of the verb's configuration: `--env drawer` and `env=drawer` are the same.

@@ -270,6 +270,27 @@ def to_yaml(config: DictConfig) -> str:
     return OmegaConf.to_yaml(config)
 
 
+def keys(verb: str) -> list[str]:
+    """The keys of a verb, as they are given on the command line; empty for none that has a configuration."""
+    if verb not in verbs():
+        return []
+    own = [str(key) for key in _composed_once(verb) if key != "verb"]
+    return [*own, "experiment", *(["config_dir"] if "env" in own else [])]
+
+
+def choices(verb: str, key: str) -> list[str]:
+    """The values that a key is known to take, where they can be counted: names of files, or of a rule."""
+    if key == "experiment":
+        spoken_of, files = {verb, *_fragments(verb)}, (CONFIG_DIR / "experiment").glob("*.yaml")
+        return sorted(path.stem for path in files if spoken_of & set(_sections_of(path)))
+    if key in GROUPS:
+        return sorted(path.stem for path in (CONFIG_DIR / "env").glob("*.yaml"))
+    rule = _rule(key)
+    if rule is _SWITCH:
+        return ["true", "false"]
+    return rule.expected.split(" | ") if rule and " | " in rule.expected else []
+
+
 def common_keys(verb: str) -> list[str]:
     """The keys that every verb of its kind has, be they about policies or language models."""
     name = "llm_common" if verb.startswith("llm_") else "common"
@@ -284,12 +305,22 @@ def describe(verb: str) -> str:
     for key, value, meaning in re.findall(r"^(\w+): *([^#\n]*?) *(?:# *(.*))?$", "\n".join(texts), re.MULTILINE):
         first_value, first_meaning = rows.get(key, (value, ""))
         rows[key] = (first_value, first_meaning or meaning)
+    scenes_known = " | ".join(choices(verb, "env"))
+    for name in re.findall(r"env: *(\w+)", own.partition("\n")[0]):
+        rows["env"] = (name, f"{scenes_known} | FILE.yaml | a name in config_dir/env")
     for key, name in re.findall(r"env@(\w+): *(\w+)", own.partition("\n")[0]):
         rows[key] = (name, "whose tasks forgetting is measured on: an env, or null")
+    if known := choices(verb, "experiment"):
+        rows["experiment"] = ("null", " | ".join(known))
     hidden = ("defaults", "verb")
     return "\n".join(
         f"{key}={value}".ljust(27) + f" {meaning}" for key, (value, meaning) in rows.items() if key not in hidden
     )
+
+
+def _sections_of(experiment: Path) -> list[str]:
+    """The verbs, and the files that verbs are composed of, for which an experiment's file has settings."""
+    return re.findall(r"^(\w+):", experiment.read_text(), re.MULTILINE)
 
 
 def scenes(env: DictConfig) -> list[DictConfig]:
