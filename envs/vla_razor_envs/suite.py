@@ -69,7 +69,7 @@ class SuiteEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
             modes = {"render_mode": "rgb_array"} if self.suite["image"] == RENDERED else {}
             made = {**modes, **self.suite["make"], **self.tasks[self._task]["make"]}
             try:
-                self._envs[self._task] = gymnasium.make(name, **made)
+                self._envs[self._task] = gymnasium.make(name, disable_env_checker=True, **made)
             except Exception as error:  # whatever an environment of the user's does
                 raise SuiteRefused(
                     f"{self.suite['id']} with {made} cannot be made ({type(error).__name__}: {error})"

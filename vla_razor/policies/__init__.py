@@ -34,11 +34,11 @@ class Decisions(NamedTuple):
 class Policy(Protocol):
     """Anything that acts.
 
-    `infos` are the environments' privileged facts, for a scripted expert; a VLA ignores them. Of the `generators` each
-    row has its own, that of its episode and step, from which alone what is random about it is drawn: so an episode does
-    not depend on those that are decided about beside it. A policy keeps nothing
-    between calls: what it remembers of an episode, it gives back in `Decisions.memories` and is handed again as
-    `memories` (None for an episode's first step). So environments may come in any order and number.
+    `infos` are the environments' privileged facts, for a scripted expert, and the `proprioception`; OpenVLA ignores
+    them. Of the `generators` each row has its own, that of its episode and step, from which alone what is random about
+    it is drawn: so an episode does not depend on those that are decided about beside it. A policy keeps nothing between
+    calls: what it remembers of an episode, it gives back in `Decisions.memories` and is handed again as `memories`
+    (None for an episode's first step). So environments may come in any order and number.
     """
 
     name: str

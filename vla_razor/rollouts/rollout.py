@@ -209,10 +209,10 @@ def rollout(
     steps in a row; 1 is the first success. A policy that decides several control steps at once is shown nothing between
     its decisions; of starts that are `watched` these pictures are taken and kept all the same.
 
-    The batch stays full while starts are left. A start and the seed give the
-    same episode in whatever slot and company it is played, up to the rounding of a model that decides about larger or
-    smaller batches. An episode whose simulation died is started again, with the same random numbers, up to twice.
-    `progress` is called with each episode as it ends.
+    The batch stays full while starts are left. A start and the seed give the same episode in whatever slot and company
+    it is played, up to the rounding of a model that decides about larger or smaller batches. An episode whose
+    simulation died is started again, with the same random numbers, up to twice. `progress` is called with each episode
+    as it ends.
 
     Raises UserError where the environments refuse a start, lack what a policy is shown or take actions of another
     length than the policy's, RunFailed where they refuse an action of the policy, ValueError where two starts are the
@@ -335,7 +335,8 @@ class _Run:
         recordings = [self.running[slot] for slot in slots]
         instructions = [recording.instruction for recording in recordings]
         memories = [recording.memory for recording in recordings]
-        infos = [{key: values[slot] for key, values in self.infos.items()} for slot in slots]
+        facts = {**self.infos, "proprioception": self.observations["proprioception"]}
+        infos = [{key: values[slot] for key, values in facts.items()} for slot in slots]
         generators = [recording.noise.at(len(recording.actions)) for recording in recordings]
         begin = time.perf_counter()
         decisions = self.policy.act(images, instructions, infos, generators, memories)
