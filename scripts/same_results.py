@@ -39,7 +39,8 @@ VERBS: dict[str, tuple[str, ...]] = {
     "adapter": ("sft", "demos={old}/collect", "epochs=1", "lora_rank=4", "kl_coefficient=0.1", *SMALL, *COMMON),
 }
 """By name, a short run of each verb, and of SFT with adapters; {old} is the folder of the old code's runs."""
-CLOCK = ("seconds", "per_second", "version", "git_commit", "wall", "path")
+CLOCK = ("seconds", "per_second", "version", "git_commit", "wall", "path", "probe_set")
+"""Parts of names of what the clock, the machine and the code itself decide, a probe set's key among it."""
 
 
 def run(commit: Path, words: tuple[str, ...], out: Path, old: Path) -> None:
@@ -92,11 +93,11 @@ def differences(one: Path, other: Path) -> list[str]:
     """Where two runs differ. What only one of them has is a difference too; paths to the runs themselves are none."""
     before, after = numbers(one), numbers(other)
     folders = (str(one.parent), str(other.parent))
-    found = [f"{name}: only one has it" for name in sorted(before.keys() ^ after.keys()) if "out=" not in name]
+    found = [f"{name}: only one has it" for name in sorted(before.keys() ^ after.keys())]
     for name in before.keys() & after.keys():
         a, b = before[name], after[name]
         if isinstance(a, str) and isinstance(b, str):
-            a, b = (text.replace(folder, "") for text, folder in zip((a, b), folders, strict=True))
+            a, b = (text.replace(folders[0], "").replace(folders[1], "") for text in (a, b))
         same = a == b or (isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b))
         if not same:
             found.append(f"{name}: {_short(a)} and {_short(b)}")
