@@ -26,13 +26,14 @@ from typing import Any
 
 from vla_razor.files import atomic_write, write_json
 from vla_razor.recipes.evaluate import in_words
-from vla_razor.statistics import PRIMARY, Difference
+from vla_razor.statistics import PRIMARY, READINGS, Difference
 
 SEEDS = range(5)
 MACHINES = list(product(("default", "avx2", "avx512"), (1, 2)))
 """Instructions of the processor, and threads."""
 METHODS = {"rl": "REINFORCE", "sft": "SFT, near teacher", "sft_far": "SFT, far teacher"}
 LEARNED, KEPT = 0.70, -0.03
+_, AT_END = READINGS
 Found = Mapping[str, Any]
 
 
@@ -87,11 +88,17 @@ def told(folder: Path) -> dict[str, Any]:
             "can": policies["base"]["new_task"]["pick_can"][PRIMARY]["rate"],
             "prior": policies["base"]["prior_mean"][PRIMARY]["rate"],
         },
+        "base_at_end": {
+            "can": policies["base"]["new_task"]["pick_can"][AT_END]["rate"],
+            "prior": policies["base"]["prior_mean"][AT_END]["rate"],
+        },
         "end": {name: policies[name]["new_task"]["pick_can"][PRIMARY]["rate"] for name in METHODS},
         "best": matched["best"],
         "level": matched["level"],
         "equal": {name: equal[name]["new_task"]["pick_can"][PRIMARY]["rate"] for name in METHODS},
         "prior": {name: equal[name]["prior_mean"][PRIMARY]["rate"] for name in METHODS},
+        "equal_at_end": {name: equal[name]["new_task"]["pick_can"][AT_END]["rate"] for name in METHODS},
+        "prior_at_end": {name: equal[name]["prior_mean"][AT_END]["rate"] for name in METHODS},
         "forward_kl": {name: equal[name]["forward_kl"]["per_action"] for name in METHODS},
         "prior_change": {name: matched["changes"][name]["prior"][PRIMARY] for name in METHODS},
         "rl_kept_more": matched["prior_kept_more"]["rl"]["sft_far"],
@@ -104,15 +111,22 @@ def ranges(runs: Sequence[Found]) -> list[str]:
     def row(label: str, key: str, form: str, base: str = "") -> str:
         return _line((label, base, *(_range([run[key][name] for run in runs], form) for name in METHODS)))
 
-    can, prior = (_range([run["base"][task] for run in runs], ".0%") for task in ("can", "prior"))
+    def of_base(key: str, task: str) -> str:
+        return _range([run[key][task] for run in runs], ".0%")
+
+    can = of_base("base", "can")
+    changes = [[run["prior_change"][name]["difference"] for run in runs] for name in METHODS]
     return [
         _line(("", "base", *METHODS.values())),
         _line(["---"] * (len(METHODS) + 2)),
         row("the can, at the end of the training", "end", ".0%", can),
         row("... where it is best", "best", ".0%"),
-        row("**the can**, at equal success", "equal", ".0%"),
-        row("... **prior tasks**", "prior", ".0%", prior),
-        row("... **forward KL**, nats an action", "forward_kl", ".1f", "0"),
+        row("**the can**, at equal success", "equal", ".0%", can),
+        row("... at the end of the episode", "equal_at_end", ".0%", of_base("base_at_end", "can")),
+        row("**prior tasks**, at equal success", "prior", ".0%", of_base("base", "prior")),
+        row("... at the end of the episode", "prior_at_end", ".0%", of_base("base_at_end", "prior")),
+        _line(("... change since the base", "", *(_range(change, "+.0%") for change in changes))),
+        row("**forward KL**, nats an action", "forward_kl", ".1f", "0"),
     ]
 
 

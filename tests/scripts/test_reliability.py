@@ -31,6 +31,9 @@ def a_run(**changes: Any) -> dict[str, Any]:
         "level": 0.7,
         "equal": {"rl": 0.7, "sft": 0.72, "sft_far": 0.75},
         "prior": {"rl": 0.92, "sft": 0.92, "sft_far": 0.92},
+        "base_at_end": {"can": 0.3, "prior": 0.9},
+        "equal_at_end": {"rl": 0.6, "sft": 0.6, "sft_far": 0.6},
+        "prior_at_end": {"rl": 0.8, "sft": 0.8, "sft_far": 0.8},
         "forward_kl": {"rl": 1.0, "sft": 2.0, "sft_far": 3.0},
         "prior_change": dict.fromkeys(("rl", "sft", "sft_far"), unchanged),
         "rl_kept_more": {"difference": 0.1, "low": 0.01, "high": 0.2},
@@ -71,6 +74,8 @@ def test_ranges_are_the_median_with_the_least_and_the_most(script: ModuleType) -
     levels = {"rl": 0.5, "sft": 0.6, "sft_far": 0.7}
     lines = script.ranges([a_run(), a_run(), a_run(end=levels, base={"can": 0.1, "prior": 1.0})])
     assert lines[2].startswith("| the can, at the end of the training | 40% (10% to 40%) | 70% (50% to 70%) | ")
+    assert lines[5] == "| ... at the end of the episode | 30% (30% to 30%) |" + 3 * " 60% (60% to 60%) |"
+    assert lines[-2] == "| ... change since the base |  |" + 3 * " -3% (-3% to -3%) |"
     assert lines[-1].endswith("| 0 | 1.0 (1.0 to 1.0) | 2.0 (2.0 to 2.0) | 3.0 (3.0 to 3.0) |")
 
 
@@ -94,5 +99,7 @@ def test_what_is_told_of_a_demo(script: ModuleType, tmp_path: Path) -> None:
     assert told["base"] == {"can": 0.4, "prior": 0.9}
     assert told["end"] == {"rl": 0.8, "sft": 0.8, "sft_far": 0.8}
     assert told["equal"]["rl"] == 0.7
+    assert told["base_at_end"] == {"can": 0.0, "prior": 0.0}
+    assert (told["equal_at_end"]["rl"], told["prior_at_end"]["rl"]) == (0.0, 0.0)
     assert (told["prior"]["sft_far"], told["forward_kl"]["sft"]) == (0.8, 4.0)
     assert (told["prior_change"]["rl"], told["level"]) == (lost, 0.7)
