@@ -281,8 +281,8 @@ def keys(verb: str) -> list[str]:
 def choices(verb: str, key: str) -> list[str]:
     """The values that a key is known to take, where they can be counted: names of files, or of a rule."""
     if key == "experiment":
-        spoken_of, files = {verb, *_fragments(verb)}, (CONFIG_DIR / "experiment").glob("*.yaml")
-        return sorted(path.stem for path in files if spoken_of & set(_sections_of(path)))
+        spoken_of = {verb, *_fragments(verb)}
+        return [name for name, sections in _experiments().items() if not spoken_of.isdisjoint(sections)]
     if key in GROUPS:
         return sorted(path.stem for path in (CONFIG_DIR / "env").glob("*.yaml"))
     rule = _rule(key)
@@ -318,9 +318,11 @@ def describe(verb: str) -> str:
     )
 
 
-def _sections_of(experiment: Path) -> list[str]:
-    """The verbs, and the files that verbs are composed of, for which an experiment's file has settings."""
-    return re.findall(r"^(\w+):", experiment.read_text(), re.MULTILINE)
+@cache
+def _experiments() -> dict[str, list[str]]:
+    """By experiment, the verbs and the files that verbs are composed of for which its file has settings."""
+    files = sorted((CONFIG_DIR / "experiment").glob("*.yaml"))
+    return {path.stem: re.findall(r"^(\w+):", path.read_text(), re.MULTILINE) for path in files}
 
 
 def scenes(env: DictConfig) -> list[DictConfig]:
@@ -344,8 +346,14 @@ def robot_in(make: Mapping[str, Any]) -> str:
     """Who acts in a scene that is made with these arguments; those that run SimplerEnv itself know its robot alone, and
     a suite's own is called by its name.
     """
+    suite = suite_in(make)
+    return suite["name"] if suite else make.get("robot", "google_robot")
+
+
+def suite_in(make: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The suite of a user's own that a scene's arguments hold, if they do."""
     # Not `in make`: for a key that is not there OmegaConf raises and catches, and so keeps the callers' frames alive.
-    return make["suite"]["name"] if "suite" in make.keys() else make.get("robot", "google_robot")  # noqa: SIM118
+    return make["suite"] if "suite" in make.keys() else None  # noqa: SIM118
 
 
 def is_switch(key: str) -> bool:

@@ -109,7 +109,7 @@ def open_policy(spec: str, config: DictConfig) -> Policy:
     if is_saved_model(spec):
         return _open_rt1(spec, config)
     try:
-        model = open_model(spec, config)
+        model = _open_checkpoint(spec, config)
     except NoCheckpoint as error:
         if robot != "google_robot":
             raise
@@ -132,6 +132,10 @@ def open_model(spec: str, config: DictConfig, **dtypes: Any) -> PrismaticVLA:
             f"policy={spec}: it acts, but has no distribution that could be trained or compared: "
             f"{config.verb} takes a checkpoint. eval and collect take it."
         )
+    return _open_checkpoint(spec, config, **dtypes)
+
+
+def _open_checkpoint(spec: str, config: DictConfig, **dtypes: Any) -> PrismaticVLA:
     model = load_model(spec, device=config.device, oft=config.oft, **(dtypes or {"dtype": config.dtype}))
     if config.temperature is not None:
         model.config.temperature = config.temperature

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from vla_razor.config import common_keys, compose, robot_of, scenes
+from vla_razor.config import common_keys, compose, robot_of, scenes, suite_in
 from vla_razor.devices import CARDS, Card
 from vla_razor.errors import UserError
 from vla_razor.policies.load import TINY, family_of
@@ -264,9 +264,8 @@ def learning_flop(config: DictConfig, takes: PolicyFootprint) -> float:
 
 def horizon_of(env: DictConfig) -> int:
     """The control steps of a full episode, from the suite's file or the environments' own setup record."""
-    make = scenes(env)[0].make
-    if "suite" in make:
-        return make.suite.horizon
+    if suite := suite_in(scenes(env)[0].make):
+        return suite["horizon"]
     spec = gymnasium.spec(scenes(env)[0].id)
     module = importlib.import_module(str(spec.entry_point).partition(":")[0])
     return module.find_setup(spec.kwargs["family"], robot_of(env)).horizon
@@ -277,7 +276,7 @@ def simulator_seconds(config: DictConfig, work: Work, card: Card | None) -> floa
     (sim_backend=gpu; SimplerEnv itself knows no other than processes): nothing says yet how fast.
     """
     make = scenes(config.env)[0].make
-    if "suite" in make:
+    if suite_in(make):
         return None
     simulator = make.get("robot", "simpler_env")
     if work.simulated and card and simulator != "simpler_env" and make.get("device") == "cuda":
@@ -299,7 +298,7 @@ def _demonstrated(config: DictConfig) -> tuple[int, str]:
     columns, rows = parse_grid(collect.grid)
     count = columns * rows * collect.per_point * (1 if config.env.grid else len(config.env.tasks))
     make = scenes(config.env)[0].make
-    each = make.suite.horizon if "suite" in make else DEMONSTRATED[make.get("robot", "simpler_env")]
+    each = horizon_of(config.env) if suite_in(make) else DEMONSTRATED[make.get("robot", "simpler_env")]
     place = f"{config.demos} holds no demonstrations" if config.demos else "no demonstrations are given"
     return count * each, f"{place}: {count:,} of {each} states are assumed, as many as collect would make"
 
@@ -363,7 +362,7 @@ def _sizes(config: DictConfig, takes: PolicyFootprint) -> Table:
 
 def _simulator_text(config: DictConfig, seconds: float | None) -> str:
     if seconds is None:
-        where = "" if "suite" in scenes(config.env)[0].make else " on the GPU too,"
+        where = "" if suite_in(scenes(config.env)[0].make) else " on the GPU too,"
         return f"and a simulator{where} whose rate is not known"
     return f"{time_text(seconds)} of the simulator ({config.num_workers} processes)"
 

@@ -29,7 +29,7 @@ from rich import get_console
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from vla_razor.config import robot_in
+from vla_razor.config import robot_in, suite_in
 from vla_razor.core import divergence, similarity
 from vla_razor.errors import RunFailed, UserError
 from vla_razor.files import atomic_folder, cache_root, full_disk_reported, write_json
@@ -137,8 +137,8 @@ def origin_of(
     read = {key: _plain(env_config[key]) for key in ("id", "tasks", "make", "grid")}
     read["make"].pop("device", None)
     read |= {"device": simulated_on(env_config, base.device).type, "sources": _sources(env_config["id"])}
-    if "suite" in read["make"]:
-        read["sources"] += _sources(read["make"]["suite"]["id"])
+    if suite := suite_in(read["make"]):
+        read["sources"] += _sources(suite["id"])
     read |= {"hold": hold_of(env_config)}
     return Origin(
         base=base.fingerprint(),

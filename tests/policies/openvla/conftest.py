@@ -1,7 +1,7 @@
 """The reference checkpoint and what the original code computed with it."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,15 +30,6 @@ class Reference(NamedTuple):
     logits: Tensor
     outputs: dict[str, np.ndarray]
     preprocessed: dict[str, np.ndarray]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """These models are small: beside any other busy process a second thread costs more than it brings."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

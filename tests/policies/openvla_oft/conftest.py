@@ -1,6 +1,6 @@
 """The reference checkpoint and what the original code computed with it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,15 +32,6 @@ class Reference(NamedTuple):
     def tensors(self, name: str) -> Tensor:
         """Those of the three prompts, one below the other."""
         return torch.stack([self.tensor(f"{name}_{i}") for i in range(3)])
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """These models are small: beside any other busy process a second thread costs more than it brings."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -41,11 +41,7 @@ class OpenVLA(PrismaticVLA):
             generator: of any device (None: torch's global one). One call draws B x A uniforms from it.
             uniforms: numbers in [0, 1) that were drawn before, one a token, instead of a generator.
         """
-        if temperature < 0:
-            raise ValueError(f"temperature must not be negative, got {temperature}")
-        if temperature and uniforms is None:
-            uniforms = sampling.uniforms(len(pixels), num_tokens, generator)
-        uniforms = uniforms.to(self.device) if temperature and uniforms is not None else None
+        uniforms = sampling.prepared(uniforms, temperature, (len(pixels), num_tokens), generator, self.device)
         llama, first = self.language_model.model, self.config.first_action_id
         embeddings, lengths = self._prompt(pixels, input_ids)
         longest = embeddings.shape[1]
@@ -63,8 +59,7 @@ class OpenVLA(PrismaticVLA):
             choices.append(sampling.choose(logits[-1], temperature, uniforms, i))
 
         chosen, scores = torch.stack(choices, 1), torch.stack(logits, 1)
-        log_probs = F.log_softmax(scores / (temperature or 1.0), -1).gather(-1, chosen[..., None])[..., 0]
-        return Samples(chosen + first, scores, log_probs)
+        return Samples(chosen + first, scores, sampling.log_probs_of(chosen, scores, temperature))
 
     @in_its_precision
     def action_logits(

@@ -89,17 +89,14 @@ class OpenVLAOFT(PrismaticVLA):
             num_tokens: C x D, or None; `ValueError` for any other number.
             uniforms: numbers in [0, 1) that were drawn before, one a token, instead of a generator.
         """
-        if temperature < 0:
-            raise ValueError(f"temperature must not be negative, got {temperature}")
         if num_tokens not in (None, self.num_tokens):
             decided = f"{self.config.chunk} steps of {self.config.dims} numbers"
             raise ValueError(f"the model decides {decided}, {self.num_tokens} tokens; got num_tokens={num_tokens}")
+        uniforms = sampling.prepared(uniforms, temperature, (len(pixels), self.num_tokens), generator, self.device)
         scores = self.action_logits(pixels, input_ids)
-        if temperature and uniforms is None:
-            uniforms = sampling.uniforms(len(pixels), self.num_tokens, generator)
-        drawn = uniforms.to(self.device).reshape(-1, 1) if temperature and uniforms is not None else None
-        chosen = sampling.choose(scores.flatten(0, 1), temperature, drawn, 0).view(scores.shape[:2])
-        log_probs = F.log_softmax(scores / (temperature or 1.0), -1).gather(-1, chosen[..., None])[..., 0]
+        each = None if uniforms is None else uniforms.reshape(-1, 1)
+        chosen = sampling.choose(scores.flatten(0, 1), temperature, each, 0).view(scores.shape[:2])
+        log_probs = sampling.log_probs_of(chosen, scores, temperature)
         return Samples(chosen + self.config.first_action_id, scores, log_probs)
 
     @torch.no_grad()
