@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from vla_razor.recipes.comparison import hits_in
-from vla_razor.recipes.evaluate import in_words, shown
 from vla_razor.statistics import PRIMARY, READINGS, Difference, Success, clustered, pooled, pooled_rate
+from vla_razor.tables import in_words, shown
 
 IN_WORDS = {"success_once": "", "success_at_end": ", at the end"}
 

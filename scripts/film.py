@@ -25,7 +25,7 @@ from PIL import Image, ImageDraw, ImageFont
 from vla_razor.config import compose
 from vla_razor.files import atomic_write
 from vla_razor.policies.load import load_model
-from vla_razor.policies.openvla.policy import OpenVLAPolicy
+from vla_razor.policies.openvla.policy import PrismaticPolicy
 from vla_razor.rollouts.rollout import Episode, hold_of, make_vector_env, rollout
 from vla_razor.rollouts.starts import Start, random_starts
 from vla_razor.videos import tiled
@@ -50,7 +50,7 @@ def policies_of(run: Path) -> dict[str, str]:
 
 def play(scene: DictConfig, policy: str, starts: Sequence[Start]) -> list[Episode]:
     """The starts' episodes, until success has been held, as a training would end them."""
-    acting = OpenVLAPolicy(load_model(policy), None, robot="panda")
+    acting = PrismaticPolicy(load_model(policy), None, robot="panda")
     with closing(make_vector_env(scene, len(starts), 1, "cpu")) as envs:
         return rollout(envs, acting, starts, hold=hold_of(scene), seed=0, watched=lambda start: True)[0]
 

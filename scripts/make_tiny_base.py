@@ -34,7 +34,7 @@ from torch.nn import functional
 from vla_razor.config import compose, scenes
 from vla_razor.policies import Decisions, Policy, scripted_google
 from vla_razor.policies.motion import DOWN, PITCHED
-from vla_razor.policies.openvla.policy import OpenVLAPolicy
+from vla_razor.policies.openvla.policy import PrismaticPolicy
 from vla_razor.policies.openvla.prismatic import PrismaticVLA
 from vla_razor.policies.openvla.tiny import make_tiny
 from vla_razor.policies.scripted import Corrected, ScriptedExpert
@@ -50,10 +50,10 @@ from vla_razor.policies.scripted_panda import (
     funnel,
     lift,
 )
-from vla_razor.recipes.sft import jittered, shifted
 from vla_razor.rollouts.rollout import Episode, make_vector_env, rollout
 from vla_razor.rollouts.starts import random_starts
 from vla_razor.statistics import Rate, wilson
+from vla_razor.training.algorithms.supervised import jittered, shifted
 
 KEY = "vla_razor_panda"
 LIMITS = np.array([TRANSLATION] * 3 + [ROTATION] * 3 + [1.0])
@@ -285,7 +285,7 @@ def clone(
     def loss() -> Tensor:
         rows = next(rows_of)
         chosen = tokens[rows] - first
-        fed = jittered(tokens[rows], first, arguments.jitter, generator)
+        fed = jittered(tokens[rows], model.action_ids, arguments.jitter, generator)
         pixels = pixels_of(model, frames.images[rows], generator)
         patches.clear()
         logits = model.action_logits(pixels, [prompts[i] for i in frames.instruction[rows]], fed)
@@ -345,7 +345,7 @@ def evaluate(model: PrismaticVLA, episodes: int, seed: int, greedy: bool) -> dic
     for scene in scenes(compose("eval", ["env=all"]).env):
         starts = random_starts(scene.tasks, episodes, seed)
         with closing(make_vector_env(scene, 48, 2, "cpu")) as envs:
-            done, _ = rollout(envs, OpenVLAPolicy(model, KEY, greedy=greedy), starts, hold=scene.hold, seed=seed)
+            done, _ = rollout(envs, PrismaticPolicy(model, KEY, greedy=greedy), starts, hold=scene.hold, seed=seed)
         for task in scene.tasks:
             ours = [episode for episode in done if episode.start.task == task]
             results[task] = wilson(sum(e.success_once for e in ours), len(ours))
@@ -500,7 +500,7 @@ def main() -> None:
     for number in range(1, arguments.rounds + 1):
 
         def correct(number: int = number) -> Frames:
-            acting = Privileged(Corrected(OpenVLAPolicy(model, KEY), ScriptedExpert(), guidance=0.1))
+            acting = Privileged(Corrected(PrismaticPolicy(model, KEY), ScriptedExpert(), guidance=0.1))
             counts = arguments.correction_episodes, arguments.can_corrections
             seed = 20_000 + 100 * number + arguments.seed
             return play(acting, *counts, seed, f"corrections {number}", arguments.without)

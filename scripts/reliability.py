@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from vla_razor.files import atomic_write, write_json
-from vla_razor.recipes.evaluate import in_words
 from vla_razor.statistics import PRIMARY, READINGS, Difference
+from vla_razor.tables import in_words
 
 SEEDS = range(5)
 MACHINES = list(product(("default", "avx2", "avx512"), (1, 2)))

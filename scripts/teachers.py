@@ -22,20 +22,19 @@ from rich.table import Table
 from vla_razor.config import compose, scenes
 from vla_razor.policies import Policy
 from vla_razor.policies.load import load_model
-from vla_razor.policies.openvla.policy import OpenVLAPolicy
+from vla_razor.policies.openvla.policy import PrismaticPolicy
 from vla_razor.policies.scripted import SKILLS, ScriptedExpert
-from vla_razor.recipes.evaluate import shown
-from vla_razor.recipes.training import log_distribution
 from vla_razor.rollouts.rollout import Episode, VectorEnv, make_vector_env, rollout
 from vla_razor.rollouts.starts import random_starts
 from vla_razor.statistics import mean_with_interval, wilson
+from vla_razor.tables import shown
 
 NOISE = 0.5
 STATES = 600
 """At most, of a teacher."""
 
 
-def unlikely(policy: OpenVLAPolicy, episodes: list[Episode], generator: torch.Generator) -> dict[str, float]:
+def unlikely(policy: PrismaticPolicy, episodes: list[Episode], generator: torch.Generator) -> dict[str, float]:
     """The mean over states of minus the base's log-probability of what was done there, with its 95% interval; the
     states of an episode count as one group.
     """
@@ -46,18 +45,16 @@ def unlikely(policy: OpenVLAPolicy, episodes: list[Episode], generator: torch.Ge
         chosen = [states[index] for index in batch]
         actions = np.stack([(e.actions if e.labels is None else e.labels)[t] for e, t in chosen])
         tokens = policy.model.tokenize(actions, policy.unnorm_key)
-        pixels = policy.model.processor.pixel_values([episode.images[t] for episode, t in chosen])
+        views = policy.views(np.stack([episode.images[t] for episode, t in chosen]))
         with torch.no_grad():
-            spread = log_distribution(
-                policy.model, pixels, policy.prompt_ids([e.instruction for e, _ in chosen]), tokens
-            )
-        own = spread.gather(-1, (tokens - policy.model.config.first_action_id)[..., None]).sum((1, 2))
+            said = policy.distribution(views, policy.prompt_ids([e.instruction for e, _ in chosen]), tokens)
+        own = said.log_prob(tokens).sum(1)
         for (episode, _), value in zip(chosen, own.tolist(), strict=True):
             by_episode.setdefault(id(episode), []).append(-value)
     return mean_with_interval(list(by_episode.values()))._asdict()
 
 
-def teachers(policy: OpenVLAPolicy, verbs: set[str]) -> Iterator[tuple[str, Policy, Policy]]:
+def teachers(policy: PrismaticPolicy, verbs: set[str]) -> Iterator[tuple[str, Policy, Policy]]:
     """A name, who acts undisturbed, and who acts disturbed; the base first."""
     yield "the base itself", policy, policy
     for style, skills in SKILLS["panda"].items():
@@ -72,7 +69,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="file to write the numbers to")
     arguments = parser.parse_args()
-    policy = OpenVLAPolicy(load_model(arguments.policy))
+    policy = PrismaticPolicy(load_model(arguments.policy))
     generator = torch.Generator().manual_seed(arguments.seed)
     table = Table("task", "teacher", "success", f"{NOISE:.0%} of steps disturbed", "nats an action [95%]")
     rows: list[dict[str, Any]] = []
@@ -90,7 +87,7 @@ def main() -> None:
 
 
 def row(
-    policy: OpenVLAPolicy,
+    policy: PrismaticPolicy,
     envs: VectorEnv,
     starts: list[Any],
     scene: Any,

@@ -13,7 +13,7 @@ from tests.recipes.support import random_demonstration, write_store
 from vla_razor import public
 from vla_razor.errors import UserError
 from vla_razor.policies.load import load_model
-from vla_razor.policies.openvla.policy import OpenVLAPolicy
+from vla_razor.policies.openvla.policy import PrismaticPolicy
 from vla_razor.rollouts import demonstrations, probe_set
 
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -51,11 +51,11 @@ def test_demonstrations_are_read(tmp_path: Path) -> None:
 def test_forward_kl_is_that_of_the_distributions_at_the_bases_own_tokens() -> None:
     images = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)
     asked = ["pick coke can", "open top drawer"] * 2
-    base, hot = OpenVLAPolicy(load_model("tiny")), OpenVLAPolicy(load_model("tiny"))
+    base, hot = PrismaticPolicy(load_model("tiny")), PrismaticPolicy(load_model("tiny"))
     hot.model.config.temperature = 2 * base.model.config.temperature
     found = vla_razor.forward_kl(base, hot, torch.from_numpy(images), asked, seed=3)
     probe = probe_set.of_observations(base, images, asked, seed=3)
-    cold, warm = (probe_set.action_log_probs(m.model, images, probe.input_ids, probe.tokens) for m in (base, hot))
+    cold, warm = (probe_set.action_outputs(m, images, probe.input_ids, probe.tokens)[0] for m in (base, hot))
     expected = torch.nn.functional.kl_div(warm, cold, log_target=True, reduction="none").sum((1, 2)).mean()
     assert found["per_action"] == pytest.approx(expected.item(), rel=1e-4) and found["states"] == 4
     assert vla_razor.forward_kl(base, base, images, asked)["per_action"] == pytest.approx(0, abs=1e-6)
@@ -65,13 +65,13 @@ def test_forward_kl_is_that_of_the_distributions_at_the_bases_own_tokens() -> No
 
 def test_the_base_of_an_adapter_is_the_model_below_it() -> None:
     images, asked = np.zeros((2, 64, 64, 3), np.uint8), ["pick coke can"] * 2
-    adapted = OpenVLAPolicy(load_model("tiny").add_lora(2, generator=torch.Generator().manual_seed(0)))
+    adapted = PrismaticPolicy(load_model("tiny").add_lora(2, generator=torch.Generator().manual_seed(0)))
     assert vla_razor.forward_kl(None, adapted, images, asked)["per_action"] == pytest.approx(0, abs=1e-6)
     with torch.no_grad():
         for name, parameter in adapted.model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(0, 0.05, generator=torch.Generator().manual_seed(1))
-    base = OpenVLAPolicy(load_model("tiny"))
+    base = PrismaticPolicy(load_model("tiny"))
     below, beside = (vla_razor.forward_kl(one, adapted, images, asked)["per_action"] for one in (None, base))
     assert below == pytest.approx(beside, rel=1e-4) and below > 0
     with pytest.raises(UserError, match="base=None is for an adapter"):

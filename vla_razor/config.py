@@ -22,6 +22,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Transformer
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from vla_razor import suites
 from vla_razor.errors import UserError, nearest
@@ -61,6 +63,11 @@ _WHOLE = Rule(int, lambda value: value >= 0, "a whole number, at least 0")
 _POSITIVE = Rule(float, lambda value: 0 < value < float("inf"), "a number above 0")
 _NUMBER = Rule(float, lambda value: 0 <= value < float("inf"), "a number, at least 0")
 _MAPPING = Rule(dict, lambda _: True, "a mapping, as in {a: 1}")
+_COEFFICIENTS = Rule(
+    dict,
+    lambda value: all(type(v) in (int, float) and v >= 0 for v in value.values()),
+    "a mapping to numbers, at least 0, as in {package.module:Class: 0.1}",
+)
 _BUDGET = Rule(float, lambda value: 0 < value < 1, "a number above 0 and below 1")
 _SHARE = Rule(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 _GRID = Rule(
@@ -109,6 +116,7 @@ _KEYS = {
 }
 RULES: dict[str, Rule] = {
     **{key: rule for rule, keys in _KEYS.items() for key in keys.split()},
+    "penalties": _COEFFICIENTS,
     "seeds": _SEEDS,
     "lengths": _LENGTHS,
     "widths": _WIDTHS,
@@ -545,7 +553,7 @@ def _assign(config: DictConfig, verb: str, key: str, text: str) -> None:
     nullable = key in NULLABLE or f"{verb}.{key}" in NULLABLE
     if not (value is None and nullable) and not (_is_a(value, rule.type) and rule.holds(value)):
         raise UserError(f"bad value {key}={text}: expected {rule.expected}{' | null' if nullable else ''}.")
-    OmegaConf.update(config, key, value, merge=rule is not _MAPPING)  # a mapping with a rule is replaced as a whole
+    OmegaConf.update(config, key, value, merge=rule.type is not dict)  # a mapping with a rule is replaced as a whole
 
 
 def _some_of(key: str, tasks: DictConfig, names: Iterable[Any]) -> dict[str, Any]:
@@ -579,15 +587,19 @@ def _rule_of(value: Any) -> Rule:
 
 
 def _parse(text: str, rule: Rule) -> Any:
-    """Texts are taken as they stand, quoted or not, so that any path will do; all else follows Hydra's grammar."""
+    """Texts are taken as they stand, quoted or not, so that any path will do. Mappings are YAML, in which a key may
+    hold a colon, as `module:Class` does; all else follows Hydra's grammar.
+    """
     if text == "null":
         return None
     if rule.type is str:
         text = text.replace("${", "\\${")
         return text[1:-1] if len(text) >= 2 and text[0] == text[-1] and text[0] in "'\"" else text
     try:
+        if rule.type is dict and text.startswith("{"):
+            return OmegaConf.to_container(OmegaConf.create(text))
         override = OverridesParser.create().parse_override(f"key={text}")
-    except HydraException:
+    except (HydraException, YAMLError, OmegaConfBaseException):
         return text
     return text if override.is_sweep_override() else override.value()
 

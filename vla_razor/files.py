@@ -68,6 +68,11 @@ def atomic_folder(path: Path, fill: Callable[[Path], object]) -> None:
     shutil.rmtree(earlier, ignore_errors=True)  # there is none where nothing was replaced
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file with one JSON object a line."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def write_json(path: Path, value: Any) -> None:
     """`atomic_write` of a JSON document. Numbers that are not finite become null: JSON has no word for them."""
     atomic_write(path, json.dumps(finite(value), indent=2).encode() + b"\n")

@@ -17,8 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from vla_razor.config import compose, scenes
 from vla_razor.errors import UserError, nearest
 from vla_razor.policies import Policy
-from vla_razor.policies.openvla.policy import OpenVLAPolicy
-from vla_razor.recipes.evaluate import open_policy
+from vla_razor.policies.opening import open_policy
+from vla_razor.policies.trainable import Trainable
 from vla_razor.rollouts import evaluation, probe_set
 from vla_razor.rollouts import rollout as rollouts
 from vla_razor.rollouts.demonstrations import Demonstrations
@@ -179,19 +179,19 @@ def forward_kl(
     (True, True)
     """
     for one in (tuned, base):
-        if one is not None and not isinstance(one, OpenVLAPolicy):
+        if one is not None and not isinstance(one, Trainable):
             raise UserError(f"forward KL needs two distributions: {one.name} only acts.")
-    assert isinstance(tuned, OpenVLAPolicy)
+    assert isinstance(tuned, Trainable)
     pictures = images.cpu().numpy() if isinstance(images, torch.Tensor) else np.asarray(images)
     if base is not None:
-        assert isinstance(base, OpenVLAPolicy)
+        assert isinstance(base, Trainable)
         probe = probe_set.of_observations(base, pictures, instructions, seed)
-    elif tuned.model.has_adapter:
-        with tuned.model.adapter_disabled():
+    elif tuned.has_adapter:
+        with tuned.adapter_disabled():
             probe = probe_set.of_observations(tuned, pictures, instructions, seed)
     else:
         raise UserError(f"base=None is for an adapter, the base being the model below it; {tuned.name} is none.")
-    return probe_set.measure(tuned.model, probe)
+    return probe_set.measure(tuned, probe)
 
 
 def read_results(*folders: str | Path) -> Study:

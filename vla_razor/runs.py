@@ -14,13 +14,10 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
@@ -28,11 +25,10 @@ from typing import Any, Self, cast
 from filelock import BaseFileLock, FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-import vla_razor
 from vla_razor.errors import UserError
 from vla_razor.files import ASIDE, atomic_folder, atomic_write, full_disk_reported, remove_unfinished, write_json
+from vla_razor.provenance import git_commit, versions
 from vla_razor.trackers import Tracker, check, make_tracker
-from vla_razor_envs import assets
 
 SCHEMA = 2
 LATER: dict[str, dict[str, Any]] = {
@@ -46,7 +42,6 @@ LATER: dict[str, dict[str, Any]] = {
     "interpolate": {"base": None},
 }
 """By verb: settings that runs begun before there were such keys lack, and what they were then."""
-PACKAGES = ("torch", "transformers", "timm", "peft", "trl", "lm_eval", "mani_skill", "sapien", "gymnasium", "numpy")
 
 
 class Run:
@@ -267,39 +262,6 @@ def read_config(path: Path) -> DictConfig:
     if not isinstance(config, DictConfig) or "verb" not in config:
         raise UserError(f"{path} is not a run's configuration: expected settings with a verb.")
     return _settings(config)
-
-
-def versions(robot: str | None = None) -> dict[str, str]:
-    """Installed versions of what decides the numbers, without importing any of it; `real2sim` are the files of the
-    original simulation, and whether the can stands on its stage. SimplerEnv itself (simpler_env) has files of its own.
-    """
-    found = {"vla_razor": vla_razor.__version__, "python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    if robot != "simpler_env" and (files := assets.version()):
-        found["real2sim"] = files
-    return found
-
-
-def git_commit() -> str | None:
-    """The commit this code is checked out at, "-dirty" added where files differ from it; None outside its
-    repository.
-    """
-    root = Path(vla_razor.__file__).resolve().parent.parent
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-    try:
-        if Path(git("rev-parse", "--show-toplevel")) != root:
-            return None
-        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def _locked(path: Path) -> BaseFileLock:

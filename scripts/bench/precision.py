@@ -26,15 +26,16 @@ from rich.console import Console
 from rich.table import Table
 
 from vla_razor.config import compose
-from vla_razor.core import losses
 from vla_razor.policies.load import load_model
-from vla_razor.policies.openvla.policy import OpenVLAPolicy
+from vla_razor.policies.openvla.policy import PrismaticPolicy
 from vla_razor.policies.openvla.prismatic import PrismaticVLA
-from vla_razor.recipes import collect, sft, training
-from vla_razor.recipes.training import Trainer
+from vla_razor.recipes import collect
 from vla_razor.rollouts import demonstrations
 from vla_razor.rollouts.demonstrations import Demonstrations
 from vla_razor.runs import Run
+from vla_razor.training.algorithms import sft, supervised
+from vla_razor.training.base import open_policies
+from vla_razor.training.trainer import Trainer
 
 DTYPES = ("float32", "bfloat16")
 EVALUATED = 1000
@@ -62,14 +63,13 @@ def settings_of(arguments: argparse.Namespace, dtype: str, rate: float) -> DictC
 def trained(config: DictConfig, data: Demonstrations, updates: int, folder: Path) -> PrismaticVLA:
     """The policy after so many updates, as `vla-razor sft` makes them, in float32."""
     with Run.create(folder / "run", config, "sft") as run:
-        model, base = training.open_models(config, run)
-    policy = OpenVLAPolicy(model, config.unnorm_key)
+        policy, _ = open_policies(config, run)
     tokens = policy.tokenize(data.actions, data.episode)
-    trainer = Trainer(model, config, updates)
+    trainer = Trainer(policy, config, updates)
     while not trainer.done:
         rows = sft.batch(config, trainer.step, len(tokens), len(tokens))
-        sft.learn(policy, trainer, config, data, tokens, rows, base)
-    model.save_pretrained(folder / "policy")
+        supervised.learn(policy, trainer, config, data, tokens, rows)
+    policy.save(folder / "policy")
     return load_model(folder / "policy")
 
 
@@ -78,14 +78,13 @@ def loss_of(model: PrismaticVLA, data: Demonstrations, batch_size: int = 64) -> 
     """Cross-entropy on a thousand states of the demonstrations (or all), in nats a token, at the policy's own
     temperature.
     """
-    policy = OpenVLAPolicy(model)
+    policy = PrismaticPolicy(model)
     tokens = policy.tokenize(data.actions, data.episode)
     chosen, total = torch.arange(0, len(tokens), max(1, len(tokens) // EVALUATED)), 0.0
     for rows in chosen.split(batch_size):
-        pixels = model.processor.pixel_values(data.images[rows.numpy()])
         prompts = policy.prompt_ids([data.instructions[row] for row in rows.tolist()])
-        logits = model.action_logits(pixels, prompts, tokens[rows]) / model.config.temperature
-        total += float(losses.cross_entropy(logits, tokens[rows] - model.config.first_action_id)) * len(rows)
+        said = policy.distribution(policy.views(data.images[rows.numpy()]), prompts, tokens[rows])
+        total += float(said.cross_entropy(tokens[rows])) * len(rows)
     return total / len(chosen)
 
 

@@ -29,10 +29,13 @@ from rich.table import Table
 
 from vla_razor.config import compose
 from vla_razor.policies import load
-from vla_razor.policies.openvla.policy import OpenVLAPolicy
-from vla_razor.recipes import rl, training
+from vla_razor.policies.opening import open_model
+from vla_razor.policies.openvla.policy import PrismaticPolicy
 from vla_razor.rollouts.rollout import Timing, make_vector_env, rollout
 from vla_razor.rollouts.starts import random_starts
+from vla_razor.training.algorithms import reinforce
+from vla_razor.training.penalties import Penalties
+from vla_razor.training.trainer import Trainer
 
 TARGET_STEPS_PER_SECOND = 200
 TARGET_REST = 0.2
@@ -43,7 +46,7 @@ ROUNDS_OF_EPISODES = 7
 class Metered:
     """A policy that counts its CPU seconds."""
 
-    def __init__(self, policy: OpenVLAPolicy) -> None:
+    def __init__(self, policy: PrismaticPolicy) -> None:
         self.policy, self.name, self.seconds = policy, policy.name, 0.0
 
     def act(self, *arguments: Any) -> Any:
@@ -53,7 +56,9 @@ class Metered:
         return decisions
 
 
-def measure_loop(config: DictConfig, policy: OpenVLAPolicy, num_envs: int, episodes: int, rounds: int) -> list[Timing]:
+def measure_loop(
+    config: DictConfig, policy: PrismaticPolicy, num_envs: int, episodes: int, rounds: int
+) -> list[Timing]:
     """The timings of `rounds` times `episodes` episodes, after a warm-up."""
     with closing(make_vector_env(config.env, num_envs, config.num_workers, "cpu")) as envs:
         starts = random_starts(config.env.tasks, episodes, config.seed)
@@ -62,21 +67,21 @@ def measure_loop(config: DictConfig, policy: OpenVLAPolicy, num_envs: int, episo
         return [rollout(envs, policy, starts, **settings)[1] for _ in range(rounds)]
 
 
-def measure_iterations(config: DictConfig, policy: OpenVLAPolicy, count: int) -> dict[str, float]:
+def measure_iterations(config: DictConfig, policy: PrismaticPolicy, count: int) -> dict[str, float]:
     """Seconds an iteration of REINFORCE, CPU seconds by phase, and environment steps a second while rolling out,
     averaged over `count` iterations after one to warm up.
     """
-    trainer = training.Trainer(policy.model, config, count + 1)
+    trainer, penalties = Trainer(policy, config, count + 1), Penalties([])
     metered: Any = Metered(policy)
     timing, gradient = Timing(), 0.0
     with closing(make_vector_env(config.env, config.num_envs, config.num_workers, "cpu")) as envs:
         workers: Any = envs
-        rl.learn(policy, trainer, config, *rl.gather(envs, policy, config, trainer.step))
+        reinforce.learn(policy, trainer, config, *reinforce.gather(envs, policy, config, trainer.step), penalties)
         begin, before = time.perf_counter(), sum(workers.busy_seconds)
         for _ in range(count):
-            episodes, spent = rl.gather(envs, metered, config, trainer.step)
+            episodes, spent = reinforce.gather(envs, metered, config, trainer.step)
             timing, cpu = timing + spent, time.process_time()
-            rl.learn(policy, trainer, config, episodes, spent)
+            reinforce.learn(policy, trainer, config, episodes, spent, penalties)
             gradient += time.process_time() - cpu
         seconds = time.perf_counter() - begin
         simulation = sum(workers.busy_seconds) - before
@@ -88,7 +93,7 @@ def measure_iterations(config: DictConfig, policy: OpenVLAPolicy, count: int) ->
     }
 
 
-def measure_placement(config: DictConfig, policy: OpenVLAPolicy) -> dict[str, float]:
+def measure_placement(config: DictConfig, policy: PrismaticPolicy) -> dict[str, float]:
     """Milliseconds an action for `num_envs` observations, at best: decided in this process, and by a one-thread copy of
     the policy in each of `num_workers` processes, side by side.
     """
@@ -112,14 +117,14 @@ def measure_placement(config: DictConfig, policy: OpenVLAPolicy) -> dict[str, fl
 def _open_copy(name: str, side: int) -> None:
     global _copy
     torch.set_num_threads(1)
-    _copy = OpenVLAPolicy(load.load_model(name)), side
+    _copy = PrismaticPolicy(load.load_model(name)), side
 
 
 def _act_in_copy(count: int) -> None:
     _act(*_copy, count)
 
 
-def _act(policy: OpenVLAPolicy, side: int, count: int) -> None:
+def _act(policy: PrismaticPolicy, side: int, count: int) -> None:
     images = np.full((count, side, side, 3), 127, np.uint8)
     policy.act(images, ["pick coke can"] * count, [{}] * count, [np.random.default_rng(0)] * count)
 
@@ -142,7 +147,7 @@ def main() -> None:
             f"num_workers={arguments.workers}",
         ],
     )
-    policy = OpenVLAPolicy(training.open_model(config.policy, config), config.unnorm_key, robot=config.robot)
+    policy = PrismaticPolicy(open_model(config.policy, config), config.unnorm_key, robot=config.robot)
     single = measure_loop(config, policy, 1, 4, ROUNDS_OF_EPISODES)
     batched = measure_loop(config, policy, config.num_envs, 2 * config.num_envs, ROUNDS_OF_EPISODES)
     iteration = measure_iterations(config, policy, arguments.iterations)

@@ -7,7 +7,7 @@ import pytest
 from vla_razor.config import compose, scenes
 from vla_razor.policies.load import TINY
 from vla_razor.policies.openvla import OpenVLA
-from vla_razor.policies.openvla.policy import OpenVLAPolicy
+from vla_razor.policies.openvla.policy import PrismaticPolicy
 from vla_razor.rollouts.rollout import make_vector_env, rollout
 from vla_razor.rollouts.starts import random_starts
 
@@ -27,7 +27,7 @@ def test_sampling_costs_it_little_but_where_it_has_a_choice() -> None:
         starts = random_starts(scene.tasks, EPISODES[scene.name], seed=2)
         with closing(make_vector_env(scene, 24, 2, "cpu")) as envs:
             for greedy in (False, True):
-                policy = OpenVLAPolicy(model, robot="panda", greedy=greedy)
+                policy = PrismaticPolicy(model, robot="panda", greedy=greedy)
                 episodes, _ = rollout(envs, policy, starts, hold=scene.hold, seed=2)
                 rates[scene.name, greedy] = sum(episode.success_at_end for episode in episodes) / len(episodes)
     assert rates["drawer", False] > 0.85

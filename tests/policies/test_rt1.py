@@ -15,9 +15,8 @@ from typer.testing import CliRunner
 from vla_razor import cli
 from vla_razor.config import compose
 from vla_razor.errors import RunFailed, UserError
-from vla_razor.policies import rt1
+from vla_razor.policies import opening, rt1
 from vla_razor.policies.rt1 import PYTHON, WORKER, RT1Policy, environment_actions
-from vla_razor.recipes import evaluate
 
 ROOT = Path(__file__).resolve().parents[2]
 CAN, DRAWER = "pick coke can", "open top drawer"
@@ -200,7 +199,7 @@ def test_missing_embeddings_are_refused_with_what_they_are(tmp_path: Path) -> No
 def test_rt1_acts_on_the_google_robot_alone(tmp_path: Path) -> None:
     (tmp_path / "saved_model.pb").touch()
     with pytest.raises(UserError, match="add robot=google_robot"):
-        evaluate.open_policy(str(tmp_path), compose("eval", []))
+        opening.open_policy(str(tmp_path), compose("eval", []))
 
 
 def test_a_small_gripper_change_is_none_and_the_first_of_three_ends_the_episode() -> None:

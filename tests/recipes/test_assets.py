@@ -13,8 +13,9 @@ from omegaconf import OmegaConf
 from typer.testing import CliRunner
 
 from vla_razor import cli
+from vla_razor.provenance import versions
 from vla_razor.recipes import assets
-from vla_razor.runs import Run, versions
+from vla_razor.runs import Run
 from vla_razor_envs import assets as files
 
 CONTENTS = {"LICENSE": b"terms", "robot/arm one.obj": b"mesh" * 1000, "stage.glb": b"stage"}

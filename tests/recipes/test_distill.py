@@ -11,12 +11,12 @@ import torch
 from tests.recipes.support import INSTRUCTION, CommandLine, assert_same_end, metrics, small_policy
 from vla_razor import config
 from vla_razor.policies.load import TINY
-from vla_razor.policies.openvla.policy import OpenVLAPolicy
+from vla_razor.policies.openvla.policy import PrismaticPolicy
 from vla_razor.policies.scripted import Corrected, ScriptedExpert
-from vla_razor.recipes import distill, sft
-from vla_razor.recipes.training import Trainer
 from vla_razor.rollouts.rollout import Episode
 from vla_razor.rollouts.starts import Start
+from vla_razor.training.algorithms import distillation, supervised
+from vla_razor.training.trainer import Trainer
 
 
 def info(x: float) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def draws(rows: int) -> list[np.random.Generator]:
 
 
 def test_the_policy_acts_and_the_expert_is_imitated() -> None:
-    policy, expert = OpenVLAPolicy(small_policy()), ScriptedExpert()
+    policy, expert = PrismaticPolicy(small_policy()), ScriptedExpert()
     images, asked = np.zeros((2, 64, 64, 3), np.uint8), [INSTRUCTION] * 2
     infos = [info(0.1), info(-0.1)]
     alone = policy.act(images, asked, infos, draws(2))
@@ -47,15 +47,15 @@ def test_the_policy_acts_and_the_expert_is_imitated() -> None:
 
 
 def test_the_expert_takes_a_share_of_the_steps_that_falls_to_none() -> None:
-    policy, expert = OpenVLAPolicy(small_policy()), ScriptedExpert()
+    policy, expert = PrismaticPolicy(small_policy()), ScriptedExpert()
     images, asked, infos = np.zeros((64, 64, 64, 3), np.uint8), [INSTRUCTION] * 64, [info(0.1)] * 64
     wanted = expert.wanted(asked, infos)
     for guidance, fewest, most in ((0.0, 0, 0), (0.5, 20, 44), (1.0, 64, 64)):
         decided = Corrected(policy, expert, guidance).act(images, asked, infos, draws(64))
         assert fewest <= (decided.actions[:, 0] == wanted).all(1).sum() <= most
     chosen = config.compose("distill", ["iterations=3", "guidance=0.4"])
-    assert [distill.guidance_at(chosen, n) for n in range(3)] == pytest.approx([0.4, 0.2, 0])
-    assert distill.guidance_at(config.compose("distill", ["iterations=1"]), 0) == 0
+    assert [distillation.guidance_at(chosen, n) for n in range(3)] == pytest.approx([0.4, 0.2, 0])
+    assert distillation.guidance_at(config.compose("distill", ["iterations=1"]), 0) == 0
 
 
 @pytest.mark.parametrize(("tilt", "undone"), [(0.1, 0.0), (0.2, -0.2)])
@@ -63,7 +63,7 @@ def test_a_tilt_that_no_image_shows_is_not_to_be_undone(tilt: float, undone: flo
     images, asked = np.zeros((1, 64, 64, 3), np.uint8), [INSTRUCTION]
     tilted = info(0.1)
     tilted["tcp_pose"][3:] = [np.sin(-tilt / 2), np.cos(tilt / 2), 0, 0]  # straight down is half a turn about x
-    decided = Corrected(OpenVLAPolicy(small_policy()), ScriptedExpert()).act(images, asked, [tilted], draws(1))
+    decided = Corrected(PrismaticPolicy(small_policy()), ScriptedExpert()).act(images, asked, [tilted], draws(1))
     assert decided.labels is not None
     np.testing.assert_allclose(decided.labels[0, 3:6], [undone, 0, 0], atol=1e-6)
 
@@ -86,24 +86,24 @@ def episode(seed: int, lost: bool = False) -> Episode:
 
 
 def test_what_is_learned_are_the_experts_actions_at_the_visited_states() -> None:
-    visited = distill.states_of([episode(0), episode(1, lost=True), episode(2)])
+    visited = distillation.states_of([episode(0), episode(1, lost=True), episode(2)])
     np.testing.assert_array_equal(visited.images, np.concatenate([episode(0).images, episode(2).images]))
     assert visited.episode.tolist() == [0] * 4 + [1] * 4
-    policy = OpenVLAPolicy(small_policy())
+    policy = PrismaticPolicy(small_policy())
     chosen = config.compose("distill", ["learning_rate=3e-3", "device=cpu", "warmup_steps=0"])
     tokens, trainer = policy.tokenize(visited.actions, visited.episode), Trainer(policy.model, chosen, 10)
     assert len(tokens.unique(dim=0)) == 1
     rows = torch.arange(len(tokens))
-    losses = [sft.learn(policy, trainer, chosen, visited, tokens, rows)["loss"] for _ in range(10)]
+    losses = [supervised.learn(policy, trainer, chosen, visited, tokens, rows)["loss"] for _ in range(10)]
     assert losses[-1] < losses[0] - 1
 
 
 def test_every_state_is_learned_once_before_any_comes_again() -> None:
     chosen = config.compose("distill", ["updates=3", "batch_size=4"])
-    found = list(distill.batches(chosen, 0, 10))
+    found = list(distillation.batches(chosen, 0, 10))
     assert [len(rows) for rows in found] == [4, 4, 4]
     assert torch.cat(found)[:10].sort().values.tolist() == list(range(10))
-    assert not torch.equal(found[0], next(distill.batches(chosen, 1, 10)))
+    assert not torch.equal(found[0], next(distillation.batches(chosen, 1, 10)))
 
 
 @pytest.mark.slow

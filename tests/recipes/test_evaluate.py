@@ -11,10 +11,12 @@ from rich.console import Console
 
 from vla_razor import config
 from vla_razor.errors import UserError
+from vla_razor.policies import opening
 from vla_razor.policies.openvla.tiny import make_tiny
 from vla_razor.recipes import evaluate
 from vla_razor.runs import Run
 from vla_razor.statistics import Success, policy_summary, wilson
+from vla_razor.tables import report
 
 STATISTICS = {"q01": [-0.07] * 3 + [-0.25] * 3 + [-1.0], "q99": [0.07] * 3 + [0.25] * 3 + [1.0], "mask": [True] * 7}
 
@@ -68,8 +70,8 @@ def test_greedy_evaluation_has_its_own_name(tmp_path: Path) -> None:
 
 def test_the_temperature_is_the_policys_own_unless_given(tmp_path: Path) -> None:
     policy = untrained(tmp_path / "policy")
-    assert evaluate.open_model(policy, settings()).config.temperature == 1
-    assert evaluate.open_model(policy, settings("temperature=0.5")).config.temperature == 0.5
+    assert opening.open_model(policy, settings()).config.temperature == 1
+    assert opening.open_model(policy, settings("temperature=0.5")).config.temperature == 0.5
 
 
 def test_what_a_run_taught_is_new_and_everything_else_prior(tmp_path: Path) -> None:
@@ -107,7 +109,7 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     }
     comparison = {"tasks": dict.fromkeys(("pick_can", "open_top_drawer"), pair), "prior_mean": {"episodes": 0}}
     comparison["tasks"]["close_top_drawer"] = pair
-    evaluate.report(Console(width=100), Path("run"), {"a": entry, "b": entry}, comparison)
+    report(Console(width=100), Path("run"), {"a": entry, "b": entry}, comparison)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.count("│") > 3]
     once, at_end, *_, prior, prior_end = lines
     assert "pick_can" in once and once.count("6 of 20  30% [15, 52]") == 2 and "+20% [-10, +40]" in once

@@ -12,6 +12,7 @@ from vla_razor import cli
 from vla_razor.config import compose
 from vla_razor.errors import UserError
 from vla_razor.policies.load import load_model
+from vla_razor.policies.openvla.policy import PrismaticPolicy
 from vla_razor.policies.openvla.tiny import make_tiny
 from vla_razor.recipes import interpolate as interpolate_recipe
 from vla_razor.rollouts import probe_set
@@ -77,8 +78,9 @@ def test_a_policy_between_is_a_measured_run_for_a_sweeps_table(
     model, images = load_model(base), np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)
     prompts = model.processor.prompt_ids(["pick can"] * 4)
     tokens = model.config.first_action_id + torch.arange(7).repeat(4, 1)
-    origin = probe_set.origin_of(model, config.env, states=4, seed=0)
-    log_probs, hidden = probe_set.action_outputs(model, images, prompts, tokens)
+    policy = PrismaticPolicy(model)
+    origin = probe_set.origin_of(policy, config.env, states=4, seed=0)
+    log_probs, hidden = probe_set.action_outputs(policy, images, prompts, tokens)
     probe = ProbeSet(images, prompts, tokens, log_probs, torch.arange(4), origin, hidden)
     probe_set.save_to(tmp_path / "cache" / "probe_sets" / origin.key, probe)
     small_policy(1).save_pretrained(tmp_path / "tuned" / "step_7")

@@ -9,13 +9,15 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
+from tests.recipes.support import ACTION
 from vla_razor import config
 from vla_razor.errors import UserError
+from vla_razor.policies.openvla.policy import PrismaticPolicy
 from vla_razor.policies.openvla.prismatic import PrismaticVLA
 from vla_razor.policies.openvla.tiny import make_tiny
 from vla_razor.recipes import kl
 from vla_razor.rollouts import probe_set
-from vla_razor.rollouts.probe_set import ProbeSet, action_log_probs
+from vla_razor.rollouts.probe_set import ProbeSet, action_outputs
 from vla_razor.runs import Run
 
 STATES = 6
@@ -26,14 +28,17 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PrismaticVLA:
     """The base, saved to `base`, with its probe set in a cache of the test's own."""
     monkeypatch.setattr(probe_set, "cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setattr(probe_set, "make_vector_env", None)
-    model = make_tiny(["pick can"], torch.Generator().manual_seed(0))
+    model = make_tiny(
+        ["pick can"], torch.Generator().manual_seed(0), norm_stats={"vla_razor_panda": {"action": ACTION}}
+    )
     model.save_pretrained(tmp_path / "base")
     images = np.random.default_rng(0).integers(0, 256, (STATES, 64, 64, 3), np.uint8)
     prompts = model.processor.prompt_ids(["pick can"] * STATES)
     pixels = model.processor.pixel_values(images)
     tokens = model.sample_actions(pixels, prompts, 1.0, torch.Generator().manual_seed(0)).tokens
-    origin = probe_set.origin_of(model, settings().env, states=STATES, seed=0)
-    log_probs = action_log_probs(model, images, prompts, tokens)
+    policy = PrismaticPolicy(model)
+    origin = probe_set.origin_of(policy, settings().env, states=STATES, seed=0)
+    log_probs, _ = action_outputs(policy, images, prompts, tokens)
     probe = ProbeSet(images, prompts, tokens, log_probs, torch.arange(STATES), origin)
     probe_set.save_to(tmp_path / "cache" / origin.key, probe)
     return model
@@ -102,6 +107,6 @@ def test_one_scene_at_a_time(tmp_path: Path) -> None:
 
 def test_a_probe_set_of_another_base_is_not_used(base: PrismaticVLA, tmp_path: Path) -> None:
     """The cache is asked by the base's fingerprint: a changed base finds nothing, and goes to collect."""
-    origin = probe_set.origin_of(nudged(base), settings().env, states=STATES, seed=0)
+    origin = probe_set.origin_of(PrismaticPolicy(nudged(base)), settings().env, states=STATES, seed=0)
     assert not (tmp_path / "cache" / origin.key).exists()
     assert replace(origin, base="x").key != origin.key

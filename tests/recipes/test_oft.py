@@ -13,13 +13,14 @@ from tests.recipes.support import ACTION, INSTRUCTION, CommandLine, metrics
 from vla_razor import config
 from vla_razor.errors import UserError
 from vla_razor.policies.load import load_model
-from vla_razor.policies.openvla.policy import OpenVLAPolicy
+from vla_razor.policies.openvla.policy import PrismaticPolicy
 from vla_razor.policies.openvla_oft import OpenVLAOFT
 from vla_razor.policies.openvla_oft.tiny import make_tiny_oft
-from vla_razor.recipes import plan, sft
-from vla_razor.recipes.training import Trainer
+from vla_razor.recipes import plan
 from vla_razor.rollouts import demonstrations, probe_set
 from vla_razor.rollouts.probe_set import Origin, ProbeSet
+from vla_razor.training.algorithms import supervised
+from vla_razor.training.trainer import Trainer
 
 QUICK = ("batch_size=16", "warmup_steps=2", "probe_every=0", "eval_episodes=0", "logger=none", "device=cpu")
 
@@ -44,11 +45,11 @@ def test_it_learns_from_demonstrations(demos: Path, rank: int) -> None:
     model = twin()
     if rank:
         model.add_lora(rank, 8, generator=torch.Generator().manual_seed(0))
-    policy, data = OpenVLAPolicy(model), demonstrations.load(demos, settings.env)
+    policy, data = PrismaticPolicy(model), demonstrations.load(demos, settings.env)
     tokens, trainer = policy.tokenize(data.actions, data.episode), Trainer(model, settings, 8)
     assert tokens.shape == (48, 56)
     rows = torch.arange(48)
-    losses = [sft.learn(policy, trainer, settings, data, tokens, rows)["loss"] for _ in range(8)]
+    losses = [supervised.learn(policy, trainer, settings, data, tokens, rows)["loss"] for _ in range(8)]
     assert losses[0] == pytest.approx(np.log(256), abs=0.3)
     assert losses[-1] < losses[0] - 0.1
 
@@ -65,7 +66,7 @@ def test_forward_kl_is_the_sum_over_a_decisions_tokens() -> None:
     tokens = before.sample_actions(pixels, prompts, 1.0, torch.Generator().manual_seed(0)).tokens
     origin = Origin("base", "can", "{}", None, 1.0, 0, 5)
     probe = ProbeSet(images, prompts, tokens, log_p, torch.zeros(5, dtype=torch.long), origin)
-    measured = probe_set.measure(after, probe)
+    measured = probe_set.measure(PrismaticPolicy(after), probe)
     expected = F.kl_div(log_q, log_p, log_target=True, reduction="none").sum((1, 2)).mean()
     assert measured["per_action"] == pytest.approx(expected.item(), rel=1e-3) and expected > 0
     assert measured["per_token"] == pytest.approx(measured["per_action"] / 56)

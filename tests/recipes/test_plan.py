@@ -9,18 +9,23 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from tests.recipes.support import peak_of, small_policy
+from tests.recipes.support import ACTION, peak_of, small_policy
 from vla_razor import cli
 from vla_razor.config import compose
 from vla_razor.devices import CARDS, Card
-from vla_razor.policies.openvla.policy import OpenVLAPolicy
+from vla_razor.policies.openvla.policy import PrismaticPolicy
 from vla_razor.policies.openvla.prismatic import PrismaticVLA
 from vla_razor.policies.openvla.tiny import make_tiny
-from vla_razor.recipes import plan, sft, training
+from vla_razor.recipes import plan
 from vla_razor.recipes.footprint import OVERHEAD, card_named
 from vla_razor.recipes.plan import PolicyFootprint
 from vla_razor.rollouts import demonstrations
 from vla_razor.runs import Run
+from vla_razor.training.algorithms import supervised
+from vla_razor.training.base import Base, open_policies
+from vla_razor.training.penalties import Penalties
+from vla_razor.training.penalties.kl import ForwardKL
+from vla_razor.training.trainer import Trainer
 
 SIZES: dict[str, Any] = {
     "tiny": {"hidden": 128, "layers": 3, "heads": 4, "intermediate": 320},
@@ -38,16 +43,20 @@ def trained(model: PrismaticVLA, batch: int) -> None:
 @pytest.mark.parametrize("rank", [0, 8], ids=["all weights", "LoRA"])
 @pytest.mark.parametrize(("size", "dtype"), [("tiny", "float32"), ("mid-size", "float32"), ("mid-size", "bfloat16")])
 def test_the_memory_of_an_update_is_what_is_measured(tmp_path: Path, size: str, dtype: str, rank: int) -> None:
-    make_tiny(["pick coke can"], torch.Generator().manual_seed(0), **SIZES[size]).save_pretrained(tmp_path / "policy")
+    statistics = {"vla_razor_panda": {"action": ACTION}}
+    model = make_tiny(["pick coke can"], torch.Generator().manual_seed(0), norm_stats=statistics, **SIZES[size])
+    model.save_pretrained(tmp_path / "policy")
     words = [f"policy={tmp_path / 'policy'}", f"lora_rank={rank}", f"dtype={dtype}", "train_vision=true", "device=cpu"]
     config = compose("rl", words)
     planned = plan.footprint(plan.model_of(config), config)
     with Run.create(tmp_path / "run", config, "rl") as run:
-        model, base = training.open_models(config, run)
-    with base.model() as before:
-        copied = 0 if rank else sum(p.numel() * p.element_size() for p in before.parameters())
+        opened, base = open_policies(config, run)
+    assert isinstance(opened, PrismaticPolicy)
+    model = opened.model
+    with base.policy() as before:
+        copied = 0 if rank else sum(p.numel() * p.element_size() for p in before.module.parameters())
     assert planned.base == copied
-    learning = [p for group in training.parameter_groups(model, config) for p in group["params"]]
+    learning = [p for group in opened.parameter_groups(config) for p in group["params"]]
     for parameter in learning:
         parameter.grad = torch.zeros_like(parameter)
     assert planned.parameters == sum(p.numel() for p in model.parameters())
@@ -66,12 +75,12 @@ def test_the_memory_of_an_update_is_what_is_measured(tmp_path: Path, size: str, 
 @pytest.mark.parametrize("given", ["kl_coefficient=0.1", "spillover_coefficient=0.1"])
 def test_the_operations_of_a_penalty_are_what_is_measured(demos: Path, policy: Path, given: str) -> None:
     config = compose("sft", [f"policy={policy}", "train_vision=true", "lora_rank=4", "device=cpu", given])
-    acting, data = OpenVLAPolicy(small_policy()), demonstrations.load(demos, config.env)
+    acting, data = PrismaticPolicy(small_policy()), demonstrations.load(demos, config.env)
     acting.model.add_lora(4, generator=torch.Generator().manual_seed(0))
-    base, rows = training.Base(acting.model, config), torch.arange(16)
-    tokens, trainer = acting.model.tokenize(data.actions), training.Trainer(acting.model, config, 2)
+    paid, rows = Penalties.of(config, acting, Base(acting, config), ForwardKL, measured=False), torch.arange(16)
+    tokens, trainer = acting.model.tokenize(data.actions), Trainer(acting, config, 2)
     with FlopCounterMode(display=False) as counter:
-        sft.learn(acting, trainer, config, data, tokens, rows, base)
+        supervised.learn(acting, trainer, config, data, tokens, rows, paid)
     planned = plan.learning_flop(config, plan.footprint(plan.model_of(config), config))
     assert planned == pytest.approx(counter.get_total_flops() / len(rows), rel=0.1)
 

@@ -14,15 +14,18 @@ from typer.testing import CliRunner
 from tests.recipes.support import INSTRUCTION, CommandLine, assert_same_end, metrics, small_policy
 from vla_razor import cli, config
 from vla_razor.policies.load import TINY
-from vla_razor.policies.openvla.policy import OpenVLAPolicy
+from vla_razor.policies.openvla.policy import PrismaticPolicy
 from vla_razor.policies.openvla.prismatic import PrismaticVLA
-from vla_razor.recipes import rl, training
-from vla_razor.recipes.rl import Batch
-from vla_razor.recipes.training import Base, Trainer
 from vla_razor.rollouts.rollout import Episode, Timing
 from vla_razor.rollouts.starts import Start
 from vla_razor.study import forecast
 from vla_razor.study.forecast import FittedLaw
+from vla_razor.training.algorithms import reinforce
+from vla_razor.training.algorithms.reinforce import Batch
+from vla_razor.training.base import Base
+from vla_razor.training.penalties import Penalties
+from vla_razor.training.penalties.kl import ReverseKL
+from vla_razor.training.trainer import Trainer
 
 TOKENS = 7
 
@@ -59,26 +62,26 @@ def mixed() -> list[Episode]:
 
 
 def test_advantages_within_a_grid_point_by_hand() -> None:
-    advantage, zero_variance = rl.advantages_of(mixed(), "grid_point")
+    advantage, zero_variance = reinforce.advantages_of(mixed(), "grid_point")
     spread = 0.5 / (0.5**0.5 + 1e-4)  # two rewards, 1 and 0: mean 1/2, sample deviation sqrt(1/2)
     assert advantage.tolist() == pytest.approx([spread, -spread, 0, 0])
     assert zero_variance == 1
 
 
 def test_advantages_over_the_batch_by_hand() -> None:
-    advantage, zero_variance = rl.advantages_of(mixed(), "batch")
+    advantage, zero_variance = reinforce.advantages_of(mixed(), "batch")
     deviation = 0.5 + 1e-4  # rewards 1, 0, 0, 0: squares sum to 3/4, over 3
     assert advantage.tolist() == pytest.approx([0.75 / deviation] + [-0.25 / deviation] * 3)
     assert zero_variance == 1
 
 
 def test_one_zero_leaves_the_rewards() -> None:
-    assert rl.advantages_of(mixed(), "one_zero")[0].tolist() == [1, 0, 0, 0]
+    assert reinforce.advantages_of(mixed(), "one_zero")[0].tolist() == [1, 0, 0, 0]
 
 
 def test_a_point_whose_other_episodes_were_lost_has_no_advantage() -> None:
     kept = [episode for episode in [*mixed()[:1], *mixed()[2:]] if not episode.lost]
-    advantage, zero_variance = rl.advantages_of(kept, "grid_point")
+    advantage, zero_variance = reinforce.advantages_of(kept, "grid_point")
     assert advantage.tolist() == [0, 0, 0]
     assert zero_variance == 2
 
@@ -95,7 +98,7 @@ def test_how_an_episode_weighs(normalizer: str, weights: list[float], divisor: f
 
 def test_success_is_rewarded_where_it_stands_at_the_end() -> None:
     held, dropped = episode(0, [False, True, True]), episode(0, [False, True, False])
-    advantage, _ = rl.advantages_of([held, dropped], "grid_point")
+    advantage, _ = reinforce.advantages_of([held, dropped], "grid_point")
     assert advantage[0] > 0 > advantage[1]
     batch = Batch.of([held], torch.ones(1), "length")
     assert [t for _, t in batch.steps] == [0, 1, 2]
@@ -105,20 +108,29 @@ def log_probability(model: PrismaticVLA, episodes: list[Episode]) -> torch.Tenso
     """Of each episode's tokens, summed."""
     sums = []
     for one in episodes:
-        tokens = torch.from_numpy(rl.sampled(one.tokens))
+        tokens = torch.from_numpy(reinforce.sampled(one.tokens))
         prompts = model.processor.prompt_ids([one.instruction] * one.length)
         with torch.no_grad():
-            spread = training.log_distribution(model, model.processor.pixel_values(list(one.images)), prompts, tokens)
-        sums.append(spread.gather(-1, (tokens - model.config.first_action_id)[..., None]).sum())
+            said = PrismaticPolicy(model).distribution(model.processor.pixel_values(list(one.images)), prompts, tokens)
+        sums.append(said.log_prob(tokens).sum())
     return torch.stack(sums)
+
+
+def learn(
+    policy: PrismaticPolicy, trainer: Trainer, chosen: DictConfig, episodes: list[Episode], base: Base | None = None
+) -> dict[str, float]:
+    """An update, with a measure of how far the policy is from a base."""
+    measured = base is not None
+    penalties = Penalties.of(chosen, policy, base, ReverseKL, measured=True) if base else Penalties([])
+    return reinforce.learn(policy, trainer, chosen, episodes, Timing(), penalties, measured=measured)
 
 
 def learned(
     episodes: list[Episode], *overrides: str, base: Base | None = None
 ) -> tuple[dict[str, float], PrismaticVLA]:
     chosen = settings("learning_rate=1e-3", *overrides)
-    policy = OpenVLAPolicy(small_policy())
-    return rl.learn(policy, Trainer(policy.model, chosen, 10), chosen, episodes, Timing(), base), policy.model
+    policy = PrismaticPolicy(small_policy())
+    return learn(policy, Trainer(policy.model, chosen, 10), chosen, episodes, base), policy.model
 
 
 def test_an_update_makes_successes_likelier_and_failures_less_likely() -> None:
@@ -136,7 +148,7 @@ def test_an_update_makes_successes_likelier_and_failures_less_likely() -> None:
 def test_the_loss_by_independent_arithmetic() -> None:
     episodes = mixed()
     scalars, _ = learned(episodes, "micro_batch_size=2")
-    advantage, _ = rl.advantages_of(episodes, "grid_point")
+    advantage, _ = reinforce.advantages_of(episodes, "grid_point")
     lengths = torch.tensor([len(e.success) * TOKENS for e in episodes])
     expected = -(advantage * log_probability(small_policy(), episodes) / lengths).mean()
     assert scalars["loss"] == pytest.approx(float(expected), rel=1e-4)
@@ -160,28 +172,28 @@ def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
 
 def test_without_signal_nothing_moves_whatever_momentum_there_is(policy: Path) -> None:
     chosen = settings("learning_rate=1e-3", f"policy={policy}", "temperature=2")
-    acting = OpenVLAPolicy(small_policy())
-    trainer, base = Trainer(acting.model, chosen, 10), Base(acting.model, chosen)
-    assert rl.learn(acting, trainer, chosen, mixed(), Timing())["skipped_updates"] == 0
+    acting = PrismaticPolicy(small_policy())
+    trainer, base = Trainer(acting.model, chosen, 10), Base(acting, chosen)
+    assert learn(acting, trainer, chosen, mixed())["skipped_updates"] == 0
     before = weights_of(acting.model)
     for skipped, given in ((1, None), (2, base)):
-        scalars = rl.learn(acting, trainer, chosen, mixed()[2:], Timing(), given)
+        scalars = learn(acting, trainer, chosen, mixed()[2:], given)
         assert (scalars["loss"], scalars["grad_norm"], scalars["skipped_updates"]) == (0, 0, skipped)
     assert scalars["reverse_kl_per_action"] > 0, "which is measured all the same"
     assert same(weights_of(acting.model), before) and trainer.step == 3
     chosen.kl_coefficient = 0.1
-    rl.learn(acting, trainer, chosen, mixed()[2:], Timing(), base)
+    learn(acting, trainer, chosen, mixed()[2:], base)
     assert not same(weights_of(acting.model), before), "a penalty is a signal"
 
 
 def test_the_penalty_is_the_reverse_kl(policy: Path) -> None:
     """A base that is hotter than the policy; by independent arithmetic."""
-    base = Base(small_policy(), settings(f"policy={policy}", "temperature=2"))
+    base = Base(PrismaticPolicy(small_policy()), settings(f"policy={policy}", "temperature=2"))
     plain, _ = learned(mixed(), base=base)
     penalised, _ = learned(mixed(), "kl_coefficient=0.5", base=base)
     model, found = small_policy(), []
     for one in mixed():
-        tokens, pixels = torch.from_numpy(rl.sampled(one.tokens)), model.processor.pixel_values(list(one.images))
+        tokens, pixels = torch.from_numpy(reinforce.sampled(one.tokens)), model.processor.pixel_values(list(one.images))
         with torch.no_grad():
             logits = model.action_logits(pixels, model.processor.prompt_ids([INSTRUCTION] * one.length), tokens)
         cold, hot = torch.log_softmax(logits, -1), torch.log_softmax(logits / 2, -1)
@@ -195,20 +207,21 @@ def test_an_iteration_in_several_updates() -> None:
     """Every episode is in one, with the advantage that it has in the iteration; the loss is each batch's own."""
     chosen = settings("learning_rate=1e-3", "grid=1x2", "per_point=2", "batch_size=3")
     episodes = mixed()
-    assert (rl.episodes_of(chosen), rl.updates_of(chosen, 4)) == (4, 2)
-    parts = rl.batches(chosen, 0, 4, 4)
+    assert (reinforce.episodes_of(chosen), reinforce.updates_of(chosen, 4)) == (4, 2)
+    parts = reinforce.batches(chosen, 0, 4, 4)
     assert [len(part) for part in parts] == [3, 1] and torch.cat(parts).sort().values.tolist() == [0, 1, 2, 3]
-    orders = {tuple(torch.cat(rl.batches(chosen, step, 4, 4)).tolist()) for step in range(8)}
+    orders = {tuple(torch.cat(reinforce.batches(chosen, step, 4, 4)).tolist()) for step in range(8)}
     assert len(orders) > 1, "drawn anew"
-    acting = OpenVLAPolicy(small_policy())
+    acting = PrismaticPolicy(small_policy())
     trainer = Trainer(acting.model, chosen, 10)
-    scalars = rl.learn(acting, trainer, chosen, episodes, Timing())
+    scalars = learn(acting, trainer, chosen, episodes)
     other = small_policy()
-    by_hand, losses, advantage = Trainer(other, chosen, 10), [], rl.advantages_of(episodes, "grid_point")[0]
+    by_hand, losses, advantage = Trainer(other, chosen, 10), [], reinforce.advantages_of(episodes, "grid_point")[0]
     for rows in parts:
         batch = Batch.of([episodes[row] for row in rows], advantage[rows], "length")
         if batch.weights.any():
-            shares = rl._shares(OpenVLAPolicy(other), batch, chosen, None, [])
+            draws = torch.Generator()
+            shares = reinforce._shares(PrismaticPolicy(other), batch, chosen, Penalties([]), draws, measured=False)
             losses.append(by_hand.update(shares).loss)
         else:
             losses.append(by_hand.skip().loss)
@@ -219,8 +232,8 @@ def test_an_iteration_in_several_updates() -> None:
 
 def test_an_iteration_is_as_many_updates_whatever_was_lost() -> None:
     chosen = settings("batch_size=2")
-    assert [len(part) for part in rl.batches(chosen, 0, 1, 6)] == [1, 0, 0]
-    assert [len(part) for part in rl.batches(settings(), 0, 5, 6)] == [5]
+    assert [len(part) for part in reinforce.batches(chosen, 0, 1, 6)] == [1, 0, 0]
+    assert [len(part) for part in reinforce.batches(settings(), 0, 5, 6)] == [5]
     scalars, _ = learned([mixed()[0], *(episode(1, [], lost=True, seed=s) for s in range(2))], "batch_size=1")
     assert scalars["skipped_updates"] == 3
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omegaconf import DictConfig
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -21,21 +22,29 @@ from tests.recipes.support import (
 )
 from vla_razor import cli, config
 from vla_razor.errors import UserError
-from vla_razor.policies.openvla.policy import OpenVLAPolicy
-from vla_razor.recipes import sft
-from vla_razor.recipes.training import Base, Trainer
+from vla_razor.policies.openvla.policy import PrismaticPolicy
 from vla_razor.rollouts import demonstrations
+from vla_razor.training.algorithms import sft, supervised
+from vla_razor.training.base import Base
+from vla_razor.training.penalties import Penalties
+from vla_razor.training.penalties.kl import ForwardKL
+from vla_razor.training.penalties.penalty import States
+from vla_razor.training.trainer import Trainer
 
 QUICK = ("batch_size=16", "warmup_steps=2", "probe_every=0", "eval_episodes=0", "logger=none", "device=cpu")
+
+
+def penalties(policy: PrismaticPolicy, base: Base | None, settings: DictConfig) -> Penalties | None:
+    return Penalties.of(settings, policy, base, ForwardKL, measured=False) if base else None
 
 
 def updates(demos: Path, count: int, *overrides: str) -> tuple[list[dict[str, float]], torch.nn.Module]:
     """A few updates of the small policy on all demonstrations."""
     settings = config.compose("sft", [*QUICK, *overrides])
-    policy, data = OpenVLAPolicy(small_policy()), demonstrations.load(demos, settings.env)
+    policy, data = PrismaticPolicy(small_policy()), demonstrations.load(demos, settings.env)
     tokens, trainer = policy.model.tokenize(data.actions), Trainer(policy.model, settings, count)
     rows = torch.arange(len(tokens))
-    return [sft.learn(policy, trainer, settings, data, tokens, rows) for _ in range(count)], policy.model
+    return [supervised.learn(policy, trainer, settings, data, tokens, rows) for _ in range(count)], policy.model
 
 
 def test_the_loss_falls_and_starts_at_that_of_chance(demos: Path) -> None:
@@ -64,24 +73,27 @@ def test_images_are_looked_at_once_where_vision_stays_as_it_is(demos: Path, poli
     data, rows = demonstrations.load(demos, settings.env), torch.arange(24)
     found, ends = [], []
     for keep in (False, True):
-        acting = OpenVLAPolicy(small_policy())
-        tokens, base = acting.model.tokenize(data.actions), Base(acting.model, settings)
+        acting = PrismaticPolicy(small_policy())
+        tokens, base = acting.model.tokenize(data.actions), Base(acting, settings)
         trainer = Trainer(acting.model, settings, 5)
-        features = sft.patch_features(acting, settings, data) if keep else None
+        features = sft.features(acting, settings, data) if keep else None
         assert not keep or (features is not None and len(features) == len(data.images))
-        scalars = [sft.learn(acting, trainer, settings, data, tokens, rows, base, features) for _ in range(3)][-1]
+        scalars = [
+            supervised.learn(acting, trainer, settings, data, tokens, rows, penalties(acting, base, settings), features)
+            for _ in range(3)
+        ][-1]
         found.append({name: value for name, value in scalars.items() if name != "states_per_second"})
         ends.append(list(acting.model.parameters()))
     assert found[1] == pytest.approx(found[0], rel=1e-4)
     for one, other in zip(*ends, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
-    assert sft.patch_features(acting, config.compose("sft", [*QUICK, "augmentation=2"]), data) is None
+    assert sft.features(acting, config.compose("sft", [*QUICK, "augmentation=2"]), data) is None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sft, "MOST_FEATURES", 1000)
-        assert sft.patch_features(acting, settings, data) is None
-    moving = OpenVLAPolicy(small_policy())
+        assert sft.features(acting, settings, data) is None
+    moving = PrismaticPolicy(small_policy())
     Trainer(moving.model, config.compose("sft", [*QUICK, "train_vision=true"]), 5)
-    assert sft.patch_features(moving, settings, data) is None
+    assert sft.features(moving, settings, data) is None
 
 
 def test_the_penalty_is_the_forward_kl(demos: Path, policy: Path) -> None:
@@ -89,12 +101,13 @@ def test_the_penalty_is_the_forward_kl(demos: Path, policy: Path) -> None:
     out here by independent arithmetic.
     """
     settings = config.compose("sft", [*QUICK, "kl_coefficient=0.5", f"policy={policy}", "temperature=2"])
-    acting, data = OpenVLAPolicy(small_policy()), demonstrations.load(demos, settings.env)
+    acting, data = PrismaticPolicy(small_policy()), demonstrations.load(demos, settings.env)
     tokens, rows = acting.model.tokenize(data.actions), torch.arange(24)
     found = []
-    for base in (None, Base(acting.model, settings)):
-        model = OpenVLAPolicy(small_policy())
-        found.append(sft.learn(model, Trainer(model.model, settings, 5), settings, data, tokens, rows, base))
+    for base in (None, Base(acting, settings)):
+        model = PrismaticPolicy(small_policy())
+        paid = penalties(model, base, settings)
+        found.append(supervised.learn(model, Trainer(model.model, settings, 5), settings, data, tokens, rows, paid))
     plain, penalised = found
     model, pixels = small_policy(), acting.model.processor.pixel_values(data.images[:24])
     with torch.no_grad():
@@ -111,11 +124,11 @@ def test_a_penalty_holds_the_policy_back(demos: Path, policy: Path) -> None:
     data = demonstrations.load(demos, settings.env)
     losses = []
     for penalised in (False, True):
-        acting = OpenVLAPolicy(small_policy())
+        acting = PrismaticPolicy(small_policy())
         tokens, trainer = acting.model.tokenize(data.actions), Trainer(acting.model, settings, 8)
-        base = Base(acting.model, settings) if penalised else None
-        rows = torch.arange(len(tokens))
-        losses.append([sft.learn(acting, trainer, settings, data, tokens, rows, base) for _ in range(8)][-1])
+        base = Base(acting, settings) if penalised else None
+        rows, paid = torch.arange(len(tokens)), penalties(acting, base, settings)
+        losses.append([supervised.learn(acting, trainer, settings, data, tokens, rows, paid) for _ in range(8)][-1])
     free, held = losses
     assert held["token_accuracy"] <= free["token_accuracy"]
     assert held["forward_kl_of_batch"] < 0.5
@@ -126,38 +139,43 @@ def test_a_penalty_on_spillover_is_the_forward_kl_under_another_instruction(demo
     words = [f"policy={policy}", "temperature=2", "other_instructions=[pick can,open top drawer]"]
     settings = config.compose("sft", [*QUICK, *words, "spillover_coefficient=0.5"])
     data = demonstrations.load(demos, settings.env)
-    acting, rows = OpenVLAPolicy(small_policy()), torch.arange(24)
-    tokens, base = acting.model.tokenize(data.actions), Base(acting.model, settings)
+    acting, rows = PrismaticPolicy(small_policy()), torch.arange(24)
+    tokens, base = acting.model.tokenize(data.actions), Base(acting, settings)
     plain, penalised = (
-        sft.learn(
-            model := OpenVLAPolicy(small_policy()),
+        supervised.learn(
+            model := PrismaticPolicy(small_policy()),
             Trainer(model.model, settings, 5),
             settings,
             data,
             tokens,
             rows,
-            given,
+            penalties(model, given, settings),
         )
         for given in (None, base)
     )
     assert penalised["loss"] == pytest.approx(plain["loss"] + 0.5 * penalised["forward_kl_elsewhere"], rel=1e-4)
     model, pixels = small_policy(), acting.model.processor.pixel_values(data.images[:24])
     prompts = model.processor.prompt_ids(["open top drawer"] * 24)
-    penalties = sft.Penalties(OpenVLAPolicy(model), base, settings, torch.Generator().manual_seed(0))
+    paid = penalties(PrismaticPolicy(model), base, settings)
+    assert paid is not None
     with torch.no_grad():
-        list(penalties.of(pixels, model.processor.prompt_ids(["pick can"] * 24), tokens[:24]))
+        states = States(pixels, model.processor.prompt_ids(["pick can"] * 24), tokens[:24])
+        list(paid.costs(states, torch.Generator().manual_seed(0)))
         draws = torch.Generator().manual_seed(0)
         for _ in range(24):
             torch.randint(1, (), generator=draws)
-        with base.model() as before:
+        with base.policy() as opened:
+            before = opened.model  # pyright: ignore
             chosen = before.sample_actions(pixels, prompts, 2.0, draws).tokens
             hot = torch.log_softmax(before.action_logits(pixels, prompts, chosen) / 2, -1)
         cold = torch.log_softmax(model.action_logits(pixels, prompts, chosen), -1)
     expected = torch.nn.functional.kl_div(cold, hot, log_target=True, reduction="none").sum((1, 2)).mean()
-    assert penalties.means() == {"forward_kl_elsewhere": pytest.approx(expected.item(), rel=1e-4)}
+    assert paid.means() == {"forward_kl_elsewhere": pytest.approx(expected.item(), rel=1e-4)}
     settings.other_instructions = ["pick can"]
     with pytest.raises(UserError, match="needs other_instructions"):
-        sft.learn(acting, Trainer(acting.model, settings, 5), settings, data, tokens, rows, base)
+        supervised.learn(
+            acting, Trainer(acting.model, settings, 5), settings, data, tokens, rows, penalties(acting, base, settings)
+        )
 
 
 def test_a_share_of_every_batch_is_replayed_and_an_epoch_is_still_one_of_the_new_task() -> None:
@@ -201,8 +219,8 @@ def test_bad_replays(words: list[str], says: str, policy: Path, demos: Path, tmp
 
 def test_the_tokens_fed_back_are_moved_within_the_action_ids() -> None:
     tokens, draws = torch.tensor([[1000, 1128, 1255]]).repeat(4000, 1), torch.Generator().manual_seed(0)
-    assert sft.jittered(tokens, 1000, 0.0, draws) is tokens
-    moved = sft.jittered(tokens, 1000, 2.0, draws)
+    assert supervised.jittered(tokens, range(1000, 1256), 0.0, draws) is tokens
+    moved = supervised.jittered(tokens, range(1000, 1256), 2.0, draws)
     assert (moved.min(), moved.max()) == (1000, 1255)
     middle = (moved - tokens)[:, 1].double()
     assert middle.mean().abs() < 0.15
@@ -220,11 +238,11 @@ def test_what_is_learned_are_the_demonstrated_tokens_whatever_is_fed(demos: Path
 
 def test_images_are_shifted_by_whole_pixels() -> None:
     images = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
-    moved = sft.shifted(images, torch.tensor([[1, 0], [0, -2]]))
+    moved = supervised.shifted(images, torch.tensor([[1, 0], [0, -2]]))
     assert np.array_equal(moved[0, 1:], images[0, :-1])
     assert np.array_equal(moved[0, 0], images[0, 0]), "the edge is repeated"
     assert np.array_equal(moved[1, :, :2], images[1, :, 2:])
-    assert sft.shifted(images, torch.zeros(2, 2, dtype=torch.long)) is images
+    assert supervised.shifted(images, torch.zeros(2, 2, dtype=torch.long)) is images
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,17 @@ from tests.recipes.support import INSTRUCTION, small_policy
 from vla_razor import config
 from vla_razor.errors import UserError
 from vla_razor.policies.openvla import OpenVLA
+from vla_razor.policies.openvla.policy import PrismaticPolicy
 from vla_razor.policies.openvla.prismatic import PrismaticVLA
-from vla_razor.recipes import training
-from vla_razor.recipes.training import Base, BasePolicy, NotFinite, Trainer
+from vla_razor.policies.trainable import Trainable
 from vla_razor.rollouts import probe_set
 from vla_razor.rollouts.probe_set import ProbeSet
 from vla_razor.runs import Run
 from vla_razor.study.forecast import FittedLaw, Guard
+from vla_razor.training import measuring
+from vla_razor.training.base import Base, open_policies
+from vla_razor.training.fit import saving
+from vla_razor.training.trainer import NotFinite, Trainer, is_due
 
 
 def settings(*overrides: str) -> DictConfig:
@@ -32,12 +36,16 @@ def inputs(model: PrismaticVLA, states: int = 4) -> tuple[torch.Tensor, list[lis
 
 
 def loss_of(model: PrismaticVLA) -> torch.Tensor:
-    return -training.log_distribution(model, *inputs(model))[..., 0].mean()
+    return -log_distribution(model)[..., 0].mean()
+
+
+def log_distribution(model: PrismaticVLA) -> torch.Tensor:
+    return PrismaticPolicy(model).distribution(*inputs(model)).log_probs
 
 
 def test_gains_have_a_learning_rate_of_their_own_and_vision_is_frozen() -> None:
     model = small_policy()
-    weights, gains = training.parameter_groups(model, settings("learning_rate=1e-3", "gain_learning_rate=1e-2"))
+    weights, gains = model.parameter_groups(settings("learning_rate=1e-3", "gain_learning_rate=1e-2"))
     assert (weights["lr"], gains["lr"], gains["weight_decay"]) == (1e-3, 1e-2, 0)
     assert len(gains["params"]) == 3, "two in the layer, one at the end"
     assert all(parameter.ndim == 1 for parameter in gains["params"])
@@ -48,7 +56,7 @@ def test_gains_have_a_learning_rate_of_their_own_and_vision_is_frozen() -> None:
 
 def test_everything_can_be_trained() -> None:
     model = small_policy()
-    groups = training.parameter_groups(model, settings("train_vision=true", "gain_learning_rate=null"))
+    groups = model.parameter_groups(settings("train_vision=true", "gain_learning_rate=null"))
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
     assert {group["lr"] for group in groups} == {settings().learning_rate}
 
@@ -57,8 +65,8 @@ def test_an_adapter_alone_is_trained(policy: Path, tmp_path: Path) -> None:
     """Also once the base has been used, which is the model with its adapter disabled."""
     model, base, chosen = opened(tmp_path / "run", f"policy={policy}", "lora_rank=4")
     trainer = Trainer(model, chosen, 10)
-    with base.model() as before:
-        before.sample_actions(*inputs(model)[:2])
+    with base.policy() as before:
+        model_of(before).sample_actions(*inputs(model)[:2])
     trainer.update([loss_of(model)])
     trained = {id(parameter) for parameter in trainer.parameters}
     asking = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -145,11 +153,17 @@ def test_a_stale_policy_is_as_many_updates_old_as_it_is_asked_to_be(tmp_path: Pa
     assert same(learning(model), history[-1]), "an interruption saves the policy that learns"
 
 
+def model_of(policy: Trainable) -> PrismaticVLA:
+    assert isinstance(policy, PrismaticPolicy)
+    return policy.model
+
+
 def opened(folder: Path, *overrides: str) -> tuple[PrismaticVLA, Base, DictConfig]:
     """What a run begins with."""
     chosen = settings(*overrides)
     with Run.create(folder, chosen, "rl") as run:
-        return *training.open_models(chosen, run), chosen
+        policy, base = open_policies(chosen, run)
+    return model_of(policy), base, chosen
 
 
 @pytest.mark.parametrize(("rank", "rate"), [(0, 1e-6), (4, 1e-5)], ids=["all weights", "LoRA"])
@@ -187,22 +201,22 @@ def test_the_base_stays_what_it_was(policy: Path, tmp_path: Path, rank: int, dty
     model, base, chosen = opened(tmp_path / "run", *words)
     original = OpenVLA.from_pretrained(policy)
     original.products = torch.bfloat16 if dtype == "bfloat16" else None
-    expected = training.log_distribution(original, *inputs(original))
-    assert torch.equal(training.log_distribution(model, *inputs(model)), expected), "it begins as the base"
-    with base.model() as before:
+    expected = log_distribution(original)
+    assert torch.equal(log_distribution(model), expected), "it begins as the base"
+    with base.policy() as before:
         fingerprint = before.fingerprint()
     Trainer(model, chosen, 10).update([loss_of(model)])
-    with base.model() as before:
+    with base.policy() as before:
         assert before.fingerprint() == fingerprint
-        assert torch.equal(training.log_distribution(before, *inputs(before)), expected)
-    assert not torch.allclose(training.log_distribution(model, *inputs(model)), expected)
+        assert torch.equal(log_distribution(model_of(before)), expected)
+    assert not torch.allclose(log_distribution(model), expected)
     images = np.zeros((2, 64, 64, 3), np.uint8)
 
     def draws() -> list[np.random.Generator]:
         return [np.random.default_rng(row) for row in range(2)]
 
-    acted = BasePolicy(base, None).act(images, [INSTRUCTION] * 2, [{}, {}], draws())
-    again = BasePolicy(Base(original, chosen), None)
+    acted = base.act(images, [INSTRUCTION] * 2, [{}, {}], draws())
+    again = PrismaticPolicy(original)
     assert np.array_equal(acted.actions, again.act(images, [INSTRUCTION] * 2, [], draws()).actions)
 
 
@@ -211,27 +225,28 @@ def test_an_adapter_is_not_adapted_again(policy: Path, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "adapter")
     chosen = settings(f"policy={tmp_path / 'adapter'}", "lora_rank=4")
     with Run.create(tmp_path / "run", chosen, "rl") as run, pytest.raises(UserError, match="is an adapter already"):
-        training.open_models(chosen, run)
+        open_policies(chosen, run)
 
 
 def test_the_temperature_can_be_set(policy: Path, tmp_path: Path) -> None:
     chosen = settings(f"policy={policy}", "temperature=0.5")
     with Run.create(tmp_path / "run", chosen, "rl") as run:
-        model, base = training.open_models(chosen, run)
+        opened, base = open_policies(chosen, run)
+    model = model_of(opened)
     logits = model.action_logits(*inputs(model))
-    torch.testing.assert_close(training.log_distribution(model, *inputs(model)), torch.log_softmax(logits / 0.5, -1))
-    with base.model() as before:
-        assert before.config.temperature == 0.5
+    torch.testing.assert_close(log_distribution(model), torch.log_softmax(logits / 0.5, -1))
+    with base.policy() as before:
+        assert before.temperature == 0.5
 
 
 def test_an_interruption_is_saved_once(policy: Path, tmp_path: Path) -> None:
     chosen = settings(f"policy={policy}")
     with Run.create(tmp_path / "run", chosen, "rl") as run:
-        model, _ = training.open_models(chosen, run)
-        trainer = Trainer(model, chosen, 10)
+        tuned, _ = open_policies(chosen, run)
+        model, trainer = model_of(tuned), Trainer(tuned, chosen, 10)
 
         def interrupted() -> None:
-            with training.saving(run, model, trainer) as save:
+            with saving(run, tuned, trainer) as save:
                 trainer.update([loss_of(model)])
                 save()
                 save()
@@ -245,15 +260,15 @@ def test_an_interruption_is_saved_once(policy: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("step", "every", "last", "due"), [(4, 2, 9, 1), (5, 2, 9, 0), (9, 2, 9, 1), (4, 0, 4, 0)])
 def test_what_is_due(step: int, every: int, last: int, due: int) -> None:
-    assert training.is_due(step, every, last) == bool(due)
+    assert is_due(step, every, last) == bool(due)
 
 
 def probed(model: PrismaticVLA, states: int = 4) -> ProbeSet:
     """A probe set of random pictures."""
     images = np.random.default_rng(0).integers(0, 256, (states, 64, 64, 3), np.uint8)
     _, prompts, tokens = inputs(model, states)
-    origin = probe_set.origin_of(model, settings().env, states=states, seed=0)
-    log_probs = probe_set.action_log_probs(model, images, prompts, tokens)
+    origin = probe_set.origin_of(PrismaticPolicy(model), settings().env, states=states, seed=0)
+    log_probs, _ = probe_set.action_outputs(PrismaticPolicy(model), images, prompts, tokens)
     return ProbeSet(images, prompts, tokens, log_probs, torch.arange(states), origin)
 
 
@@ -267,10 +282,12 @@ def test_beyond_the_budget_the_rates_are_halved_at_every_measure_and_stay_so() -
     probe, chosen = probed(model), settings("on_budget=lower")
     trainer = Trainer(model, chosen, 10)
     first = trainer.update([loss_of(model)]).learning_rate
-    assert training.measure(model, probe, trainer, guard(0.04))["predicted_forgetting"] == pytest.approx(0.04)
+    policy = PrismaticPolicy(model)
+    within = measuring.measure(policy, probe, trainer, guard(0.04))
+    assert within["predicted_forgetting"] == pytest.approx(0.04)
     assert trainer.update([loss_of(model)]).learning_rate == first, "within the budget"
     for _ in range(2):
-        training.measure(model, probe, trainer, guard(0.06))
+        measuring.measure(policy, probe, trainer, guard(0.06))
     restored = Trainer(model, chosen, 10, trainer.state_dict())
     for one in (trainer, restored):
         assert one.update([loss_of(model)]).learning_rate == pytest.approx(first / 4)
@@ -280,9 +297,9 @@ def test_beyond_the_budget_the_rates_are_halved_at_every_measure_and_stay_so() -
 def test_at_the_budget_the_training_has_ended_and_a_restored_one_too() -> None:
     model = small_policy()
     trainer = Trainer(model, settings(), 10)
-    training.measure(model, probed(model), trainer, None)
+    measuring.measure(PrismaticPolicy(model), probed(model), trainer, None)
     assert not trainer.done
-    training.measure(model, probed(model), trainer, guard(0.05))
+    measuring.measure(PrismaticPolicy(model), probed(model), trainer, guard(0.05))
     assert trainer.done and Trainer(model, settings(), 10, trainer.state_dict()).done
 
 
@@ -291,4 +308,4 @@ def test_a_policy_that_has_diverged_ends_the_run() -> None:
     probe, trainer = probed(model), Trainer(model, settings(), 10)
     next(model.language_model.parameters()).data.fill_(float("nan"))
     with pytest.raises(NotFinite, match="forward KL is nan"):
-        training.measure(model, probe, trainer, None)
+        measuring.measure(PrismaticPolicy(model), probe, trainer, None)

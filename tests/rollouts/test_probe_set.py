@@ -19,7 +19,7 @@ from torch.distributions import Categorical, kl_divergence
 
 from vla_razor import config, files
 from vla_razor.errors import RunFailed, UserError
-from vla_razor.policies.openvla.prismatic import PrismaticVLA
+from vla_razor.policies.openvla.policy import PrismaticPolicy
 from vla_razor.policies.openvla.tiny import make_tiny
 from vla_razor.rollouts import probe_set
 from vla_razor.rollouts.probe_set import Origin, ProbeSet, action_outputs, measure
@@ -32,43 +32,43 @@ ORIGIN = Origin(
 PROMPTS = ("pick can", "open top drawer")
 
 
-def tiny(seed: int = 0, nudge: float = 0.0) -> PrismaticVLA:
+def tiny(seed: int = 0, nudge: float = 0.0) -> PrismaticPolicy:
     model = make_tiny(
         PROMPTS, torch.Generator().manual_seed(seed), norm_stats={"vla_razor_panda": {"action": STATISTICS}}
     )
     noise = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         parameter.data += nudge * torch.randn(parameter.shape, generator=noise)
-    return model
+    return PrismaticPolicy(model)
 
 
 @pytest.fixture(scope="module")
-def base() -> PrismaticVLA:
+def base() -> PrismaticPolicy:
     return tiny()
 
 
 @pytest.fixture(scope="module")
-def tuned() -> PrismaticVLA:
+def tuned() -> PrismaticPolicy:
     return tiny(nudge=0.02)
 
 
-def made_up(base: PrismaticVLA, states: int = 12, prompts: Sequence[str] = PROMPTS) -> ProbeSet:
+def made_up(base: PrismaticPolicy, states: int = 12, prompts: Sequence[str] = PROMPTS) -> ProbeSet:
     """A probe set of random pictures, with the base's own tokens."""
     images = np.random.default_rng(0).integers(0, 256, (states, 64, 64, 3), np.uint8)
-    input_ids = base.processor.prompt_ids([prompts[index % len(prompts)] for index in range(states)])
-    pixels = base.processor.pixel_values(images)
-    tokens = base.sample_actions(pixels, input_ids, 1.0, torch.Generator().manual_seed(0)).tokens
+    input_ids = base.prompt_ids([prompts[index % len(prompts)] for index in range(states)])
+    pixels = base.views(images)
+    tokens = base.sample(pixels, input_ids, torch.Generator().manual_seed(0))
     log_probs, hidden = action_outputs(base, images, input_ids, tokens)
     time, origin = torch.arange(states) % 5, replace(ORIGIN, states=states)
     return ProbeSet(images, input_ids, tokens, log_probs, time, origin, hidden)
 
 
 @pytest.fixture(scope="module")
-def probe(base: PrismaticVLA) -> ProbeSet:
+def probe(base: PrismaticPolicy) -> ProbeSet:
     return made_up(base)
 
 
-def test_a_policy_is_at_zero_from_itself(base: PrismaticVLA, probe: ProbeSet) -> None:
+def test_a_policy_is_at_zero_from_itself(base: PrismaticPolicy, probe: ProbeSet) -> None:
     measured = measure(base, probe)
     assert measured["per_action"] == 0
     assert (measured["sharpening"], measured["displacement"], measured["temperature"]) == (0, 0, 1)
@@ -79,10 +79,10 @@ def test_a_policy_is_at_zero_from_itself(base: PrismaticVLA, probe: ProbeSet) ->
 
 
 @torch.no_grad()
-def test_against_torch_distributions(base: PrismaticVLA, tuned: PrismaticVLA, probe: ProbeSet) -> None:
-    pixels = base.processor.pixel_values(probe.images)
+def test_against_torch_distributions(base: PrismaticPolicy, tuned: PrismaticPolicy, probe: ProbeSet) -> None:
+    pixels = base.views(probe.images)
     before, after = (
-        Categorical(logits=model.action_logits(pixels, probe.input_ids, probe.tokens).double())
+        Categorical(logits=model.model.action_logits(pixels, probe.input_ids, probe.tokens).double())
         for model in (base, tuned)
     )
     exact, measured = kl_divergence(before, after), measure(tuned, probe, batch_size=5)
@@ -101,12 +101,12 @@ def test_against_torch_distributions(base: PrismaticVLA, tuned: PrismaticVLA, pr
 
 
 def test_activations_and_entropy_by_independent_arithmetic(
-    base: PrismaticVLA, tuned: PrismaticVLA, probe: ProbeSet
+    base: PrismaticPolicy, tuned: PrismaticPolicy, probe: ProbeSet
 ) -> None:
-    pixels = base.processor.pixel_values(probe.images)
+    pixels = base.views(probe.images)
     with torch.no_grad():
-        before, after = (m.predicting_hidden(pixels, probe.input_ids, probe.tokens) for m in (base, tuned))
-        logits = tuned.action_logits(pixels, probe.input_ids, probe.tokens) / tuned.config.temperature
+        before, after = (m.model.predicting_hidden(pixels, probe.input_ids, probe.tokens) for m in (base, tuned))
+        logits = tuned.model.action_logits(pixels, probe.input_ids, probe.tokens) / tuned.temperature
     measured, gap = measure(tuned, probe), (after - before).flatten(0, 1).double()
     assert measured["activation_l1"] == pytest.approx(gap.abs().sum(-1).mean().item(), rel=1e-4)
     assert measured["activation_l2"] == pytest.approx(gap.norm(dim=-1).mean().item(), rel=1e-4)
@@ -117,16 +117,20 @@ def test_activations_and_entropy_by_independent_arithmetic(
 
 
 @torch.no_grad()
-def test_spillover_is_what_reverse_kl_is_more_under_other_instructions(base: PrismaticVLA, tuned: PrismaticVLA) -> None:
+def test_spillover_is_what_reverse_kl_is_more_under_other_instructions(
+    base: PrismaticPolicy, tuned: PrismaticPolicy
+) -> None:
     probe = made_up(base, prompts=["pick can"])
     probe.elsewhere = elsewhere = probe_set.under(base, probe, ["open top drawer", "pick can", "pick drawer"])
-    asked = base.processor.prompt_ids(["open top drawer", "pick drawer"] * 6)
+    asked = base.prompt_ids(["open top drawer", "pick drawer"] * 6)
     assert elsewhere.input_ids == asked, "the probe set's own instruction is left out"
     assert measure(base, probe)["spillover"] == pytest.approx(0, abs=1e-6)
 
     def reverse(prompts: list[list[int]], tokens: torch.Tensor) -> float:
-        pixels = base.processor.pixel_values(probe.images)
-        before, after = (Categorical(logits=m.action_logits(pixels, prompts, tokens).double()) for m in (base, tuned))
+        pixels = base.views(probe.images)
+        before, after = (
+            Categorical(logits=m.model.action_logits(pixels, prompts, tokens).double()) for m in (base, tuned)
+        )
         return kl_divergence(after, before).mean().item()
 
     expected = reverse(asked, elsewhere.tokens) - reverse(probe.input_ids, probe.tokens)
@@ -138,40 +142,36 @@ def test_spillover_is_what_reverse_kl_is_more_under_other_instructions(base: Pri
         probe_set.under(base, probe, ["pick can"])
 
 
-def test_a_policy_that_changed_under_one_instruction_alone_spills_nothing(base: PrismaticVLA) -> None:
+def test_a_policy_that_changed_under_one_instruction_alone_spills_nothing(base: PrismaticPolicy) -> None:
     probe = made_up(base, prompts=["pick can"])
     probe.elsewhere = probe_set.under(base, probe, ["open top drawer"])
     spilled = {}
     for word in ("pick", "drawer"):
         model = tiny()
-        (_, token, *_) = model.processor.prompt_ids([word], "bare")[0]
-        model.language_model.model.embed_tokens.weight.data[token] += 1
+        (_, token, *_) = model.model.processor.prompt_ids([word], "bare")[0]
+        model.model.language_model.model.embed_tokens.weight.data[token] += 1
         measured = measure(model, probe)
         spilled[word] = measured["spillover"], measured["reverse_kl"]
     assert spilled["pick"][0] == pytest.approx(-spilled["pick"][1]) and spilled["pick"][1] > 1e-4
     assert spilled["drawer"][0] > 1e-4 and spilled["drawer"][1] == pytest.approx(0, abs=1e-6)
 
 
-def test_the_parts_sum_to_the_total(tuned: PrismaticVLA, probe: ProbeSet) -> None:
+def test_the_parts_sum_to_the_total(tuned: PrismaticPolicy, probe: ProbeSet) -> None:
     measured = measure(tuned, probe)
     assert measured["sharpening"] + measured["displacement"] == pytest.approx(measured["per_action"])
     json.dumps(measured)
 
 
-def test_another_temperature_is_all_sharpening(base: PrismaticVLA, probe: ProbeSet) -> None:
-    measured = measure(base, probe, temperature=0.5)
+def test_another_temperature_is_all_sharpening(base: PrismaticPolicy, probe: ProbeSet) -> None:
+    sharper = tiny()
+    sharper.model.config.temperature = 0.5
+    measured = measure(sharper, probe)
     assert measured["temperature"] == pytest.approx(0.5, rel=1e-4)
     assert measured["sharpening"] == pytest.approx(measured["per_action"], rel=1e-4)
     assert measured["per_action"] > 0.01
 
 
-def test_the_models_own_temperature_counts(probe: ProbeSet) -> None:
-    model = tiny()
-    model.config.temperature = 0.5
-    assert measure(model, probe) == measure(tiny(), probe, temperature=0.5)
-
-
-def test_sampled_estimates_agree(base: PrismaticVLA, tuned: PrismaticVLA) -> None:
+def test_sampled_estimates_agree(base: PrismaticPolicy, tuned: PrismaticPolicy) -> None:
     measured = measure(tuned, made_up(base, states=100))
     for name in ("k1", "k3"):
         estimate = measured[name]
@@ -180,8 +180,9 @@ def test_sampled_estimates_agree(base: PrismaticVLA, tuned: PrismaticVLA) -> Non
 
 
 def test_the_base_of_an_adapter_is_the_model_without_it(probe: ProbeSet) -> None:
-    model = tiny().add_lora(4, 8, generator=torch.Generator().manual_seed(0))
-    for name, parameter in model.named_parameters():
+    model = tiny()
+    model.add_lora(4, 8, torch.Generator().manual_seed(0))
+    for name, parameter in model.module.named_parameters():
         if "lora_" in name:
             parameter.data += 0.1
     assert measure(model, probe)["per_token"] > 1e-4
@@ -192,7 +193,7 @@ def test_the_base_of_an_adapter_is_the_model_without_it(probe: ProbeSet) -> None
 def test_another_vocabulary_is_refused(probe: ProbeSet) -> None:
     longer = make_tiny(("a much longer list of words than that",), torch.Generator().manual_seed(0))
     with pytest.raises(UserError, match="action ids"):
-        measure(longer, probe)
+        measure(PrismaticPolicy(longer, robot=None), probe)
 
 
 def test_kept_and_read_back(probe: ProbeSet, tmp_path: Path) -> None:
@@ -245,7 +246,7 @@ TOY: dict[str, Any] = {
     "make": {"size": 4, "robot": "panda"},
     "grid": None,
 }
-STATED: dict[str, Any] = {"states": 5, "seed": 0, "unnorm_key": "vla_razor_google_robot"}
+STATED: dict[str, Any] = {"states": 5, "seed": 0}
 
 
 class Watched(dict):
@@ -264,14 +265,16 @@ class Watched(dict):
         return super().get(key, default)
 
 
-def two_tongued() -> PrismaticVLA:
-    """The policy with two data sets' statistics."""
-    model = tiny()
+def two_tongued(unnorm_key: str | None = "vla_razor_google_robot", **settings: Any) -> PrismaticPolicy:
+    """The policy with two data sets' statistics, and other settings of its configuration."""
+    model = tiny().model
     model.config.norm_stats = {
         "vla_razor_panda": {"action": STATISTICS},
         "vla_razor_google_robot": {"action": STATISTICS | {"q99": [0.1] * 7}},
     }
-    return model
+    for name, value in settings.items():
+        setattr(model.config, name, value)
+    return PrismaticPolicy(model, unnorm_key)
 
 
 @pytest.fixture
@@ -284,10 +287,9 @@ def toys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("toys")
-def test_whatever_collecting_reads_names_a_probe_set(base: PrismaticVLA) -> None:
+def test_whatever_collecting_reads_names_a_probe_set(base: PrismaticPolicy) -> None:
     toy = TOY | {"make": {"size": 4}, "hold": 1}  # a user's environment knows of no robot
-    scene, model = Watched(toy), two_tongued()
-    model.config.norm_stats.pop("vla_razor_panda")
+    scene, model = Watched(toy), tiny()
     origin = probe_set.origin_of(model, scene, states=5, seed=0)
     scene.read.clear()
     with closing(make_vector_env(scene, 2, 1, "cpu")) as envs:
@@ -306,30 +308,21 @@ def test_whatever_collecting_reads_names_a_probe_set(base: PrismaticVLA) -> None
 
 @pytest.mark.usefixtures("toys")
 def test_whatever_of_the_policy_and_the_settings_decides_a_probe_set_names_it(
-    base: PrismaticVLA, monkeypatch: pytest.MonkeyPatch
+    base: PrismaticPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def key(model: PrismaticVLA | None = None, **settings: Any) -> str:
-        return probe_set.origin_of(model or two_tongued(), TOY, **(STATED | settings)).key
+    def key(policy: PrismaticPolicy | None = None, **settings: Any) -> str:
+        return probe_set.origin_of(policy or two_tongued(), TOY, **(STATED | settings)).key
 
-    def changed(**settings: Any) -> PrismaticVLA:
-        model = two_tongued()
-        for name, value in settings.items():
-            setattr(model.config, name, value)
-        return model
-
-    def nudged() -> PrismaticVLA:
-        model = two_tongued()
-        next(model.parameters()).data += 1e-3
-        return model
-
-    assert key(unnorm_key="vla_razor_panda") == key(unnorm_key=None), "named or found"
-    keys = [key(), key(changed(temperature=0.5)), key(changed(prompt="bare")), key(nudged())]
-    keys += [key(unnorm_key="vla_razor_panda"), key(seed=1), key(states=6)]
+    nudged = two_tongued()
+    next(nudged.module.parameters()).data += 1e-3
+    assert key(two_tongued("vla_razor_panda")) == key(two_tongued(None)), "named or found"
+    keys = [key(), key(two_tongued(temperature=0.5)), key(two_tongued(prompt="bare")), key(nudged)]
+    keys += [key(two_tongued("vla_razor_panda")), key(seed=1), key(states=6)]
     monkeypatch.setattr(probe_set, "GRID", "3x3")
     assert len({*keys, key()}) == 8
 
 
-def test_one_drawer_is_not_all_of_them(base: PrismaticVLA) -> None:
+def test_one_drawer_is_not_all_of_them(base: PrismaticPolicy) -> None:
     overrides = [["env=drawer"], ["env=drawer", "env.tasks=[open_top_drawer]"], ["env=drawer", "image_size=[32,32]"]]
     scenes = [config.compose("kl", given).env for given in overrides]
     assert len({probe_set.origin_of(base, scene, states=3, seed=0).key for scene in scenes}) == 3
@@ -337,7 +330,7 @@ def test_one_drawer_is_not_all_of_them(base: PrismaticVLA) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("toys")
-def test_a_users_environment_is_probed_by_the_module_that_registers_it(base: PrismaticVLA) -> None:
+def test_a_users_environment_is_probed_by_the_module_that_registers_it(base: PrismaticPolicy) -> None:
     model = two_tongued()
     probe = probe_set.obtain(model, TOY | {"make": {"size": 6}}, **STATED)
     assert probe.images.shape == (5, 32, 32, 3)
@@ -403,7 +396,7 @@ def test_of_two_processes_that_need_one_probe_set_one_collects_and_the_other_wai
 
 
 def test_a_simulation_that_was_changed_makes_another_probe_set(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: PrismaticVLA
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: PrismaticPolicy
 ) -> None:
     package = tmp_path / "other_tasks"
     package.mkdir()
@@ -436,7 +429,9 @@ class TestCollecting:
         monkeypatch.setattr(probe_set, "GRID", "1x2")
         monkeypatch.setattr(probe_set, "cache_folder", lambda: tmp_path)
 
-    def test_collected_once_then_cached(self, base: PrismaticVLA, envs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_collected_once_then_cached(
+        self, base: PrismaticPolicy, envs: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         probe = probe_set.obtain(base, ENV, states=10, envs=envs)
         assert len(probe) == 10
         assert probe.images.shape == (10, 64, 64, 3)
@@ -452,7 +447,7 @@ class TestCollecting:
         assert torch.equal(again.base_log_probs, probe.base_log_probs)
         assert again.elsewhere and probe.elsewhere is None
 
-    def test_the_same_seed_collects_the_same(self, base: PrismaticVLA, envs: Any) -> None:
+    def test_the_same_seed_collects_the_same(self, base: PrismaticPolicy, envs: Any) -> None:
         origin = probe_set.origin_of(base, ENV, states=1000, seed=3)
         first, second = (probe_set.collect(base, envs, ENV, origin) for _ in range(2))
         np.testing.assert_array_equal(first.images, second.images)

@@ -13,7 +13,7 @@ from vla_razor.config import compose
 from vla_razor.errors import RunFailed, UserError
 from vla_razor.policies import Decisions
 from vla_razor.policies.load import load_model
-from vla_razor.policies.openvla.policy import OpenVLAPolicy
+from vla_razor.policies.openvla.policy import PrismaticPolicy
 from vla_razor.policies.scripted import ScriptedExpert
 from vla_razor.rollouts.rollout import Episode, Timing, make_vector_env, rollout
 from vla_razor.rollouts.starts import Start, grid_starts
@@ -258,7 +258,7 @@ def test_an_episode_lost_three_times_is_reported_as_lost_not_failed(counting: Po
 def test_slots_and_workers_do_not_change_what_happens_on_real_physics() -> None:
     """The expert, which disturbs itself, and a policy that samples, in 48, 7 and 1 slots of 2 and 1 workers."""
     env = compose("rl", ["env=pick_can"]).env
-    expert, sampling = ScriptedExpert(noise=0.5), OpenVLAPolicy(load_model("tiny"))
+    expert, sampling = ScriptedExpert(noise=0.5), PrismaticPolicy(load_model("tiny"))
     starts = grid_starts(env, "2x2", 2, seed=0)
 
     def run(envs: Any, count: int = 8) -> list[Episode]:

@@ -2,7 +2,8 @@
 `package.module:factory` names.
 
 A factory is a class or a function that gives an object with a `name` and an `act`, as `vla_razor.policies.Policy` has
-them. It is called with those of `robot` (whose environments it will act in) and `device` that it has parameters for.
+them. It is called with those of `robot` (whose environments it will act in), `device` and `checkpoint` (what a training
+has saved of it, or None) that it has parameters for.
 """
 
 import importlib
@@ -28,16 +29,23 @@ def factory_of(spec: str) -> Callable[..., Any] | None:
     of that name in it.
     """
     for entry in entry_points(group=GROUP, name=spec):
-        return _loaded(spec, entry.load)
+        return _loaded("policy", spec, entry.load)
+    return named(spec, "policy")
+
+
+def named(spec: str, key: str) -> Callable[..., Any] | None:
+    """What `package.module:name` names, modules of the working directory among them; None for anything else. Raises
+    `UserError`, which speaks of the configuration's `key`, as `factory_of` does.
+    """
     found = _FACTORY.fullmatch(spec)
     if found is None or Path(spec).exists():
         return None
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
-    module = _loaded(spec, lambda: importlib.import_module(found["module"]))
+    module = _loaded(key, spec, lambda: importlib.import_module(found["module"]))
     if not hasattr(module, found["name"]):
         known = [name for name, thing in vars(module).items() if callable(thing) and not name.startswith("_")]
-        raise UserError(f"policy={spec}: {found['module']} has no {found['name']}. {nearest(found['name'], known)}")
+        raise UserError(f"{key}={spec}: {found['module']} has no {found['name']}. {nearest(found['name'], known)}")
     return getattr(module, found["name"])
 
 
@@ -50,6 +58,8 @@ def made_by(factory: Callable[..., Any], spec: str, **offered: Any) -> Policy:
     if unknown := sorted(wanted - offered.keys()):
         raise UserError(f"policy={spec}: it wants {', '.join(unknown)}; a policy is given {', '.join(offered)}.")
     names = {p.name for p in parameters}
+    if offered.get("checkpoint") and "checkpoint" not in names:
+        raise UserError(f"policy={spec}: what makes it takes no checkpoint, and so cannot open what was trained.")
     try:
         policy = factory(**{name: value for name, value in offered.items() if name in names})
     except UserError:
@@ -63,8 +73,8 @@ def made_by(factory: Callable[..., Any], spec: str, **offered: Any) -> Policy:
     return policy
 
 
-def _loaded(spec: str, load: Callable[[], Any]) -> Any:
+def _loaded(key: str, spec: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except Exception as error:  # whatever a user's module does when it is imported
-        raise UserError(f"policy={spec}: cannot be imported ({type(error).__name__}: {error}).") from error
+        raise UserError(f"{key}={spec}: cannot be imported ({type(error).__name__}: {error}).") from error

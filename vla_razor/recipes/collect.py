@@ -117,7 +117,7 @@ def _rows(config: DictConfig) -> list[list[Start]]:
 def _policy(config: DictConfig) -> Policy:
     if config.policy == "scripted":
         return ScriptedExpert(config.noise, robot=robot_of(config.env), style=config.style)
-    from vla_razor.recipes.evaluate import open_policy  # not for the expert: it loads transformers
+    from vla_razor.policies.opening import open_policy  # not for the expert: it loads transformers
 
     return open_policy(config.policy, config)
 

@@ -14,10 +14,9 @@ from rich.table import Table
 
 from vla_razor.core import weight_change
 from vla_razor.core.weight_change import Weights
-from vla_razor.files import write_json
+from vla_razor.files import read_lines, write_json
 from vla_razor.policies.load import stored_weights
 from vla_razor.progress import progress
-from vla_razor.recipes.evaluate import in_words, shown
 from vla_razor.statistics import (
     PRIMARY,
     READINGS,
@@ -29,6 +28,7 @@ from vla_razor.statistics import (
     policy_summary,
     pooled,
 )
+from vla_razor.tables import in_words, shown
 
 SIDE_BY_SIDE = 3
 """Columns of the table up to which a count stands beside its rate, and not above it."""
@@ -331,11 +331,6 @@ def as_text(found: Table) -> str:
 def step_of(checkpoint: Path) -> int:
     """The step in a checkpoint's name."""
     return int(checkpoint.name.removeprefix("step_"))
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file with one JSON object a line."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def successes(folder: Path) -> dict[str, dict[str, Success]]:

@@ -30,10 +30,10 @@ from vla_razor.recipes import axes, comparison, results
 from vla_razor.recipes.comparison import Outcome, Training
 from vla_razor.recipes.methods import collected, collections_of, folders_of, verb_of
 from vla_razor.recipes.stages import stage
-from vla_razor.recipes.training import NotFinite
 from vla_razor.rollouts.starts import points_of
 from vla_razor.runs import Run
 from vla_razor.study.table import FILM
+from vla_razor.training.trainer import NotFinite
 
 EVALUATION_SEED = 0
 

@@ -20,22 +20,17 @@ from typing import Any
 
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.table import Table
 
-from vla_razor.config import compose, robot_of, scenes
+from vla_razor.config import compose, scenes
 from vla_razor.errors import UserError
 from vla_razor.files import atomic_write
 from vla_razor.policies import Policy
-from vla_razor.policies.load import load_model
-from vla_razor.policies.members import factory_of, made_by
-from vla_razor.policies.openvla.checkpoint import NoCheckpoint
-from vla_razor.policies.openvla.policy import OpenVLAPolicy
-from vla_razor.policies.openvla.prismatic import PrismaticVLA
-from vla_razor.policies.rt1 import RT1Policy, is_saved_model
+from vla_razor.policies.opening import open_policy
 from vla_razor.progress import progress
 from vla_razor.rollouts.evaluation import Results, compared, evaluate, records, summarized
 from vla_razor.runs import Run, read_config, run_of
-from vla_razor.statistics import READINGS, Difference, Rate
+from vla_razor.statistics import READINGS
+from vla_razor.tables import by_task, report
 from vla_razor.videos import write_film
 
 FPS = 5
@@ -99,51 +94,6 @@ def open_policies(config: DictConfig) -> dict[str, Policy]:
     return {f"{spec} (greedy)" if config.greedy else spec: open_policy(spec, config) for spec in specs}
 
 
-def open_policy(spec: str, config: DictConfig) -> Policy:
-    """A member of the group `vla_razor.policies` or what `module:factory` makes, RT-1 where `spec` is a SavedModel's
-    folder, or a model at the configured temperature, greedy if asked for.
-    """
-    robot = robot_of(config.env)
-    if factory := factory_of(spec):
-        return made_by(factory, spec, robot=robot, device=config.device)
-    if is_saved_model(spec):
-        return _open_rt1(spec, config)
-    try:
-        model = _open_checkpoint(spec, config)
-    except NoCheckpoint as error:
-        if robot != "google_robot":
-            raise
-        raise UserError(f"{error} RT-1's SavedModel would hold saved_model.pb, which is not here either.") from error
-    return OpenVLAPolicy(model, config.unnorm_key, config.get("greedy", False), robot)
-
-
-def _open_rt1(spec: str, config: DictConfig) -> RT1Policy:
-    if robot_of(config.env) != "google_robot":
-        raise UserError(f"policy={spec}: RT-1 acts on the Google robot alone; add robot=google_robot.")
-    return RT1Policy(spec, config.embeddings)
-
-
-def open_model(spec: str, config: DictConfig, **dtypes: Any) -> PrismaticVLA:
-    """The model that `spec` names, at `config.temperature` and with `config.prompt` unless they are null. Its
-    parameters are in `config.dtype`, or as `dtypes` tell `load_model`. Raises UserError for a policy that only acts.
-    """
-    if factory_of(spec):
-        raise UserError(
-            f"policy={spec}: it acts, but has no distribution that could be trained or compared: "
-            f"{config.verb} takes a checkpoint. eval and collect take it."
-        )
-    return _open_checkpoint(spec, config, **dtypes)
-
-
-def _open_checkpoint(spec: str, config: DictConfig, **dtypes: Any) -> PrismaticVLA:
-    model = load_model(spec, device=config.device, oft=config.oft, **(dtypes or {"dtype": config.dtype}))
-    if config.temperature is not None:
-        model.config.temperature = config.temperature
-    if config.prompt is not None:
-        model.config.prompt = config.prompt
-    return model
-
-
 def write_records(path: Path, results: Mapping[str, Results]) -> None:
     """One JSON object a line: the policy, and what became of an episode."""
     rows = [{"policy": name, **record} for name, result in results.items() for record in records(result)]
@@ -168,55 +118,9 @@ def scalars(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     return {
         f"{name}/{task}/{reading}": summary[reading]["rate"]
         for name, entry in entries.items()
-        for task, summary in _by_task(entry).items()
+        for task, summary in by_task(entry).items()
         for reading in READINGS
     }
-
-
-def report(
-    console: Console, folder: Path, entries: Mapping[str, Mapping[str, Any]], comparison: Mapping[str, Any] | None
-) -> None:
-    """Two lines for each task and for all prior tasks, success once in an episode and at the end; with two policies,
-    the paired differences.
-    """
-    table = Table("", title=f"Success once in an episode, and at the end [Wilson 95%] in {folder}")
-    for name in entries:
-        table.add_column(_short(name), justify="right")
-    if comparison:
-        table.add_column("difference\n(paired 95%)", justify="right")
-    for task in _by_task(next(iter(entries.values()))):
-        for reading, label in zip(READINGS, (task, "  at the end"), strict=True):
-            cells = [shown(_by_task(entry)[task][reading]) for entry in entries.values()]
-            table.add_row(label, *cells, *([_difference(comparison, task, reading)] if comparison else []))
-    console.print(table)
-
-
-def shown(rate: Rate, gap: str = "  ") -> str:
-    """A rate as it is printed, with its counts: 57 of 91  63% [54, 71]."""
-    interval = f"[{100 * rate['low']:.0f}, {100 * rate['high']:.0f}]"
-    return f"{rate['successes']} of {rate['episodes']}{gap}{rate['rate']:.0%} {interval}"
-
-
-def in_words(found: Difference) -> str:
-    """A difference as it is printed: +10% [-5, +30]."""
-    return f"{found.difference:+.0%} [{100 * found.low:+.0f}, {100 * found.high:+.0f}]"
-
-
-def _by_task(entry: Mapping[str, Any]) -> dict[str, Any]:
-    prior = {"all prior tasks": entry["prior_mean"]} if len(entry["prior_tasks"]) > 1 else {}
-    return {**entry["new_task"], **entry["prior_tasks"], **prior}
-
-
-def _difference(comparison: Mapping[str, Any], task: str, reading: str) -> str:
-    pair = comparison["tasks"].get(task, comparison["prior_mean"])
-    if not pair["episodes"]:
-        return "every pair was lost"
-    return in_words(Difference(**pair[reading]))
-
-
-def _short(name: str, length: int = 20) -> str:
-    """The end of a long name says more than its beginning."""
-    return name if len(name) <= length else f"…{name[1 - length :]}"
 
 
 def _file_name(policy: str) -> str:

@@ -13,26 +13,24 @@ from rich.console import Console
 
 from vla_razor.errors import UserError
 from vla_razor.files import full_disk_reported
-from vla_razor.policies.openvla.prismatic import PrismaticVLA
-from vla_razor.recipes import training
+from vla_razor.policies.trainable import Trainable
 from vla_razor.rollouts import probe_set
 from vla_razor.runs import Run, origin_of
+from vla_razor.training.base import opened
+from vla_razor.training.measuring import probe_scalars
 
 
 def run(config: DictConfig, run: Run) -> None:
     """Write a policy for each of `config.shares`; those that are there already are left alone."""
     run.restore()
-    tuned = training.opened(config.policy, config, learns=True)
-    if tuned.has_adapter:
-        tuned.merge_lora()
-    base = training.opened(config.base or origin_of(config.policy, "policy"), config, learns=True)
+    base, tuned = _ends(config.base or origin_of(config.policy, "policy"), config.policy, config)
     check(base, tuned, config.policy)
     made = {}
     for share in config.shares:
         folder = run.path / "checkpoints" / f"share_{100 * share:g}"
         if not folder.is_dir():
             with full_disk_reported(folder):
-                between(base, tuned, share).save_pretrained(folder)
+                between(base, tuned, share).save(folder)
         made[str(share)] = str(folder)
     run.finish({"checkpoints": made})
     for folder in made.values():
@@ -50,22 +48,28 @@ def measured(config: DictConfig, tuned: Path, folder: Path, share: float, probed
     begun = (folder / "config.yaml").is_file()
     with Run.resume(folder) if begun else Run.create(folder, OmegaConf.create(facts), "interpolate") as run:
         run.restore()
-        base, model = (training.opened(spec, config, learns=True) for spec in (config.policy, str(tuned)))
-        if model.has_adapter:
-            model.merge_lora()
-        model = between(base, model, share)
-        settings = {key: config[key] for key in ("unnorm_key", "num_envs", "num_workers")}
+        policy = between(*_ends(config.policy, str(tuned), config), share)
+        settings = {key: config[key] for key in ("num_envs", "num_workers")}
         settings |= {"states": probed.probe_states, "other_instructions": probed.other_instructions}
-        probe = probe_set.obtain(base.cast(torch.float32, base.products), config.env, **settings)  # as the training did
+        before = opened(config.policy, config, learns=False)  # stored as the training's base was, whose probe set it is
+        probe = probe_set.obtain(before, config.env, **settings)
         step = int(tuned.name.removeprefix("step_"))
-        run.log(step, **training.probe_scalars(probe_set.measure(model, probe)))
-        run.save(step, model.save_pretrained, {})
+        run.log(step, **probe_scalars(probe_set.measure(policy, probe)))
+        run.save(step, policy.save, {})
         run.finish({})
 
 
-def check(base: PrismaticVLA, tuned: PrismaticVLA, name: str) -> None:
+def _ends(base: str, tuned: str, config: DictConfig) -> tuple[Trainable, Trainable]:
+    """The two policies, whole."""
+    before, policy = (opened(spec, config, learns=True) for spec in (base, tuned))
+    if policy.has_adapter:
+        policy.merge_lora()
+    return before, policy
+
+
+def check(base: Trainable, tuned: Trainable, name: str) -> None:
     """Raises UserError where the two have not the same weights to lie between."""
-    one, other = ({key: tuple(value.shape) for key, value in m.state_dict().items()} for m in (base, tuned))
+    one, other = ({key: tuple(v.shape) for key, v in p.module.state_dict().items()} for p in (base, tuned))
     if one != other:
         different = sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
         raise UserError(
@@ -74,11 +78,11 @@ def check(base: PrismaticVLA, tuned: PrismaticVLA, name: str) -> None:
 
 
 @torch.no_grad()
-def between(base: PrismaticVLA, tuned: PrismaticVLA, share: float) -> PrismaticVLA:
+def between(base: Trainable, tuned: Trainable, share: float) -> Trainable:
     """A policy with the weights base + share * (tuned - base), in all else the tuned one."""
-    model = copy.deepcopy(tuned)
-    start = base.state_dict()
-    for name, weight in model.state_dict().items():
+    policy = copy.deepcopy(tuned)
+    start = base.module.state_dict()
+    for name, weight in policy.module.state_dict().items():
         if weight.is_floating_point():
             weight.copy_(torch.lerp(start[name], weight, share))
-    return model
+    return policy

@@ -21,9 +21,9 @@ from rich.table import Table
 
 from vla_razor.config import scenes
 from vla_razor.errors import UserError
-from vla_razor.policies.openvla.prismatic import PrismaticVLA
+from vla_razor.policies.opening import open_trainable
+from vla_razor.policies.trainable import Trainable
 from vla_razor.progress import progress
-from vla_razor.recipes.evaluate import open_model
 from vla_razor.rollouts import probe_set
 from vla_razor.rollouts.probe_set import ProbeSet
 from vla_razor.runs import Run, origin_of
@@ -37,9 +37,9 @@ def run(config: DictConfig, run: Run) -> None:
     if len(scenes(config.env)) != 1:
         raise UserError(f"env={config.env.name}: kl takes one scene, such as env=pick_can or env=drawer.")
     run.restore()
-    model = open_model(config.policy, config)
-    probe = _probe(config, model)
-    measured = probe_set.measure(model, probe)
+    policy = open_trainable(config.policy, config)
+    probe = _probe(config, policy)
+    measured = probe_set.measure(policy, probe)
     run.log(0, **{name: value for name, value in measured.items() if isinstance(value, int | float)})
     entry = policy_summary({}, {}, measured)
     run.finish({"policies": {str(config.policy): entry}, "probe_set": {"key": probe.origin.key, **vars(probe.origin)}})
@@ -79,13 +79,12 @@ def _line(console: Console, title: str, values: dict[str, float]) -> None:
     console.print(f"{title}: " + "  ".join(f"{name} {value:.3g}" for name, value in values.items()), highlight=False)
 
 
-def _probe(config: DictConfig, model: PrismaticVLA) -> ProbeSet:
-    """From the cache, or collected now. The base of an adapter is the same model with the adapter disabled."""
-    settings = {key: config[key] for key in ("seed", "unnorm_key", "other_instructions", "num_envs", "num_workers")}
+def _probe(config: DictConfig, policy: Trainable) -> ProbeSet:
+    """From the cache, or collected now. The base of an adapter is the same policy with the adapter disabled."""
+    settings = {key: config[key] for key in ("seed", "other_instructions", "num_envs", "num_workers")}
     settings |= {"states": config.probe_states, "progress": progress}
-    if config.base is None and model.has_adapter:
-        with model.adapter_disabled():
-            return probe_set.obtain(model, config.env, **settings)
-    return probe_set.obtain(
-        open_model(config.base or origin_of(config.policy, "policy"), config), config.env, **settings
-    )
+    if config.base is None and policy.has_adapter:
+        with policy.adapter_disabled():
+            return probe_set.obtain(policy, config.env, **settings)
+    base = open_trainable(config.base or origin_of(config.policy, "policy"), config)
+    return probe_set.obtain(base, config.env, **settings)

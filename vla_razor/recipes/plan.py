@@ -24,10 +24,10 @@ from vla_razor.config import common_keys, compose, robot_of, scenes, suite_in
 from vla_razor.devices import CARDS, Card
 from vla_razor.errors import UserError
 from vla_razor.policies.load import TINY, family_of
+from vla_razor.policies.members import factory_of
 from vla_razor.policies.openvla import OpenVLA, Processor, checkpoint, decoder, lora
 from vla_razor.policies.openvla.prismatic import PrismaticVLA, on_meta, read_by_products
 from vla_razor.policies.openvla.tiny import preprocessor_settings
-from vla_razor.recipes import rl
 from vla_razor.recipes.footprint import (
     OVERHEAD,
     UTILIZATION,
@@ -42,11 +42,12 @@ from vla_razor.recipes.footprint import (
     size_text,
     time_text,
 )
-from vla_razor.recipes.sft import replayed_per_batch
-from vla_razor.recipes.training import parameter_groups, products_of
 from vla_razor.rollouts.demonstrations import FOLDER
 from vla_razor.rollouts.starts import parse_grid
 from vla_razor.runs import checkpoint_folder
+from vla_razor.training.algorithms import reinforce
+from vla_razor.training.algorithms.sft import replayed_per_batch
+from vla_razor.training.base import products_of
 
 PROMPT_TOKENS = 20
 """Of a prompt such as "pick coke can" in Llama's tokenizer, where the checkpoint's is not at hand."""
@@ -100,7 +101,7 @@ def show(config: DictConfig) -> None:
 
 def footprint(model: PrismaticVLA, config: DictConfig) -> PolicyFootprint:
     """Of `model`, on the meta device and with its adapters, trained with `config`."""
-    learning = [parameter for group in parameter_groups(model, config) for parameter in group["params"]]
+    learning = [parameter for group in model.parameter_groups(config) for parameter in group["params"]]
     gradients, weights = bytes_of(learning), bytes_of(model.parameters())
     give_gradients(learning)
     one, three = (peak_of(model, _update(model, batch), model.products) for batch in (1, 3))
@@ -125,7 +126,11 @@ def footprint(model: PrismaticVLA, config: DictConfig) -> PolicyFootprint:
 
 
 def model_of(config: DictConfig) -> PrismaticVLA:
-    """The model that a run would train, adapters included, without memory for a single parameter."""
+    """The model that a run would train, adapters included, without memory for a single parameter. Raises UserError for
+    a policy from outside, whose size nothing says.
+    """
+    if factory_of(str(config.policy)):
+        raise UserError(f"policy={config.policy}: dry_run knows what OpenVLA and OpenVLA-OFT take, not what this does.")
     raw, processor = _described(str(config.policy))
     raw = {**raw, **(config.oft or {})}
     family = family_of(raw)
@@ -242,7 +247,7 @@ class Work:
 def work_of(config: DictConfig) -> Work:
     """The work of a configuration of sft, rl or distill."""
     if config.verb != "sft":
-        most = rl.episodes_of(config) * horizon_of(config.env)
+        most = reinforce.episodes_of(config) * horizon_of(config.env)
         learnt = config.updates * config.batch_size if config.verb == "distill" else most
         return Work(most, learnt, config.iterations)
     states, assumed = _demonstrated(config)
@@ -321,7 +326,7 @@ def _show(console: Console, config: DictConfig) -> None:
     named = card.name if card else "this CPU"
     tokens = (work.simulated + work.learnt) * takes.tokens
     several = config.verb == "rl" and config.batch_size
-    updates = f", in {rl.updates_of(config, rl.episodes_of(config)):,} updates" if several else ""
+    updates = f", in {reinforce.updates_of(config, reinforce.episodes_of(config)):,} updates" if several else ""
     counts = f"{work.simulated:,} simulator steps, {work.learnt:,} states learnt from, {tokens:,} tokens"
     lines = [
         f"{unit}: at most {counts}{updates}",

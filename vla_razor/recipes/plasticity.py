@@ -25,14 +25,16 @@ from rich.table import Table
 from scipy.stats import kendalltau
 
 from vla_razor.errors import UserError
-from vla_razor.recipes.comparison import hits_in, read_lines, step_of
-from vla_razor.recipes.evaluate import open_model, shown
+from vla_razor.files import read_lines
+from vla_razor.policies.opening import open_trainable
+from vla_razor.recipes.comparison import hits_in, step_of
 from vla_razor.recipes.stages import stage
 from vla_razor.rollouts import probe_set
 from vla_razor.rollouts.starts import points_of
 from vla_razor.runs import Run, origin_of, read_config
 from vla_razor.statistics import READINGS, Rate, clustered, pooled_rate, wilson
 from vla_razor.study import figures
+from vla_razor.tables import shown
 
 SEED = 0
 """Of the demonstrations and of the starts that are evaluated."""
@@ -182,10 +184,10 @@ def _ends(method: str, points: Sequence[Any], pool: Callable[[Sequence[Any]], Ra
 def entropy_of(policy: str, folder: Path) -> float:
     """In nats a token, of a policy at the states that it visits in the task which was then learned into `folder`."""
     config = read_config(folder / "config.yaml")
-    model = open_model(policy, config)
-    settings = {key: config[key] for key in ("unnorm_key", "num_envs", "num_workers")}
-    probe = probe_set.obtain(model, config.env, states=config.probe_states, **settings)
-    return probe_set.measure(model, probe)["entropy"]
+    opened = open_trainable(policy, config)
+    settings = {key: config[key] for key in ("num_envs", "num_workers")}
+    probe = probe_set.obtain(opened, config.env, states=config.probe_states, **settings)
+    return probe_set.measure(opened, probe)["entropy"]
 
 
 def correlation(learned: Sequence[Learned]) -> float | None:

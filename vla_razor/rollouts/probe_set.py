@@ -29,13 +29,11 @@ from rich import get_console
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from vla_razor.config import robot_in, suite_in
+from vla_razor.config import suite_in
 from vla_razor.core import divergence, similarity
 from vla_razor.errors import RunFailed, UserError
 from vla_razor.files import atomic_folder, cache_root, full_disk_reported, write_json
-from vla_razor.policies.openvla.conventions import statistics_key
-from vla_razor.policies.openvla.policy import OpenVLAPolicy
-from vla_razor.policies.openvla.prismatic import PrismaticVLA
+from vla_razor.policies.trainable import Trainable
 from vla_razor.rollouts.rollout import Episode, VectorEnv, env_spec, hold_of, make_vector_env, rollout, simulated_on
 from vla_razor.rollouts.starts import episode_seed, grid_starts
 
@@ -73,10 +71,11 @@ class Origin:
 
 @dataclass
 class ProbeSet:
-    """`N` states with the base's `A` tokens (vocabulary ids) and log-probabilities over the action ids (nats) at each.
+    """`N` states with the base's `A` tokens and log-probabilities over the ids they could have been (nats) at each: for
+    OpenVLA the 256 action ids.
 
-    `time` counts control steps from an episode's start. `input_ids` are the prompts. `base_hidden` is what the base's
-    head reads, its activations where it predicts each token; None in a set that was put together without them.
+    `time` counts control steps from an episode's start. `input_ids` are the prompts. `base_hidden` are the base's
+    activations where it predicts each token; None where it does not tell them.
     """
 
     images: UInt8[np.ndarray, "N H W 3"]
@@ -94,12 +93,11 @@ class ProbeSet:
 
 
 def obtain(
-    base: PrismaticVLA,
+    base: Trainable,
     env_config: Mapping[str, Any],
     *,
     states: int,
     seed: int = 0,
-    unnorm_key: str | None = None,
     other_instructions: Sequence[str] = (),
     num_envs: int = 48,
     num_workers: int = 2,
@@ -112,7 +110,7 @@ def obtain(
     made only where something must be collected and none are given as `envs`; `progress` makes the bar to show then. Of
     several processes that need the same set one collects it, and the others wait.
     """
-    origin = origin_of(base, env_config, states=states, seed=seed, unnorm_key=unnorm_key)
+    origin = origin_of(base, env_config, states=states, seed=seed)
     folder = cache_folder() / origin.key
     kept = folder / "probe.json"
     with ExitStack() as stack:
@@ -130,9 +128,7 @@ def obtain(
     return probe
 
 
-def origin_of(
-    base: PrismaticVLA, env_config: Mapping[str, Any], *, states: int, seed: int, unnorm_key: str | None = None
-) -> Origin:
+def origin_of(base: Trainable, env_config: Mapping[str, Any], *, states: int, seed: int) -> Origin:
     """What a probe set of these would be made from."""
     read = {key: _plain(env_config[key]) for key in ("id", "tasks", "make", "grid")}
     read["make"].pop("device", None)
@@ -144,8 +140,8 @@ def origin_of(
         base=base.fingerprint(),
         task=str(env_config["name"]),
         environment=json.dumps(read, sort_keys=True),
-        unnorm_key=statistics_key(base.config.norm_stats, unnorm_key, robot_in(env_config["make"])),
-        temperature=float(base.config.temperature),
+        unnorm_key=base.unnorm_key,
+        temperature=base.temperature,
         seed=seed,
         states=states,
     )
@@ -189,7 +185,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def collect(
-    base: PrismaticVLA,
+    base: Trainable,
     envs: VectorEnv,
     env_config: Mapping[str, Any],
     origin: Origin,
@@ -200,12 +196,11 @@ def collect(
 
     Raises RunFailed where the simulation died in every episode.
     """
-    policy = OpenVLAPolicy(base, origin.unnorm_key, robot=robot_in(env_config["make"]))
     generator = torch.Generator().manual_seed(episode_seed("probe states", origin.seed))
     noise = episode_seed("probe episodes", origin.seed)
     starts = grid_starts(env_config, GRID, 1, origin.seed)
     with progress("probe set", len(starts)) if progress else nullcontext(_silent) as advance:
-        episodes, _ = rollout(envs, policy, starts, hold=hold_of(env_config), seed=noise, progress=lambda _: advance())
+        episodes, _ = rollout(envs, base, starts, hold=hold_of(env_config), seed=noise, progress=lambda _: advance())
     played = [episode for episode in episodes if not episode.lost]
     visited = [(episode, index) for episode in played for index in range(len(episode.decision_steps))]
     if not visited:
@@ -214,7 +209,7 @@ def collect(
     kept = [visited[index] for index in chosen]
     images = np.stack([episode.looked_at[index] for episode, index in kept])
     tokens = torch.stack([torch.as_tensor(_tokens(episode)[index]) for episode, index in kept]).long()
-    input_ids = policy.prompt_ids([episode.instruction for episode, _ in kept])
+    input_ids = base.prompt_ids([episode.instruction for episode, _ in kept])
     time = torch.tensor([int(episode.decision_steps[index]) for episode, index in kept])
     log_probs, hidden = action_outputs(base, images, input_ids, tokens)
     return ProbeSet(images, input_ids, tokens, log_probs, time, origin, hidden)
@@ -222,95 +217,71 @@ def collect(
 
 @torch.no_grad()
 def of_observations(
-    policy: OpenVLAPolicy, images: UInt8[np.ndarray, "N H W 3"], instructions: Sequence[str], seed: int = 0
+    base: Trainable, images: UInt8[np.ndarray, "N H W 3"], instructions: Sequence[str], seed: int = 0
 ) -> ProbeSet:
     """The probe set of a base on observations of one's own: without a simulator, and not kept."""
-    base, images = policy.model, policy.seen(images)
-    input_ids = policy.prompt_ids(list(instructions))
+    images, input_ids = base.seen(images), base.prompt_ids(list(instructions))
     tokens = _drawn(base, images, input_ids, torch.Generator().manual_seed(episode_seed("probe observations", seed)))
     log_probs, hidden = action_outputs(base, images, input_ids, tokens)
-    origin = Origin(
-        base.fingerprint(), "observations", "", policy.unnorm_key, base.config.temperature, seed, len(images)
-    )
+    origin = Origin(base.fingerprint(), "observations", "", base.unnorm_key, base.temperature, seed, len(images))
     return ProbeSet(images, input_ids, tokens, log_probs, torch.zeros(len(images), dtype=torch.long), origin, hidden)
 
 
+@torch.no_grad()
 def _drawn(
-    base: PrismaticVLA,
+    base: Trainable,
     images: UInt8[np.ndarray, "N H W 3"],
     input_ids: Sequence[list[int]],
     generator: torch.Generator,
     batch_size: int = 64,
 ) -> Int64[Tensor, "N A"]:
     """The base's own action tokens."""
-    temperature, chosen = base.config.temperature, []
-    for rows in (slice(start, start + batch_size) for start in range(0, len(images), batch_size)):
-        pixels = base.processor.pixel_values(images[rows])
-        chosen.append(base.sample_actions(pixels, input_ids[rows], temperature, generator, base.num_tokens).tokens)
-    return torch.cat(chosen).long().cpu()
+    rows = [slice(start, start + batch_size) for start in range(0, len(images), batch_size)]
+    return torch.cat([base.sample(base.views(images[part]), input_ids[part], generator) for part in rows]).long().cpu()
 
 
 @torch.no_grad()
-def under(base: PrismaticVLA, probe: ProbeSet, instructions: Sequence[str], batch_size: int = 64) -> ProbeSet:
+def under(base: Trainable, probe: ProbeSet, instructions: Sequence[str], batch_size: int = 64) -> ProbeSet:
     """The probe set's images under other instructions, one after the other in turn, with the base's own actions there.
 
     Its own instructions are left out. Raises UserError where no other remains.
     """
-    prompts = base.processor.prompt_ids(instructions, base.config.prompt)
-    others = [prompt for prompt in prompts if prompt not in probe.input_ids]
+    others = [prompt for prompt in base.prompt_ids(list(instructions)) if prompt not in probe.input_ids]
     if not others:
         raise UserError(f"other_instructions={list(instructions)}: none is of another task than {probe.origin.task}.")
     input_ids = [others[index % len(others)] for index in range(len(probe))]
     generator = torch.Generator().manual_seed(episode_seed("probe elsewhere", probe.origin.seed))
     tokens = _drawn(base, probe.images, input_ids, generator, batch_size)
-    log_probs = action_log_probs(base, probe.images, input_ids, tokens)
+    log_probs, _ = action_outputs(base, probe.images, input_ids, tokens)
     return ProbeSet(probe.images, input_ids, tokens, log_probs, probe.time, probe.origin)
-
-
-def action_log_probs(
-    model: PrismaticVLA,
-    images: UInt8[np.ndarray, "N H W 3"],
-    input_ids: Sequence[Sequence[int]],
-    tokens: Int64[Tensor, "N A"],
-    **settings: Any,
-) -> Float32[Tensor, "N A 256"]:
-    """The first of `action_outputs`, which takes the same settings."""
-    return action_outputs(model, images, input_ids, tokens, **settings)[0]
 
 
 @torch.no_grad()
 def action_outputs(
-    model: PrismaticVLA,
+    policy: Trainable,
     images: UInt8[np.ndarray, "N H W 3"],
     input_ids: Sequence[Sequence[int]],
     tokens: Int64[Tensor, "N A"],
-    *,
-    temperature: float | None = None,
     batch_size: int = 64,
-) -> tuple[Float32[Tensor, "N A 256"], Float[Tensor, "N A D"]]:
-    """Teacher-forced log-probabilities over the action ids, in id order, and what the head read for them (the decoder's
-    outputs after its final norm); on the CPU.
-
-    `temperature` is the model's own unless given.
+) -> tuple[Float32[Tensor, "N A V"], Float[Tensor, "N A H"] | None]:
+    """The policy's log-probabilities at each token, teacher-forced, and its activations there, if it tells them; on the
+    CPU.
     """
-    temperature = model.config.temperature if temperature is None else temperature
     log_probs: list[Tensor] = []
     activations: list[Tensor] = []
     for start in range(0, len(images), batch_size):
         rows = slice(start, start + batch_size)
-        pixels = model.processor.pixel_values(images[rows])
-        hidden = model.predicting_hidden(pixels, input_ids[rows], tokens[rows].to(model.device))
-        log_probs.append(torch.log_softmax(model.action_head(hidden) / temperature, -1).cpu())
-        activations.append(hidden.cpu())
-    return torch.cat(log_probs), torch.cat(activations)
+        said = policy.distribution(policy.views(images[rows]), input_ids[rows], tokens[rows])
+        log_probs.append(said.log_probs.cpu())
+        if said.hidden is not None:
+            activations.append(said.hidden.cpu())
+    return torch.cat(log_probs), torch.cat(activations) if activations else None
 
 
-def measure(
-    model: PrismaticVLA, probe: ProbeSet, *, temperature: float | None = None, batch_size: int = 64
-) -> dict[str, Any]:
-    """How far `model` is from the probe set's base, on the base's states and tokens; nats.
+def measure(policy: Trainable, probe: ProbeSet, *, batch_size: int = 64) -> dict[str, Any]:
+    """How far a policy is from the probe set's base, on the base's states and tokens; nats.
 
-    `temperature` is the model's own unless given. Returned:
+    Returned:
 
     - `per_token`, `per_action`, `sharpening`, `displacement`, `states`: forward KL, the K of summary.json. An action is
       the sum over its tokens; sharpening + displacement = per_action, and displacement may be negative.
@@ -318,21 +289,19 @@ def measure(
     - `reverse_kl`, `total_variation`, `l2_distance`: means over tokens, at the same states.
     - `spillover`: reverse KL under the instructions of other tasks minus `reverse_kl`, a token, where the probe set has
       been put `elsewhere`. Below 0 the policy has changed most where it was taught.
-    - `entropy`: of the model's distributions, a mean over tokens; low where it has committed itself to one action.
+    - `entropy`: of the policy's distributions, a mean over tokens; low where it has committed itself to one action.
     - `activation_l1`, `activation_l2`: how far its activations are from the base's, where the probe set has these.
     - `k1`, `k3`: sampled cross-checks of `per_action`, from the base's tokens, each with its standard error.
     - `by_position`: forward KL at each of the A tokens; `by_time`: forward KL a token at each control step.
 
-    Raises UserError where the model's action ids are not those of the probe set.
+    Raises UserError where the ids of the policy's tokens are not those of the probe set.
     """
-    first = model.config.first_action_id
+    first = policy.support.start
     chosen = probe.tokens - first
     if chosen.min() < 0 or chosen.max() >= probe.base_log_probs.shape[-1]:
         raise UserError(f"the policy's action ids begin at {first}, those of the probe set's base elsewhere: no KL.")
     base = probe.base_log_probs
-    tuned, hidden = action_outputs(
-        model, probe.images, probe.input_ids, probe.tokens, temperature=temperature, batch_size=batch_size
-    )
+    tuned, hidden = action_outputs(policy, probe.images, probe.input_ids, probe.tokens, batch_size)
     apart = divergence.divergences(base, tuned)
     forward = apart.forward_kl.double()
     length = forward.shape[1]
@@ -350,7 +319,7 @@ def measure(
         "l2_distance": float(apart.l2_distance.mean()),
         "entropy": float(-torch.xlogy(tuned.exp(), tuned.exp()).sum(-1).double().mean()),
         **_activation_changes(probe.base_hidden, hidden),
-        **_spillover(apart.reverse_kl, model, probe.elsewhere, temperature, batch_size),
+        **_spillover(apart.reverse_kl, policy, probe.elsewhere, batch_size),
         "k1": _estimate(divergence.k1, base, tuned, chosen),
         "k3": _estimate(divergence.k3, base, tuned, chosen),
         "by_position": forward.mean(0).tolist(),
@@ -418,8 +387,8 @@ def _tokens(episode: Episode) -> np.ndarray:
     return episode.tokens
 
 
-def _activation_changes(base: Tensor | None, tuned: Tensor) -> dict[str, float]:
-    if base is None:
+def _activation_changes(base: Tensor | None, tuned: Tensor | None) -> dict[str, float]:
+    if base is None or tuned is None:
         return {}
     before, after = base.flatten(0, 1), tuned.flatten(0, 1)
     changes = {"l1": similarity.activation_l1, "l2": similarity.activation_l2}
@@ -427,16 +396,11 @@ def _activation_changes(base: Tensor | None, tuned: Tensor) -> dict[str, float]:
 
 
 def _spillover(
-    here: Float[Tensor, "N A"],
-    model: PrismaticVLA,
-    elsewhere: ProbeSet | None,
-    temperature: float | None,
-    batch_size: int,
+    here: Float[Tensor, "N A"], policy: Trainable, elsewhere: ProbeSet | None, batch_size: int
 ) -> dict[str, float]:
     if elsewhere is None:
         return {}
-    where, settings = (elsewhere.images, elsewhere.input_ids, elsewhere.tokens), {"temperature": temperature}
-    tuned = action_log_probs(model, *where, **settings, batch_size=batch_size)
+    tuned, _ = action_outputs(policy, elsewhere.images, elsewhere.input_ids, elsewhere.tokens, batch_size)
     return {"spillover": float(divergence.reverse_kl(elsewhere.base_log_probs, tuned).mean() - here.mean())}
 
 

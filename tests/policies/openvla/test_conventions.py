@@ -25,7 +25,7 @@ from vla_razor.policies.openvla.conventions import (
     statistics_key,
     sticky_change,
 )
-from vla_razor.policies.openvla.policy import OpenVLAPolicy
+from vla_razor.policies.openvla.policy import PrismaticPolicy
 
 angles = st.floats(-math.pi, math.pi, allow_nan=False)
 pitches = st.floats(-1.5, 1.5)
@@ -186,9 +186,9 @@ def test_a_data_set_in_unknown_units_moves_no_robot(
     model.config.norm_stats = {key: model.config.norm_stats["vla_razor_panda"]}
     for asked in (None, key):
         with pytest.raises(UserError, match=f"unnorm_key={key}: .* the robot, {robot}. Known: {known}"):
-            OpenVLAPolicy(model, asked, robot=robot)
+            PrismaticPolicy(model, asked, robot=robot)
     model.config.norm_stats[f"vla_razor_{robot}"] = model.config.norm_stats[key]
-    assert OpenVLAPolicy(model, robot=robot).convention is ENVIRONMENT, "the embedded policy's own"
+    assert PrismaticPolicy(model, robot=robot).convention is ENVIRONMENT, "the embedded policy's own"
 
 
 @pytest.mark.parametrize("values", [[1.0] * 5, [0.6, 1.0, 0.6]])

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from vla_razor.errors import UserError
 from vla_razor.policies import Decisions, Policy
-from vla_razor.policies.openvla.policy import OpenVLAPolicy
+from vla_razor.policies.openvla.policy import PrismaticPolicy
 
 INSTRUCTIONS = ["open top drawer", "pick can", "open top drawer"]
 
@@ -22,7 +22,7 @@ def images() -> np.ndarray:
 
 
 def test_actions_are_the_tokens_in_environment_units(tiny, images):
-    decisions = _act(OpenVLAPolicy(tiny), images)
+    decisions = _act(PrismaticPolicy(tiny), images)
     assert decisions.actions.shape == (3, 1, 7)
     assert decisions.actions.dtype == np.float32
     said = tiny.unnormalize(decisions.tokens, "vla_razor_panda")
@@ -33,7 +33,7 @@ def test_actions_are_the_tokens_in_environment_units(tiny, images):
 def test_it_samples_at_the_models_temperature(new_tiny, images):
     model = new_tiny(0)
     model.config.temperature = 0.3
-    policy = OpenVLAPolicy(model)
+    policy = PrismaticPolicy(model)
     decisions = _act(policy, images)
     assert decisions.tokens is not None
     assert decisions.log_probs is not None
@@ -45,7 +45,7 @@ def test_it_samples_at_the_models_temperature(new_tiny, images):
     expected = F.log_softmax(logits / 0.3, -1).gather(-1, chosen)[..., 0]
     torch.testing.assert_close(decisions.log_probs, expected, atol=1e-5, rtol=1e-5)
 
-    greedy = _act(OpenVLAPolicy(model, greedy=True), images)
+    greedy = _act(PrismaticPolicy(model, greedy=True), images)
     assert greedy.tokens is not None
     assert greedy.log_probs is not None
     samples = model.sample_actions(model.processor.pixel_values(images), policy.prompt_ids(INSTRUCTIONS))
@@ -54,7 +54,7 @@ def test_it_samples_at_the_models_temperature(new_tiny, images):
 
 
 def test_the_generator_decides(tiny, images):
-    policy = OpenVLAPolicy(tiny)
+    policy = PrismaticPolicy(tiny)
     first, again, other = (_act(policy, images, seed).actions for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
@@ -62,9 +62,9 @@ def test_the_generator_decides(tiny, images):
 
 def test_the_norm_key(model, monkeypatch):
     with pytest.raises(UserError, match="arm7"):
-        OpenVLAPolicy(model)
+        PrismaticPolicy(model)
     stats = model.config.norm_stats
     renamed = {"vla_razor_panda": stats["arm4"], "vla_razor_google_robot": stats["arm7"]}
     monkeypatch.setattr(model.config, "norm_stats", renamed)
-    assert OpenVLAPolicy(model).num_tokens == 4
-    assert OpenVLAPolicy(model, "vla_razor_google_robot").num_tokens == 7
+    assert PrismaticPolicy(model).num_tokens == 4
+    assert PrismaticPolicy(model, "vla_razor_google_robot").num_tokens == 7

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vla_razor.policies import Decisions
-from vla_razor.policies.openvla.policy import OpenVLAPolicy
+from vla_razor.policies.openvla.policy import PrismaticPolicy
 from vla_razor.policies.openvla_oft import OpenVLAOFT
 from vla_razor.policies.openvla_oft.tiny import make_tiny_oft
 
@@ -22,25 +22,25 @@ def twin(key: str = "vla_razor_panda", **settings: Any) -> OpenVLAOFT:
     )
 
 
-def act(policy: OpenVLAPolicy, memories: list | None = None) -> Decisions:
+def act(policy: PrismaticPolicy, memories: list | None = None) -> Decisions:
     images = np.random.default_rng(0).integers(0, 255, (3, 80, 60, 3), dtype=np.uint8)
     return policy.act(images, INSTRUCTIONS, [{}] * 3, [np.random.default_rng([0, row]) for row in range(3)], memories)
 
 
 def test_a_decision_is_eight_actions_in_environment_units():
     model = twin()
-    decisions = act(OpenVLAPolicy(model))
+    decisions = act(PrismaticPolicy(model))
     assert decisions.actions.shape == (3, 8, 7)
     assert decisions.tokens is not None and decisions.tokens.shape == (3, 56)
     np.testing.assert_allclose(decisions.actions, model.unnormalize(decisions.tokens, "vla_razor_panda"), atol=1e-7)
-    alone = [act(OpenVLAPolicy(model)).actions[row] for row in range(3)]
+    alone = [act(PrismaticPolicy(model)).actions[row] for row in range(3)]
     np.testing.assert_array_equal(alone, decisions.actions, err_msg="each episode has draws of its own")
 
 
 def test_an_episodes_convention_goes_on_from_step_to_step_and_from_decision_to_decision():
     """The Google robot's sticky gripper: what holds for 15 control steps outlasts a decision of 8."""
     model = twin("fractal20220817_data")
-    first = OpenVLAPolicy(model, robot="google_robot")
+    first = PrismaticPolicy(model, robot="google_robot")
     decisions = act(first)
     assert decisions.memories is not None
     again = act(first, decisions.memories)
@@ -57,7 +57,7 @@ def test_an_episodes_convention_goes_on_from_step_to_step_and_from_decision_to_d
 
 def test_demonstrated_steps_become_decisions():
     """At each control step the actions from it on; beyond an episode's end its last one is repeated."""
-    policy = OpenVLAPolicy(twin(chunk=3))
+    policy = PrismaticPolicy(twin(chunk=3))
     actions = np.linspace(-0.09, 0.09, 5)[:, None].repeat(7, 1).astype(np.float32)
     tokens = policy.tokenize(actions, np.array([0, 0, 0, 1, 1]))
     one = policy.model.action_tokenizer.encode(policy.model.action_scale(None, 7).normalize(actions))

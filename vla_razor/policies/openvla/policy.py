@@ -1,20 +1,25 @@
 """OpenVLA and OpenVLA-OFT as policies: images and instructions in, actions in environment units out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
+from omegaconf import DictConfig
 from torch import Tensor
 from torch.nn import functional as F
 
+from vla_razor.core.categorical import Categorical
 from vla_razor.policies import Decisions
 from vla_razor.policies.openvla.conventions import convention_of, statistics_key
 from vla_razor.policies.openvla.prismatic import PrismaticVLA
+from vla_razor.policies.trainable import Trainable
 
 
-class OpenVLAPolicy:
+class PrismaticPolicy(Trainable):
     """Samples at the model's own temperature, or takes the likeliest tokens (`greedy`).
 
     Args:
@@ -22,17 +27,18 @@ class OpenVLAPolicy:
         unnorm_key: whose action statistics to use; None for those of the robot, or the only ones. They also say in
             which convention the policy speaks. Raises `UserError` naming those there are, or those that are known.
         greedy: take the likeliest token everywhere. The log-probabilities stay those of the policy's temperature.
-        robot: whose environments it acts in.
+        robot: whose environments it acts in; None where it is only to be compared or saved, and needs no statistics.
     """
 
     def __init__(
-        self, model: PrismaticVLA, unnorm_key: str | None = None, greedy: bool = False, robot: str = "panda"
+        self, model: PrismaticVLA, unnorm_key: str | None = None, greedy: bool = False, robot: str | None = "panda"
     ) -> None:
-        self.model = model
-        self.unnorm_key = statistics_key(model.config.norm_stats, unnorm_key, robot)
-        self.chunk = model.chunk
-        self.num_tokens = self.chunk * len(model.config.action_scale(self.unnorm_key).low)
-        self.convention = convention_of(self.unnorm_key, robot)
+        self.model = self.module = model
+        self.support, self.chunk, self.num_tokens = model.action_ids, model.chunk, model.num_tokens
+        if robot is not None:
+            self.unnorm_key = statistics_key(model.config.norm_stats, unnorm_key, robot)
+            self.num_tokens = self.chunk * len(model.config.action_scale(self.unnorm_key).low)
+            self.convention = convention_of(self.unnorm_key, robot)
         self.greedy = greedy
         self.name = model.name_or_path or "openvla"
         self._prompts: dict[str, list[int]] = {}
@@ -67,9 +73,89 @@ class OpenVLAPolicy:
             actions[:, step], memories = self.convention.to_environment(said[:, step], memories)
         return Decisions(actions, samples.tokens, log_probs, images=seen, memories=list(memories))
 
+    @property
+    def temperature(self) -> float:
+        """The model's own."""
+        return float(self.model.config.temperature)
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether the model has one."""
+        return self.model.has_adapter
+
     def seen(self, images: UInt8[np.ndarray, "B H W 3"]) -> UInt8[np.ndarray, "B h w 3"]:
         """Camera images as the policy looks at them: larger ones shrunk to what the model takes."""
         return self.model.processor.shrunk(images)
+
+    def views(self, images: UInt8[np.ndarray, "B H W 3"]) -> Float[Tensor, "B C H W"]:
+        """Pixels as the vision stacks take them, on the model's device."""
+        return self.model.processor.pixel_values(images).to(self.device)
+
+    @property
+    def feature_bytes(self) -> int:
+        """Bytes of an image's patch features, where no vision stack learns."""
+        backbone = self.model.vision_backbone
+        if any(parameter.requires_grad for parameter in backbone.parameters()):
+            return 0
+        return backbone.num_patches * backbone.embed_dim * self.model.dtype.itemsize
+
+    def features(self, images: UInt8[np.ndarray, "B H W 3"]) -> Float[Tensor, "B P D"]:
+        """What the vision stacks make of images."""
+        return self.model.patch_features(self.model.processor.pixel_values(images))
+
+    def distribution(
+        self,
+        views: Float[Tensor, "B C H W"] | Float[Tensor, "B P D"],
+        prompts: Sequence[Sequence[int]],
+        tokens: Int[Tensor, "B A"],
+    ) -> Categorical:
+        """Over the 256 action ids, teacher-forced on `tokens`, at the model's temperature."""
+        hidden = self.model.predicting_hidden(views, prompts, tokens.to(self.device))
+        return Categorical(self.model.action_head(hidden) / self.model.config.temperature, self.support, hidden)
+
+    def sample(
+        self,
+        views: Float[Tensor, "B C H W"] | Float[Tensor, "B P D"],
+        prompts: Sequence[Sequence[int]],
+        generator: torch.Generator,
+    ) -> Int[Tensor, "B A"]:
+        """Tokens drawn at the model's temperature."""
+        return self.model.sample_actions(views, prompts, self.temperature, generator, self.num_tokens).tokens
+
+    def supervised_loss(
+        self,
+        views: Float[Tensor, "B C H W"] | Float[Tensor, "B P D"],
+        prompts: Sequence[Sequence[int]],
+        tokens: Int[Tensor, "B A"],
+    ) -> Float[Tensor, ""]:
+        """The reference's: over the whole vocabulary, and with the end token."""
+        return self.model.supervised_loss(views, prompts, tokens)
+
+    def parameter_groups(self, config: DictConfig) -> list[dict[str, Any]]:
+        """Weights, and normalisation gains at their own rate; see `PrismaticVLA.parameter_groups`."""
+        return self.model.parameter_groups(config)
+
+    def fingerprint(self) -> str:
+        """The model's."""
+        return self.model.fingerprint()
+
+    def save(self, folder: Path) -> None:
+        """As `PrismaticVLA.save_pretrained`."""
+        self.model.save_pretrained(folder)
+
+    def add_lora(self, rank: int, alpha: int, generator: torch.Generator) -> None:
+        """On every linear layer that is run."""
+        self.model.add_lora(rank, alpha, generator=generator)
+
+    def merge_lora(self) -> None:
+        """The model is whole afterwards."""
+        self.model.merge_lora()
+
+    @contextmanager
+    def adapter_disabled(self) -> Iterator[None]:
+        """Inside, the model is its base."""
+        with self.model.adapter_disabled():
+            yield
 
     def tokenize(self, actions: Float[np.ndarray, "N 7"], episode: Int[np.ndarray, " N"]) -> Int[Tensor, "N A"]:
         """The tokens of a decision at each control step that say what was done in whole episodes; `episode` tells which

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Concatenate, NamedTuple, ParamSpec, Self, Type
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
@@ -206,8 +207,34 @@ class PrismaticVLA(nn.Module):
         return len(stats["action"]["q01"]) if stats else 7
 
     @property
+    def action_ids(self) -> range:
+        """The vocabulary ids of the action tokens, from the least action to the greatest or the reverse."""
+        first = self.config.first_action_id
+        return range(first, first + self.config.n_action_bins)
+
+    @property
     def dtype(self) -> torch.dtype:
         return self.language_model.model.embed_tokens.weight.dtype
+
+    def parameter_groups(self, config: DictConfig) -> list[dict[str, Any]]:
+        """What learns: weights, and the language model's normalisation gains at `gain_learning_rate` (null: that of the
+        weights) and without weight decay.
+
+        The vision stacks are frozen unless `config.train_vision`. A parameter that already asks for no gradient (below
+        a LoRA adapter) stays as it is.
+        """
+        gains, weights = [], []
+        for name, parameter in self.named_parameters():
+            if "vision_backbone." in name and not config.train_vision:
+                parameter.requires_grad_(False)
+            if parameter.requires_grad:
+                (gains if _is_gain(name) else weights).append(parameter)
+        gain_rate = config.learning_rate if config.gain_learning_rate is None else config.gain_learning_rate
+        groups = [
+            {"params": weights, "lr": config.learning_rate},
+            {"params": gains, "lr": gain_rate, "weight_decay": 0.0},
+        ]
+        return [group for group in groups if group["params"]]
 
     # Adapters and memory
 
@@ -323,9 +350,12 @@ class PrismaticVLA(nn.Module):
     @in_its_precision
     def action_head(self, hidden: Float[Tensor, "*B H"]) -> Float32[Tensor, "*B 256"]:
         """The head's rows of action ids."""
-        first = self.config.first_action_id
-        rows = slice(first, first + self.config.n_action_bins)
+        rows = slice(self.action_ids.start, self.action_ids.stop)
         return lora.linear_rows(self.language_model.lm_head, hidden, rows).float()
+
+
+def _is_gain(name: str) -> bool:
+    return "language_model." in name and "norm" in name.rsplit(".", 2)[-2]
 
 
 def read_by_products(model: nn.Module) -> set[str]:

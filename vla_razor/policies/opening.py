@@ -1,0 +1,92 @@
+"""From a configuration's `policy` to what acts, or to what can be trained and measured."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig
+
+from vla_razor.config import robot_of
+from vla_razor.errors import UserError
+from vla_razor.policies import Policy
+from vla_razor.policies.load import load_model
+from vla_razor.policies.members import factory_of, made_by
+from vla_razor.policies.openvla.checkpoint import NoCheckpoint
+from vla_razor.policies.openvla.policy import PrismaticPolicy
+from vla_razor.policies.openvla.prismatic import PrismaticVLA
+from vla_razor.policies.rt1 import RT1Policy, is_saved_model
+from vla_razor.policies.trainable import Trainable
+from vla_razor.runs import checkpoint_folder, read_config, run_of
+
+
+def open_policy(spec: str, config: DictConfig) -> Policy:
+    """A member of the group `vla_razor.policies` or what `module:factory` makes, as a run has trained it where `spec`
+    is its folder; RT-1 where `spec` is a SavedModel's folder; or a model at the configured temperature, greedy if asked
+    for.
+    """
+    robot = robot_of(config.env)
+    if member := _member(spec):
+        return member.opened(config)
+    if is_saved_model(spec):
+        if robot != "google_robot":
+            raise UserError(f"policy={spec}: RT-1 acts on the Google robot alone; add robot=google_robot.")
+        return RT1Policy(spec, config.embeddings)
+    try:
+        model = open_model(spec, config)
+    except NoCheckpoint as error:
+        if robot != "google_robot":
+            raise
+        raise UserError(f"{error} RT-1's SavedModel would hold saved_model.pb, which is not here either.") from error
+    return PrismaticPolicy(model, config.unnorm_key, config.get("greedy", False), robot)
+
+
+def open_trainable(spec: str, config: DictConfig, **dtypes: Any) -> Trainable:
+    """A policy that tells its distribution: a model, its parameters in `config.dtype` or as `dtypes` tell `load_model`,
+    or a member that does. Raises UserError for a policy that only acts.
+    """
+    if member := _member(spec):
+        policy = member.opened(config)
+        if not isinstance(policy, Trainable):
+            raise UserError(
+                f"policy={spec}: it acts, but has no distribution that could be trained or compared: {config.verb} "
+                "takes a checkpoint, or a vla_razor.policies.trainable.Trainable. eval and collect take it."
+            )
+        return policy
+    return PrismaticPolicy(open_model(spec, config, **dtypes), config.unnorm_key, robot=_robot_of(config))
+
+
+def open_model(spec: str, config: DictConfig, **dtypes: Any) -> PrismaticVLA:
+    """The model that `spec` names, at `config.temperature` and with `config.prompt` unless they are null."""
+    model = load_model(spec, device=config.device, oft=config.oft, **(dtypes or {"dtype": config.dtype}))
+    if config.temperature is not None:
+        model.config.temperature = config.temperature
+    if config.prompt is not None:
+        model.config.prompt = config.prompt
+    return model
+
+
+class _Member(NamedTuple):
+    """What makes a policy from outside, the name it goes by, and the checkpoint of a run that has trained it."""
+
+    factory: Callable[..., Any]
+    spec: str
+    checkpoint: Path | None
+
+    def opened(self, config: DictConfig) -> Policy:
+        offered = {"robot": _robot_of(config), "device": config.device, "checkpoint": self.checkpoint}
+        return made_by(self.factory, self.spec, **offered)
+
+
+def _robot_of(config: DictConfig) -> str | None:
+    """None for a verb in which nobody acts."""
+    return robot_of(config.env) if config.get("env") else None
+
+
+def _member(spec: str) -> _Member | None:
+    if factory := factory_of(spec):
+        return _Member(factory, spec, None)
+    folder = run_of(spec)
+    trained = read_config(folder / "config.yaml").get("policy") if folder else None
+    if trained is None or trained == spec or not (origin := _member(str(trained))):
+        return None
+    return origin._replace(spec=spec, checkpoint=checkpoint_folder(Path(spec)))

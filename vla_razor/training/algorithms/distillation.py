@@ -1,0 +1,104 @@
+"""Distillation: imitate the scripted expert at the states that the policy itself visits (on-policy distillation;
+DAgger of Ross, Gordon and Bagnell, 2011, without keeping earlier iterations' states).
+
+An iteration plays REINFORCE's episodes: `per_point` of the policy from every point of a grid, each up to its success.
+What is learned of them is SFT's: `updates` on batches of the visited states, cross-entropy on the action that the
+expert, who reads the privileged state, would have taken there. So of the two things in which SFT on demonstrations and
+REINFORCE differ, where the states come from and what is said about them, it changes the first alone. With the default
+settings it makes as many updates as twelve epochs of SFT on a hundred demonstrations of the can.
+
+At first the expert takes a share of the steps itself, `guidance`, which falls to none in the last iteration (DAgger's
+mixed policy): left alone, a base that mostly fails shows little but lost positions, and what is learned there undoes
+what it can do. `success` is therefore the policy's own in the last iteration only.
+
+The paper has no such run on robots; its Section 5 distils a teacher's answers on ParityMNIST's own inputs.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from omegaconf import DictConfig
+from torch import Tensor
+
+from vla_razor.config import robot_of
+from vla_razor.policies.scripted import Corrected, ScriptedExpert
+from vla_razor.policies.trainable import Trainable
+from vla_razor.rollouts.demonstrations import Demonstrations
+from vla_razor.rollouts.rollout import Episode, Timing, VectorEnv, make_vector_env
+from vla_razor.runs import Run
+from vla_razor.training.algorithms import reinforce, supervised
+from vla_razor.training.base import Base
+from vla_razor.training.penalties import Penalties
+from vla_razor.training.penalties.kl import ForwardKL
+from vla_razor.training.trainer import Trainer, generator
+
+
+class Distillation:
+    """A round is an iteration: its episodes, and the updates on states that were visited in them."""
+
+    title, watched = "distillation", ("success", "loss")
+    envs: VectorEnv | None = None
+
+    def __init__(self, config: DictConfig, policy: Trainable, base: Base) -> None:
+        self.config, self.policy = config, policy
+        self.rounds, self.updates = config.iterations, config.updates
+        self.expert = ScriptedExpert(robot=robot_of(config.env))
+        self.penalties = Penalties.of(config, policy, base, ForwardKL, measured=False)
+
+    def prepare(self, stack: ExitStack) -> None:
+        """Make the environments."""
+        config = self.config
+        envs = make_vector_env(config.env, config.num_envs, config.num_workers, self.policy.device)
+        self.envs = stack.enter_context(closing(envs))
+
+    def gather(self, number: int) -> tuple[list[Episode], Timing, float]:
+        """An iteration's episodes, with the expert's actions, and its share of the steps."""
+        assert self.envs is not None
+        guidance = guidance_at(self.config, number)
+        corrected = Corrected(self.policy, self.expert, guidance)
+        return *reinforce.gather(self.envs, corrected, self.config, number), guidance
+
+    def learn(
+        self, trainer: Trainer, gathered: tuple[list[Episode], Timing, float], *, measured: bool
+    ) -> Iterator[dict[str, float]]:
+        """Updates, with the last of which it is told how the episodes went."""
+        episodes, timing, guidance = gathered
+        visited = states_of(episodes)
+        tokens = self.policy.tokenize(visited.actions, visited.episode)
+        last = trainer.step + self.updates
+        for rows in batches(self.config, trainer.step // self.updates, len(tokens)):
+            scalars = supervised.learn(self.policy, trainer, self.config, visited, tokens, rows, self.penalties)
+            if trainer.step == last:
+                scalars |= reinforce.played(episodes, timing) | {"guidance": guidance}
+            yield scalars
+
+    def closing_words(self, run: Run, trainer: Trainer) -> None:
+        """The expert always teaches something."""
+
+
+def guidance_at(config: DictConfig, iteration: int) -> float:
+    """The share of an iteration's steps (from 0) that are the expert's; the last one's are all the policy's."""
+    return config.guidance * (1 - iteration / (config.iterations - 1)) if config.iterations > 1 else 0.0
+
+
+def states_of(episodes: Sequence[Episode]) -> Demonstrations:
+    """Every state that was visited in episodes which were not lost, with the expert's action there."""
+    kept = [episode for episode in episodes if not episode.lost]
+    return Demonstrations(
+        images=np.concatenate([episode.images for episode in kept]),
+        proprioception=np.concatenate([episode.proprioception for episode in kept]),
+        actions=np.concatenate([reinforce.sampled(episode.labels) for episode in kept]),
+        instructions=[episode.instruction for episode in kept for _ in episode.success],
+        episode=np.repeat(np.arange(len(kept)), [episode.length for episode in kept]),
+    )
+
+
+def batches(config: DictConfig, iteration: int, count: int) -> Iterator[Int[Tensor, " B"]]:
+    """`config.updates` batches of `count` states, each state once before any comes again."""
+    draws = generator(config.seed, "visited states", iteration)
+    passes = -(-config.updates * config.batch_size // count)
+    order = torch.cat([torch.randperm(count, generator=draws) for _ in range(passes)])
+    yield from order[: config.updates * config.batch_size].split(config.batch_size)

@@ -1,0 +1,283 @@
+"""REINFORCE on the binary success of batched rollouts (RL's Razor, Sections 3 and 5.1, Appendix B.2).
+
+An iteration runs `per_point` episodes from every point of a grid of start positions (paper: 5 from each of 100), gives
+each a reward of 1 or 0, normalises the rewards into advantages, and takes AdamW steps on the log-probabilities of the
+action tokens, gradient clipped at 1: one on all of its episodes, or with `batch_size` one on each batch of so many,
+drawn without return. There is no KL penalty unless asked for.
+
+The paper is ambiguous here. It trains REINFORCE with "the same training configuration as SFT", whose batches are 16, 32
+and 64, and does not say of what, episodes or steps, nor whether an iteration is one step or several.
+`experiment=paper_robotics` reads it as `batch_size` episodes a step.
+
+Where it departs from the paper, and why:
+- Advantages are normalised within a grid point (GRPO's group), not over the batch; `baseline=batch` is the paper's.
+- An episode's log-probabilities are averaged, not summed (`normalizer=length`): failures run longer than successes, and
+  summed they outweigh them and raise the entropy.
+- The normalisation gains have a learning rate of their own, and the vision stacks stay as they are.
+
+`staleness=K` plays each iteration's episodes with the policy as it was K iterations before (in the first K iterations:
+as it began), which is online but off-policy, the paper's open question. The update stays plain REINFORCE on these
+episodes, without importance weights: what they would correct is what is asked about.
+
+A step none of whose episodes has an advantage is skipped: AdamW's momentum would move the policy on.
+"""
+
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from omegaconf import DictConfig
+from torch import Tensor
+
+from vla_razor.core import advantages, losses
+from vla_razor.errors import RunFailed
+from vla_razor.files import read_lines
+from vla_razor.policies import Policy
+from vla_razor.policies.trainable import Trainable
+from vla_razor.rollouts.rollout import Episode, Timing, VectorEnv, hold_of, make_vector_env, rollout
+from vla_razor.rollouts.starts import Start, episode_seed, grid_starts, random_points
+from vla_razor.runs import Run
+from vla_razor.statistics import by_start, effective_episodes
+from vla_razor.training.base import Base
+from vla_razor.training.penalties import Penalties
+from vla_razor.training.penalties.kl import ReverseKL
+from vla_razor.training.penalties.penalty import States
+from vla_razor.training.trainer import Trainer, Update, generator
+
+
+class Reinforce:
+    """A round is an iteration: its episodes, and the updates on them."""
+
+    title, watched = "REINFORCE", ("success", "entropy")
+    envs: VectorEnv | None = None
+
+    def __init__(self, config: DictConfig, policy: Trainable, base: Base) -> None:
+        self.config, self.policy = config, policy
+        self.rounds, self.updates = config.iterations, updates_of(config, episodes_of(config))
+        self.penalties = Penalties.of(config, policy, base, ReverseKL, measured=True)
+
+    def prepare(self, stack: ExitStack) -> None:
+        """Make the environments."""
+        config = self.config
+        envs = make_vector_env(config.env, config.num_envs, config.num_workers, self.policy.device)
+        self.envs = stack.enter_context(closing(envs))
+
+    def gather(self, number: int) -> tuple[list[Episode], Timing]:
+        """An iteration's episodes."""
+        assert self.envs is not None
+        return gather(self.envs, self.policy, self.config, number)
+
+    def learn(
+        self, trainer: Trainer, gathered: tuple[list[Episode], Timing], *, measured: bool
+    ) -> Iterator[dict[str, float]]:
+        """The updates on them, told as one."""
+        yield learn(self.policy, trainer, self.config, *gathered, self.penalties, measured=measured)
+
+    def closing_words(self, run: Run, trainer: Trainer) -> str | None:
+        """What is said of a run all of whose updates were skipped."""
+        if trainer.skipped < trainer.step:
+            return None
+        if any(row["success"] for row in read_lines(run.path / "metrics.jsonl")):
+            return "no episode was better or worse than those it is compared with, nothing was learned"
+        return "no reward was ever seen, nothing was learned"
+
+
+def episodes_of(config: DictConfig) -> int:
+    """How many an iteration runs."""
+    return len(starts_of(config, 0))
+
+
+def starts_of(config: DictConfig, iteration: int) -> list[Start]:
+    """The starts of an iteration's episodes, with several at each: the points of a grid or, of `grid=random`, new ones.
+    A policy that is trained from the same few points learns these and no others.
+    """
+    seed = episode_seed("starts", config.seed, iteration)
+    if config.grid == "random":
+        return random_points(config.env.tasks, config.points, config.per_point, seed)
+    return grid_starts(config.env, config.grid, config.per_point, seed)
+
+
+def updates_of(config: DictConfig, episodes: int) -> int:
+    """AdamW steps of an iteration of so many episodes."""
+    return -(-episodes // config.batch_size) if config.batch_size else 1
+
+
+def gather(envs: VectorEnv, policy: Policy, config: DictConfig, step: int) -> tuple[list[Episode], Timing]:
+    """The episodes of iteration `step` (from 0), `per_point` from every grid point, each until its success has been
+    held for `env.hold` control steps.
+
+    Raises `RunFailed` where the simulation died in every one of them.
+    """
+    starts = starts_of(config, step)
+    noise = episode_seed("episodes", config.seed, step)
+    episodes, timing = rollout(envs, policy, starts, hold=hold_of(config.env), seed=noise)
+    if all(episode.lost for episode in episodes):
+        raise RunFailed(f"Iteration {step + 1}: the simulation died in every episode.")
+    return episodes, timing
+
+
+def learn(
+    policy: Trainable,
+    trainer: Trainer,
+    config: DictConfig,
+    episodes: Sequence[Episode],
+    timing: Timing,
+    penalties: Penalties,
+    *,
+    measured: bool = False,
+) -> dict[str, float]:
+    """An iteration's updates on the episodes that were not lost. Returns what is logged: of several updates the mean
+    loss and gradient norm, and the last learning rate.
+
+    What is paid for is among it and, where it is `measured`, the reverse KL(policy || base), in nats an action, exact
+    at every visited state; each is measured before the update on it. Raises `RunFailed` where the loss is not finite.
+    """
+    begin = time.perf_counter()
+    kept = [episode for episode in episodes if not episode.lost]
+    advantage, zero_variance = advantages_of(kept, config.baseline)
+    trainer.remember()
+    updates: list[Update] = []
+    for rows in batches(config, trainer.step, len(kept), len(episodes)):
+        batch = Batch.of([kept[row] for row in rows.tolist()], advantage[rows], config.normalizer)
+        draws = generator(config.seed, "penalties", trainer.step)
+        shares = _shares(policy, batch, config, penalties, draws, measured=measured)
+        if batch.weights.any() or (batch.steps and penalties.paid_for):
+            updates.append(trainer.update(shares))
+        else:
+            with torch.no_grad():
+                deque(shares, maxlen=0)  # for the reverse KL alone
+            updates.append(trainer.skip())
+    return {
+        **played(episodes, timing),
+        "zero_variance_groups": zero_variance,
+        "skipped_updates": trainer.skipped,
+        **penalties.means(),
+        **updates[-1]._asdict(),
+        **{name: sum(getattr(update, name) for update in updates) / len(updates) for name in ("loss", "grad_norm")},
+        "seconds_update": time.perf_counter() - begin,
+    }
+
+
+def batches(config: DictConfig, step: int, kept: int, episodes: int) -> list[Int[Tensor, " B"]]:
+    """Which of the `kept` episodes each update of the iteration that begins at `step` is on. Where some were lost, the
+    last ones may be on none: an iteration is always as many steps.
+    """
+    updates = updates_of(config, episodes)
+    if updates == 1:
+        return [torch.arange(kept)]
+    order = torch.randperm(kept, generator=generator(config.seed, "batches", step))
+    parts = list(order.split(config.batch_size)) if kept else []
+    return parts + [order[:0]] * (updates - len(parts))
+
+
+def played(episodes: Sequence[Episode], timing: Timing) -> dict[str, float]:
+    """What is logged of an iteration's episodes, and how many independent ones they are worth, of which several share a
+    start. The entropy, in nats a token, is that of the policy that played, estimated from its samples.
+    """
+    kept = [episode for episode in episodes if not episode.lost]
+    points = [episode.start.grid_point for episode in kept]
+    return {
+        "success": sum(episode.success_at_end for episode in kept) / len(kept),
+        "effective_episodes": effective_episodes(by_start(points, (episode.success_at_end for episode in kept))),
+        "episode_length": sum(episode.length for episode in kept) / len(kept),
+        "lost_episodes": len(episodes) - len(kept),
+        "entropy": -float(np.mean(np.concatenate([sampled(episode.log_probs) for episode in kept]))),
+        "env_steps_per_second": timing.steps_per_second,
+        "seconds_policy": timing.policy,
+        "seconds_environment": timing.environment,
+        "seconds_rollout_rest": timing.rest,
+    }
+
+
+@dataclass
+class Batch:
+    """The decisions of an update's episodes.
+
+    `steps` are (episode, decision) pairs; `weights` [S] is what each decision's summed log-probability is multiplied
+    with, the episode's advantage over its number of tokens (or 1); `normalizer` divides the sum over all decisions.
+    """
+
+    steps: list[tuple[Episode, int]]
+    weights: Tensor
+    normalizer: float
+
+    @classmethod
+    def of(cls, episodes: Sequence[Episode], advantage: Float[Tensor, " E"], normalizer: str) -> "Batch":
+        lengths = torch.tensor([len(episode.decision_steps) for episode in episodes], dtype=torch.long)
+        tokens = lengths * sum(sampled(episode.tokens).shape[1] for episode in episodes[:1])
+        weights = advantage / tokens if normalizer == "length" else advantage
+        return cls(
+            steps=[
+                (episode, index)
+                for episode, count in zip(episodes, lengths.tolist(), strict=True)
+                for index in range(count)
+            ],
+            weights=weights.repeat_interleave(lengths),
+            normalizer=float(tokens.sum() if normalizer == "tokens" else len(episodes)),
+        )
+
+
+def advantages_of(episodes: Sequence[Episode], baseline: str) -> tuple[Tensor, int]:
+    """The advantage of each episode, and the number of grid points whose rewards are all equal. Success is rewarded
+    where it stands at the end of the episode, which goes on until it has been held.
+
+    `baseline`: grid_point or batch, within which rewards are normalised; one_zero leaves them as they are.
+    """
+    rewards = torch.tensor([float(episode.success_at_end) for episode in episodes])
+    points = [episode.start.grid_point for episode in episodes]
+    groups = [torch.tensor([i for i, p in enumerate(points) if p == point]) for point in Counter(points)]
+    zero_variance = sum(bool(advantages.zero_variance(rewards[None, group])) for group in groups)
+    if baseline == "one_zero":
+        return advantages.one_zero(rewards[None])[0], zero_variance
+    if baseline == "batch":
+        return advantages.batch_normalized(rewards[None])[0], zero_variance
+    advantage = torch.empty_like(rewards)
+    for group in groups:
+        advantage[group] = advantages.group_normalized(rewards[None, group])[0]
+    return advantage, zero_variance
+
+
+def _shares(
+    policy: Trainable,
+    batch: Batch,
+    config: DictConfig,
+    penalties: Penalties,
+    draws: torch.Generator,
+    *,
+    measured: bool,
+) -> Iterator[Tensor]:
+    """Each micro-batch's part of the loss; the parts add up to that of the whole batch.
+
+    Steps that weigh nothing are skipped, unless something is paid for or measured at every step. Penalties are at the
+    visited states as they are: their gradients do not know that earlier actions lead to later states.
+    """
+    everywhere = measured or penalties.paid_for
+    rows = torch.arange(len(batch.steps)) if everywhere else batch.weights.nonzero()[:, 0]
+    for start in range(0, len(rows), config.micro_batch_size):
+        part = rows[start : start + config.micro_batch_size]
+        steps = [batch.steps[row] for row in part.tolist()]
+        views = policy.views(np.stack([episode.looked_at[index] for episode, index in steps]))
+        prompts = policy.prompt_ids([episode.instruction for episode, _ in steps])
+        tokens = torch.from_numpy(np.stack([sampled(episode.tokens)[index] for episode, index in steps]))
+        tokens = tokens.to(policy.device)
+        said = policy.distribution(views, prompts, tokens)
+        log_probs = said.log_prob(tokens)
+        everything = torch.ones_like(tokens, dtype=torch.bool)
+        weights = batch.weights[part].to(log_probs)
+        loss = losses.policy_gradient(log_probs, weights, everything, normalizer=batch.normalizer)
+        # Costs join the loss, not a share of their own: they were worked out from the same pass of the policy.
+        states = States(views, prompts, tokens, said)
+        for coefficient, cost in penalties.costs(states, draws, measured=measured):
+            loss = loss + coefficient * cost.sum() / len(batch.steps)
+        yield loss
+
+
+def sampled(values: np.ndarray | None) -> np.ndarray:
+    """Tokens or log-probabilities, which every episode of such a policy has; labels, where an expert gave them."""
+    assert values is not None
+    return values

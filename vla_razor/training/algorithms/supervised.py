@@ -1,0 +1,113 @@
+"""Supervised updates: cross-entropy on the tokens of given actions, and what is paid for besides. SFT makes them on
+demonstrations, distillation at the states that the policy visits.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from omegaconf import DictConfig
+from torch import Tensor
+
+from vla_razor.core.categorical import Categorical
+from vla_razor.policies.trainable import Trainable
+from vla_razor.rollouts.demonstrations import Demonstrations
+from vla_razor.training.penalties import Penalties
+from vla_razor.training.penalties.penalty import States
+from vla_razor.training.trainer import Trainer, generator
+
+
+@dataclass
+class Accuracy:
+    """How often the likeliest token is the demonstrated one."""
+
+    hits: int = 0
+    tokens: int = 0
+
+    def add(self, said: Categorical, targets: Int[Tensor, "B A"]) -> None:
+        """Takes in a micro-batch."""
+        self.hits += int((said.likeliest() == targets).sum())
+        self.tokens += targets.numel()
+
+    def means(self) -> dict[str, float]:
+        """Empty where nothing was counted: the policy's own loss tells no distribution."""
+        return {"token_accuracy": self.hits / self.tokens} if self.tokens else {}
+
+
+def learn(
+    policy: Trainable,
+    trainer: Trainer,
+    config: DictConfig,
+    data: Demonstrations,
+    tokens: Int[Tensor, "N A"],
+    rows: Int[Tensor, " B"],
+    penalties: Penalties | None = None,
+    features: Float[Tensor, "N ..."] | None = None,
+) -> dict[str, float]:
+    """One update on the decisions `rows`. Returns what is logged, what was paid for in nats an action among it.
+    `features`: what stands for the images' views, if it is known (`Trainable.features`).
+
+    Raises `RunFailed` where the loss is not finite.
+    """
+    begin = time.perf_counter()
+    shifts = _shifts(len(rows), config.augmentation, generator(config.seed, "augmentation", trainer.step))
+    draws = generator(config.seed, "prefix jitter", trainer.step)
+    fed = jittered(tokens[rows], policy.support, config.prefix_jitter, draws)
+    draws = generator(config.seed, "penalties", trainer.step)
+    accuracy = Accuracy()
+
+    def shares() -> Iterator[Tensor]:
+        """Each micro-batch's part of the loss, and of each penalty; the parts add up to the mean over the batch."""
+        parts = (each.split(config.micro_batch_size) for each in (rows, shifts, fed))
+        for part, moves, inputs in zip(*parts, strict=True):
+            views = policy.views(shifted(data.images[part.numpy()], moves)) if features is None else features[part]
+            prompts = policy.prompt_ids([data.instructions[row] for row in part.tolist()])
+            targets = tokens[part].to(policy.device)
+            if config.loss == "openvla":
+                loss = policy.supervised_loss(views, prompts, targets)
+            else:
+                said = policy.distribution(views, prompts, inputs)
+                loss = said.cross_entropy(targets)
+                accuracy.add(said, targets)
+            share = len(part) / len(rows)
+            yield share * loss
+            if penalties:
+                states = States(views, prompts, targets)
+                for coefficient, cost in penalties.costs(states, draws):
+                    yield share * (coefficient * cost.mean())
+
+    update = trainer.update(shares())
+    seconds = time.perf_counter() - begin
+    paid = penalties.means() if penalties else {}
+    return {**update._asdict(), **accuracy.means(), **paid, "states_per_second": len(rows) / seconds}
+
+
+def jittered(tokens: Int[Tensor, "B A"], support: range, bins: float, draws: torch.Generator) -> Int[Tensor, "B A"]:
+    """Tokens moved within the support by a normal draw of `bins`, rounded.
+
+    Fed to the decoder in place of the demonstrated ones, they are what a policy that samples feeds itself: neighbours
+    of the demonstrated tokens, which cloning with exact ones never shows it.
+    """
+    if not bins:
+        return tokens
+    moves = (torch.randn(tokens.shape, generator=draws) * bins).round().long()
+    return (tokens + moves).clamp(support.start, support.stop - 1)
+
+
+def shifted(images: np.ndarray, shifts: Int[Tensor, "B 2"]) -> np.ndarray:
+    """Images uint8 [B, H, W, 3] moved by whole pixels (down, right); the edge is repeated where nothing was seen."""
+    reach = int(shifts.abs().max()) if len(shifts) else 0
+    if reach == 0:
+        return images
+    height, width = images.shape[1:3]
+    padded = np.pad(images, ((0, 0), (reach, reach), (reach, reach), (0, 0)), mode="edge")
+    corners = (reach - shifts).tolist()
+    views = [image[y : y + height, x : x + width] for image, (y, x) in zip(padded, corners, strict=True)]
+    return np.stack(views)
+
+
+def _shifts(count: int, reach: int, draws: torch.Generator) -> Int[Tensor, "B 2"]:
+    return torch.randint(-reach, reach + 1, (count, 2), generator=draws)

@@ -1,0 +1,123 @@
+"""What a training measures of its policy: on the probe set while it learns, and in the tasks at its end."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig
+from rich import get_console
+from rich.console import Console
+
+from vla_razor.config import scenes
+from vla_razor.policies import Policy
+from vla_razor.policies.trainable import Trainable
+from vla_razor.progress import progress
+from vla_razor.rollouts import probe_set
+from vla_razor.rollouts.evaluation import Results, compared, evaluate, summarized
+from vla_razor.rollouts.probe_set import ProbeSet
+from vla_razor.rollouts.rollout import VectorEnv
+from vla_razor.runs import Run
+from vla_razor.study.forecast import Guard
+from vla_razor.tables import report
+from vla_razor.training.base import Base
+from vla_razor.training.trainer import NotFinite, Trainer
+
+
+def open_probe(config: DictConfig, base: Base, envs: VectorEnv | None = None) -> ProbeSet | None:
+    """The base's probe set on the new task, made in `envs` where it is not in the cache; None for `probe_every=0`.
+
+    Its seed is 0 for runs of any seed, which are measured at the same states.
+    """
+    if not config.probe_every:
+        return None
+    settings = {key: config[key] for key in ("other_instructions", "num_envs", "num_workers")}
+    with base.policy() as policy:
+        return probe_set.obtain(policy, config.env, states=config.probe_states, envs=envs, **settings)
+
+
+def probe_scalars(measured: Mapping[str, Any]) -> dict[str, float]:
+    """What `probe_set.measure` found, in nats, under the names it is logged by."""
+    names = {"per_token": "forward_kl", "per_action": "forward_kl_per_action"}
+    names |= {"reverse_kl": "probe_reverse_kl", "entropy": "probe_entropy"}
+    same = (
+        "sharpening",
+        "displacement",
+        "total_variation",
+        "l2_distance",
+        "spillover",
+        "activation_l1",
+        "activation_l2",
+    )
+    return {names.get(name, name): measured[name] for name in (*names, *same) if name in measured}
+
+
+def measure(policy: Trainable, probe: ProbeSet, trainer: Trainer, guard: Guard | None) -> dict[str, float]:
+    """What a measured step logs: how far the policy has moved and, with a guard, what it has probably forgotten. At the
+    budget the training ends, or goes on at half its rates.
+
+    Raises `NotFinite` where the policy's distributions are not finite.
+    """
+    scalars = probe_scalars(probe_set.measure(policy, probe))
+    if not math.isfinite(scalars["forward_kl"]):
+        raise NotFinite(f"Step {trainer.step}: forward KL is {scalars['forward_kl']}, the policy has diverged.")
+    if guard is None:
+        return scalars
+    if guard.is_spent(scalars):
+        if trainer.config.on_budget == "stop":
+            trainer.spent, done = True, "the training ends"
+        else:
+            trainer.peaks, done = [peak / 2 for peak in trainer.peaks], "its learning rates are halved"
+        said = f"step {trainer.step}: {guard.forecast(scalars)}, of a budget of {guard.budget:.1%}: {done}"
+        get_console().print(said, highlight=False)  # the console of the progress bar
+    return scalars | guard.scalars(scalars)
+
+
+def finish(
+    config: DictConfig,
+    run: Run,
+    policy: Trainable,
+    base: Base,
+    probe: ProbeSet | None,
+    guard: Guard | None,
+    nothing_learned: str | None = None,
+) -> None:
+    """Writes and prints the entries `base` and `tuned` of summary.json, and why nothing was learned, if so.
+
+    Success is measured from the same starts in every run, `config.eval_episodes` of each task, new and prior (0: not at
+    all); forward KL on the probe set.
+    """
+    policies: dict[str, Policy] = {"base": base, "tuned": policy}
+    results = _evaluated(config, policies) if config.eval_episodes else {name: {} for name in policies}
+    divergences = dict.fromkeys(policies)
+    if probe:
+        with base.policy() as before:
+            divergences["base"] = probe_set.measure(before, probe)
+        divergences["tuned"] = probe_set.measure(policy, probe)
+    entries = {name: summarized(results[name], divergences[name], new_tasks=config.env.tasks) for name in policies}
+    comparison = compared(results["tuned"], results["base"], config.env.tasks) if config.eval_episodes else None
+    forecast = guard.forecast(probe_scalars(entries["tuned"]["forward_kl"])) if guard else None
+    run.finish(
+        {"policies": entries}
+        | ({"comparison": comparison} if comparison else {})
+        | ({"forecast": forecast._asdict()} if forecast else {})
+        | ({"nothing_learned": nothing_learned} if nothing_learned else {})
+    )
+    console = Console()
+    if config.eval_episodes:
+        report(console, run.path, entries, comparison)
+    if nothing_learned:
+        console.print(nothing_learned, highlight=False)
+    elif probe:
+        drift = entries["tuned"]["forward_kl"]
+        parts = f"sharpening {drift['sharpening']:.3g}, displacement {drift['displacement']:.3g}"
+        console.print(f"forward KL {drift['per_action']:.3g} nats an action ({parts})", highlight=False)
+    if forecast:
+        console.print(f"forecast: {forecast}", highlight=False)
+
+
+def _evaluated(config: DictConfig, policies: dict[str, Policy]) -> dict[str, Results]:
+    places = [scene for env in (config.env, config.prior) if env for scene in scenes(env)]
+    settings = {key: config[key] for key in ("num_envs", "num_workers", "device")}
+    total = len(policies) * config.eval_episodes * sum(len(place.tasks) for place in places)
+    with progress("evaluation", total) as advance:
+        return evaluate(policies, places, episodes=config.eval_episodes, **settings, progress=lambda _: advance())

@@ -1,0 +1,85 @@
+"""What a training pays for beside its own objective: the ways to forget less, a file each, which all algorithms share.
+
+`kl_coefficient` and `spillover_coefficient` ask for those that are here, `penalties={package.module:Class: 0.1}` for
+one from anywhere. A class is made once, for a whole training, of those of `policy`, `base` and `config` that it takes.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from omegaconf import DictConfig
+from torch import Tensor
+
+from vla_razor.errors import UserError
+from vla_razor.policies.members import named
+from vla_razor.policies.trainable import Trainable
+from vla_razor.training.base import Base
+from vla_razor.training.penalties.penalty import Penalty, States
+from vla_razor.training.penalties.spillover import Spillover
+
+
+@dataclass
+class Penalties:
+    """Those of a training, each with its coefficient."""
+
+    terms: Sequence[tuple[float, Penalty]]
+    _costs: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, config: DictConfig, policy: Trainable, base: Base, kl: type[Any], *, measured: bool) -> "Penalties":
+        """What a configuration asks for, `kl` by `kl_coefficient`; that one also at 0 where it is to be `measured`.
+
+        Raises UserError where a class cannot be found or made.
+        """
+        terms: list[tuple[float, Penalty]] = []
+        if config.kl_coefficient or measured:
+            terms.append((config.kl_coefficient, kl(policy, base)))
+        if config.get("spillover_coefficient"):
+            terms.append((config.spillover_coefficient, Spillover(policy, base, config)))
+        others: Mapping[Any, float] = config.get("penalties") or {}
+        for spec, coefficient in others.items():
+            terms.append((coefficient, _made(str(spec), {"policy": policy, "base": base, "config": config})))
+        return cls(terms)
+
+    @property
+    def paid_for(self) -> bool:
+        """Whether any of them counts in the loss."""
+        return any(coefficient for coefficient, _ in self.terms)
+
+    def costs(
+        self, states: States, generator: torch.Generator, *, measured: bool = False
+    ) -> Iterator[tuple[float, Float[Tensor, " B"]]]:
+        """Coefficients and costs, one after the other, since each may hold a pass of the policy; with `measured` also
+        those whose coefficient is 0.
+        """
+        for coefficient, penalty in self.terms:
+            if coefficient or measured:
+                cost = penalty.cost(states, generator)
+                self._costs.setdefault(penalty.name, []).append(cost.detach())
+                yield coefficient, cost
+
+    def means(self) -> dict[str, float]:
+        """What each has cost since this was last asked, by name."""
+        means = {name: float(torch.cat(parts).mean()) for name, parts in self._costs.items()}
+        self._costs.clear()
+        return means
+
+
+def _made(spec: str, offered: dict[str, Any]) -> Penalty:
+    factory: Callable[..., Any] | None = named(spec, "penalties")
+    if factory is None:
+        raise UserError(f"penalties: {spec} is not of the form package.module:Class.")
+    takes = inspect.signature(factory).parameters
+    try:
+        penalty = factory(**{name: value for name, value in offered.items() if name in takes})
+    except UserError:
+        raise
+    except Exception as error:  # whatever a class of the user's does
+        raise UserError(f"penalties: {spec} cannot be made ({type(error).__name__}: {error}).") from error
+    if not callable(getattr(penalty, "cost", None)) or not isinstance(getattr(penalty, "name", None), str):
+        raise UserError(f"penalties: {spec} gives {type(penalty).__name__}; expected a name and a method cost.")
+    return penalty
