@@ -57,6 +57,7 @@ def fit(
     """
     x, y, members = _checked(divergence, forgetting, runs, degree, resamples)
     coefficients, r2 = _least_squares(x, y, degree)
+    # Not scipy.stats.bootstrap: it keeps every resample, and one without an R2 makes the whole interval NaN.
     drawn = _resampled(members, resamples, generator) if len(members) >= LEAST_RUNS else ()
     kept = [rows for rows in drawn if len(np.unique(x[rows])) >= degree + 2 and np.ptp(y[rows]) > 0]
     values = [_least_squares(x[rows], y[rows], degree)[1] for rows in kept]

@@ -89,6 +89,7 @@ def correlation(x: ArrayLike, y: ArrayLike, kind: str) -> Correlation:
     coefficient = COEFFICIENTS[kind]
     count = pairs.shape[1]
     length = min(BLOCK, count)
+    # Not scipy.stats.bootstrap: it draws single updates, and neighbours are alike; blocks keep them together.
     starts = np.random.default_rng(0).integers(count - length + 1, size=(RESAMPLES, -(-count // length), 1))
     rows = (starts + np.arange(length)).reshape(RESAMPLES, -1)[:, :count]
     found = np.array([coefficient(pairs[:, own]) for own in rows])
