@@ -125,29 +125,6 @@ def cross_entropy(
     return torch.nn.functional.cross_entropy(at_least_float32(kept), targets[mask])
 
 
-def soft_cross_entropy(
-    logits: Float[Tensor, "*batch V"], targets: Float[Tensor, "*batch V"], mask: Bool[Tensor, "*batch"] | None = None
-) -> Float[Tensor, ""]:
-    """-sum_y q(y) log pi(y) against target *probabilities* q, averaged over the masked rows: SFT in the limit of
-    infinitely many labels drawn from q, such as the oracle's or a teacher's (paper, Section 4).
-
-    It differs from KL(q || pi) by q's entropy, a constant. 0 log 0 counts as 0. Raises ValueError where the shapes
-    disagree, a masked target is no distribution or no row is masked in.
-    """
-    mask = torch.ones(logits.shape[:-1], dtype=torch.bool, device=logits.device) if mask is None else mask
-    if logits.shape != targets.shape or mask.shape != logits.shape[:-1]:
-        shapes = [tuple(tensor.shape) for tensor in (logits, targets, mask)]
-        raise ValueError(f"soft_cross_entropy needs logits and targets [..., V] and a mask [...], got {shapes}")
-    if not mask.any():
-        raise ValueError("the mask is empty: there is no target to learn from")
-    kept, wanted = logits[mask], targets[mask].detach()
-    if not ((wanted >= 0).all() and ((wanted.double().sum(-1) - 1).abs() < 1e-2).all()):
-        raise ValueError("targets must be probabilities: not negative, and 1 in sum over the last axis")
-    wide = torch.promote_types(kept.dtype, torch.float32)
-    log_probs = torch.log_softmax(kept.to(wide), -1)
-    return -(wanted.to(wide) * torch.where(wanted > 0, log_probs, 0)).sum(-1).mean()
-
-
 def _masked_sum(values: Tensor, mask: Tensor) -> Tensor:
     """Sum over T. `where` rather than a product, because 0 * inf is NaN."""
     return torch.where(mask, values, 0).sum(1)

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
-from scipy.optimize import brentq, linprog, minimize  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
+from scipy.optimize import linprog, minimize  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 from torch import Tensor
 
 from vla_razor.core.precision import narrow, wide
@@ -68,45 +68,6 @@ def oracle(base_logits: Logits, rewarded: Bool[Tensor, "*batch Y"]) -> Logits:
     Both directions agree about the rewarded outcomes alone: restricted to these the oracle *is* the base.
     """
     return i_projection(base_logits, rewarded)
-
-
-def i_projection_at(base_logits: Logits, reward: Float[Tensor, "*batch Y"], level: float) -> Logits:
-    """The distribution nearest to the base, in KL(q || base), among those of mean reward `level`: the exponential tilt
-    q ~ base exp(t reward), with t found by Brent's method.
-
-    `reward` is any real function of the outcome. Over a batch, the mean is over its rows as well and one t serves all
-    of them, which is the least mean KL for that mean reward. A `level` at the end of what is attainable gives the limit
-    of infinite t, the base restricted to each row's best (or worst) outcomes.
-
-    Raises ValueError where the shapes differ, a reward is not finite, or no distribution on the base's support has that
-    mean reward.
-    """
-    if base_logits.shape != reward.shape or not reward.isfinite().all():
-        shapes = tuple(base_logits.shape), tuple(reward.shape)
-        raise ValueError(f"expected logits and finite rewards of one shape, got {shapes}")
-    base, r = torch.log_softmax(wide(base_logits), -1), wide(reward)
-    support = base > -torch.inf
-    highest = torch.where(support, r, -torch.inf).amax(-1, keepdim=True)
-    lowest = torch.where(support, r, torch.inf).amin(-1, keepdim=True)
-    ends = float(lowest.mean()), float(highest.mean())
-    if not ends[0] <= level <= ends[1]:
-        raise ValueError(f"no distribution has a mean reward of {level}: from {ends[0]} to {ends[1]} can be had")
-    for end, extreme in zip(ends, (lowest, highest), strict=True):
-        if level == end:
-            return narrow(i_projection(base, support & (r == extreme)), base_logits)
-    scale = float((highest - lowest).max())
-
-    def tilted(t: float) -> Tensor:
-        return torch.log_softmax(base + t / scale * (r - highest), -1)
-
-    def excess(t: float) -> float:
-        return float((tilted(t).exp() * (r - level)).sum(-1).mean()) / scale
-
-    reach = 1.0
-    while excess(-reach) > 0 or excess(reach) < 0:
-        reach *= 2
-    t = float(cast("Any", brentq)(excess, -reach, reach, xtol=1e-300, rtol=1e-15, maxiter=1000))
-    return narrow(tilted(t), base_logits)
 
 
 def exponential_family(
