@@ -13,14 +13,14 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 LEAST_RUNS = 10
-"""Runs that an interval needs. Of fewer, many a resample holds so few different ones that it fits them well whatever
-they are: the upper end of R2 says nothing.
+"""Runs that an interval needs. With fewer, many resamples hold so few different runs that any of them are fitted well,
+and the upper end of R2 says nothing.
 """
 
 
 class Law(NamedTuple):
-    """forgetting = c0 + c1 d + c2 d^2 + ..., with the fit's R2 and its 95% bootstrap interval, NaN where there is none;
-    `kept` is the number of resamples that the interval is of.
+    """forgetting = c0 + c1 d + c2 d^2 + ..., with the fit's R2 and its 95% bootstrap interval, NaN where there is none.
+    `kept` is the number of resamples behind the interval.
     """
 
     coefficients: tuple[float, ...]
@@ -77,7 +77,7 @@ def _least_squares(x: NDArray[np.float64], y: NDArray[np.float64], degree: int) 
 def _resampled(
     members: list[NDArray[np.int64]], resamples: int, generator: torch.Generator | np.random.Generator
 ) -> Iterator[NDArray[np.int64]]:
-    """Row numbers of each bootstrap sample: as many runs as there are, drawn with replacement, each with all its
+    """The row numbers of each bootstrap sample: as many runs as there are, drawn with replacement, each with all of its
     rows.
     """
     size = (resamples, len(members))

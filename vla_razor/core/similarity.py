@@ -1,8 +1,8 @@
 """How much of a policy's representation survived: two sets of activations of the same n inputs, [n, d] and [n, d'].
 
-CKA and CKNNA compare how the inputs lie relative to each other, so they do not mind a rotation of the features, a
-scale or a shift (paper, Appendices B.4 and C.1). The activation changes compare feature by feature (Section 6). All
-are float64 inside; the result is float32, or float64 where an argument is.
+CKA and CKNNA compare how the inputs lie relative to each other, and are invariant to a rotation of the features, a
+scale and a shift (paper, Appendices B.4 and C.1). The activation changes compare feature by feature (Section 6). All
+compute in float64; the result is float32, or float64 where an argument is.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from vla_razor.core.precision import at_least_float32, narrow, wide
 
 _ROWS_AT_ONCE = 1024
-"""Neighbours are looked for in pieces of this many rows, so that memory grows with n and not with its square."""
+"""Neighbours are looked for this many rows at a time, so that memory grows with n and not with its square."""
 
 
 def cka(base: Float[Tensor, "n d"], tuned: Float[Tensor, "n d2"], *, unbiased: bool = False) -> Float[Tensor, ""]:
@@ -71,7 +71,7 @@ def activation_l2(base: Float[Tensor, "n d"], tuned: Float[Tensor, "n d"]) -> Fl
 
 
 def _squared_cross(x: Tensor, y: Tensor) -> Tensor:
-    """|X' Y|^2 = <X X', Y Y'>, by whichever product is the smaller matrix."""
+    """|X' Y|^2 = <X X', Y Y'>, computed through the smaller of the two products."""
     if len(x) ** 2 < x.shape[1] * y.shape[1]:
         return ((x @ x.T) * (y @ y.T)).sum()
     return (x.T @ y).square().sum()
