@@ -129,12 +129,14 @@ class PickCan(ManipulationTask):
         self._tell_robot()
 
     def _track(self) -> None:
+        # One pass over the contacts serves both questions: do the fingers grasp the can, and does it touch anything
+        # else?
         setup, links = self.setup, len(self.fingers)
         pushes, strengths = self.pushes(self.can, [*self.fingers, *self.obstacles])
         self.held = self.grasped(pushes[:links], strengths[:links], setup.grasp_impulse, setup.grasp_angle)
         self.pinching = self._of_both(strengths[:links] > TOUCH)
         self._tell_robot()
-        self.grasp_steps = (self.grasp_steps + 1) * self.held
+        self.grasp_steps = (self.grasp_steps + 1) * self.held  # in a row: a lost grasp starts it at 0 again
         free = (strengths[links:] <= TOUCH).all(0)
         rise = pose_of(self.can)[:, 2] - self.rest_z
         self.remembered, self.lifted = setup.lift(self.remembered, self.held, free, rise > setup.lift_height)

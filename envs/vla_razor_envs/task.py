@@ -159,6 +159,7 @@ class ManipulationTask(BaseEnv):
         starts = options.get("starts") or [
             {"seed": int(seed)} for seed in np.broadcast_to(self._episode_seed, len(env_idx))
         ]
+        # An episode must not depend on the ones before it, so what they left in the simulator goes first.
         if not self.gpu_sim_enabled:
             self._iterate(self.setup.physics.robot_iterations)
             self._renew_physics(self.setup.physics.temporal)
@@ -243,7 +244,7 @@ class ManipulationTask(BaseEnv):
         if self.gpu_sim_enabled:
             self.scene.px.gpu_apply_articulation_target_position()
             self.scene.px.gpu_apply_articulation_target_velocity()
-        command, step = self.agent.before_simulation_step, self.scene.step
+        command, step = self.agent.before_simulation_step, self.scene.step  # looked up once for many physics steps
         for _ in range(self._sim_steps_per_control):
             command()
             step()

@@ -51,6 +51,7 @@ def cknna(base: Float[Tensor, "n d"], tuned: Float[Tensor, "n d2"], *, k: int = 
     if not 1 <= k < len(x):
         raise ValueError(f"k must be at least 1 and below the number of inputs, {len(x)}, got {k}")
     near_x, near_y = _neighbours(x, k), _neighbours(y, k)
+    # Kernels are needed only between neighbours: [n, k] entries of the n^2.
     shared = (near_x[:, :, None] == near_y[:, None, :]).any(2)
     of_x, of_y = _inner_products(x, near_x), _inner_products(y, near_y)
     both = (shared * of_x * _inner_products(y, near_x)).sum()

@@ -262,7 +262,7 @@ def evaluate(
             tasks=parts,
             task_manager=_manager(folder) if data_dir else TaskManager(),
             limit=limit,
-            bootstrap_iters=0,
+            bootstrap_iters=0,  # standard errors and pooling are our own, from the samples
             log_samples=True,
         )
     except ConnectionError as error:

@@ -85,6 +85,8 @@ def obtain(
 
     Raises UserError where the cached one cannot be read, RunFailed where the disk is full.
     """
+    # The key is made from what decides the completions, so that a probe set made for one run serves every other run of
+    # the same base, task and settings.
     with language.base():
         prompts = hashlib.sha256(json.dumps([prompt_ids(language, example) for example in examples]).encode())
         origin = Origin(model_key(language.model), task, prompts.hexdigest()[:16], len(examples), max_new_tokens, seed)
@@ -137,6 +139,7 @@ def measure(language: LanguageModel, probe: ProbeSet, batch_size: int) -> dict[s
     found = divergences_from_hidden(
         probe.hidden.to(device), probe.head.to(device), hidden.to(device), head.detach(), chunk=4096
     )
+    # Completions differ in length: a mean over tokens is not the mean over completions divided by a length.
     lengths = probe.lengths[:, 1].tolist()
     sums = torch.stack([part.double().sum() for part in found.forward_kl.cpu().split(lengths)])
     per_token = {name: float(getattr(found, name).double().mean()) for name in Divergences._fields}

@@ -47,6 +47,7 @@ def record(run: Settings, base: Parameters, task: Task, tests: Tests) -> Iterato
     start = _look(base, tests)
     before = base
     for step, parameters in training.finetune([run], base, task, checkpoints=total):
+        # Copied at every update, also where it is not looked at: the next one changes the same tensors.
         after = {name: value.clone() for name, value in parameters.items()}
         if step in looked_at:
             earlier = _look(before, tests)[0]
@@ -62,6 +63,7 @@ def record(run: Settings, base: Parameters, task: Task, tests: Tests) -> Iterato
                 "forward_kl": now,
                 "kl_change": now - _kl(start[0], earlier),
                 "kl_step": _kl(earlier, logits),
+                # The gradients are those at the weights before the update.
                 "cosine_new": float(weight_change.cosine(update, _gradient(before, tests, "new"))),
                 "cosine_prior": float(weight_change.cosine(update, _gradient(before, tests, "prior"))),
             }

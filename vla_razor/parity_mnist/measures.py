@@ -62,6 +62,7 @@ def measure(parameters: Parameters, base: Base, tests: Tests) -> dict[str, float
     Divergences, in nats, and activation changes, of all hidden layers, are on the new task's test set. Rank and
     sparsity of the update are shares. All are NaN for a network that is not finite.
     """
+    # A chunk's activations are compared with the base's at once, and need not be kept for the whole test set.
     outputs, changes = [], []
     for part, hidden in zip(_outputs(parameters, tests.new), base.hidden.split(CHUNK), strict=True):
         outputs.append(part)
@@ -82,6 +83,7 @@ def measure(parameters: Parameters, base: Base, tests: Tests) -> dict[str, float
         "activation_l1": activation_l1,
         "activation_l2": activation_l2,
     }
+    # A network may have diverged without every measure showing it: then none of them counts.
     finite = all(bool(part.isfinite().all()) for part in (*parameters.values(), logits, prior))
     return {name: float(value) if finite else float("nan") for name, value in found.items()}
 
