@@ -1,4 +1,4 @@
-"""`vla-razor doctor`: what the main job needs of this machine, looked at one by one, each failure with its remedy."""
+"""`vla-razor doctor`: checks one by one what the main job needs of this machine, with a remedy for each failure."""
 
 import importlib.metadata
 import json
@@ -32,7 +32,7 @@ VULKAN_REMEDY = (
 
 @dataclass(frozen=True)
 class Check:
-    """What was found. `ok` is None for something optional that is absent; `remedy` is empty where nothing is amiss."""
+    """A finding. `ok` is None where something optional is absent; `remedy` is empty where nothing is wrong."""
 
     ok: bool | None
     found: str
@@ -51,7 +51,7 @@ def main(as_json: bool = False) -> int:
 
 
 def check_python() -> Check:
-    """The interpreter's version against the one that the package declares."""
+    """The interpreter's version against the package's requirement."""
     supported = importlib.metadata.metadata("vla-razor")["Requires-Python"]
     version = platform.python_version()
     ok = version in SpecifierSet(supported)
@@ -59,7 +59,7 @@ def check_python() -> Check:
 
 
 def check_packages() -> Check:
-    """Installed versions against those that the package declares."""
+    """Installed versions against the package's requirements."""
     requirements = [Requirement(line) for line in importlib.metadata.requires("vla-razor") or [] if "extra" not in line]
     faults: list[str] = []
     for requirement in requirements:
@@ -90,7 +90,7 @@ def check_compute() -> Check:
 
 
 def check_simulation() -> Check:
-    """Where tasks are simulated by default: on a GPU only those that were checked there. Optional."""
+    """Where tasks are simulated by default. On a GPU only those that were checked there are. Optional."""
     import torch
 
     from vla_razor.devices import checked_tasks, simulator_of
@@ -105,7 +105,7 @@ def check_simulation() -> Check:
 
 
 def check_vulkan() -> Check:
-    """Renders one frame, in a process of its own: a driver may crash or hang."""
+    """Renders one frame, in a process of its own, since a driver may crash or hang."""
     command = [sys.executable, "-W", "ignore", "-m", "vla_razor_envs.vulkan"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=RENDER_SECONDS, check=False)

@@ -16,13 +16,13 @@ from typing import Any, BinaryIO
 from vla_razor.errors import RunFailed
 
 ASIDE = ".aside-"
-"""How the name of a file or folder begins that is not complete yet."""
+"""Prefix of a file or folder that is not complete yet."""
 EARLIER = "-earlier"
-"""How the name of a folder ends that is being replaced; it begins as that of the one which takes its place."""
+"""Suffix of a folder that is being replaced; the rest of its name is that of the folder which takes its place."""
 
 
 def cache_root() -> Path:
-    """The folder for what is made or fetched once: `$VLA_RAZOR_CACHE`, by default `~/.cache/vla_razor`."""
+    """The folder for what is made or downloaded once: `$VLA_RAZOR_CACHE`, by default `~/.cache/vla_razor`."""
     return Path(os.environ.get("VLA_RAZOR_CACHE") or Path.home() / ".cache" / "vla_razor")
 
 
@@ -44,10 +44,10 @@ def atomic_write(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
 
 
 def atomic_folder(path: Path, fill: Callable[[Path], object]) -> None:
-    """Like `atomic_write` for a folder, which `fill` is given empty; an earlier folder of that name is replaced.
+    """Like `atomic_write`, for a folder: `fill` gets it empty, and an earlier folder of that name is replaced.
 
-    Two renames replace a folder. An error between them puts the earlier one back; after a kill there both are aside,
-    complete, and `remove_unfinished` puts the earlier one back.
+    Replacing takes two renames. After an error between them the earlier folder is put back. After a kill between them
+    both are aside, complete, and `remove_unfinished` puts the earlier one back.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f"{ASIDE}{path.name}-"))
@@ -74,7 +74,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`atomic_write` of a JSON document. Numbers that are not finite become null: JSON has no word for them."""
+    """`atomic_write` of a JSON document. Numbers that are not finite become null, since JSON has no word for them."""
     atomic_write(path, json.dumps(finite(value), indent=2).encode() + b"\n")
 
 
@@ -88,8 +88,8 @@ def finite(value: Any) -> Any:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Delete what an interrupted write left aside, anywhere below `folder`; a folder that was about to be replaced, and
-    has not been, is put back.
+    """Delete what interrupted writes left aside, anywhere below `folder`. A folder that was set aside, and whose
+    replacement never took its place, is put back.
     """
     for leftover in list(folder.rglob(f"*{ASIDE}*")):
         if leftover.name.endswith(EARLIER) and not (place := _place_of(leftover)).exists():
@@ -107,7 +107,7 @@ def _place_of(earlier: Path) -> Path:
 
 @contextmanager
 def full_disk_reported(path: Path, advice: str = "free some space.") -> Iterator[None]:
-    """Turn a full disk while writing to `path` into one clear `RunFailed`, however the writing library words it."""
+    """Turn a full disk while writing to `path` into one clear `RunFailed`, whatever error the library raises for it."""
     try:
         yield
     except RunFailed:

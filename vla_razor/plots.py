@@ -47,10 +47,10 @@ class Curve(NamedTuple):
 
 
 class Point(NamedTuple):
-    """A policy: how far it moved (forward KL in nats an action) and what it can do.
+    """A policy: how far it moved (forward KL in nats per action) and what it can do.
 
-    `displacement` is the part of the forward KL that a change of temperature does not account for, `forgotten` the
-    prior success lost since the base, `run` names the training run and `last` says whether this is where it ended.
+    `displacement` is the part of the forward KL that a change of temperature does not explain, and `forgotten` the
+    prior success lost since the base. `run` names the training run, and `last` says whether it ended here.
     """
 
     method: str
@@ -72,7 +72,7 @@ class Bars(NamedTuple):
 
 
 def learning_curves(path: Path, curves: Sequence[Curve], episodes: int) -> None:
-    """REINFORCE's success on what it learns from (`episodes` an iteration), SFT's loss, and the drift of both."""
+    """REINFORCE's success on its training episodes (`episodes` per iteration), SFT's loss, and the drift of both."""
     with figure(path, 1, 3, (11.5, 3.4)) as axes:
         success, loss, drift = axes
         for curve in curves:
@@ -96,7 +96,7 @@ def learning_curves(path: Path, curves: Sequence[Curve], episodes: int) -> None:
 
 
 def success_against_kl(path: Path, points: Sequence[Point]) -> None:
-    """What each policy can do against how far it moved: the new task, and the mean over the prior tasks."""
+    """Success against forward KL for each policy: on the new task, and the mean over the prior tasks."""
     with figure(path, 1, 2, (9, 3.8)) as axes:
         labels = {"new": "new-task success", "prior": "prior tasks, mean success"}
         for axis, (field, label) in zip(axes, labels.items(), strict=True):
@@ -112,7 +112,7 @@ def success_against_kl(path: Path, points: Sequence[Point]) -> None:
 
 
 def retention_bars(path: Path, policies: Sequence[Bars]) -> None:
-    """Success task by task, a bar a policy; a method's settings differ in shade."""
+    """Success task by task, one bar per policy; a method's settings differ in shade."""
     tasks = list(policies[0].rates)
     width = 0.8 / len(policies)
     with figure(path, 1, 1, (1.5 * len(tasks) + 1, 3.8)) as (axis,):
@@ -161,7 +161,7 @@ def figure(path: Path, rows: int, columns: int, size: tuple[float, float]) -> It
 
 
 def inline_svg(path: Path, name: str) -> str:
-    """The SVG element of a file; its ids are made the figure's own, because a page has one space of ids."""
+    """The SVG element of a file. Its ids are prefixed with the figure's name, since a page has one space of ids."""
     text = path.read_text()
     text = re.sub(r'\bid="', f'id="{name}-', text[text.index("<svg") :])
     return re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", text)
@@ -181,8 +181,8 @@ def _smooth(values: np.ndarray, width: int) -> np.ndarray:
 
 
 def _rate_band(axis: Axes, rows: Sequence[Mapping[str, Any]], episodes: int, colour: Any, name: str) -> None:
-    """A success curve over windows of five iterations, with the interval of the episodes pooled in each; those of one
-    start count for as many as `effective_episodes` says, where it was logged.
+    """A success curve over windows of five iterations, with the interval of each window's episodes together. Episodes
+    from one start count as `effective_episodes` says, where that was logged.
     """
     steps, rates = _column(rows, "success")
     effective = [row.get("effective_episodes", episodes) for row in rows if row.get("success") is not None]

@@ -12,8 +12,8 @@ PACKAGES = ("torch", "transformers", "timm", "peft", "trl", "lm_eval", "mani_ski
 
 
 def versions(robot: str | None = None) -> dict[str, str]:
-    """Installed versions of what decides the numbers, without importing any of it; `real2sim` are the files of the
-    original simulation, and whether the can stands on its stage. SimplerEnv itself (simpler_env) has files of its own.
+    """Installed versions of the packages that decide the numbers, without importing them. `real2sim` are the original
+    simulation's files, and whether the can stands on its stage. SimplerEnv itself (simpler_env) has files of its own.
     """
     found = {"vla_razor": vla_razor.__version__, "python": platform.python_version()}
     for name in PACKAGES:

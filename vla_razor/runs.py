@@ -1,13 +1,13 @@
 """The run folder, the contract between recipes and with a user's own scripts.
 
     config.yaml             the resolved settings, with the verb
-    metrics.jsonl           one object a line: step, wall_seconds, scalars
+    metrics.jsonl           one object per line: step, wall_seconds, scalars
     checkpoints/step_N/     the policy, in its own format
-    trainer_state/step_N.pt what is needed to go on from there; only the newest is kept
+    trainer_state/step_N.pt what is needed to resume from there; only the newest is kept
     summary.json            the final numbers; its presence means that the run has finished
 
-Whole files are written aside and renamed, so that a kill leaves the old or the new one and never half of one. One
-process at a time may write, held to it by a lock that dies with the process.
+Whole files are written aside and renamed, so that a kill leaves the old or the new one and never half of one. A lock,
+which ends with its process, lets one process write at a time.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ LATER: dict[str, dict[str, Any]] = {
     "plasticity": {"method": "rl", "collect": {"policy": "scripted"}},
     "interpolate": {"base": None},
 }
-"""By verb: settings that runs begun before there were such keys lack, and what they were then."""
+"""By verb: the values of keys that did not exist yet when older runs were begun."""
 
 
 class Run:
-    """A run folder open for writing. Use as a context manager: the lock is given back at the end.
+    """A run folder open for writing. Use it as a context manager, which releases the lock at the end.
 
     Attributes:
         path: the folder.
         config: the resolved settings, `verb` among them.
-        step: the step gone on from, 0 until `restore` has found a state.
+        step: the step from which the run is resumed, 0 until `restore` has found a state.
     """
 
     def __init__(self, path: Path, config: DictConfig, lock: BaseFileLock) -> None:
@@ -114,7 +114,7 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Wall seconds spent on what the folder holds, over all sittings."""
+        """Wall seconds spent on what the folder holds, over all the times that it was resumed."""
         return self._earlier_seconds + time.monotonic() - self._began
 
     def log(self, step: int, **scalars: Any) -> None:
@@ -133,8 +133,8 @@ class Run:
     def save(self, step: int, model_saver: Callable[[Path], object], state: Mapping[str, Any]) -> None:
         """Keep the policy (`model_saver` fills the folder it is given) and the trainer's state after `step`.
 
-        `state` holds tensors, numbers, texts and containers of them: it is read back with weights_only=True. It is
-        written after the checkpoint, so that a state always has its checkpoint. Older states are dropped, older
+        `state` holds tensors, numbers, texts and containers of them, since it is read back with weights_only=True. It
+        is written after the checkpoint, so that a state always has its checkpoint. Older states are deleted, older
         checkpoints kept.
 
         Raises RunFailed where the disk is full; the earlier checkpoint and state are then as they were.
@@ -153,7 +153,7 @@ class Run:
     def restore(self) -> dict[str, Any] | None:
         """The newest trainer state, or None where none was saved; sets `step`.
 
-        What came after it is dropped: metrics rows, and a checkpoint whose state was not written in time. Raises
+        What came after it is deleted: metrics rows, and a checkpoint whose state was not written in time. Raises
         UserError where a file of the run cannot be read.
         """
         states = _numbered(self.path / "trainer_state", ".pt")
@@ -195,7 +195,7 @@ class Run:
 
 
 class FollowedRun(Run):
-    """A run as the other processes of a distributed one have it: the first one writes, these do not."""
+    """The run of all but the first process of a distributed training: the first one writes, these do not."""
 
     def __init__(self, path: Path, config: DictConfig) -> None:
         super().__init__(path, _settings(config), FileLock(path / ".lock"))  # which is never taken
@@ -232,8 +232,9 @@ def checkpoint_folder(path: Path) -> Path | None:
 
 
 def origin_of(spec: str | Path, key: str) -> str:
-    """What the run that trained a policy (`key`: policy) or a model (model), given by its folder or a checkpoint in it,
-    started from; of one between a base and a tuned one, that base. Raises UserError where there is no such run.
+    """What the run that trained `spec`, its folder or a checkpoint in it, started from; `key` is "policy" or "model".
+    For a policy interpolated between a base and a tuned one it is that base. Raises UserError where there is no such
+    run.
     """
     folder = run_of(spec)
     if folder is None:
@@ -279,7 +280,7 @@ def _locked(path: Path) -> BaseFileLock:
 
 
 def _refuse_foreign(path: Path) -> None:
-    """Before anything is written: a folder of something else is left exactly as it was."""
+    """Raises before anything is written, so that a folder of something else is left exactly as it was."""
     names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
     if any(not name.startswith(ASIDE) for name in names - {".lock"}) and "config.yaml" not in names:
         raise UserError(f"{path} is not empty and holds no run: choose another out=.")
@@ -293,7 +294,9 @@ def _refuse_used(path: Path) -> None:
 
 
 def _settings(config: Any) -> DictConfig:
-    """Closed: reading a key that is not there is an error, not None. What a run begun earlier lacks is filled in."""
+    """Closed settings: reading a key that is not there is an error, not None. Keys that an older run lacks are filled
+    in.
+    """
     settings = cast(DictConfig, OmegaConf.merge(LATER.get(config.verb, {}), config))
     OmegaConf.set_struct(settings, False)
     if settings.pop("mixed_precision", False):  # as earlier runs of language models say it; now dtype does

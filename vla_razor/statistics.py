@@ -1,8 +1,8 @@
 """Success rates that travel with their counts and intervals, and paired comparisons; the dicts of summary.json.
 
-Episodes that begin at one start are alike, whichever seed trained the policy that plays them: three seeds on 96 starts
-are less than 288 episodes and more than 96. All intervals here are clustered by start, through `effective_episodes`.
-They hold for the policies at hand on starts of the same kind, and say nothing of the seeds that were not trained.
+Episodes from one start are alike, whichever seed trained the policy: three seeds on 96 starts are worth fewer than 288
+episodes and more than 96. All intervals here are clustered by start, through `effective_episodes`. They hold for the
+policies at hand on starts of the same kind, and say nothing about seeds that were not trained.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Z = 1.959963984540054
 
 
 class Rate(TypedDict):
-    """A share of episodes with its Wilson 95% interval, which is that of `effective` independent ones: as many as all
-    the `episodes` where each has a start of its own, fewer where several share one of the `starts`.
+    """A share of episodes with its Wilson 95% interval. The interval is that of `effective` independent episodes: as
+    many as there are `episodes` where each has a start of its own, fewer where several share one of the `starts`.
     """
 
     successes: int
@@ -63,10 +63,10 @@ class Difference(NamedTuple):
 
 
 def wilson(successes: int, episodes: int, *, starts: int | None = None, effective: float | None = None) -> Rate:
-    """The rate with Wilson's score interval at 95% (Wilson, 1927); every episode is independent and from a start of its
-    own, unless told otherwise.
+    """The rate with Wilson's score interval at 95% (Wilson, 1927). Every episode counts as independent and from a start
+    of its own, unless told otherwise.
 
-    No episodes at all leave everything open: rate 0 within [0, 1]. Raises ValueError unless 0 <= successes <= episodes.
+    Without any episode the rate is 0 and the interval [0, 1]. Raises ValueError unless 0 <= successes <= episodes.
     """
     successes, episodes = int(successes), int(episodes)
     if not 0 <= successes <= episodes:
@@ -79,8 +79,8 @@ def wilson(successes: int, episodes: int, *, starts: int | None = None, effectiv
 
 
 def clustered(outcomes: ArrayLike) -> Rate:
-    """The rate of one task's outcomes [copies, starts], 1, 0 or NaN (lost): a row for each policy or seed that played
-    these starts. With one row it is `wilson`.
+    """The rate of one task's outcomes [copies, starts], 1, 0 or NaN (lost), with a row for each policy or seed that
+    played these starts. With one row it is `wilson`.
     """
     table = _table(outcomes)
     episodes = ~np.isnan(table)
@@ -93,12 +93,13 @@ def clustered(outcomes: ArrayLike) -> Rate:
 
 
 def effective_episodes(outcomes: ArrayLike) -> float:
-    """How many independent episodes say as much of the mean as these, [copies, starts] of 1, 0 or NaN (lost).
+    """How many independent episodes would tell as much about the mean as these, [copies, starts] of 1, 0 or NaN (lost).
 
-    The number of episodes over the design effect, which is the variance of the mean by sums over starts against that by
-    single episodes (Kish, Survey Sampling, 1965); at least the number of starts, at most that of episodes. Where there
-    are few successes or failures little tells how much the copies agree: one made-up start, at which all copies succeed
-    or all fail with equal chance, stands for full agreement until there is evidence against it.
+    This is the number of episodes divided by the design effect: the variance of the mean estimated from sums over
+    starts, over that estimated from single episodes (Kish, Survey Sampling, 1965). It is at least the number of starts
+    and at most that of episodes. Few successes or few failures tell little about how much the copies agree. So one
+    made-up start is added, at which all copies succeed or all fail with equal chance: full agreement until there is
+    evidence against it.
     """
     table = _table(outcomes)
     kept = table[:, ~np.isnan(table).all(0)]
@@ -116,7 +117,7 @@ def effective_episodes(outcomes: ArrayLike) -> float:
 
 
 def cluster_means(copies: ArrayLike | Sequence[ArrayLike]) -> np.ndarray:
-    """The mean over copies [copies, starts] at each start (or of each question); NaN where all of them were lost."""
+    """The mean over copies, [copies, starts] -> [starts] (or questions); NaN where all of them were lost."""
     table = _table(copies)
     episodes = (~np.isnan(table)).sum(0)
     return np.where(episodes, np.nansum(table, 0) / np.maximum(episodes, 1), np.nan)
@@ -134,7 +135,7 @@ def by_start(starts: Iterable[Hashable], values: Iterable[float]) -> np.ndarray:
 
 
 def success_summary(episodes: Iterable[Outcome]) -> Success:
-    """Counts episodes, each from a start of its own; lost ones say nothing about the policy and are left out."""
+    """Counts episodes, each from a start of its own. Lost ones say nothing about the policy and are left out."""
     kept = [episode for episode in episodes if not episode.lost]
     return Success(
         success_once=wilson(sum(episode.success_once for episode in kept), len(kept)),
@@ -143,11 +144,11 @@ def success_summary(episodes: Iterable[Outcome]) -> Success:
 
 
 def pooled_rate(rates: Iterable[Rate]) -> Rate:
-    """The rate of all the episodes together; no two of the rates share a start.
+    """The rate of all the episodes together, where no two of the rates share a start.
 
-    The design effects are averaged by what each rate adds to the variance (p (1 - p) n, with a success and a failure
-    more than there were, so that rates of 0 and 1 weigh little and not nothing). Those of summaries of before there
-    were clusters count every episode as a start of its own.
+    The design effects are averaged, weighted by what each rate adds to the variance: p (1 - p) n, with one success and
+    one failure added, so that rates of 0 and 1 weigh little but not nothing. Summaries from before clustering was
+    introduced count every episode as a start of its own.
     """
     parts = [(rate["episodes"], rate["successes"], rate) for rate in rates if rate["episodes"]]
     weights = [n * (k + 1) * (n - k + 1) / (n + 2) ** 2 for n, k, _ in parts]
@@ -163,8 +164,8 @@ def pooled_rate(rates: Iterable[Rate]) -> Rate:
 
 
 def pooled(summaries: Iterable[Success]) -> Success:
-    """One summary of all the episodes together, as `pooled_rate`; with equally many a task, its rate is the mean over
-    the tasks.
+    """One summary of all the episodes together, by `pooled_rate`. With equally many episodes per task, its rate is the
+    mean over the tasks.
     """
     parts = list(summaries)
     return Success(
@@ -192,8 +193,9 @@ def paired_difference(a: ArrayLike, b: ArrayLike) -> Difference:
 
     Method 10 of Newcombe (Statistics in Medicine 17:2635, 1998): the Wilson limits of both rates, combined with the
     correlation of the paired outcomes (continuity-corrected). It stays within [-1, 1] and holds at rates of 0 and 1.
-    Copies (the policies of several seeds) are averaged at each start first; their limits are those of their
-    `effective_episodes`, and it is the means at the starts that are correlated. One copy each is Newcombe's own.
+    Copies (the policies of several seeds) are averaged at each start first. Their Wilson limits are those of their
+    `effective_episodes`, and the correlation is that of the means at the starts. With one copy each this is Newcombe's
+    own.
 
     A start that either side lost altogether does not count. Raises ValueError where the two differ in their number of
     starts, or no start is left.
@@ -219,7 +221,7 @@ def paired_difference(a: ArrayLike, b: ArrayLike) -> Difference:
 
 
 def mean_with_interval(groups: Sequence[ArrayLike]) -> Difference:
-    """The mean of the groups' means, each weighing the same, with its normal 95% interval; values within a group are
+    """The mean of the groups' means, equally weighted, with its normal 95% interval; values within a group are
     independent.
     """
     mean = float(np.mean([np.asarray(group, dtype=float).mean() for group in groups]))
@@ -228,7 +230,7 @@ def mean_with_interval(groups: Sequence[ArrayLike]) -> Difference:
 
 
 def standard_error(values: ArrayLike) -> float:
-    """Of the mean of independent values; 0 for a single one, which says nothing of it.
+    """The standard error of the mean of independent values; 0 for a single one, which says nothing about it.
 
     >>> standard_error([0.0, 1.0, 1.0, 0.0])
     0.28867513459481287
@@ -256,8 +258,8 @@ def _wilson_limits(rate: float, size: float) -> tuple[float, float]:
 
 
 def _correlation(x: np.ndarray, y: np.ndarray) -> float:
-    """Newcombe's phi, of the means at the starts: pulled towards 0 by n/2 where it is positive; 0 where one side is the
-    same at every start.
+    """Newcombe's phi of the means at the starts: where it is positive its numerator is reduced by n/2, and where one
+    side is the same at every start it is 0.
     """
     n = len(x)
     spreads = [float(n * (side**2).sum() - side.sum() ** 2) for side in (x, y)]

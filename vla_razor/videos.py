@@ -1,7 +1,5 @@
 """Pictures and films of episodes."""
 
-import re
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,15 +18,9 @@ def write_film(path: Path, frames: Sequence[np.ndarray], fps: float, side: int =
 
 def read_film(path: Path) -> list[np.ndarray]:
     """The frames of a film, uint8 [H, W, 3]."""
-    from imageio_ffmpeg import get_ffmpeg_exe
+    import imageio.v3 as imageio
 
-    command = [get_ffmpeg_exe(), "-v", "error", "-i", str(path), "-f", "image2pipe", "-c:v", "ppm", "-"]
-    stream = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True).stdout
-    header = re.match(rb"P6\n(\d+) (\d+)\n255\n", stream)
-    assert header, f"{path}: no pictures in the film"
-    width, height = map(int, header.groups())
-    frames = np.frombuffer(stream, np.uint8).reshape(-1, header.end() + 3 * width * height)
-    return list(frames[:, header.end() :].reshape(-1, height, width, 3))
+    return list(imageio.imread(path, plugin="FFMPEG"))
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:

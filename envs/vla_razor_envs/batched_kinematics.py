@@ -1,10 +1,10 @@
 """Forward and inverse kinematics of many arms at once: what SAPIEN's Pinocchio solves for one on a CPU.
 
-pytorch_kinematics, which ManiSkill uses on a GPU, solves another iteration, clamps to the joint limits and keeps its
-chain in float32; targets that Pinocchio misses would be reached and the arm would not hold. So the iteration here is
-Pinocchio's closed loop (Corke, Robotics, Vision and Control, section 8; Selig, Geometric Fundamentals of Robotics, for
-the derivative of the logarithm), in float64 and few tensor operations. Poses are [N, 7]: x, y, z, qw, qx, qy, qz,
-metres and unit quaternions, in the frame of the chain's base.
+ManiSkill's own on a GPU, pytorch_kinematics, uses another iteration, clamps to the joint limits and keeps its chain in
+float32. It would reach targets that Pinocchio misses, and the arm would move where on a CPU it stays. So the iteration
+here is Pinocchio's closed loop, in float64 and few tensor operations (Corke, Robotics, Vision and Control, section 8;
+Selig, Geometric Fundamentals of Robotics, for the derivative of the logarithm). Poses are [N, 7]: x, y, z, qw, qx, qy,
+qz, metres and unit quaternions, in the frame of the chain's base.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .geometry import rotate
 
-TINY = 1e-6  # radians: a smaller rotation does not matter to the coefficients of the logarithm's derivative
+TINY = 1e-6  # radians: below it the coefficients of the logarithm's derivative no longer change
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,8 @@ class BatchedSolver:
             raise ValueError(f"{link} hangs on {[joints[column] for column in sorted(still)]}, which may not move")
 
     def __call__(self, qpos: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions [N, moving] of the moving joints, from those of all joints [N, J] and targets [N, 7] in the base
-        frame, and which targets are reached, bool [N]; where one is not, the joints stay.
+        """Positions [N, moving] of the moving joints, and which targets are reached, bool [N]; where one is not, the
+        joints stay. `qpos` [N, J] are the positions of all joints, `target` [N, 7] poses in the base frame.
         """
         solution = qpos.double()
         found, reached = inverse_kinematics(self.chain, target, solution[:, self.columns], self.iteration)
@@ -157,17 +157,19 @@ def inverse_kinematics(
     goal = matrices(target) @ torch.linalg.inv(chain.tip)
     qpos = start.double()
     reached = torch.zeros(len(qpos), dtype=torch.bool, device=qpos.device)
-    for _ in range(iteration.steps + 1):
+    for _ in range(iteration.steps + 1):  # one look more than there are steps: the last step may have reached it
         frames = chain.frames(qpos)
         error = logarithm(invert(frames[:, -1]) @ goal)
         reached = reached | (error.norm(dim=1) < iteration.tolerance)
         if reached.all():
             break
+        # A damped least-squares step. The error is a logarithm of poses, so its derivative by the joints is the chain's
+        # Jacobian seen through the logarithm's own. Damping keeps the step finite where the arm is stretched out.
         jacobian = left_jacobian_inverse(error) @ chain.jacobian(frames)
         damped = jacobian @ jacobian.mT + iteration.damping * torch.eye(6, dtype=error.dtype, device=error.device)
-        factor = torch.linalg.cholesky_ex(damped).L
+        factor = torch.linalg.cholesky_ex(damped).L  # needs no check: the damping makes it definite
         speed = (jacobian.mT @ torch.cholesky_solve(error[..., None], factor))[..., 0]
-        qpos = torch.where(reached[:, None], qpos, qpos + iteration.step * speed)
+        qpos = torch.where(reached[:, None], qpos, qpos + iteration.step * speed)  # an arm that is there stays
     return torch.where(reached[:, None], qpos, start.double()), reached
 
 
@@ -204,7 +206,7 @@ def cross(vector: Tensor) -> Tensor:
 
 
 def logarithm(transform: Tensor) -> Tensor:
-    """The motion [N, 6], metres then radians, whose exponential is the rigid transform [N, 4, 4]; its rotation is
+    """The motion [N, 6], metres then radians, whose exponential is the rigid transform [N, 4, 4]. Its rotation must be
     less than half a turn.
     """
     rotation, place = transform[:, :3, :3], transform[:, :3, 3]
@@ -212,7 +214,7 @@ def logarithm(transform: Tensor) -> Tensor:
     sine = torch.stack([skew[:, 2, 1], skew[:, 0, 2], skew[:, 1, 0]], 1)
     length = sine.norm(dim=1, keepdim=True)
     cosine = (rotation.diagonal(dim1=1, dim2=2).sum(1, keepdim=True) - 1) / 2
-    angle = torch.atan2(length, cosine)
+    angle = torch.atan2(length, cosine)  # precise at small and at large angles, as acos and asin are not
     turn = torch.where(length > 0, sine * angle / length, sine)
     half = angle.clamp_min(TINY) / 2
     across = torch.linalg.cross(turn, place)

@@ -1,9 +1,9 @@
 """End-effector delta control: what a VLA's seven action numbers mean to the arm.
 
-ManiSkill's own controller of that name multiplies the rotation by its lower bound, so its sign is inverted (ManiSkill
-issue 1469), and reads three Euler angles where axis-angle is documented (issue 1138). Here the translation is added
-to the measured position along the base's axes, and the axis-angle rotation is left-multiplied, in the base frame,
-onto the measured orientation, as SimplerEnv does.
+ManiSkill's own controller of that name multiplies the rotation by its lower bound, which inverts its sign (ManiSkill
+issue 1469), and reads three Euler angles where it documents axis-angle (issue 1138). Here, as in SimplerEnv, the
+translation is added to the measured position along the base's axes, and the axis-angle rotation is left-multiplied, in
+the base frame, onto the measured orientation.
 """
 
 # ManiSkill's and SAPIEN's annotations are narrower than what they take.
@@ -58,7 +58,9 @@ class EndEffectorDelta(PDJointPosController):
         drive(self, self._target_qpos)
 
     def _aim(self, action: Any) -> Any:
-        """The joint positions [N, J] that a displacement [N, 6] of the end effector asks for: of one robot an array."""
+        """The joint positions [N, J] for a displacement [N, 6] of the end effector; an array for the one robot of a
+        CPU.
+        """
         if isinstance(self.solve, BatchedSolver):
             qpos, now = self.articulation.get_qpos(), self._base.localize(torch.as_tensor(pose_of(self.end_link)))
             solution, self.solved = self.solve(qpos, displaced(now, action))
@@ -70,7 +72,7 @@ class EndEffectorDelta(PDJointPosController):
 
 
 def drive(controller: PDJointPosController, targets: Tensor) -> None:
-    """Sets the targets [N, J] of a controller's drives: on a CPU without what ManiSkill makes of each on the way."""
+    """Sets the targets [N, J] of a controller's drives; on a CPU without ManiSkill's conversions on the way."""
     if controller.scene.gpu_sim_enabled:
         controller.set_drive_targets(targets)
     else:
@@ -80,7 +82,7 @@ def drive(controller: PDJointPosController, targets: Tensor) -> None:
 
 @dataclass
 class EndEffectorDeltaConfig(PDJointPosControllerConfig):
-    """Bounds in metres and radians a control step; the constants of the iterative solver."""
+    """Bounds in metres and radians per control step, and the constants of the iterative solver."""
 
     translation: float = 0.0
     rotation: float = 0.0

@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-# Physics steps for which a CPU's drives keep their targets, and Coriolis and centrifugal forces are taken to stay as
-# they are; the latter anew at every step, as the original has it, move the TCP by less than a micrometre.
+# Physics steps for which a CPU's drives keep their targets, and for which Coriolis and centrifugal forces are taken to
+# be constant. Renewing those at every step, as the original does, moves the TCP by less than a micrometre.
 KEPT_FOR = 9
 
 
 class JointDrives:
     """Drives one robot's joints on a CPU, and cancels the Coriolis and centrifugal forces.
 
-    A call a joint before each physics step would be most of what a step costs beside physics. So the drives get a new
-    target now and then, and all joints take in one call, as forces, what it would have moved since: a spring whose end
-    moves on is a spring whose end stays, and a force.
+    One call per joint before each physics step would be most of a step's cost beside the physics. So the drives get a
+    new target only now and then. What the target would have moved since is applied as forces, to all joints in one
+    call: a spring whose end moves is a spring whose end stays, plus a force.
     """
 
     def __init__(self, articulation: Any, joints: list[Any], indices: list[int]) -> None:
@@ -30,8 +30,8 @@ class JointDrives:
         self._set_forces, self._passive_forces = robot.set_qf, robot.compute_passive_force
 
     def follow(self, targets: np.ndarray, stiffness: np.ndarray, damping: np.ndarray) -> Iterator[None]:
-        """Takes the targets [T, J] of the coming T physics steps, one each time it is asked; stiffness [J] in N m/rad
-        and damping [J] in N m s/rad.
+        """Commands the targets [T, J] of the coming T physics steps, one row each time it is advanced. Stiffness [J] is
+        in N m/rad, damping [J] in N m s/rad.
         """
         for joint, *gains in zip(self._joints, stiffness.tolist(), damping.tolist(), strict=True):
             joint.set_drive_properties(*gains)
@@ -49,8 +49,8 @@ class JointDrives:
 
 
 class TensorDrives:
-    """Commands the same joints of every robot on a GPU. Coriolis and centrifugal forces stay: PhysX does not tell them
-    there.
+    """Commands the same joints of every robot on a GPU. Coriolis and centrifugal forces are not cancelled: on a GPU
+    PhysX does not give them.
     """
 
     def __init__(self, articulation: Any, indices: Tensor) -> None:
@@ -58,7 +58,7 @@ class TensorDrives:
         self._where = articulation.get_joint_target_indices(indices)
 
     def follow(self, targets: Tensor) -> Iterator[None]:
-        """Commands the targets [T, N, J], one row each time it is asked."""
+        """Commands the targets [T, N, J], one row each time it is advanced."""
         for row in targets.float():
             self._px.cuda_articulation_target_qpos.torch()[self._where] = row
             self._px.gpu_apply_articulation_target_position()

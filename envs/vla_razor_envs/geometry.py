@@ -1,5 +1,5 @@
-"""Rigid-body arithmetic on batches, in few tensor operations: at one small scene a process, their number is most of a
-step's cost.
+"""Rigid-body arithmetic on batches, in few tensor operations: with one small scene per process, their number makes up
+most of a control step's cost.
 
 Poses are [N, 7]: x, y, z, qw, qx, qy, qz, metres and unit quaternions.
 """
@@ -41,8 +41,8 @@ def rotate(q: Tensor, vector: Tensor) -> Tensor:
 
 
 def pose_of(body: Any) -> Any:
-    """The world pose [N, 7] of an actor or a link: a tensor on a GPU, and on a CPU an array of numpy, without what
-    ManiSkill makes of it on the way.
+    """The world pose [N, 7] of an actor or a link: on a GPU a tensor, on a CPU a numpy array, without ManiSkill's
+    conversions on the way.
     """
     if body.scene.gpu_sim_enabled:
         return body.pose.raw_pose

@@ -27,8 +27,8 @@ from .scenes import FIXED_BIT, PACKAGED, leave_out_frames, load_robot
 DESCRIPTION = (
     "mani_skill2_real2sim/assets/descriptions/googlerobot_description/google_robot_meta_sim_fix_wheel_fix_fingertip"
 )
-# Joint: stiffness, damping, force limit, and response: rad/s for an impulse of 1 N m s in the start position, from the
-# original's mass matrix.
+# Joint: stiffness, damping, force limit and response. The response is the speed in rad/s that an impulse of 1 N m s
+# gives in the start position, from the original's mass matrix.
 ARM = {
     "joint_torso": (1700.0, 1059.9791902443303, 300.0, 16.94),
     "joint_shoulder": (1737.0471680861954, 1010.4720585373592, 300.0, 5.761),
@@ -42,23 +42,24 @@ ARM = {
 }
 FINGERS = ("joint_finger_right", "joint_finger_left")
 GRIPPER = (200.0, 8.0, 60.0, 6141.0)
-# Of fingers, right and left, that hold something light between them: the factor on the share (physx4.py) with which
-# each drive of the original pushes, and what it reads of the speed of a finger that stands still, in rad/s for each N m
-# that the drive would push with. (Its solver goes over the drives and then over the contacts, one after another: what
-# its last pass leaves is read.) Measured in the original just after the fingers had closed: 1.02 to 1.08 and 0.93 to
-# 0.98, by the forces of contacts in three recorded episodes, and 0.021 to 0.024 and 0.038 to 0.043, by the speeds in
-# nine. They drift while a can is held, the left finger's down to 0.78 and 0.030.
+# For the right and the left finger while they hold something light between them. PINCHING is the factor on the share
+# (physx4.py) with which each drive of the original pushes. READ is the speed that the original reads of a finger that
+# stands still, in rad/s for each N m that its drive would push with: its solver goes over the drives and then over the
+# contacts, one after another, and what its last pass leaves is read. Both were measured in the original just after the
+# fingers had closed. The factors were 1.02 to 1.08 and 0.93 to 0.98, by the contact forces of three recorded episodes;
+# the speeds were 0.021 to 0.024 and 0.038 to 0.043, in nine. They drift while a can is held, the left finger's down to
+# 0.78 and 0.030.
 PINCHING, READ = np.array([1.07, 0.96]), np.array([0.0222, 0.0405])
 DRIVES = {**ARM, **dict.fromkeys(FINGERS, GRIPPER)}
 TIMESTEP = 1 / 513  # seconds
-# kg m^2 about the principal axes, of links for which the URDF has none: SAPIEN 3 makes them 1e-6 at least.
+# kg m^2 about the principal axes, for links that have none in the URDF: SAPIEN 3 would make them at least 1e-6.
 INERTIAS = {
     "link_gripper_tcp": (1e-8, 1e-8, 1e-8),
     "link_camera": (1e-8, 1e-8, 1e-8),
     "link_finger_nail_right": (3.12e-11, 5.67e-10, 5.41e-10),
     "link_finger_nail_left": (3.27e-11, 6.21e-10, 5.94e-10),
 }
-# wxyz: the axes themselves, of links for which SAPIEN 2.2.2 reads others out of the URDF's inertia than SAPIEN 3.
+# wxyz: the principal axes of links for which SAPIEN 2.2.2 derives others from the URDF's inertia than SAPIEN 3 does.
 AXES = {
     "link_torso": (0.4905055, 0.4814976, -0.4850300, 0.5406573),
     "link_shoulder": (0.4749509, 0.4266209, 0.4920361, 0.5918757),
@@ -67,7 +68,8 @@ AXES = {
     "link_finger_right": (0.0431133, -0.2031138, 0.9568860, 0.2031140),
     "link_finger_left": (0.0431133, -0.2031138, 0.9568860, 0.2031140),
 }
-# Link: material, and the least radius over which a contact of it resists turning, metres. URDF has no word for either.
+# Link: its material, and the least radius, in metres, over which its contacts resist turning. URDF has no word for
+# either.
 MATERIALS = {
     name: dict(static_friction=static, dynamic_friction=dynamic, restitution=0.0)
     for name, static, dynamic in (
@@ -153,11 +155,11 @@ class GoogleRobot(BaseAgent):
         velocities[..., -len(FINGERS) :] = gripper.speeds  # the arm's are left to the positions
         if xp is np:
             self._commands = self._like_the_original(wanted[:, 0], velocities[:, 0])
-        else:  # a velocity is as good as a position further on
+        else:  # no velocities are commanded there: a target further on makes the drive push as much
             self._commands = self._drives.follow(wanted + velocities * velocities.new_tensor(DAMPING / STIFFNESS))
 
     def _like_the_original(self, wanted: np.ndarray, velocities: np.ndarray) -> Iterator[None]:
-        """Moves the joints as the waypoints [T, J] do in the original, with drives that push as its do."""
+        """Drives that move the joints along the waypoints [T, J] as in the original, and push as its drives do."""
         articulation, order = self.robot._objs[0], self._order
         now = articulation.qpos[order], articulation.qvel[order]
         factor = FACTOR if self.pinching[0] else np.ones_like(FACTOR)
@@ -209,7 +211,7 @@ class RecoloredForTabletop1(GoogleRobot):
 
 @register_agent()
 class RecoloredForTabletop2(GoogleRobot):
-    """The robot in colours matched to pictures of the table, once more."""
+    """The robot in other colours matched to pictures of the table."""
 
     uid = "vla_razor_google_robot_recolored_tabletop_2"
     assets, colours = "recolored_robots", "_recolor_tabletop_visual_matching_2"

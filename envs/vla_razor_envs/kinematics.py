@@ -18,8 +18,8 @@ from .batched_kinematics import Iteration
 
 
 def displaced(base: sapien.Pose, link: sapien.Pose, delta: Sequence[float]) -> np.ndarray:
-    """What `geometry.displaced` returns of one link's pose in the frame of its base, both poses being the world's: by
-    SAPIEN's own arithmetic, in a fifth of the time.
+    """As `geometry.displaced`, for the pose of one link in the frame of its base, both given as world poses. SAPIEN's
+    own arithmetic takes a fifth of the time.
     """
     measured, (*shift, x, y, z) = base.inv() * link, delta
     half = math.hypot(x, y, z) / 2
@@ -50,9 +50,8 @@ class ClosedLoopSolver:
         )
 
     def __call__(self, qpos: Tensor | np.ndarray, target: Tensor | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What `batched_kinematics.BatchedSolver` returns, of one articulation: positions [1, moving] of the moving
-        joints, from those of all joints [1, J] and the target [1, 7] in the base frame, and whether it is reached;
-        where it is not, the joints stay.
+        """As `batched_kinematics.BatchedSolver`, for one articulation: positions [1, moving] of the moving joints, and
+        whether the target [1, 7] is reached; where it is not, the joints stay. `qpos` [1, J] are all joints.
         """
         place, start = np.asarray(target)[0], np.asarray(qpos)[0]
         solution, solved, _ = self.model.compute_inverse_kinematics(

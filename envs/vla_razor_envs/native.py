@@ -16,9 +16,9 @@ from .vector import Observations, SlotVectorEnv, Start, Tick, check_action
 class NativeVectorEnv(SlotVectorEnv):
     """Every slot is a scene of one simulation; the arguments are those of `SingleEnv`.
 
-    The simulation steps all scenes together: an idle slot is carried along and must be reset before it is used again.
-    On `device="cpu"` ManiSkill allows one slot, which the tests compare with `SingleEnv`; with more, on a GPU, this
-    class has not been run yet.
+    The simulation steps all scenes together: an idle slot is stepped too, and must be reset before it is used again. On
+    `device="cpu"` ManiSkill allows one slot, which the tests compare with `SingleEnv`; with more, on a GPU, this class
+    has not been run yet.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class NativeVectorEnv(SlotVectorEnv):
     def send(
         self, actions: np.ndarray, active: np.ndarray, starts: Mapping[int, Start], unseen: Collection[int] = ()
     ) -> None:
-        """Simulates at once: there is one group of slots, all drawn together."""
+        """Simulates at once: all slots are one group, stepped and rendered together."""
         actions = check_action(self.setup, self.action_space, actions, active)
         rewards, terminated, truncated = np.zeros(self.num_envs, np.float32), *np.zeros((2, self.num_envs), bool)
         observation, info = {}, {}

@@ -14,8 +14,8 @@ from torch import Tensor
 
 @cache
 def load_photo(path: Path, height: int, width: int) -> Tensor:
-    """A photograph stretched to an image's size, uint8 [H, W, 3]: bit for bit the original's, which stretches fractions
-    of one in double precision, stores single and cuts bytes off.
+    """A photograph stretched to an image's size, uint8 [H, W, 3], bit for bit as in the original: that resizes values
+    in [0, 1] in double precision, stores them in single precision, and truncates to bytes.
     """
     photo = torch.from_numpy(np.asarray(Image.open(path).convert("RGB")) / 255).permute(2, 0, 1)[None]
     stretched = torch.nn.functional.interpolate(photo, (height, width), mode="bilinear", align_corners=False)
@@ -27,8 +27,8 @@ def composite(image: Tensor, things: Tensor, kept: Tensor, photo: Tensor) -> Ten
 
     Args:
         image: rendered, red, green, blue and alpha, uint8 [N, H, W, 4].
-        things: which thing each pixel shows, integer [N, H, W]; 0 is the sky.
-        kept: by thing, whether it is kept, bool [256].
+        things: the number of the thing that each pixel shows, integer [N, H, W]; 0 is the sky.
+        kept: for each number whether its thing is kept, bool [256].
         photo: uint8 [N or 1, H, W, 3].
 
     Returns:

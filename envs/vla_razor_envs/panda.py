@@ -22,8 +22,8 @@ LIGHT, GREEN = (0.85, 0.86, 0.88), (0.05, 0.75, 0.15)
 
 
 def show_collision_shapes(builder: ArticulationBuilder) -> None:
-    """Replaces a robot's visual meshes by its collision meshes: at 64 x 64 pixels they look alike and render ten
-    times faster. The fingers stand out from what they touch.
+    """Replaces a robot's visual meshes by its collision meshes: at 64 x 64 pixels they look alike, and render ten times
+    faster. The fingers are green, to stand out from what they touch.
     """
     for link in builder.link_builders:
         colour = GREEN if "finger" in link.name else LIGHT
@@ -37,8 +37,8 @@ def show_collision_shapes(builder: ArticulationBuilder) -> None:
 
 
 def touch_with_the_hand_alone(builder: ArticulationBuilder) -> None:
-    """Lets everything but hand and fingers pass through whatever is there: the rest of the arm meets nothing but the
-    fingers, and PhysX would look for that in every step.
+    """Lets everything but hand and fingers pass through whatever is there. The rest of the arm could only meet the
+    fingers, and PhysX would look for such contacts in every step.
     """
     for link in builder.link_builders:
         if not link.name.startswith(TOUCHING):
@@ -47,7 +47,7 @@ def touch_with_the_hand_alone(builder: ArticulationBuilder) -> None:
 
 @register_agent()
 class EmbeddedPanda(Panda):
-    """A Panda under end-effector delta control, drawn by its collision meshes, that touches with its hand."""
+    """A Panda under end-effector delta control, rendered by its collision meshes, that collides with its hand only."""
 
     uid = "vla_razor_panda"
 

@@ -1,20 +1,21 @@
 """How PhysX 4.1.1, the original's simulator, drives the joints of an arm, and how PhysX 5 is made to do the same.
 
-PhysX 4's temporal solver splits a physics step into `PASSES` parts. In each it goes once over the drives, from the base
-to the tips: a drive corrects what it has pushed so far for the speed that its joint has by then, x = 1 / (1 + a
-response) of the way, where a = dt (dt stiffness + damping) and the response is what an impulse makes of the joint's
-speed. Positions then advance by the speeds so far, in single precision. PhysX 5's older solver, with enough iterations,
+PhysX 4's temporal solver splits a physics step into `PASSES` parts. In each part it goes once over the drives, from the
+base to the tips. A drive corrects its impulse so far for the speed that its joint has by then, but only x = 1 / (1 + a
+response) of the way, where a = dt (dt stiffness + damping) and the response is the speed that a unit impulse gives the
+joint. Positions then advance by the speeds so far, in single precision. PhysX 5's older solver, with enough iterations,
 goes on within a step until nothing is left to correct, and advances positions once. So the original's joints move
-otherwise:
+differently:
 
-- Drives that pull at each other are still apart after one pass, and with them parts of the step.
-- A part of a step that is less than half of the last digit of a position is lost. A joint beyond one radian stands
-  still below 0.8 mrad/s, half a milliradian from its target.
-- Where a contact stops a joint, the drive comes to push with 1 - (1 - x)^26 of its force, a light joint with little.
+- Drives that pull at each other do not agree after one pass, so the parts of a step differ.
+- A part of a step smaller than half of a position's last digit is lost. A joint beyond one radian stands still below
+  0.8 mrad/s, half a milliradian from its target.
+- Where a contact stops a joint, its drive pushes with only 1 - (1 - x)^26 of its force, which is little for a light
+  joint.
 
-The first two are computed ahead for a free arm, and the motion turned into targets with which implicit steps make it.
-The last is a factor on the gains. Constants are the original's; nothing is fitted. (Source: what
-DyFeatherstoneArticulation.cpp and DyTGSDynamics.cpp of github.com/NVIDIAGameWorks/PhysX do at ae80dede.)
+For the first two, the motion of a free arm is computed ahead, and turned into the targets that make PhysX 5's implicit
+steps follow it. The last is a factor on the gains. Constants are the original's; nothing is fitted. (Source:
+DyFeatherstoneArticulation.cpp and DyTGSDynamics.cpp of github.com/NVIDIAGameWorks/PhysX at ae80dede.)
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
-PASSES = 25  # over positions; one more over speeds alone
-RENEWED_AFTER = 9  # steps
-LINK_DAMPING = 0.05  # 1/s, of every link's speed and rate of turning, in either simulator
+PASSES = 25  # that advance positions; one more corrects speeds only
+RENEWED_AFTER = 9  # physics steps for which the response of the arm is taken to stay as it is
+LINK_DAMPING = 0.05  # 1/s, of every link's linear and angular speed, in both simulators
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ class ArmDrives:
         inertia_at: Callable[[np.ndarray], np.ndarray],
         factor: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The targets that make a free arm under PhysX 5, whose gains are these times the share, move as the original
-        does towards the wanted ones.
+        """The targets that make a free arm move under PhysX 5 as the original does towards the wanted ones. Its gains
+        are these gains times the share.
 
         Args:
             position: of the joints, [J], radians; `velocity`, [J], rad/s.
@@ -83,7 +84,7 @@ def _targets(position, velocity, wanted, wanted_velocity, inertia, inertia_then,
 
 @njit(cache=True)
 def _resistance(stiffness, damping, timestep):
-    """The impulse by which a drive is held back for each rad/s that its joint has."""
+    """The impulse by which a drive is held back for each rad/s of its joint's speed."""
     return timestep * (timestep * stiffness + damping)
 
 
@@ -95,7 +96,7 @@ def _share(response, stiffness, damping, timestep):
 
 @njit(cache=True)
 def _lag(position, wanted, wanted_velocity, stiffness, damping, timestep):
-    """About where the joints are after the T steps: without their inertia."""
+    """About where the joints are after the T steps: where they would be without inertia."""
     last = position.copy()
     for step in range(len(wanted)):
         for joint in range(len(last)):
@@ -107,7 +108,10 @@ def _lag(position, wanted, wanted_velocity, stiffness, damping, timestep):
 
 @njit(cache=True)
 def _passes(response, resistance):
-    """The speeds of all joints after each pass, [J, (PASSES + 1) J], for a unit of impulse wanted of each drive."""
+    """The speeds of all joints after each pass, [J, (PASSES + 1) J], for a unit of impulse wanted from each drive.
+
+    A step is linear in these impulses, so that it need not go through the passes itself.
+    """
     joints = len(resistance)
     speeds = np.empty((joints, PASSES + 1, joints), np.float32)
     left, speed, more = np.eye(joints), np.zeros((joints, joints)), np.empty(joints)
@@ -126,7 +130,7 @@ def _passes(response, resistance):
 
 @njit(cache=True)
 def _move(position, velocity, wanted, wanted_velocity, response, response_then, stiffness, damping, timestep):
-    """The original's positions [T + 1, J], float64; the response [J, J] changes evenly from step to step."""
+    """The original's positions [T + 1, J], float64. The response [J, J] goes evenly from the first to the last."""
     steps, joints = wanted.shape
     resistance = _resistance(stiffness, damping, timestep)
     first, last = _passes(response, resistance), _passes(response_then, resistance)
@@ -150,6 +154,7 @@ def _move(position, velocity, wanted, wanted_velocity, response, response_then, 
             impulse, of_one = np.float32(timestep * push - resistance[joint] * speed[joint]), passes[joint]
             for column in range(len(gained)):
                 gained[column] += impulse * of_one[column]
+        # In float32, part by part: what single precision loses here, the original's joints do not move.
         for turn in range(PASSES):
             for joint in range(joints):
                 place[joint] += part * (np.float32(speed[joint]) + gained[turn * joints + joint])
@@ -161,8 +166,8 @@ def _move(position, velocity, wanted, wanted_velocity, response, response_then, 
 
 @njit(cache=True)
 def _aim(positions, velocity, inertia, inertia_then, pushing, stiffness, damping, timestep):
-    """The targets [T, J] whose implicit steps lead from each of the positions [T + 1, J] to the next, where the drives
-    push with `pushing` N m/rad and no velocity is commanded.
+    """The targets [T, J] with which implicit steps lead from each of the positions [T + 1, J] to the next, where the
+    drives have a stiffness of `pushing` N m/rad and no velocity is commanded.
     """
     steps, joints = positions.shape[0] - 1, positions.shape[1]
     targets, before, gain = np.empty((steps, joints)), velocity.copy(), np.empty(joints)
@@ -172,6 +177,8 @@ def _aim(positions, velocity, inertia, inertia_then, pushing, stiffness, damping
             speed = (positions[step + 1, joint] - positions[step, joint]) / timestep
             gain[joint] = speed - (1 - LINK_DAMPING * timestep) * before[joint]
             before[joint] = speed
+        # An implicit step solves inertia * gain = dt stiffness (target - next position) - dt damping * next speed; this
+        # is that equation for the target.
         for joint in range(joints):
             impulse = 0.0
             for other in range(joints):

@@ -1,8 +1,8 @@
 """Pick a can from a table: the new task of the paper's robot experiment.
 
-The success rule is SimplerEnv's: the can is *lifted* when it is grasped, touches nothing but the robot and has risen;
-the lift is remembered until the grasp is lost; success is a lift that has lasted long enough, or enough significantly
-lifted steps in the episode. Details in which the robots differ are in their setups.
+The success rule is SimplerEnv's. The can is *lifted* once it is grasped, touches nothing but the robot and has risen.
+The lift is remembered until the grasp is lost. Success is a lift that has lasted long enough, or enough control steps
+of the episode in which the can was lifted significantly. Details in which the robots differ are in their setups.
 """
 
 # ManiSkill's and SAPIEN's annotations are narrower than what they take.
@@ -27,7 +27,7 @@ from .starts import draw_can, draw_distractors
 from .task import ManipulationTask, Start
 
 INSTRUCTION = "pick coke can"
-TOUCH = 1e-6  # N s: less is no contact
+TOUCH = 1e-6  # N s: a smaller impulse is no contact
 ASIDE, DROP = -10.0, 0.5  # metres: where distractors wait, and how far above the table they are let go
 
 
@@ -81,6 +81,7 @@ class PickCan(ManipulationTask):
         self._renew_physics(settling.temporal)
         self._hold(self._rest_qpos(starts))
         self.stand(np.array([[*settling.robot_xy, 0.0]] * len(starts)))
+        # It may turn about the vertical only, so that it lands without tipping over, and is then let go.
         self.can.set_locked_motion_axes([False, False, False, True, True, False])
         self._simulate(settling.upright_seconds)
         self._release(self.can, [False] * 6, settling.free_seconds)
@@ -90,7 +91,7 @@ class PickCan(ManipulationTask):
         self._renew_physics(self.setup.physics.temporal)
 
     def _scatter(self, settling: Settling, starts: list[Start], rotation: Tensor) -> None:
-        """Drops the distractors around the can, one after another, turned as it was."""
+        """Drops the distractors around the can, one after another, in the can's own orientation."""
         complete = [{**draw_can(self.setup, start["seed"]), **start} for start in starts]
         places = torch.tensor(np.array([draw_distractors(self.setup, start) for start in complete]))
         height = self.setup.table_top + DROP
@@ -109,7 +110,7 @@ class PickCan(ManipulationTask):
             self._simulate(settling.extra_seconds)
 
     def _release(self, thing: Actor, locked: list[bool], seconds: float) -> None:
-        """Lets a thing at rest move, but for the locked axes, for a while."""
+        """Lets a thing move from rest for some seconds, except along and about the locked axes."""
         thing.set_locked_motion_axes(locked)
         thing.set_linear_velocity(torch.zeros(3))
         thing.set_angular_velocity(torch.zeros(3))
@@ -128,12 +129,14 @@ class PickCan(ManipulationTask):
         self._tell_robot()
 
     def _track(self) -> None:
+        # One pass over the contacts serves both questions: do the fingers grasp the can, and does it touch anything
+        # else?
         setup, links = self.setup, len(self.fingers)
         pushes, strengths = self.pushes(self.can, [*self.fingers, *self.obstacles])
         self.held = self.grasped(pushes[:links], strengths[:links], setup.grasp_impulse, setup.grasp_angle)
         self.pinching = self._of_both(strengths[:links] > TOUCH)
         self._tell_robot()
-        self.grasp_steps = (self.grasp_steps + 1) * self.held
+        self.grasp_steps = (self.grasp_steps + 1) * self.held  # in a row: a lost grasp starts it at 0 again
         free = (strengths[links:] <= TOUCH).all(0)
         rise = pose_of(self.can)[:, 2] - self.rest_z
         self.remembered, self.lifted = setup.lift(self.remembered, self.held, free, rise > setup.lift_height)
@@ -142,7 +145,7 @@ class PickCan(ManipulationTask):
         self.significant_steps = self.significant_steps + self.significantly
 
     def _tell_robot(self) -> None:
-        """That its fingers hold the can between them. On a CPU, physics looks closer then."""
+        """Tells the robot whether its fingers pinch the can. On a CPU, the solver then iterates more often."""
         self.agent.pinching = self.pinching
         if not self.gpu_sim_enabled:
             physics = self.setup.physics

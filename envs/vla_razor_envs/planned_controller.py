@@ -25,11 +25,11 @@ ARM_LIMITS, GRIPPER_LIMITS = Limits(1.5, 2.0, 50.0), Limits(1.0, 7.0, 50.0)
 
 
 class PathFollower(PDJointPosController):
-    """Plans a path [T + 1, N, J] whose waypoints are the drives' targets, one before each physics step; the first is
-    where it begins.
+    """Plans a path [T + 1, N, J]: its beginning, and one waypoint for each of T physics steps, commanded to the joints'
+    drives before the step.
 
-    A waypoint beyond a joint's limit is commanded as the limit: PhysX 4 clamps the targets of its drives, so that the
-    joint slows down on its way there, and PhysX 5 does not, so that it would run into the limit.
+    A waypoint beyond a joint's limit is commanded as the limit. PhysX 4 clamps the targets of its drives, so that the
+    joint slows down on its way there. PhysX 5 does not, and the joint would run into the limit.
     """
 
     def _initialize_joints(self) -> None:
@@ -37,8 +37,9 @@ class PathFollower(PDJointPosController):
         self.compute_with(torch if self.device.type == "cuda" else np)
 
     def compute_with(self, xp: Any) -> None:
-        """Keeps paths, and what they are planned from, in arrays of numpy, planned by ruckig, or of torch, planned for
-        all environments at once. For the one environment of a CPU, tensor operations would take longer than the plan.
+        """Chooses how paths are planned and kept. With numpy, ruckig plans them, one environment after the other; with
+        torch they are planned for all environments at once. For the one environment of a CPU scene, tensor operations
+        would take longer than ruckig.
         """
         self.xp, limits = xp, self.articulation.qlimits[:1, self.active_joint_indices].unbind(2)
         self._plan = planner.plan if xp is np else batched_planner.plan
@@ -47,7 +48,7 @@ class PathFollower(PDJointPosController):
         self._times = xp.asarray(steps * self.scene.timestep)
 
     def _renewed(self, now: Any, before: Any) -> Any:
-        """`now` where an episode begins, elsewhere what was `before`; [N, J]."""
+        """`now` in environments where an episode begins, `before` in the others; [N, J]."""
         return self.xp.where(self.scene._reset_mask[:, None], now, self.xp.asarray(before))
 
     def _follow(self, start: Any, velocity: Any, target: Any) -> None:

@@ -1,9 +1,9 @@
 """The vector face on a CPU: a pool of spawned worker processes.
 
-ManiSkill refuses more than one environment in a CPU simulation, and a forked process that renders hangs; several single
-environments in each of a few *spawned* processes work well. Observations and actions travel through shared memory,
-everything else in one small message a worker and step. The parent never builds a scene: even the spaces come from a
-worker's first message.
+ManiSkill allows one environment in a CPU simulation, and a forked process that renders hangs. So each of a few
+*spawned* processes holds several single environments. Observations and actions travel through shared memory, and
+everything else in one small message per worker and control step. The parent never builds a scene: even the spaces come
+from a worker's first message.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class PoolVectorEnv(SlotVectorEnv):
     """Each slot holds an environment `gymnasium.make(env_id, **kwargs)` in one of `num_workers` processes.
 
     A worker that dies, or takes longer than `timeout` seconds over a tick, is restarted and its slots are lost. An
-    action that will not do is refused before any slot has moved. An error that an environment raises is raised here
-    with the same type and text; reset the slots before going on. The pool ends its processes and frees its shared
-    memory when it is closed, collected, or the interpreter exits.
+    invalid action is refused before any slot has moved. An error that an environment raises is raised here with the
+    same type and text; reset the slots before going on. The pool ends its processes and frees its shared memory when it
+    is closed, when it is collected, and when the interpreter exits.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class PoolVectorEnv(SlotVectorEnv):
             raise
 
     def _face(self, description: Any) -> Face:
-        """What this object shows, of what its first worker told."""
+        """The spaces and setup that this object shows, from its first worker's description."""
         return description
 
     @property
@@ -104,13 +104,15 @@ class PoolVectorEnv(SlotVectorEnv):
             raise RuntimeError("the pool is closed")
         actions = check_action(self.setup, self.action_space, actions, active)
         requests: list[_Request] = []
+        # All workers are asked before any reply is read, so that they simulate side by side.
         for worker in self._workers:
             resets = {slot: starts[slot] for slot in worker.slots if slot in starts}
-            steps = [slot for slot in worker.slots if active[slot] and slot not in starts]
+            steps = [slot for slot in worker.slots if active[slot] and slot not in starts]  # a slot resets or steps
             if resets or steps:
                 self._arrays.actions[steps] = actions[steps]
                 worker.ask(steps, resets, [slot for slot in steps if slot in unseen])
                 requests.append(_Request(worker, worker.process, [*steps, *resets]))
+        # A queue: the rollout sends one half of the slots while the policy decides for the other.
         self._sent.append(requests)
 
     def receive(self) -> Tick:
@@ -119,7 +121,7 @@ class PoolVectorEnv(SlotVectorEnv):
         rewards = np.zeros(self.num_envs, np.float32)
         terminated, truncated, lost = (np.zeros(self.num_envs, bool) for _ in range(3))
         for request in requests:
-            reply = replies.get(request.worker)
+            reply = replies.get(request.worker)  # None also where the worker was restarted since it was asked
             if reply is None:
                 lost[request.slots] = True
             elif not isinstance(reply, Exception):
@@ -129,18 +131,21 @@ class PoolVectorEnv(SlotVectorEnv):
         self._restart([worker for worker, reply in replies.items() if reply is None], lost)
         for reply in replies.values():
             if isinstance(reply, Exception):
-                while self._sent:  # of a caller that does not get to receive it
+                # The caller will not receive what it sent ahead. Left in the pipes, those replies would be taken for
+                # the answers to the next requests.
+                while self._sent:
                     self._answers(self._sent.popleft())
                 raise reply
+        # Copies: the next tick writes into the same memory.
         infos = {key: values.copy() for key, values in self._infos.items()}
         return self._arrays.copy_observations(), rewards, terminated, truncated, {**infos, "lost": lost}
 
     def _answers(self, requests: list[_Request]) -> dict[_Worker, Any]:
-        """The replies of the workers that have not been restarted since they were asked."""
+        """The replies of the workers that have not been restarted since they were asked; the others have none."""
         return _replies([one.worker for one in requests if one.worker.process is one.process], self.timeout)
 
     def _restart(self, dead: list[_Worker], lost: np.ndarray) -> None:
-        """All slots of a dead worker are lost; those of a tick that is still to be received are so there."""
+        """Replaces dead workers. All their slots are lost: now, or in the tick that is still to be received."""
         if dead:
             sent = [slot for requests in self._sent for one in requests for slot in one.slots]
             for worker in dead:
@@ -151,7 +156,7 @@ class PoolVectorEnv(SlotVectorEnv):
 
     def _keep(self, slot: int, info: Mapping[str, Any]) -> None:
         for key, value in info.items():
-            if key not in self._infos:
+            if key not in self._infos:  # the pool knows no key before an environment has sent it
                 like = np.asarray(value)
                 shape, dtype = (like.shape, like.dtype) if like.dtype.kind in "biuf" else ((), np.dtype(object))
                 self._infos[key] = np.zeros((self.num_envs, *shape), dtype)
@@ -177,7 +182,7 @@ class _Worker:
             self.process, self.connection = self.launch(self.slots)
 
     def description(self) -> Any:
-        """Waits until the environments are built; what the worker tells of them."""
+        """Waits until the environments are built, and returns what the worker says of them."""
         reply = self.receive() if self.connection.poll(START_TIMEOUT) else None
         if reply is None:
             self.process.join(1)
@@ -190,7 +195,7 @@ class _Worker:
         self.connection.send((arrays.layout, arrays.name))
 
     def ask(self, steps: list[int], resets: dict[int, Start], unseen: list[int]) -> None:
-        with contextlib.suppress(OSError):  # it died while idle; reading its reply tells so
+        with contextlib.suppress(OSError):  # it died while idle, which reading its reply will show
             self.connection.send((steps, resets, unseen))
 
     def receive(self) -> Any:
@@ -211,7 +216,7 @@ class _Worker:
 
 
 class _Request(NamedTuple):
-    """What a worker was asked about, and the process that was to answer."""
+    """The slots that a worker was asked about, and the process that was to answer."""
 
     worker: _Worker
     process: Any
@@ -219,7 +224,7 @@ class _Request(NamedTuple):
 
 
 def _start(workers: list[_Worker]) -> list[Any]:
-    """Starts the workers side by side; what each tells of its environments."""
+    """Starts the workers side by side, and returns what each says of its environments."""
     for worker in workers:
         worker.start()
     return [worker.description() for worker in workers]
@@ -227,7 +232,7 @@ def _start(workers: list[_Worker]) -> list[Any]:
 
 def _replies(workers: list[_Worker], timeout: float) -> dict[_Worker, Any]:
     """What each worker answered; None for one that died or is not done within `timeout` seconds."""
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + timeout  # one for all: a slow worker takes no time from another's
     replies: dict[_Worker, Any] = dict.fromkeys(workers)
     pending = {worker.connection: worker for worker in workers}
     while pending and (ready := wait(list(pending), max(0.0, deadline - time.monotonic()))):
@@ -246,15 +251,16 @@ def _shut_down(workers: list[_Worker], memory: list[SharedArrays]) -> None:
 
 @contextlib.contextmanager
 def _inheritance() -> Iterator[None]:
-    """What a new process inherits: thread settings, before it imports anything, and Ctrl-C left to the parent.
-
-    It does not import the caller's main module again, which may be heavy, or start pools without a guard.
+    """What a new process inherits: the thread settings, before it imports anything, and a blocked Ctrl-C, which is the
+    parent's to handle.
     """
     resource_tracker.ensure_running()  # starting it later would unblock the signal
     before = {name: os.environ.get(name) for name in WORKER_ENVIRONMENT}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     main = sys.modules["__main__"]
     os.environ.update(WORKER_ENVIRONMENT)
+    # A spawned process imports the caller's main module again. That may be heavy, and a script without a guard would
+    # start a pool of its own there.
     sys.modules["__main__"] = ModuleType("__main__")
     try:
         yield

@@ -44,9 +44,10 @@ class Lighting:
 
 @dataclass(frozen=True)
 class Physics:
-    """PhysX's settings: solver iterations, of the robot and what it touches, of them while its fingers hold something
-    light between them, and of all else; whether the solver is the temporal Gauss-Seidel one; `friction` is that of
-    whatever names none.
+    """PhysX's settings. Solver iterations are those of the robot and what it touches (`robot_iterations`), the same
+    while the fingers hold something light (`pinching_iterations`), and those of everything else
+    (`position_iterations`). `temporal` chooses the temporal Gauss-Seidel solver. `friction` holds where a material
+    names none.
     """
 
     robot_iterations: int
@@ -71,12 +72,14 @@ class Gripper:
 class Setup:
     """What every task needs to know of a robot: who acts, from where, how fast, for how long, and what it sees.
 
-    The base stands at `base_z`, turned by `base_yaw` from where a station or place says. Actions outside the action box
-    are clipped to it or, where `clips_actions` is false, refused: there the box is so wide that they are mistakes. It
-    reaches `reach` metres and radians along and about each axis in a control step, and 1 for the gripper.
-    `photo` is the file of the photograph behind the scene, {station} in it being the station's name; `robot_material`
-    the specular share and roughness that all of the robot is drawn with, whatever its files say; `files` the group of
-    the original's files without which nothing can be built.
+    The base stands at the height `base_z`, turned by `base_yaw` relative to its station or place. The action box
+    reaches `reach` metres and radians along and about each axis in a control step, and 1 for the gripper. Actions
+    outside it are clipped or, where `clips_actions` is false, refused: there the box is so wide that they must be
+    mistakes.
+
+    `photo` is the file of the photograph behind the scene, with {station} for the station's name. `robot_material` is
+    the specular share and roughness with which the whole robot is drawn, whatever its files say. `files` is the group
+    of the original's files without which nothing can be built.
     """
 
     agent: str
@@ -147,11 +150,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class Settling:
-    """The can is dropped while the robot stands aside at `robot_xy`: `upright_seconds` in which it cannot tip over,
-    `free_seconds`, and `extra_seconds` where it still moves faster than `still` (m/s, rad/s). `temporal` as in
-    `Physics`. A GPU cannot hold a can upright, nor let one scene settle while the others wait: there the can begins at
-    `rest`, by orientation where it has settled on a CPU, wherever on the table that was: the offset in x and y and the
-    height above the table, metres, and the quaternion.
+    """How the can is dropped before an episode, while the robot stands aside at `robot_xy`: for `upright_seconds` it
+    cannot tip over, for `free_seconds` it can, and for `extra_seconds` more where it still moves faster than `still`
+    (m/s, rad/s). `temporal` is as in `Physics`.
+
+    On a GPU a can cannot be held upright, nor can one scene settle while the others wait. There the can begins at
+    `rest`, its pose after settling on a CPU, by orientation: the offset in x and y from where it was dropped and the
+    height above the table, in metres, then the quaternion.
     """
 
     temporal: bool
@@ -177,14 +182,16 @@ def lift_until_released(lifted: Any, held: Any, free: Any, risen: Any) -> tuple[
 
 @dataclass(frozen=True)
 class PickCanSetup(Setup):
-    """Pick a can. A grasp is contact of both fingers within `grasp_angle` degrees of their closing direction; `lift`
-    takes what was lifted, what is held, what touches nothing but the robot and what rose by `lift_height`, and returns
-    what to remember and what is lifted now; success is `lifted_steps` control steps in a row with a lift, the present
-    one the last of them, or `sustained_steps` steps (in all) at `significant_height`, where that is not None.
+    """Pick a can.
+
+    A grasp is contact of both fingers within `grasp_angle` degrees of their closing direction. `lift` takes four flags:
+    was the can lifted, is it held, does it touch nothing but the robot, and has it risen by `lift_height`. It returns
+    what to remember and whether the can is lifted now. Success is a lift in each of the last `lifted_steps` control
+    steps, or, where `sustained_steps` is not None, that many steps in all at `significant_height`.
 
     `table_top` is the height of the table's top, `table_x` and `table_y` how far it reaches: a can beyond would fall.
-    `orientations` are roll, pitch and yaw; `start_heights` the can's origin above the table's top at the start, for
-    each of them. `distractors` are dropped around the settled can, one after another.
+    `orientations` are roll, pitch and yaw, and `start_heights` the height of the can's origin above the table's top at
+    the start, for each of them. `distractors` are dropped around the settled can, one after another.
     """
 
     robot_xy: tuple[float, float]
@@ -233,10 +240,10 @@ class UrdfCabinet:
 
 @dataclass(frozen=True)
 class DrawerSetup(Setup):
-    """Open or close one of three drawers. Stations are the robot's base x, y, yaw; a reset from a seed alone draws one
-    or, where `between_stations`, a place inside their bounding box.
+    """Open or close one of three drawers. Stations are x, y and yaw of the robot's base. A reset from a seed alone
+    draws a station or, where `between_stations`, a place inside their bounding box.
 
-    A handle's place is the cabinet's, plus the drawer's height, plus `handle`, plus `slide` for each metre of opening.
+    A handle is at the cabinet's place, plus the drawer's height, plus `handle`, plus `slide` for each metre of opening.
     """
 
     stations: Mapping[str, Vector]

@@ -23,8 +23,8 @@ PACKAGED = Path(__file__).with_name("assets")
 WOOD, FACE, METAL = (0.58, 0.44, 0.30), (0.82, 0.74, 0.60), (0.16, 0.17, 0.19)
 TOWARDS_ROBOT = [0.0, 0.0, 0.0, 1.0]  # wxyz: half a turn of yaw; SAPIEN's prismatic joints slide along local x
 Y_UP = [0.5**0.5, 0.5**0.5, 0.0, 0.0]  # wxyz: turns the y axis of a GLB scene up
-FIXED_BIT = 30  # of bodies that never move: PhysX need not solve their contacts with each other
-MESH_CONTACT_OFFSET = 0.002  # what SAPIEN 2 gives to a triangle mesh
+FIXED_BIT = 30  # marks bodies that never move, so that PhysX does not solve their contacts with each other
+MESH_CONTACT_OFFSET = 0.002  # metres: SAPIEN 2's for a triangle mesh
 
 
 def material(rgb: tuple[float, float, float]) -> sapien.render.RenderMaterial:
@@ -41,7 +41,7 @@ def light(scene: Any, lighting: Lighting) -> None:
 
 
 def room(scene: Any, floor_z: float) -> Actor:
-    """Floor and two walls, metres; returns the floor, the only one of them that a thing can touch."""
+    """Floor and two walls, in metres; returns the floor, the only one of them with a collision shape."""
     walls = scene.create_actor_builder()
     walls.add_box_visual(sapien.Pose([2.0, 0, 1.0]), [0.02, 3, 2], material((0.72, 0.75, 0.76)))
     walls.add_box_visual(sapien.Pose([0.5, -2.0, 1.0]), [3, 0.02, 2], material((0.66, 0.70, 0.72)))
@@ -80,8 +80,8 @@ def load_robot(agent: Any, initial_pose: sapien.Pose | None) -> Any:
 
 
 def leave_out_frames(builder: Any, needed: Collection[str]) -> None:
-    """Leaves out links without any shape that are fixed to others and that nothing hangs on, the needed ones excepted.
-    PhysX would solve them with the rest at every iteration of every step.
+    """Leaves out links without any shape that are fixed to another link and carry none, except the `needed` ones. PhysX
+    would solve them with the rest at every iteration of every step.
     """
     kept: list[Any] = []
     for link in reversed(builder.link_builders):  # children come after their parents
@@ -98,7 +98,7 @@ def leave_out_frames(builder: Any, needed: Collection[str]) -> None:
 
 @singledispatch
 def build_table(table: Any, scene: Any) -> list[Actor]:
-    """Builds the table of a record; returns what the can may touch besides the robot."""
+    """Builds the table of a record, and returns what the can may touch besides the robot."""
     raise NotImplementedError(type(table))
 
 
@@ -134,7 +134,7 @@ def _(table: Stage, scene: Any) -> list[Actor]:
 
 
 def stands_in(stage: Stage) -> bool:
-    """Whether a table of the same height takes a stage's place: its mesh has not been downloaded."""
+    """Whether a table of the same height takes a stage's place, because its mesh has not been downloaded."""
     return stage.stand_in is not None and not has(stage.assets)
 
 

@@ -1,7 +1,7 @@
-"""What a simulation worker runs, and the shared memory that it meets its parent in.
+"""What a simulation worker runs, and the memory that it shares with its parent.
 
-The loop runs in whatever interpreter owns the environments: this project's (pool.py) or that of the user's SimplerEnv
-(simpler_worker.py). So it asks for no more than Python 3.10 and numpy 1 or 2, and imports nothing of this package.
+The loop runs in the interpreter that owns the environments: this project's (pool.py) or that of the user's SimplerEnv
+(simpler_worker.py). So it needs no more than Python 3.10 and numpy 1 or 2, and imports nothing of this package.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Layout = dict[str, tuple[tuple[int, ...], str]]  # name -> shape and dtype of on
 
 
 def serve(connection: Any, build: Callable[[], tuple[dict[int, Any], Any]], *, foreign: bool = False) -> None:
-    """A worker's life: build the environments, tell what they are, then answer until the parent hangs up.
+    """A worker's life: build the environments, describe them, then answer until the parent hangs up.
 
-    `build` gives the environments by slot, and what the parent is told of them. `foreign`: the parent runs in another
-    interpreter, where classes of errors that are not Python's own do not exist.
+    `build` returns the environments by slot, and their description for the parent. `foreign` says that the parent runs
+    in another interpreter, which may lack the classes of errors that are not Python's own.
     """
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         try:
@@ -39,7 +39,7 @@ def serve(connection: Any, build: Callable[[], tuple[dict[int, Any], Any]], *, f
         slots = {index: _Slot(index, env, arrays) for index, env in envs.items()}
         while True:
             steps, resets, unseen = connection.recv()
-            begin = time.process_time()
+            begin = time.process_time()  # CPU time of all threads: waiting for the parent or for a core does not count
             reply = _answer(slots, steps, resets, unseen, foreign)
             connection.send((reply, time.process_time() - begin))
 
@@ -51,8 +51,8 @@ class _Slot:
     arrays: SharedArrays
 
     def step(self, *, unseen: bool) -> tuple[Any, ...]:
-        """A control step; one that nobody will look at by the environment's `step_unseen`, if it has one: a `step`
-        without an observation.
+        """A control step. Where nobody will look at its observation, the environment's `step_unseen` takes it, if there
+        is one: a `step` that renders nothing.
         """
         step = getattr(getattr(self.env, "unwrapped", self.env), "step_unseen", None) if unseen else None
         observation, *outcome = (step or self.env.step)(self.arrays.actions[self.index].copy())
@@ -76,7 +76,7 @@ def _answer(slots: dict[int, _Slot], steps: list[int], resets: dict[int, Any], u
 
 
 def _portable(error: Exception, foreign: bool) -> Exception:
-    """The error with its traceback as a note; only its text where its class does not travel between processes."""
+    """The error with its traceback as a note, or a RuntimeError with its text where its class cannot be pickled."""
     text = traceback.format_exc()
     if foreign and not (type(error).__module__ == "builtins" and all(isinstance(a, (str, int)) for a in error.args)):
         return RuntimeError(text)

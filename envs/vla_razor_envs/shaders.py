@@ -1,8 +1,8 @@
-"""SAPIEN's shaders without the light of surroundings.
+"""SAPIEN's shaders without environment maps.
 
-An environment map lights a scene from all around. Not one of the scenes here has any, and yet SAPIEN's shaders look it
-up several times a pixel, and SAPIEN integrates a table for its reflections whenever a process first renders, which in
-software is most of a process's start. A copy of its shaders without these lookups draws the same pictures.
+An environment map lights a scene from all around. No scene here has one. Yet SAPIEN's shaders look it up several times
+per pixel, and when a process first renders SAPIEN integrates a table for its reflections, which with a software
+renderer is most of a process's start. A copy of its shaders without these lookups renders the same images.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ FORMATS = {
     "minimal": dict.fromkeys(("Color", "ColorRaw"), "r8g8b8a8unorm") | {"PositionSegmentation": "r16g16b16a16sint"},
     "default": dict.fromkeys(("Color", "ColorRaw", "PositionSegmentation"), "r32g32b32a32sfloat"),
 }
-"""Of the pictures, as ManiSkill has them for its shaders of these names."""
+"""ManiSkill's picture formats for its shaders of these names."""
 LEFT_OUT = (
     (r"\n[^\n]*sampler2D samplerBRDFLUT;", ""),
     (r"texture\(samplerBRDFLUT, [^;]*\)\.xy", "vec2(0)"),
     (r"textureLod\(samplerEnvironment, [^;]*?\)\.rgb", "vec3(0)"),
 )
-"""What is replaced in a shader's text, and by what."""
+"""Patterns in a shader's text, and their replacements."""
 
 
 def use_shader(name: str) -> ShaderConfig:
-    """ManiSkill's shader of that name for a camera that is made next, without the light of surroundings; with it where
-    the copy cannot be written.
+    """ManiSkill's shader of that name, without environment maps, for the camera that is made next. Where the copy
+    cannot be written it is ManiSkill's own.
     """
     for picture, kind in FORMATS[name].items():
         sapien.render.set_picture_format(picture, kind)

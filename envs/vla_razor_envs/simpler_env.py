@@ -1,9 +1,9 @@
-"""The original: SimplerEnv's Google-robot tasks, run in the user's own interpreter, behind the face of the port.
+"""The original: SimplerEnv's Google-robot tasks, run in the user's own interpreter, with the interface of the port.
 
-SimplerEnv (github.com/simpler-env/SimplerEnv) needs SAPIEN 2.2.2, Python 3.11 at most and numpy below 2, which cannot
-live beside ManiSkill3. So each worker of the pool is the user's interpreter, which runs simpler_worker.py; images and
-actions travel through shared memory. Everything that the original leaves to chance or to earlier calls is decided here
-and told to it at each reset: the robot's place and colours, the can's place, the photo behind the scene.
+SimplerEnv (github.com/simpler-env/SimplerEnv) needs SAPIEN 2.2.2, Python 3.11 at most and numpy below 2, and cannot be
+installed beside ManiSkill3. So each worker of the pool is the user's interpreter, running simpler_worker.py; images and
+actions travel through shared memory. Whatever the original leaves to chance or to earlier calls is decided here and
+passed to it at each reset: the robot's place and colours, the can's place, the photo behind the scene.
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ def make(num_envs: int, family: str, num_workers: int | None = None, device: str
 class SimplerVectorEnv(PoolVectorEnv):
     """`num_envs` environments of the original in `num_workers` processes of `python_executable`.
 
-    The face is `SlotVectorEnv`'s, with the port's observations, actions, reset options and infos; the same seed and
-    reset options start the same episode here and in the port.
+    The interface is `SlotVectorEnv`'s, with the port's observations, actions, reset options and infos. The same seed
+    and reset options start the same episode here and in the port.
 
     Args:
         family: "pick_can" or "drawer" (set by the registered id).
         python_executable: an interpreter that imports `simpler_env`; default: the variable VLA_RAZOR_SIMPLER_PYTHON.
         timeout: seconds after which a worker that has not answered is restarted, and its episodes are lost.
-        image_size: height and width in pixels; other sizes than (512, 640) see the same, stretched.
+        image_size: height and width in pixels; sizes other than (512, 640) show the same view, stretched.
         task, orientation, station: where a reset names none; drawn from the seed where None (task: open_top_drawer).
         overlay: false for the simulated scene behind robot and object instead of the photo of visual matching.
         arguments: keyword arguments for the original's environment, over those that this class sets, such as
@@ -125,7 +125,7 @@ class SimplerVectorEnv(PoolVectorEnv):
         return drawn, self._plan(drawn, options)
 
     def _plan(self, seed: int, options: dict[str, Any]) -> dict[str, Any]:
-        """What simpler_worker.py is told of an episode, in plain values."""
+        """An episode in plain values, as simpler_worker.py takes it."""
         setup, start = self.setup, self.default_start | check_start(self.family, self.setup, options)
         plan = _can_scene(setup, seed, start) if isinstance(setup, PickCanSetup) else _drawer_scene(setup, seed, start)
         return {
@@ -140,11 +140,11 @@ class SimplerVectorEnv(PoolVectorEnv):
 
 
 class SimplerEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
-    """One environment of the original, unbatched; arguments, observations and infos as of `SimplerVectorEnv`, and
-    `render_mode`: "rgb_array" for the camera's image, or None.
+    """One environment of the original, unbatched. Arguments, observations and infos are those of `SimplerVectorEnv`;
+    `render_mode` is "rgb_array" for the camera's image, or None.
 
-    Raises RuntimeError from a step or a reset whose worker died or timed out: the episode is lost, and the next reset
-    finds a new worker.
+    A step or a reset whose worker died or timed out raises RuntimeError: the episode is lost, and the next reset uses a
+    new worker.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 3}  # noqa: RUF012  (Gymnasium declares it on instances)
@@ -240,13 +240,13 @@ def _photo(setup: Setup, **start: str) -> str | None:
 
 
 def _stand(place: tuple[float, float, float]) -> dict[str, Any]:
-    """The robot at x, y: half a turn about z, and the yaw."""
+    """The robot at x, y, turned about z by half a turn and the yaw."""
     x, y, yaw = place
     return {"init_xy": [x, y], "init_rot_quat": [-math.sin(yaw / 2), 0.0, 0.0, math.cos(yaw / 2)]}
 
 
 def _run(python: str, plan: dict[str, Any], slots: range) -> tuple[Any, Any]:
-    """A worker of another interpreter. What it prints goes to standard error, away from this program's output."""
+    """Starts a worker in another interpreter. What it prints goes to standard error, not among our own output."""
     ours, theirs = Pipe()
     descriptor = theirs.fileno()
     command = [python, str(WORKER), str(descriptor), json.dumps([list(slots), plan])]
@@ -256,7 +256,7 @@ def _run(python: str, plan: dict[str, Any], slots: range) -> tuple[Any, Any]:
 
 
 class _Process(subprocess.Popen):
-    """A program with the face of multiprocessing's processes."""
+    """A program with the interface of multiprocessing's processes."""
 
     @property
     def exitcode(self) -> int | None:

@@ -1,8 +1,8 @@
-"""The worker's half of the bridge: SimplerEnv's environments behind the face that the parent expects of a slot.
+"""The worker's half of the bridge: SimplerEnv's environments with the interface that the parent expects of a slot.
 
-simpler_env.py starts this file as a script in the user's interpreter, where SimplerEnv, its SAPIEN and its numpy live.
+simpler_env.py starts this file as a script in the user's interpreter, which has SimplerEnv, its SAPIEN and its numpy.
 Besides those and Python's library (3.10 or later) it needs `serving.py`, which lies beside it. It sends and receives
-nothing but plain Python values: arrays pickled by one numpy need not be readable by another.
+only plain Python values, since one numpy may not read what another has pickled.
 
 Arguments: the file descriptor of the connection to the parent; the slots and the first episode's plan, as JSON.
 """
@@ -46,7 +46,7 @@ def main(descriptor: str, arguments: str) -> None:
 
 
 def import_serve() -> Any:
-    """The loop of serving.py. This script's folder leaves the path, where its files would pass for other packages."""
+    """The loop of serving.py. This script's folder then leaves the path, so that no file in it hides another module."""
     folder = Path(__file__).resolve().parent
     sys.path.insert(0, str(folder))
     from serving import serve  # pyright: ignore[reportMissingImports]
@@ -56,7 +56,7 @@ def import_serve() -> Any:
 
 
 def check_numpy() -> None:
-    """Raises ImportError for a numpy with which SimplerEnv would run, and crash at the first step."""
+    """Raises ImportError for a numpy with which SimplerEnv would start, and crash at the first step."""
     import numpy
 
     try:
@@ -68,8 +68,8 @@ def check_numpy() -> None:
 
 
 class Original:
-    """An environment of SimplerEnv. A plan says which: its id, keyword arguments, overlay photo, image size and the
-    options of its reset; the environment is built anew where anything but those options changes.
+    """An environment of SimplerEnv, described by a plan: its id, keyword arguments, overlay photo, image size and reset
+    options. It is built anew where anything but the reset options changes.
     """
 
     def __init__(self, plan: dict[str, Any]):
@@ -97,7 +97,7 @@ class Original:
         self.built = {key: value for key, value in plan.items() if key != "options"}
 
     def _check_stage(self, name: str) -> None:
-        """Without the file of its scene SAPIEN goes on, and everything falls for ever."""
+        """Raises FileNotFoundError without the scene's file: SAPIEN would go on, and everything would fall for ever."""
         stage = Path(self.env.unwrapped.scene_root, "stages", f"{name}.glb")
         if "dummy" not in name and not stage.is_file():
             raise FileNotFoundError(
@@ -109,7 +109,7 @@ class Original:
         plan = options
         if {**plan, **self.built} != plan or not self.built:
             self._build(plan)
-        # A new scene at each reset, so that nothing of earlier episodes is left in it.
+        # A new scene at each reset: nothing of earlier episodes is left in it.
         asked = copy.deepcopy({**plan["options"], "reconfigure": True})
         observation, _ = self.env.reset(seed=seed % 2**32, options=asked)
         facts = self._facts(dict.fromkeys(FLAGS, False))
@@ -121,7 +121,7 @@ class Original:
         return self._observed(observation, facts), float(reward), bool(terminated), bool(truncated), facts
 
     def described(self) -> dict[str, Any]:
-        """What the parent is told of the environment."""
+        """The environment's description for the parent."""
         box = self.env.action_space
         return {"low": box.low.tolist(), "high": box.high.tolist()}
 
@@ -162,7 +162,9 @@ def _assets() -> Path:
 
 
 def _cameras(height: int, width: int) -> dict[str, Any]:
-    """The policy's camera at another size sees the same, stretched. Positions, which nobody reads, are not rendered."""
+    """Settings with which the policy's camera shows the same view at any size, stretched. Positions are not rendered:
+    nobody reads them.
+    """
     import numpy as np
 
     across, down = width / 640, height / 512

@@ -1,4 +1,4 @@
-"""The face of a task that `gymnasium.make` gives: one environment, unbatched numpy."""
+"""A task as `gymnasium.make` gives it: one environment, unbatched numpy."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ FORKED = (
     'gymnasium.make_vec(..., vectorization_mode="async", vector_kwargs={"context": "spawn"})'
 )
 ANYWHERE = 10.0
-"""A bound of what is measured, in metres and radians: nothing goes as far."""
+"""A bound on what is measured, in metres and radians: nothing gets that far."""
 START_KEYS = {"pick_can": ("object_xy", "orientation"), "drawer": ("station", "task")}
 
 
 _renders: int | None = None
-"""The process that has begun to render. Vulkan's threads are not there after a fork: whoever waits for them hangs."""
+"""The process that has begun to render. A fork does not take Vulkan's threads along: whoever waits for them hangs."""
 
 
 def find_setup(family: str, robot: str, overlay: bool | None = None, variant: str | None = None) -> Setup:
-    """The setup record of a task family and robot, changed as `SingleEnv`'s arguments say. ValueError says which of
-    them is unknown, and what there is.
+    """The setup record of a task family and robot, changed as `SingleEnv`'s arguments say. Raises ValueError, which
+    names the unknown argument and the known ones.
     """
     robots = [name for task, name in SETUPS if task == family]
     if robot not in robots:
@@ -50,7 +50,7 @@ def find_setup(family: str, robot: str, overlay: bool | None = None, variant: st
 
 
 def known_robot(robots: tuple[str, ...], robot: str | None) -> str:
-    """The robot that is asked for, or the first of those that know a task; ValueError where it does not know it."""
+    """The robot that is asked for, or a task's first one where none is. ValueError where it cannot do the task."""
     if robot is not None and robot not in robots:
         others = [f"vla_razor/{name}" for name, (_, known) in TASKS.items() if robot in known]
         hint = f"; {robot} has {', '.join(others)}" if others else ""
@@ -59,7 +59,7 @@ def known_robot(robots: tuple[str, ...], robot: str | None) -> str:
 
 
 def check_size(image_size: Any) -> tuple[int, int]:
-    """Height and width in pixels, or ValueError that says what was expected."""
+    """Height and width in pixels. Raises ValueError, which says what was expected."""
     if np.shape(image_size) != (2,) or not all(isinstance(side, int | np.integer) and side > 0 for side in image_size):
         raise ValueError(f"image_size is {image_size!r}; expected height and width in pixels, as in (64, 64)")
     height, width = map(int, image_size)
@@ -67,7 +67,7 @@ def check_size(image_size: Any) -> tuple[int, int]:
 
 
 def check_start(family: str, setup: Setup, start: dict[str, Any]) -> dict[str, Any]:
-    """Returns the reset options in plain types, or raises StartRefused that says which one is wrong and what was
+    """Returns the reset options in plain types. Raises StartRefused, which says which one is wrong and what was
     expected.
     """
     for key, value in start.items():
@@ -135,7 +135,9 @@ def seen_space(image_size: tuple[int, int]) -> spaces.Space[Any]:
 
 
 def rendered(env: gymnasium.Env, image: np.ndarray) -> np.ndarray | None:
-    """What `render` gives, as Gymnasium has it: a copy of the camera's last image; without a render mode, nothing."""
+    """The result of Gymnasium's `render`: a copy of the camera's last image, or None, with a warning, without a render
+    mode.
+    """
     if env.render_mode is None:
         gymnasium.logger.warn(
             'render() shows nothing without a render mode: gymnasium.make(..., render_mode="rgb_array")'
@@ -151,8 +153,8 @@ class SingleEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     axis-angle radians (3), gripper closedness in [-1, 1]; beyond the box the Panda clips it and the Google robot
     refuses it. Reward 0 or 1. `terminated` at success, though stepping on is allowed; `truncated` at the horizon.
 
-    The scene is built when it is first needed, or by `prepare`: what an environment looks like can be asked without it,
-    as `gymnasium.vector.AsyncVectorEnv` does before it forks.
+    The scene is built when it is first needed, or by `prepare`. Spaces and metadata can be read without it, as
+    `gymnasium.vector.AsyncVectorEnv` does before it forks.
 
     Args:
         family, robots: the task's entry in `vla_razor_envs.TASKS` (set by the registered id).
@@ -161,8 +163,8 @@ class SingleEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         task: drawer task at resets that name none.
         orientation: can orientation at resets that name none; drawn from the seed where None.
         station: robot station at resets that name none; drawn from the seed where None.
-        overlay: whether a photograph of the real scene stands behind the robot and what it handles; where None, if
-            there is one.
+        overlay: whether a photograph of the real scene is shown behind the robot and the things that it handles; where
+            None, it is if there is one.
         variant: one of the changes of `variants.VARIANTS`, such as "darker".
         render_mode: "rgb_array" for the camera's image, or None.
 
@@ -210,8 +212,8 @@ class SingleEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Starts an episode; what the options leave open is drawn from the seed (from the environment's own generator
-        where None).
+        """Starts an episode. What the options leave open is drawn from the seed, or from the environment's own
+        generator where that is None.
         """
         super().reset(seed=seed)
         start = self.default_start | check_start(self.family, self.setup, options or {})
@@ -220,15 +222,15 @@ class SingleEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         return self._observed(observation), self._described(info)
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
-        """One control step; ValueError where the action is not seven finite numbers, or lies outside a box that the
-        setup does not clip to.
+        """One control step. ValueError where the action is not seven finite numbers, or lies outside the action box and
+        the setup does not clip to it.
         """
         action = check_action(self.setup, self.action_space, action)
         observation, reward, terminated, truncated, info = self.task.step(torch.from_numpy(action)[None])
         return self._observed(observation), reward.item(), terminated.item(), truncated.item(), self._described(info)
 
     def step_unseen(self, action: np.ndarray) -> tuple[None, float, bool, bool, dict[str, Any]]:
-        """As `step`, but nothing is drawn: there is no observation."""
+        """As `step`, but nothing is rendered and there is no observation."""
         action = check_action(self.setup, self.action_space, action)
         info = self.task.advance(torch.from_numpy(action)[None])
         success, truncated = info["success"].item(), bool(self.task.truncated.item())

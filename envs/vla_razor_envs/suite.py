@@ -1,8 +1,8 @@
-"""Any Gymnasium environment with the face that a policy knows: an image, proprioception, an instruction, success.
+"""Any Gymnasium environment, shown to a policy as the toolkit's own: an image, proprioception, an instruction, success.
 
-What is where is said by a suite, a mapping: `id` and `make` of the environment, `tasks` by name (each with the
-`instruction` that a policy is given, and further `make` and reset `options`), where the `image`, `proprioception` and
-`success` are found, and after how many control steps an episode ends (`horizon`).
+A suite, which is a mapping, describes it: the environment's `id` and `make`; its `tasks` by name, each with the
+`instruction` for the policy and further `make` and reset `options`; where the `image`, `proprioception` and `success`
+are found; and after how many control steps an episode ends (`horizon`).
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from PIL import Image
 from . import StartRefused, SuiteRefused
 
 RENDERED, WHOLE = "render", "observation"
-"""Where an image is found that is no part of the observation, and one that is all of it."""
+"""Places of an image: the environment's `render`, and the whole observation."""
 ENDED = "terminated"
-"""Success that no info tells: the episode has ended with a reward above 0."""
+"""The place of success where info does not have it: the episode has terminated with a reward above 0."""
 
 
 class SuiteEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     """The environments of a suite's tasks, each made when it is first asked for.
 
     Observation: `image` uint8 [H, W, 3], resized to `image_size` (height, width) if given, and `proprioception`
-    float32 [P]. Actions are the environment's own. The reset option `task` says which task, by default the first; all
-    others go to the environment. `terminated` is success; an episode is `truncated` at the horizon, or where the
-    environment ends it, be it for a success.
+    float32 [P]. Actions are the environment's own. The reset option `task` names the task, by default the first; all
+    other options go to the environment. `terminated` is success. An episode is `truncated` at the horizon, and wherever
+    the environment ends it, even with a success.
 
     Raises SuiteRefused where an environment cannot be made, or shows nothing at the places that the suite names.
     """
@@ -97,7 +97,7 @@ class SuiteEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         return self._shown(observation), reward, success, over, info
 
     def step_unseen(self, action: np.ndarray) -> tuple[None, float, bool, bool, dict[str, Any]]:
-        """One control step, without a picture where the environment draws one when it is asked to."""
+        """One control step without an observation: where the image comes from `render`, nothing is rendered."""
         _, reward, success, over, info = self._moved(action)
         return None, reward, success, over, info
 

@@ -1,8 +1,8 @@
 """What the manipulation tasks share: a batched ManiSkill environment driven by one frozen setup record.
 
-Everything is written over a leading axis of N environments, so that the same code runs one scene on a CPU and
-thousands under `physx_cuda`. Starts are explicit: `options["starts"]` holds, for each environment that is reset, the
-reset options and the seed that draws what they leave open.
+Everything has a leading axis of N environments, so that the same code runs one scene on a CPU and thousands under
+`physx_cuda`. Starts are explicit: for each environment that is reset, `options["starts"]` holds its reset options and a
+seed, from which whatever they leave open is drawn.
 """
 
 # ManiSkill's and SAPIEN's annotations are narrower than what they take.
@@ -37,7 +37,7 @@ Start = dict[str, Any]
 
 
 class ManipulationTask(BaseEnv):
-    """One robot, one camera, one success rule. Subclasses build a scene, place it at reset, and say what success is."""
+    """One robot, one camera, one success rule. Subclasses build a scene, place it at reset, and define success."""
 
     SUPPORTED_ROBOTS: ClassVar[Any] = None
     setup: Setup
@@ -51,14 +51,14 @@ class ManipulationTask(BaseEnv):
     # ------------------------------------------------------------------ what a subclass says
 
     def _prepare(self, starts: list[Start]) -> None:
-        """Does what has to be done before the robot takes its place."""
+        """Whatever must happen before the robot takes its place."""
 
     def _place(self, env_idx: Tensor, starts: list[Start]) -> None:
-        """Sets the scene of the given environments to their starts, and forgets their episodes."""
+        """Puts the scenes of the given environments at their starts, and forgets their episodes."""
         raise NotImplementedError
 
     def _station(self, start: Start) -> str:
-        """The name of the place that a start puts the robot at."""
+        """The name of the place at which a start puts the robot."""
         return ""
 
     def _track(self) -> None:
@@ -69,7 +69,7 @@ class ManipulationTask(BaseEnv):
         raise NotImplementedError
 
     def instructions(self) -> list[str]:
-        """The sentence each environment's policy is given."""
+        """The instruction that each environment gives its policy."""
         raise NotImplementedError
 
     # ------------------------------------------------------------------ ManiSkill's hooks
@@ -125,7 +125,7 @@ class ManipulationTask(BaseEnv):
             polish(self.agent.robot, *self.setup.robot_material)
 
     def _after_reconfigure(self, options: dict[str, Any]) -> None:
-        # A step is judged by a few numbers: for those of one environment, numpy is several times faster than torch.
+        # Success is judged by a few numbers. For those of one environment, numpy is several times faster than torch.
         self.xp: Any = torch if self.gpu_sim_enabled else np
         self._iterate(self.setup.physics.robot_iterations)
         links = self.agent.robot.links_map
@@ -136,7 +136,7 @@ class ManipulationTask(BaseEnv):
         self._opening = torch.tensor(opening, dtype=torch.float32, device=self.device)[:, None]
         self.gripper_index = [joint.name for joint in self.agent.robot.active_joints].index(self.setup.gripper.joint)
 
-        # Whether the fingers hold something light between them, [N]: a robot may move otherwise then.
+        # Whether the fingers hold something light between them, [N]: some robots then move differently.
         self.agent.pinching = self.xp.asarray(torch.zeros(self.num_envs, dtype=torch.bool, device=self.device))
 
         self._photos = torch.zeros(self.num_envs, *self.image_size, 3, dtype=torch.uint8, device=self.device)
@@ -146,12 +146,12 @@ class ManipulationTask(BaseEnv):
         self.kept[shown] = True
 
     def _iterate(self, iterations: int) -> None:
-        """Sets how often a physics step goes over what the robots touch."""
+        """Sets the solver's iterations per physics step, for the robots and what they touch."""
         for robot in self.agent.robot._objs:
             robot.set_solver_position_iterations(iterations)
 
     def _hang_photos(self, photo: str, env_idx: Tensor, starts: list[Start]) -> None:
-        """Puts the photograph of its station behind each scene."""
+        """Puts behind each scene the photograph of its station."""
         files = [asset_root() / photo.format(station=self._station(start)) for start in starts]
         self._photos[env_idx] = torch.stack([load_photo(file, *self.image_size) for file in files]).to(self.device)
 
@@ -159,6 +159,7 @@ class ManipulationTask(BaseEnv):
         starts = options.get("starts") or [
             {"seed": int(seed)} for seed in np.broadcast_to(self._episode_seed, len(env_idx))
         ]
+        # An episode must not depend on the ones before it, so what they left in the simulator goes first.
         if not self.gpu_sim_enabled:
             self._iterate(self.setup.physics.robot_iterations)
             self._renew_physics(self.setup.physics.temporal)
@@ -170,9 +171,9 @@ class ManipulationTask(BaseEnv):
         self._base = Frame.at(self.agent.robot.pose.raw_pose, self.xp)  # stands still during an episode
 
     def _renew_physics(self, temporal: bool) -> None:
-        """Moves everything into a new PhysX scene with the temporal solver or the older one (about a millisecond): the
-        old scene solves contacts in an order that depends on earlier ones, so that an episode's bits would depend on
-        the episodes before it.
+        """Moves everything into a new PhysX scene, with the temporal solver or the older one; it takes about a
+        millisecond. A scene solves contacts in an order that depends on earlier contacts, so that in the old one an
+        episode's bits would depend on the episodes before it.
         """
         self.sim_config.scene_config.enable_tgs = temporal
         self._set_scene_config()  # it is global: another environment of this process may have set its own
@@ -188,8 +189,8 @@ class ManipulationTask(BaseEnv):
         self.scene.sub_scenes[0], self.scene.px = new, physics
 
     def _hold(self, qpos: Tensor) -> None:
-        """Puts the robots that are being reset at `qpos` [M, J], to stay there: what the last episode's drives strove
-        for would move them while the scene is prepared.
+        """Puts the robots that are being reset at `qpos` [M, J], and makes them stay: the drive targets of the last
+        episode would move them while the scene is prepared.
         """
         robot, joints = self.agent.robot, self.agent.robot.active_joints
         self.agent.reset(qpos)
@@ -197,7 +198,7 @@ class ManipulationTask(BaseEnv):
         robot.set_joint_drive_velocity_targets(torch.zeros_like(qpos), joints)
 
     def stand(self, places: np.ndarray) -> None:
-        """Puts the robots that are being reset at x, y (metres) and yaw (radians), [M, 3]."""
+        """Puts the bases of the robots that are being reset at x, y (metres) and yaw (radians), [M, 3]."""
         heights = np.full((len(places), 1), self.setup.base_z)
         position = np.hstack([places[:, :2], heights])
         rotation = np.array([euler2quat(0, 0, yaw + self.setup.base_yaw) for yaw in places[:, 2]])
@@ -218,11 +219,11 @@ class ManipulationTask(BaseEnv):
         return torch.as_tensor(rest + noise, device=self.device)
 
     def step(self, action: Tensor) -> tuple[Any, Tensor, Tensor, Tensor, dict[str, Any]]:
-        """One control step for every environment; action [N, 7] in environment units. Success is judged, and goes on
-        being judged, at every step.
+        """One control step for every environment; action [N, 7] in environment units. Success is judged at every step,
+        also after it has been reached.
         """
         self._move(action)
-        self._look()  # a picture is drawn while success is judged
+        self._look()  # the renderer works while success is judged
         info = self._judge()
         return self._seen(info), info["success"].float(), info["success"].clone(), self.truncated, info
 
@@ -232,7 +233,7 @@ class ManipulationTask(BaseEnv):
         return self._elapsed_steps >= self.setup.horizon
 
     def advance(self, action: Tensor) -> dict[str, Any]:
-        """A control step without its image; returns `info`."""
+        """A control step without rendering; returns `info`."""
         self._move(action)
         return self._judge()
 
@@ -243,7 +244,7 @@ class ManipulationTask(BaseEnv):
         if self.gpu_sim_enabled:
             self.scene.px.gpu_apply_articulation_target_position()
             self.scene.px.gpu_apply_articulation_target_velocity()
-        command, step = self.agent.before_simulation_step, self.scene.step
+        command, step = self.agent.before_simulation_step, self.scene.step  # looked up once for many physics steps
         for _ in range(self._sim_steps_per_control):
             command()
             step()
@@ -268,12 +269,12 @@ class ManipulationTask(BaseEnv):
         return self._seen(info or self.get_info())
 
     def _look(self) -> None:
-        """Begins to draw what the camera sees."""
+        """Begins to render what the camera sees."""
         self.scene.update_render(update_sensors=True, update_human_render_cameras=False)
         self.capture_sensor_data()
 
     def _seen(self, info: dict[str, Any]) -> dict[str, Tensor]:
-        """The observation, once it is drawn."""
+        """The observation, once it is rendered."""
         camera, photo = self.scene.sensors[self.setup.camera.name], bool(self.setup.photo)
         seen = camera.get_obs(depth=False, position=False, segmentation=photo, apply_texture_transforms=not photo)
         if self.backend.render_device.is_cuda():
@@ -293,8 +294,8 @@ class ManipulationTask(BaseEnv):
         return self._base.localize(pose)
 
     def pushes(self, thing: Actor, others: Sequence[Actor | Link]) -> tuple[Any, Any]:
-        """The impulses [K, N, 3], N s, that each of the K others received from the thing in the last physics step, and
-        their sizes [K, N].
+        """The impulses [K, N, 3], in N s, that the thing gave to each of the K others in the last physics step, and
+        their magnitudes [K, N].
         """
         if self.gpu_sim_enabled:
             total = torch.stack([self.scene.get_pairwise_contact_impulses(other, thing) for other in others])
@@ -312,9 +313,9 @@ class ManipulationTask(BaseEnv):
         return total, np.sqrt((total * total).sum(2))
 
     def grasped(self, pushes: Any, strengths: Any, impulse: float, angle: float) -> Any:
-        """bool [N]: a link of either finger is pushed by the thing with at least `impulse` N s, within `angle` degrees
-        of the direction in which the finger opens. `pushes` [K, N, 3] and their `strengths` [K, N]: the thing's on the
-        K links of `fingers`.
+        """bool [N]: whether the thing pushes some link of each finger with at least `impulse` N s, within `angle`
+        degrees of the direction in which the finger opens. `pushes` [K, N, 3] are its impulses on the K links of
+        `fingers`, `strengths` [K, N] their magnitudes.
         """
         firm = strengths >= impulse
         if not firm.any():  # most steps
@@ -326,5 +327,5 @@ class ManipulationTask(BaseEnv):
         return self.xp.asarray(self._of_both(firm & (along >= strengths * np.cos(np.deg2rad(angle)))))
 
     def _of_both(self, links: Any) -> Any:
-        """bool [N]: true of a link of either finger; `links` [K, N], the fingers having K / 2 links each."""
+        """bool [N]: whether it is true of some link of each finger; `links` is [K, N], K / 2 links per finger."""
         return links.reshape(2, -1, self.num_envs).any(1).all(0)

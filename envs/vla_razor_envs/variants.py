@@ -1,8 +1,8 @@
-"""What SimplerEnv changes in a scene to see whether a policy minds: options of the Google robot's tasks.
+"""SimplerEnv's variants of the Google robot's scenes, which test whether a policy is robust to the change.
 
-Visual matching draws four colours of the robot before a photograph; variant aggregation renders everything, and changes
-light, camera, table, background, distractors or cabinet. Figures are the original's (github.com/simpler-env/SimplerEnv,
-commit 4ab7178). A variant of which files are missing raises when it is built.
+Visual matching shows the robot in four colours before a photograph. Variant aggregation renders everything, and changes
+light, camera, table, background, distractors or cabinet. All numbers are the original's
+(github.com/simpler-env/SimplerEnv, commit 4ab7178). A variant whose files are missing raises when it is built.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TABLE_OFFSET = (1.6616, 3.0337, 0.0)  # of a stage, so that its table stands bef
 
 @dataclass(frozen=True)
 class Variant:
-    """Fields of a setup and what they become; `photograph`: whether it may be shown before one."""
+    """Fields of a setup with their new values; `photograph` says whether the photograph behind the scene stays."""
 
     changes: Mapping[str, Any]
     photograph: bool = False
@@ -33,7 +33,7 @@ def varied(setup: Setup, family: str, robot: str, name: str | None) -> Setup:
     """The setup with the changes of a variant of this task family and robot; unchanged where the name is None.
 
     Raises:
-        ValueError: there is no variant of that name; the message lists those that there are.
+        ValueError: there is no variant of that name; the message lists the known ones.
     """
     if name is None:
         return setup

@@ -29,9 +29,9 @@ def make(
 ) -> SlotVectorEnv:
     """The vector face of the task of a family for some robots; Gymnasium's `make_vec` calls it.
 
-    On a CPU `num_workers` processes (default: one a core) share `num_envs` environments; one that takes longer than
-    `timeout` seconds over a step is restarted. With `device="cuda"` or "cuda:N" ManiSkill simulates the batch on the
-    GPU, and both are ignored.
+    On a CPU `num_workers` processes (default: one per core) share `num_envs` environments, and one that takes longer
+    than `timeout` seconds over a step is restarted. With `device="cuda"` or "cuda:N" ManiSkill simulates the batch on
+    the GPU, and both arguments are ignored.
     """
     from . import TASKS
 
@@ -46,8 +46,8 @@ def make(
 
 
 def check_action(setup: Setup | None, box: Any, action: Any, active: Any = True) -> np.ndarray:
-    """The action [7], or the actions [N, 7] of all slots, inside the box; ActionRefused says what is wrong with which.
-    Those of slots that are not `active` (bool [N]) may be anything.
+    """The action [7], or the actions [N, 7] of all slots, clipped to the box. Raises ActionRefused, which names the
+    slot and what is wrong. Actions of slots that are not `active` (bool [N]) may be anything.
     """
     action = np.array(action, np.float32)
     if action.shape != box.shape:
@@ -70,14 +70,14 @@ class SlotVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
     """`num_envs` slots that start and end their episodes independently of each other.
 
     `reset` and `step` are Gymnasium's, with three additions. `options["reset_mask"]` (bool [N]) and `options["starts"]`
-    (one dictionary of reset options a slot) choose which slots are reset, and to what. Slots whose `active` is false
+    (one dictionary of reset options per slot) choose which slots are reset, and to what. Slots whose `active` is false
     are not stepped. `infos["lost"]` (bool [N]) marks slots whose simulation died and was built anew; they must be
     reset, and their episode is lost, not failed. `tick` resets some slots while others take a step, in one round trip;
     `send` and `receive` are its halves, for a caller that has something to do meanwhile.
 
     Observations and infos have a leading slot axis and are copies. `setup` is the environments' setup record. `groups`
-    are the slots that are best sent together: more than one where the policy can decide about one group while the next
-    is simulated.
+    lists the slots that are best sent together. There is more than one group where the policy can decide for one while
+    another is simulated.
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.DISABLED}  # noqa: RUF012
@@ -98,14 +98,14 @@ class SlotVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
     def send(
         self, actions: np.ndarray, active: np.ndarray, starts: Mapping[int, Start], unseen: Collection[int] = ()
     ) -> None:
-        """Begins a tick. Slots of one that has not been received yet must be left alone. Nobody will look at what the
-        slots of `unseen` show after their step: where that saves time it is not drawn, and the observation is an older
-        one.
+        """Begins a tick. It must leave alone the slots of ticks that have not been received yet. Nobody will look at
+        the observations of the slots in `unseen`: where that saves time they are not rendered, and an older one is
+        returned.
         """
         raise NotImplementedError
 
     def receive(self) -> Tick:
-        """Ends the earliest tick that was sent; what it says about the slots of later ones means nothing."""
+        """Ends the earliest tick that was sent. What it returns for the slots of later ticks means nothing."""
         raise NotImplementedError
 
     def reset(

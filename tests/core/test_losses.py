@@ -6,14 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from vla_razor.core.divergence import forward_kl, reverse_kl
+from vla_razor.core.divergence import reverse_kl
 from vla_razor.core.losses import (
     cross_entropy,
     dr_grpo,
     on_policy_divergence,
     policy_gradient,
     simpo,
-    soft_cross_entropy,
 )
 
 LOG_PROBS = torch.tensor([[-1.0, -2.0, -3.0], [-0.5, -0.5, -9.0]])
@@ -154,45 +153,6 @@ class TestCrossEntropy:
             cross_entropy(self.logits, self.targets[:1])
         with pytest.raises(ValueError, match="empty"):
             cross_entropy(self.logits, self.targets, torch.zeros_like(MASK))
-
-
-class TestSoftCrossEntropy:
-    logits, targets = TestCrossEntropy.logits, TestCrossEntropy.logits.flip(-1).softmax(-1)
-
-    def test_by_hand_and_against_torch(self) -> None:
-        logits, target = torch.tensor([0.5, 0.25, 0.25]).log(), torch.tensor([0.5, 0.5, 0.0])
-        assert soft_cross_entropy(logits, target).item() == pytest.approx(1.5 * math.log(2))
-        reference = torch.nn.functional.cross_entropy(self.logits.flatten(0, 1), self.targets.flatten(0, 1))
-        torch.testing.assert_close(soft_cross_entropy(self.logits, self.targets), reference)
-        masked = torch.nn.functional.cross_entropy(self.logits[MASK], self.targets[MASK])
-        torch.testing.assert_close(soft_cross_entropy(self.logits, self.targets, MASK), masked)
-
-    def test_of_one_label_it_is_cross_entropy(self) -> None:
-        targets = torch.nn.functional.one_hot(TestCrossEntropy.targets, 5).float()
-        hard = cross_entropy(self.logits, TestCrossEntropy.targets)
-        torch.testing.assert_close(soft_cross_entropy(self.logits, targets), hard)
-
-    def test_its_gradient_is_that_of_the_divergence(self) -> None:
-        ours, reference = self.logits.clone().requires_grad_(), self.logits.clone().requires_grad_()
-        soft_cross_entropy(ours, self.targets).backward()
-        forward_kl(self.targets.log(), reference).mean().backward()
-        torch.testing.assert_close(ours.grad, reference.grad)
-
-    def test_what_neither_wants_costs_nothing(self) -> None:
-        logits = torch.tensor([0.0, 0.0, -math.inf], requires_grad=True)
-        loss = soft_cross_entropy(logits, torch.tensor([0.25, 0.75, 0.0]))
-        loss.backward()
-        assert loss.item() == pytest.approx(math.log(2))
-        torch.testing.assert_close(logits.grad, torch.tensor([0.25, -0.25, 0.0]))
-
-    def test_bad_input(self) -> None:
-        with pytest.raises(ValueError, match="logits and targets"):
-            soft_cross_entropy(self.logits, self.targets[:1])
-        with pytest.raises(ValueError, match="empty"):
-            soft_cross_entropy(self.logits, self.targets, torch.zeros_like(MASK))
-        for wrong in (self.targets.log(), 2 * self.targets, self.targets * math.nan):
-            with pytest.raises(ValueError, match="probabilities"):
-                soft_cross_entropy(self.logits, wrong)
 
 
 @pytest.mark.parametrize("loss", [lambda *a: policy_gradient(*a, normalizer="length"), dr_grpo])

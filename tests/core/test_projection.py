@@ -2,7 +2,6 @@
 where it does not.
 """
 
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,19 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
-from scipy.optimize import minimize, minimize_scalar, root
+from scipy.optimize import minimize, minimize_scalar
 from scipy.special import rel_entr, softmax
 from torch import Tensor
 
 from vla_razor.core.divergence import forward_kl, total_variation
-from vla_razor.core.projection import (
-    alternate,
-    exponential_family,
-    i_projection,
-    i_projection_at,
-    m_projection,
-    oracle,
-)
+from vla_razor.core.projection import alternate, exponential_family, i_projection, m_projection, oracle
 
 INF = torch.inf
 quick = settings(max_examples=20, deadline=None)
@@ -99,63 +91,6 @@ class TestIProjection:
             i_projection(torch.zeros(2, 3), torch.tensor([[True] * 3, [False] * 3]))
         with pytest.raises(ValueError, match="no optimal policy"):
             oracle(torch.tensor([0.0, -INF]), torch.tensor([False, True]))
-
-
-class TestLinearFamily:
-    @quick
-    @given(seed=seeds, share=st.floats(1e-6, 1 - 1e-6), scale=st.floats(1e-3, 1e3))
-    def test_meets_the_level_and_the_pythagorean_identity(self, seed: int, share: float, scale: float) -> None:
-        """KL(q || p) = KL(q || projection) + KL(projection || p) for every q of that mean reward."""
-        p, reward = 2 * randn(6, seed=seed), scale * randn(6, seed=seed + 1)
-        level = float(reward.min() + share * (reward.max() - reward.min()))
-        projection = i_projection_at(p, reward, level)
-        assert float(projection.exp() @ reward) == pytest.approx(level, abs=1e-11 * scale)
-        q = i_projection_at(randn(6, seed=seed + 2), reward, level)
-        assert kl(q, p) == pytest.approx(kl(q, projection) + kl(projection, p), rel=1e-6, abs=1e-9)
-
-    def test_by_hand(self) -> None:
-        """Of a success with probability 0.2, the nearest policy of success rate 0.5 keeps the odds among the rest."""
-        base, reward = torch.tensor([0.2, 0.6, 0.2]).log(), torch.tensor([1.0, 0, 0])
-        torch.testing.assert_close(i_projection_at(base, reward, 0.5).exp(), torch.tensor([0.5, 0.375, 0.125]))
-        close(i_projection_at(base, reward, 0.2), base, 1e-7)
-        torch.testing.assert_close(i_projection_at(base, reward, 1.0), i_projection(base, reward == 1))
-        torch.testing.assert_close(i_projection_at(base, reward, 0.0), i_projection(base, reward == 0))
-
-    @pytest.mark.parametrize("gap", [1e-2, 1e-6, 1e-9])
-    def test_close_to_the_end(self, gap: float) -> None:
-        base, reward = randn(4), torch.tensor([0.0, 1, 1, 1 - 1e-3], dtype=torch.float64)
-        for level in (gap, 1 - gap):
-            q = i_projection_at(base, reward, level)
-            assert float(q.exp() @ reward) == pytest.approx(level, abs=1e-14)
-        close(i_projection_at(base, reward, 1 - gap), i_projection(base, reward == 1), tolerance=2e3 * gap)
-
-    def test_over_inputs_one_multiplier_serves_all(self) -> None:
-        """Half the inputs are hard: it is cheaper to be right more often on the others."""
-        base = torch.tensor([[0.5, 0.5], [0.01, 0.99]], dtype=torch.float64).log()
-        reward = torch.tensor([[1.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
-        q = i_projection_at(base, reward, 0.5)
-        right = q.exp()[:, 0]
-        assert right.mean().item() == pytest.approx(0.5)
-        odds = (right / (1 - right)) / torch.tensor([1.0, 0.01 / 0.99], dtype=torch.float64)
-        assert odds[0].item() == pytest.approx(odds[1].item())
-        each = torch.stack([i_projection_at(base[i], reward[i], 0.5) for i in (0, 1)])
-        assert forward_kl(q, base).mean() < forward_kl(each, base).mean()
-
-    def test_what_the_base_never_does_stays_undone(self) -> None:
-        base, reward = torch.tensor([0.5, 0.5, 0.0]).log(), torch.tensor([0.0, 1.0, 2.0])
-        assert i_projection_at(base, reward, 0.75).exp().tolist() == pytest.approx([0.25, 0.75, 0])
-        with pytest.raises(ValueError, match=r"from 0\.0 to 1\.0"):
-            i_projection_at(base, reward, 1.5)
-
-    def test_bad_input(self) -> None:
-        base, reward = torch.zeros(3), torch.tensor([0.0, 1.0, 2.0])
-        with pytest.raises(ValueError, match="one shape"):
-            i_projection_at(base, reward[:2], 0.5)
-        with pytest.raises(ValueError, match="finite"):
-            i_projection_at(base, reward * INF, 0.5)
-        for level in (-0.1, 2.1, float("nan")):
-            with pytest.raises(ValueError, match="can be had"):
-                i_projection_at(base, reward, level)
 
 
 class TestMProjection:
@@ -320,24 +255,6 @@ class TestPropositionA4Exact:
             success = exponential_family(parameter, feature, start).exp()[rewarded].sum()
             assert torch.autograd.grad(success, parameter)[0] > 0
 
-    def test_with_optimal_policies_inside_the_family_it_holds_to_first_order(self) -> None:
-        """The nearest case that is realisable as written: P* = {E[r] = c}. Both projections are then orthogonal to
-        first order, and alternating them (von Neumann) ends at the nearest common point up to an error of second order.
-        """
-        features, reward, direction = randn(5, 2, seed=51), randn(5, seed=52), randn(2, seed=53)
-        centre = randn(5, seed=54).log_softmax(-1)
-        level = float(centre.exp() @ reward)
-        errors = []
-        for distance in (0.4, 0.2, 0.1):
-            start = exponential_family(distance * direction, features, centre)
-            project = lambda p: i_projection_at(p, reward, level)  # noqa: E731
-            limit = alternate(start, project, lambda q, s=start: m_projection(q, features, s), steps=25)[-1]
-            assert float(limit.exp() @ reward) == pytest.approx(level, abs=1e-12)
-            nearest = exponential_family(nearest_parameters(start, features, reward, level), features, start)
-            errors.append(total_variation(limit, nearest).item())
-        assert errors[0] > 1e-3  # the limit is not the nearest
-        assert [first / second for first, second in itertools.pairwise(errors)] == pytest.approx([4, 4], abs=0.2)
-
     def test_it_fails_in_a_convex_family_that_is_not_e_flat(self) -> None:
         """Mixtures of three policies, two of them optimal: "convex", as Theorem 5.2 has it, but not exponential."""
         parts = np.array([[0.8, 0.1, 0.1, 0], [0.2, 0.2, 0.6, 0], [0, 0.5, 0.1, 0.4]])
@@ -366,23 +283,6 @@ class TestPropositionA4Exact:
         assert share == pytest.approx(0.2254, abs=1e-3)
         assert nearest.x == pytest.approx(0.2653, abs=1e-3)
         assert kl(limit, start) > nearest.fun + 1e-3
-
-
-def nearest_parameters(start: Tensor, features: Tensor, reward: Tensor, level: float) -> Tensor:
-    """argmin KL(p || start) over members p of the family with mean reward `level`, from the Lagrange condition
-    Cov(f) t = multiplier Cov(f, r).
-    """
-
-    def conditions(unknown: np.ndarray) -> np.ndarray:
-        t, multiplier = torch.tensor(unknown[:-1]), unknown[-1]
-        p = exponential_family(t, features, start).exp()
-        centred = features - p @ features
-        stationary = (centred.T * p) @ (centred @ t - multiplier * reward)
-        return np.append(stationary.numpy(), float(p @ reward) - level)
-
-    found: Any = root(conditions, np.zeros(features.shape[1] + 1), tol=1e-14)
-    assert np.abs(conditions(found.x)).max() < 1e-12
-    return torch.tensor(found.x[:-1])
 
 
 TABLE = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64).log()
@@ -467,7 +367,6 @@ def test_precision_and_devices() -> None:
     base, rewarded = torch.zeros(3), torch.tensor([True, True, False])
     features = torch.tensor([[0.0], [1.0], [2.0]])
     assert i_projection(base.bfloat16(), rewarded).dtype == torch.float32
-    assert i_projection_at(base, features[:, 0], 0.5).dtype == torch.float32
     assert m_projection(base, features, base).dtype == torch.float32
     assert m_projection(base.double(), features.double(), base.double()).dtype == torch.float64
     assert alternate(base, lambda p: p, lambda q: q, steps=2).shape == (3, 3)

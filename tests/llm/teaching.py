@@ -41,7 +41,7 @@ class Handler(BaseHTTPRequestHandler):
         with self.state.lock:
             self.state.times.append(time.monotonic())
             self.state.bodies.append(body | {"path": self.path})
-            self.state.headers.append(dict(self.headers))
+            self.state.headers.append({name.lower(): value for name, value in self.headers.items()})
             before = self.state.asked[prompt]
             self.state.asked[prompt] += 1
         with suppress(BrokenPipeError, ConnectionResetError):

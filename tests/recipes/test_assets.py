@@ -106,7 +106,7 @@ def test_a_transfer_that_breaks_off_is_tried_again(server: Server):
 
 @pytest.mark.parametrize(
     ("fault", "reason", "requests"),
-    [(99, "ended after 2000 bytes", 3), (404, "HTTP 404", 1), (503, "HTTP 503", 3), (b"mash" * 1000, "checksum", 1)],
+    [(99, "received 2000 bytes", 3), (404, "HTTP 404", 1), (503, "HTTP 503", 3), (b"mash" * 1000, "checksum", 1)],
 )
 def test_what_cannot_be_had_is_named_and_a_second_call_goes_on(
     server: Server, fault: int | bytes, reason: str, requests: int

@@ -1,11 +1,11 @@
 """How far a policy has moved from its base: divergences between categorical distributions, in nats.
 
-The forgetting law of RL's Razor (arXiv:2509.04259, Section 4) is stated in the forward KL, KL(base || tuned), on the
-new task; reverse KL, total variation and L2 are the alternatives of its Section 6. Every function takes logits
-(log-probabilities are logits too), shifted by any constant.
+The forgetting law of RL's Razor (arXiv:2509.04259, Section 4) is stated in forward KL, KL(base || tuned), on the new
+task; reverse KL, total variation and L2 are the alternatives of its Section 6. Every function takes logits, shifted by
+any constant; log-probabilities are logits too.
 
-A divergence of 1e-9 is the sum of terms around 1e-5 that cancel. Forward KL is therefore summed as
-`q - p - p log(q / p)`, whose terms are never negative (the extra `q - p` sums to zero over the support), in float64.
+The terms p log(p / q) of a divergence of 1e-9 are around 1e-5 and cancel. Forward KL is therefore summed in float64 as
+`q - p - p log(q / p)`, whose terms are never negative. The extra `q - p` sums to zero over the support.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ Logits = Float[Tensor, "*batch V"]
 PerRow = Float[Tensor, "*batch"]
 
 _SERIES_BELOW = 1e-3
-"""Below this |d| the five-term series of exp(d) - 1 - d is exact to double precision."""
+"""Below this |d| the five-term series of exp(d) - 1 - d is exact to float64."""
 
 _LOG_TEMPERATURES = [math.log(2) * k for k in range(-4, 5)]
-"""Where the best temperature is looked for before it is refined."""
+"""The coarse grid on which the best temperature is looked for before it is refined: 1/16 to 16."""
 
 
 def forward_kl(base_logits: Logits, tuned_logits: Logits) -> PerRow:
     """KL(base || tuned) in nats, over the whole support in closed form (paper, Section 4: what predicts forgetting).
 
-    Infinite where the base has support that the tuned policy lacks (a logit of -inf); 0 log 0 counts as 0.
-    Differentiable in both arguments (an infinite row sends no gradient). The result is float32, or float64 where an
+    Infinite where the tuned policy lacks support that the base has (a logit of -inf); 0 log 0 counts as 0.
+    Differentiable in both arguments; a row that is infinite has no gradient. The result is float32, or float64 where an
     argument is.
 
     Raises ValueError where the shapes differ.
@@ -80,7 +80,7 @@ def k3(base_log_probs: PerRow, tuned_log_probs: PerRow) -> PerRow:
 
 
 class Divergences(NamedTuple):
-    """What the functions of these names return, [N] each."""
+    """The results of the functions of these names, [N] each."""
 
     forward_kl: Tensor
     reverse_kl: Tensor
@@ -104,8 +104,8 @@ def divergences_from_hidden(
     *,
     chunk: int = 4096,
 ) -> Divergences:
-    """All divergences of the distributions softmax(hidden @ head.T), of so many tokens at a time that their logits
-    number N * `chunk`. Without gradients; `forward_kl_from_hidden` has them, and is faster.
+    """All divergences of the distributions softmax(hidden @ head.T), a few tokens at a time, so that at most
+    N * `chunk` logits exist at once. Without gradients; `forward_kl_from_hidden` has them, and is faster.
 
     Raises ValueError where shapes disagree or `chunk` is below 1.
     """
@@ -113,6 +113,7 @@ def divergences_from_hidden(
     tokens, words = base_hidden.shape[0], base_head.shape[0]
     heads, same_head = (base_head, tuned_head), same(base_head, tuned_head)
     found: list[Divergences] = []
+    # Reverse KL and the others need normalized probabilities, so each token meets the whole vocabulary in one piece.
     for rows in slices(tokens, max(1, tokens * chunk // words)):
         hidden = base_hidden[rows], tuned_hidden[rows]
         ((b, d),) = logit_pieces(*hidden, *heads, words, same_head=same_head)
@@ -121,21 +122,22 @@ def divergences_from_hidden(
 
 
 class Sharpening(NamedTuple):
-    """Forward KL a token, in nats, split in two that sum to the total."""
+    """Forward KL per token, in nats, split into two parts that sum to it."""
 
     sharpening: float
     """KL(base || base tempered to `temperature`): what a change of temperature alone accounts for."""
     displacement: float
-    """The rest. Negative where the tempered base is farther from the base than the tuned policy is."""
+    """The rest. It is negative where the tempered base is farther from the base than the tuned policy is."""
     temperature: float
-    """t*, which brings the base closest to the tuned policy: argmin KL(base_t || tuned). Below 1 is sharper."""
+    """t*, the temperature at which the base is closest to the tuned policy: argmin KL(base_t || tuned). Below 1 the
+    policy has become sharper.
+    """
 
 
 def sharpening(base_logits: Logits, tuned_logits: Logits) -> Sharpening:
     """Split the mean forward KL into sharpening and displacement.
 
-    One temperature serves all rows, and both parts are means over them. The objective need not be convex in log t, so
-    a coarse search over [1/16, 16] comes before Brent's method. A policy compared with itself gives exactly
+    One temperature serves all rows, and both parts are means over rows. A policy compared with itself gives exactly
     (0, 0, 1), and an infinite divergence is all displacement.
     """
     base, tuned = _log_softmax(base_logits.detach(), tuned_logits.detach())
@@ -164,14 +166,15 @@ def _l2_distance(base: Tensor, tuned: Tensor) -> Tensor:
 
 
 def _finite_part(base: Tensor, tuned: Tensor) -> tuple[Tensor, Tensor]:
-    """The sum over the common support, and which rows miss support of the base; log-probabilities [..., V] in.
-
-    `torch.where` guards the inputs as well as the results: a branch not taken must not send NaN through its gradient.
-    """
+    """KL over the common support, and which rows lack support that the base has, of log-probabilities [..., V]."""
     out_of_base, out_of_tuned = base == -math.inf, tuned == -math.inf
     both = ~(out_of_base | out_of_tuned)
     p, q = base.exp(), tuned.exp()
+    # `torch.where` masks the inputs as well as the results: the gradient also flows through the branch not taken, and
+    # -inf - -inf there would make it NaN.
     d = torch.where(both, tuned, 0) - torch.where(both, base, 0)
+    # Two forms of one term, q - p - p log(q / p). As p (exp(d) - 1 - d) it keeps its digits where q is near p. Far
+    # apart exp(d) may overflow where q itself does not.
     close = both & (d.abs() < 1)
     near = p * _expm1_minus(torch.where(close, d, 0))
     far = q - p - p * torch.where(close, 0, d)
@@ -193,11 +196,13 @@ def _closest_temperature(base: Tensor, tuned: Tensor) -> float:
     inside_base, inside_tuned = base.masked_fill(outside, 0), tuned.masked_fill(outside, 0)
 
     def distance(log_temperature: float) -> float:
+        # Temperatures multiply, so that they are searched for on a logarithmic scale.
         inverse = math.exp(-log_temperature)
         normalizer = torch.logsumexp(base * inverse, -1)
         p = (base * inverse - normalizer[..., None]).exp()
         return float(((p * (inside_base * inverse - inside_tuned)).sum(-1) - normalizer).mean())
 
+    # The objective need not be convex, and Brent's method finds one minimum of several: a coarse search comes first.
     values = [distance(u) for u in _LOG_TEMPERATURES]
     best = min(range(len(values)), key=values.__getitem__)
     bounds = _LOG_TEMPERATURES[max(best - 1, 0)], _LOG_TEMPERATURES[min(best + 1, len(values) - 1)]

@@ -1,11 +1,13 @@
 """Divergences at the size of a language model's vocabulary, from hidden states and output heads.
 
-Logits of 1,024 tokens over 150,000 words fill 0.6 GB a policy, and the plain computation needs several such matrices.
-Here a few tokens at a time meet the whole vocabulary, in pieces that stay in the cache.
+Logits of 1,024 tokens over a vocabulary of 150,000 fill 0.6 GB per policy, and the plain computation needs several
+such matrices. Here only a few tokens at a time meet the whole vocabulary, in pieces of it that stay in the processor's
+cache.
 
-Digits: with d = tuned logit - base logit and any c near the mean of d under the base,
-KL(base || tuned) = log(1 + E[expm1(d - c)]) - E[d - c]. Where the two policies are close both terms are small, and
-E[expm1 e - e], whose terms are never negative, is summed on its own; sums over the vocabulary are kept in float64.
+The formula keeps the digits of a small divergence. With d = tuned logit - base logit, E the mean under the base, and
+any constant c near E[d], KL(base || tuned) = log(1 + E[expm1(d - c)]) - E[d - c]. Where the two policies are close,
+both terms are small. With e = d - c, E[expm1(e) - e] is summed on its own, since its terms are never negative and so do
+not cancel. Sums over the vocabulary are kept in float64.
 """
 
 from __future__ import annotations
@@ -25,17 +27,18 @@ Hidden = Float[Tensor, "N H"]
 Head = Float[Tensor, "V H"]
 
 WORDS = 2048
-"""Of the vocabulary, in a piece."""
+"""Entries of the vocabulary in one piece."""
 BLOCK = 16
-"""Rows that a processor multiplies at once: others are padded to as many."""
+"""Rows that a processor multiplies at once. It pads fewer to as many, so fewer save no time."""
 SAMPLED = 256
-"""Words by which policies with a head each are judged close."""
+"""Entries of the vocabulary that decide whether policies with different heads are close."""
 CLOSE = 6e4
-"""Logits whose changes are below this many of their roundings are close: a divergence would lose digits."""
+"""Two policies are close where their logits differ by fewer than this many rounding errors: subtracting the logits
+would then lose digits of the divergence."""
 SMALL = 0.1
-"""Below this the series is exact to float32."""
+"""Below this |e| the five-term series of expm1(e) - e is exact to float32."""
 FAR = 60.0
-"""Where a word gained more than this factor's logarithm, float32 does not hold exp(d - c): float64 takes its place."""
+"""Above this d - c, float32 comes near the largest exp(d - c) that it holds, and float64 takes its place."""
 
 
 def forward_kl_from_hidden(
@@ -48,9 +51,9 @@ def forward_kl_from_hidden(
 ) -> Float[Tensor, " N"]:
     """KL(base || tuned) in nats of the distributions softmax(hidden @ head.T), without ever holding [N, V] logits.
 
-    So many tokens are taken at a time that their logits number at most N * `chunk`. The gradient for `tuned_hidden` is
-    found on the way; only that for `tuned_head` reads the vocabulary once more. Differentiable in these two; the base
-    counts as a constant. Products are in float32, or float64 where an argument is.
+    Tokens are taken a few at a time, so that at most N * `chunk` logits exist at once. Differentiable in `tuned_hidden`
+    and `tuned_head`; the base counts as a constant. The gradient for `tuned_hidden` is computed in the forward pass;
+    that for `tuned_head` goes over the vocabulary once more. Products are in float32, or float64 where an argument is.
 
     Raises ValueError where shapes disagree or `chunk` is below 1.
     """
@@ -59,8 +62,9 @@ def forward_kl_from_hidden(
 
 
 class _ForwardKL(torch.autograd.Function):
-    """A few tokens' logits are kept until their normalizers are known; then the gradient, sum_v (q - p) head_v, is one
-    product more.
+    """The gradient for a token's hidden state is sum_v (q_v - p_v) head_v, which needs the normalizers over the whole
+    vocabulary. So the logits of a few tokens are kept until these are known; the gradient is then one more product,
+    and the backward pass only scales it.
     """
 
     @staticmethod
@@ -73,6 +77,7 @@ class _ForwardKL(torch.autograd.Function):
         wanted = ctx.needs_input_grad[2]
         gradient = tuned_hidden.new_zeros(tuned_hidden.shape, dtype=kind) if wanted else None
         height = _height(tokens, tokens * chunk // words)
+        # Without a gradient one piece of logits is enough, which the next one overwrites.
         room = base_hidden.new_empty(-(-words // WORDS) if wanted else 1, 2 * height, WORDS, dtype=kind)
         sums: list[_Sums] = []
         for rows in slices(tokens, height):
@@ -81,7 +86,7 @@ class _ForwardKL(torch.autograd.Function):
             if gradient is None:
                 sums.append(_Sums.over(pieces))
                 continue
-            pieces = list(pieces)
+            pieces = list(pieces)  # read twice: for the normalizers, then for the gradient
             sums.append(_Sums.over(pieces))
             _add_product(gradient[rows], pieces, sums[-1], tuned_head)
         together = _Sums(*map(torch.cat, zip(*sums, strict=True)))
@@ -94,11 +99,13 @@ class _ForwardKL(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grad_outputs: Tensor
     ) -> tuple[None, None, Tensor | None, Tensor | None, None]:
-        (grad,) = grad_outputs
+        (grad,) = grad_outputs  # [N], of the loss by each token's divergence
         base_hidden, base_head, tuned_hidden, tuned_head, gradient, *sums = ctx.saved_tensors
         grad_hidden = (gradient * grad[:, None]).to(tuned_hidden.dtype) if ctx.needs_input_grad[2] else None
         if not ctx.needs_input_grad[3]:
             return None, None, grad_hidden, None, None
+        # Each row of the head gets sum_n (q - p) hidden_n. The probabilities are computed again: keeping them would
+        # take the [N, V] that this file avoids.
         hidden = at_least_float32(tuned_hidden) * grad[:, None]
         heads = base_head, tuned_head
         pieces = logit_pieces(base_hidden, tuned_hidden, *heads, ctx.width, same_head=ctx.same_head)
@@ -109,12 +116,14 @@ class _ForwardKL(torch.autograd.Function):
 
 
 class _Sums(NamedTuple):
-    """Of each token [N], over the vocabulary, with w = exp(b - m)."""
+    """Sums over the vocabulary for each token, [N] each. b are the base's logits, d the tuned ones minus b, and
+    w = exp(b - m) the base's probabilities before normalization.
+    """
 
     maximum: Tensor
-    """m, the largest of the base's logits b."""
+    """m, the largest b so far."""
     shift: Tensor
-    """c."""
+    """c, near the mean of d under the base: any value is right, a near one keeps digits."""
     total: Tensor
     """The sum of w."""
     slope: Tensor
@@ -124,10 +133,10 @@ class _Sums(NamedTuple):
 
     @classmethod
     def over(cls, pieces: Iterable[tuple[Tensor, Tensor]]) -> _Sums:
-        """Of the base's logits and the tuned ones' differences from them, in pieces [N, C]."""
+        """From the pieces [N, C] of b and d that `logit_pieces` gives; each d becomes d - c."""
         sums: _Sums | None = None
         for b, d in pieces:
-            if sums is None:
+            if sums is None:  # the first piece's mean of d stands for that of all
                 shift = wide((b.softmax(-1) * d).sum(-1))
                 zero = torch.zeros_like(shift)
                 sums = cls(zero - math.inf, shift, zero, zero, zero)
@@ -136,8 +145,9 @@ class _Sums(NamedTuple):
         return sums
 
     def with_piece(self, b: Tensor, d: Tensor) -> _Sums:
-        """The sums that take in a piece [N, C] more, whose d becomes d - c."""
+        """The sums with one more piece [N, C], whose d becomes d - c."""
         e, b = _wide_if_far(d.sub_(self.shift[:, None].to(d)), b)
+        # A softmax in one pass: where a piece holds a larger logit, the sums so far are scaled down to it.
         maximum = torch.maximum(self.maximum, b.amax(-1).to(self.maximum))
         shrink = (self.maximum - maximum).exp()
         w = (b - maximum[:, None].to(b)).exp_()
@@ -145,12 +155,15 @@ class _Sums(NamedTuple):
         return _Sums(maximum, self.shift, *(old * shrink + wide(new) for old, new in zip(self[2:], parts, strict=True)))
 
     def divergence(self) -> Tensor:
-        """[N], in nats."""
+        """KL(base || tuned) [N], in nats. Rounding may leave it a little below 0, where it cannot be."""
         mean, excess = self.slope / self.total, self.excess / self.total
         return (torch.log1p(excess + mean) - mean).clamp_min(0)
 
     def moved(self, b: Tensor, e: Tensor) -> Tensor:
-        """The tuned policy's probabilities minus the base's, of a piece [N, C] of b and d - c, which is overwritten."""
+        """The tuned policy's probabilities minus the base's, q - p, from a piece [N, C] of b and d - c; both are
+        overwritten.
+        """
+        # q - p = p expm1(log q - log p): two probabilities that are nearly equal are never subtracted.
         log_base = self.maximum + self.total.log()
         log_gain = torch.log1p((self.slope + self.excess) / self.total)
         e, b = _wide_if_far(e.sub_(log_gain[:, None].to(e)), b)
@@ -167,14 +180,15 @@ def logit_pieces(
     same_head: bool,
     room: Float[Tensor, "P M C"] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The base's logits and the tuned ones' differences from them, [N, width], piece after piece of the vocabulary.
+    """The base's logits b and the tuned ones' differences d from them, [N, width] each, for one piece of the vocabulary
+    after the other.
 
-    They are written to `room`, where it is given, M at least 2 N: that of P pieces, after which the next ones overwrite
-    the first. Memory that is asked for and given back for every piece costs as much as a product on some machines.
+    `room`, where it is given, is memory for P pieces, M at least 2 N; later pieces overwrite the first. On some
+    machines allocating a piece takes as long as computing it.
 
-    Two products of nearly equal inputs differ by their rounding. Where the sizes allow it, the differences are
-    therefore products of the *changes*, which keeps the digits of a small divergence. With a head each that is one
-    product more, so there only policies so close that the rounding would show take it.
+    Two products of nearly equal inputs differ by their rounding errors. Where the sizes allow it, d is therefore a
+    product of the *changes*, which keeps the digits of a small divergence. With two different heads that takes one more
+    product, so only policies so close that the rounding would show pay for it.
     """
     kind = _kind(base_hidden, base_head, tuned_hidden, tuned_head)
     x, y = base_hidden.to(kind), tuned_hidden.to(kind)
@@ -188,8 +202,10 @@ def logit_pieces(
         logits = logits[:, : len(base)]
         b, d = logits.chunk(2)
         if same_head and comparable:
+            # d = (y - x) head
             torch.mm(both, base.T, out=logits)
         elif close:
+            # With heads B and T: b = x B = x T - x (T - B), and d = y T - x B = (y - x) T + x (T - B).
             torch.mm(both, tuned.T, out=logits)
             turned = x @ torch.sub(tuned, base, out=change[: len(base)]).T
             b, d = b.sub_(turned), d.add_(turned)
@@ -200,7 +216,7 @@ def logit_pieces(
 
 
 def _are_close(x: Tensor, y: Tensor, base_head: Tensor, tuned_head: Tensor) -> bool:
-    """Whether rounding would show in the differences of some token's logits, as a sample of the words has them."""
+    """Whether some token's logits differ so little that rounding would show, judged by a sample of the vocabulary."""
     base, tuned = (head[:: max(1, len(head) // SAMPLED)].to(x) for head in (base_head, tuned_head))
     b = x @ base.T
     changes = (y @ tuned.T - b).std(-1, correction=0)
@@ -208,18 +224,20 @@ def _are_close(x: Tensor, y: Tensor, base_head: Tensor, tuned_head: Tensor) -> b
 
 
 def _add_product(result: Tensor, pieces: Iterable[tuple[Tensor, Tensor]], sums: _Sums, tuned_head: Tensor) -> None:
-    """Adds the sum over the vocabulary of (q - p) times the head's rows [N, H2]: the gradient for the hidden states."""
+    """Adds sum_v (q_v - p_v) head_v to `result` [N, H2]: the gradient for the hidden states."""
     for (b, e), words in zip(pieces, slices(len(tuned_head), WORDS), strict=True):
         result.addmm_(sums.moved(b, e).to(result), tuned_head[words].to(result))
 
 
 def _kind(*tensors: Tensor) -> torch.dtype:
-    """What products of them are computed in."""
+    """The dtype of their products: the widest of theirs, at least float32."""
     return reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
 
 
 def _height(tokens: int, most: int) -> int:
-    """How many tokens to take at a time: whole blocks where `most` allows it, and about as many every time."""
+    """How many tokens to take at a time: at most `most`, in whole blocks where that allows it, and about equally many
+    each time.
+    """
     if most < BLOCK:
         return max(1, most)
     times = -(-tokens // (most - most % BLOCK))
@@ -227,14 +245,16 @@ def _height(tokens: int, most: int) -> int:
 
 
 def same(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors hold the same numbers; at once where they share their memory. Heads are large: ask once."""
+    """Whether two tensors hold the same numbers. Instant where they share their memory; else heads are large, so ask
+    once.
+    """
     return (one.data_ptr(), one.shape, one.stride()) == (other.data_ptr(), other.shape, other.stride()) or torch.equal(
         one, other
     )
 
 
 def slices(count: int, width: int) -> Iterator[slice]:
-    """`count` things, `width` at a time."""
+    """Slices of `width` that cover `count` rows; the last may be shorter."""
     return (slice(start, start + width) for start in range(0, count, width))
 
 

@@ -1,6 +1,6 @@
 """Training objectives of the paper's Section 5.1, as scalars to minimise.
 
-Log-probabilities are those of the tokens taken, padded to [B, T]; `mask` is true on an episode's own tokens. Padding
+Log-probabilities are those of the sampled tokens, padded to [B, T]; `mask` is true on an episode's own tokens. Padding
 may hold anything, infinities included: it reaches neither the loss nor the gradient.
 """
 
@@ -32,7 +32,7 @@ def policy_gradient(
     - "episodes": one division by B, the unbiased gradient of the expected reward.
     - a positive number: division by that constant.
 
-    Micro-batches: with a number, the micro-batches' losses add up to that of the whole batch.
+    With a number, the losses of micro-batches add up to that of the whole batch.
     Raises ValueError where the shapes disagree, no token is masked in, or `normalizer` is none of these.
     """
     _check_tokens(log_probs, advantages, mask)
@@ -46,8 +46,8 @@ def on_policy_divergence(divergences: Float[Tensor, "B T"], log_probs: Float[Ten
     """sum_t D_t of sequences that the policy has sampled, with the gradient of its expectation over such sequences.
 
     D_t is a divergence of the policy's next-token distribution, in closed form, after the tokens before t; `log_probs`
-    are the policy's of the sampled tokens. The policy also decides which prefixes D is taken at: a token's score is
-    multiplied with the divergence that comes after it,
+    are the policy's log-probabilities of the sampled tokens. The policy also decides at which prefixes D is taken, so
+    the score of a token is multiplied by the divergence that comes after it,
 
         d E_y sum_t D_t(y_<t) = E_y [sum_t dD_t + sum_t d log pi(y_t | y_<t) sum_{s > t} D_s],
 
@@ -68,12 +68,12 @@ def dr_grpo(
     clip: float = 0.2,
 ) -> Float[Tensor, ""]:
     """Dr. GRPO (Liu et al., arXiv:2503.20783; the paper's GRPO loss, Table 2): PPO's clipped surrogate, summed over
-    tokens and divided by the constant B * `normalizer`, so that no episode is weighted by its own length.
+    tokens and divided by the constant B * `normalizer`, so that an episode's length does not weight it.
 
     `normalizer` is the longest length allowed (default T). `old_log_probs` are those the tokens were sampled under
-    (default: the current ones, the exactly on-policy update). Give it advantages r - mean, without a division by the
-    standard deviation; with one, and T = 1, it is GRPO. A KL penalty is a term more: `+ 0.1 * reverse_kl(base_logits,
-    logits).mean()` of `core.divergence`, in closed form.
+    (default: the current ones, for an exactly on-policy update). Give it advantages r - mean, not divided by the
+    standard deviation; with the division, and T = 1, it is GRPO. A KL penalty is one more term, in closed form: `+ 0.1
+    * reverse_kl(base_logits, logits).mean()` of `core.divergence`.
 
     Raises ValueError where the shapes disagree, no token is masked in, or a number is not positive.
     """
@@ -123,29 +123,6 @@ def cross_entropy(
         raise ValueError("the mask is empty: there is no target to learn from")
     kept = logits[mask]
     return torch.nn.functional.cross_entropy(at_least_float32(kept), targets[mask])
-
-
-def soft_cross_entropy(
-    logits: Float[Tensor, "*batch V"], targets: Float[Tensor, "*batch V"], mask: Bool[Tensor, "*batch"] | None = None
-) -> Float[Tensor, ""]:
-    """-sum_y q(y) log pi(y) against target *probabilities* q, averaged over the masked rows: SFT in the limit of
-    infinitely many labels drawn from q, such as the oracle's or a teacher's (paper, Section 4).
-
-    It differs from KL(q || pi) by q's entropy, a constant. 0 log 0 counts as 0. Raises ValueError where the shapes
-    disagree, a masked target is no distribution or no row is masked in.
-    """
-    mask = torch.ones(logits.shape[:-1], dtype=torch.bool, device=logits.device) if mask is None else mask
-    if logits.shape != targets.shape or mask.shape != logits.shape[:-1]:
-        shapes = [tuple(tensor.shape) for tensor in (logits, targets, mask)]
-        raise ValueError(f"soft_cross_entropy needs logits and targets [..., V] and a mask [...], got {shapes}")
-    if not mask.any():
-        raise ValueError("the mask is empty: there is no target to learn from")
-    kept, wanted = logits[mask], targets[mask].detach()
-    if not ((wanted >= 0).all() and ((wanted.double().sum(-1) - 1).abs() < 1e-2).all()):
-        raise ValueError("targets must be probabilities: not negative, and 1 in sum over the last axis")
-    wide = torch.promote_types(kept.dtype, torch.float32)
-    log_probs = torch.log_softmax(kept.to(wide), -1)
-    return -(wanted.to(wide) * torch.where(wanted > 0, log_probs, 0)).sum(-1).mean()
 
 
 def _masked_sum(values: Tensor, mask: Tensor) -> Tensor:

@@ -18,13 +18,16 @@ _BENDS = (0.01, 100.0)
 
 
 def on_frontier(new: ArrayLike, prior: ArrayLike) -> NDArray[np.bool_]:
-    """Which of the points (new [N], prior [N]) no other one beats: none is at least as high in both and higher in one.
+    """Which of the points (new [N], prior [N]) no other point beats by being at least as high in both and higher in
+    one.
 
     Equal points are on the frontier together. Any unit, and the two may have different ones.
 
     Raises ValueError where the two are not vectors of one length, are empty, or hold a value that is not finite.
     """
     x, y = _checked(new, prior)
+    # Sorted by x, then y. From the right, a point is on the frontier where it is higher than all points so far, which
+    # are at least as far right. Equal points are one here, so that none of them beats the others.
     points, copies = np.unique(np.stack([x, y], 1), axis=0, return_inverse=True)
     from_the_right = points[::-1, 1]  # among equals of x, the highest first
     best_so_far = np.concatenate([[-np.inf], np.maximum.accumulate(from_the_right)[:-1]])
@@ -42,6 +45,7 @@ def shortfall(new: ArrayLike, prior: ArrayLike) -> NDArray[np.float64]:
     """
     x, y = _checked(new, prior)
     frontier = on_frontier(x, y)
+    # A point of the frontier stays above while e is below both gaps; the last one to be reached decides.
     gaps = np.minimum(x[frontier] - x[:, None], y[frontier] - y[:, None])
     return np.maximum(gaps.max(1), 0)
 
@@ -77,10 +81,9 @@ class Curve(NamedTuple):
 def fit_curve(new: ArrayLike, prior: ArrayLike) -> Curve:
     """The exponential trade-off curve through the points (new [N], prior [N]), by least squares in `prior`.
 
-    The paper says "an exponential function" and draws curves that are flat where little has been learned and fall
-    ever more steeply. That is a constant minus a growing exponential: three coefficients, and `drop` and `rate` are
-    held non-negative. For a given rate the other two are a linear fit, so only the rate is searched for (variable
-    projection): on a grid, then by Brent's method. There is no starting value to get wrong.
+    The paper says "an exponential function" and draws curves that are flat where little has been learned and fall ever
+    more steeply. That is a constant minus a growing exponential: three coefficients, of which `drop` and `rate` are
+    held non-negative.
 
     Give it the points of `near_frontier`. Raises ValueError as `on_frontier` does, or where `new` takes fewer than
     three values.
@@ -90,6 +93,8 @@ def fit_curve(new: ArrayLike, prior: ArrayLike) -> Curve:
         raise ValueError(f"the curve has three coefficients: it needs three distinct values, got {np.unique(x)}")
     width = float(np.ptp(x))
 
+    # For a given rate the other two coefficients are a linear fit, so only the rate is searched for (variable
+    # projection): on a grid, then by Brent's method, so that there is no starting value to get wrong.
     def residual(log_bend: float) -> float:
         return float(np.square(y - _linear_part(x, y, math.exp(log_bend) / width)(x)).sum())
 

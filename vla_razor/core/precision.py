@@ -6,14 +6,9 @@ import torch
 from torch import Tensor
 
 
-def wide_dtype(tensor: Tensor) -> torch.dtype:
-    """float64, or float32 on Apple's GPUs, which have no float64."""
-    return torch.float32 if tensor.device.type == "mps" else torch.float64
-
-
 def wide(tensor: Tensor) -> Tensor:
-    """The tensor in `wide_dtype`."""
-    return tensor.to(wide_dtype(tensor))
+    """The tensor in float64, or in float32 on Apple's GPUs, which have no float64."""
+    return tensor.to(torch.float32 if tensor.device.type == "mps" else torch.float64)
 
 
 def narrow(result: Tensor, *inputs: Tensor) -> Tensor:

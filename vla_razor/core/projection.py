@@ -1,8 +1,8 @@
 """Projections between sets of distributions over finitely many outcomes (paper, Section 5.2 and Appendix A).
 
-The I-projection of p onto a set is its member q with the least KL(q || p); the M-projection of q is the member p with
-the least KL(q || p). Distributions are logits in and log-probabilities out, float64 inside, -inf for an outcome without
-mass. The result is float32, or float64 where an argument is.
+The I-projection of p onto a set is the member q with the least KL(q || p); the M-projection of q is the member p with
+the least KL(q || p). Functions take logits and return log-probabilities, -inf for an outcome without mass. They compute
+in float64; the result is float32, or float64 where an argument is.
 
 What the paper states about the alternation of the two (Proposition A.4) needs care. `tests/core/test_projection.py`
 holds an exact example for each of these points:
@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
-from scipy.optimize import brentq, linprog, minimize  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
+from scipy.optimize import linprog, minimize  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 from torch import Tensor
 
 from vla_razor.core.precision import narrow, wide
@@ -38,14 +38,14 @@ Array = NDArray[np.float64]
 _NEWTON_STEPS = 50
 
 _LOOSEST = 1e-8
-"""How far the moments of an M-projection may be off, features being scaled to 1. Nearly always they agree to 1e-14; the
-rest are targets whose masses span many orders of magnitude."""
+"""How far the moments of an M-projection may be off, with features scaled to 1. Nearly always they agree to 1e-14; the
+exceptions are targets whose masses span many orders of magnitude."""
 
 
 def i_projection(base_logits: Logits, rewarded: Bool[Tensor, "*batch Y"]) -> Logits:
-    """The distribution nearest to the base, in KL(q || base), among those that give all their mass to rewarded
-    outcomes: the base itself, restricted to them and renormalised. It is what rejection sampling from the base yields
-    (paper, Lemma 5.1 and A.1), and KL(q || base) = -log base(rewarded).
+    """The distribution nearest to the base, in KL(q || base), of those that give all their mass to rewarded outcomes:
+    the base itself, restricted to them and renormalised. Rejection sampling from the base yields it (paper, Lemmas 5.1
+    and A.1), and KL(q || base) = -log base(rewarded).
 
     Raises ValueError where the shapes differ or the base gives no rewarded outcome any mass.
     """
@@ -63,57 +63,18 @@ def i_projection(base_logits: Logits, rewarded: Bool[Tensor, "*batch Y"]) -> Log
 def oracle(base_logits: Logits, rewarded: Bool[Tensor, "*batch Y"]) -> Logits:
     """The paper's oracle distribution (Section 4, Appendix B.3): of all that are always right, the nearest to the base.
 
-    Appendix B.3 writes the minimum of KL(base || q), which is infinite for every q that is always right as soon as the
-    base sometimes is not. What it can mean, and what Lemma A.1 proves, is the minimum of KL(q || base): `i_projection`.
-    Both directions agree about the rewarded outcomes alone: restricted to these the oracle *is* the base.
+    Appendix B.3 writes the minimum of KL(base || q). That is infinite for every q that is always right, unless the base
+    is too. It must mean the minimum of KL(q || base), which Lemma A.1 is about: `i_projection`. Restricted to the
+    rewarded outcomes the oracle *is* the base, in either direction.
     """
     return i_projection(base_logits, rewarded)
-
-
-def i_projection_at(base_logits: Logits, reward: Float[Tensor, "*batch Y"], level: float) -> Logits:
-    """The distribution nearest to the base, in KL(q || base), among those of mean reward `level`: the exponential tilt
-    q ~ base exp(t reward), with t found by Brent's method.
-
-    `reward` is any real function of the outcome. Over a batch, the mean is over its rows as well and one t serves all
-    of them, which is the least mean KL for that mean reward. A `level` at the end of what is attainable gives the limit
-    of infinite t, the base restricted to each row's best (or worst) outcomes.
-
-    Raises ValueError where the shapes differ, a reward is not finite, or no distribution on the base's support has that
-    mean reward.
-    """
-    if base_logits.shape != reward.shape or not reward.isfinite().all():
-        shapes = tuple(base_logits.shape), tuple(reward.shape)
-        raise ValueError(f"expected logits and finite rewards of one shape, got {shapes}")
-    base, r = torch.log_softmax(wide(base_logits), -1), wide(reward)
-    support = base > -torch.inf
-    highest = torch.where(support, r, -torch.inf).amax(-1, keepdim=True)
-    lowest = torch.where(support, r, torch.inf).amin(-1, keepdim=True)
-    ends = float(lowest.mean()), float(highest.mean())
-    if not ends[0] <= level <= ends[1]:
-        raise ValueError(f"no distribution has a mean reward of {level}: from {ends[0]} to {ends[1]} can be had")
-    for end, extreme in zip(ends, (lowest, highest), strict=True):
-        if level == end:
-            return narrow(i_projection(base, support & (r == extreme)), base_logits)
-    scale = float((highest - lowest).max())
-
-    def tilted(t: float) -> Tensor:
-        return torch.log_softmax(base + t / scale * (r - highest), -1)
-
-    def excess(t: float) -> float:
-        return float((tilted(t).exp() * (r - level)).sum(-1).mean()) / scale
-
-    reach = 1.0
-    while excess(-reach) > 0 or excess(reach) < 0:
-        reach *= 2
-    t = float(cast("Any", brentq)(excess, -reach, reach, xtol=1e-300, rtol=1e-15, maxiter=1000))
-    return narrow(tilted(t), base_logits)
 
 
 def exponential_family(
     parameters: Float[Tensor, " F"], features: Float[Tensor, "Y F"], carrier_logits: Float[Tensor, " Y"]
 ) -> Float[Tensor, " Y"]:
-    """log of p(y) ~ carrier(y) exp(features(y) . parameters), an e-flat set of policies as `parameters` varies.
-    Differentiable in `parameters`; at 0 it is the carrier.
+    """log p(y) of p(y) ~ carrier(y) exp(features(y) . parameters): an e-flat set of policies as `parameters` varies,
+    and the carrier itself at 0. Differentiable in `parameters`.
 
     Raises ValueError where the shapes disagree.
     """
@@ -126,12 +87,12 @@ def exponential_family(
 def m_projection(
     target_logits: Float[Tensor, " Y"], features: Float[Tensor, "Y F"], carrier_logits: Float[Tensor, " Y"]
 ) -> Float[Tensor, " Y"]:
-    """The member p of the closure of an `exponential_family` with the least KL(target || p): maximum likelihood, which
-    matches E_p[features] to E_target[features] (paper, Lemma A.2).
+    """The member p of the closure of an `exponential_family` with the least KL(target || p). This is maximum
+    likelihood, and matches E_p[features] to E_target[features] (paper, Lemma A.2).
 
-    Where the target's mean features lie on the boundary of the possible ones, no parameter attains the minimum, but the
-    limit does: it lives on the outcomes of the smallest face that holds the target's support. A linear program finds
-    these, and Newton's method the parameters on the face.
+    Where the target's mean features lie on the boundary of the possible ones, no parameter attains the minimum, but a
+    limit of parameters does. That limit has mass only on the outcomes of the smallest face that holds the target's
+    support. A linear program finds these outcomes, and Newton's method the parameters among them.
 
     Raises ValueError where the shapes disagree, there is no feature or one is not finite, or the target has mass
     outside the carrier's support; RuntimeError where the moments are not matched to 1e-8.
@@ -160,12 +121,12 @@ def alternate(
     *,
     steps: int,
 ) -> Float[Tensor, "steps+1 Y"]:
-    """The policies pi_0, pi_1, ... with q_t = i_step(pi_t) and pi_(t+1) = m_step(q_t): the paper's reading of policy
-    gradient as EM with information projections (Theorem A.3, Figure 5). As log-probabilities, the start first.
+    """The policies pi_0, pi_1, ... with q_t = i_step(pi_t) and pi_(t+1) = m_step(q_t), as log-probabilities, the start
+    first. The paper reads policy gradient as this EM with information projections (Theorem A.3, Figure 5).
 
-    The exact iteration takes `i_projection` and `m_projection` with their other arguments bound, and no round lowers
-    the expected reward, pi_t(rewarded) (Dempster et al., 1977). A step of policy gradient is the first gradient step of
-    such an M-projection, not the whole of it.
+    For the exact iteration, bind the other arguments of `i_projection` and `m_projection`. No round of it lowers the
+    expected reward, pi_t(rewarded) (Dempster et al., 1977). A step of policy gradient is only the first gradient step
+    of such an M-projection.
     """
     path = [torch.log_softmax(start_logits, -1)]
     for _ in range(steps):
@@ -174,13 +135,13 @@ def alternate(
 
 
 def _smallest_face(features: Array, supported: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Which points [Y, F] lie on the smallest face of their convex hull that holds the `supported` ones.
-
-    The linear program looks for a direction along which all supported points are equal and no other is higher, and
-    pushes as many others as it can at least 1 below. Those that it can push are outside the face.
-    """
+    """Which points [Y, F] lie on the smallest face of their convex hull that holds the `supported` ones."""
     if supported.all():
         return supported
+    # A point is outside the face where some direction has it lower than the supported points, which are all equal
+    # along it, with no point higher. The linear program finds one direction for all such points at once. Its variables
+    # are the direction and, for every other point, by how much it is pushed down, capped at 1; the sum of these is
+    # maximised. Directions add up and can be scaled, so every point outside reaches 1 and every point of the face 0.
     offsets = features - features[supported.argmax()]
     inside, outside = offsets[supported], offsets[~supported]
     width, others = features.shape[1], len(outside)
@@ -195,20 +156,18 @@ def _smallest_face(features: Array, supported: NDArray[np.bool_]) -> NDArray[np.
     if not found.success:
         raise RuntimeError(f"the face of the family was not found: {found.message}")
     face = supported.copy()
-    face[~supported] = found.x[width:] < 0.5
+    face[~supported] = found.x[width:] < 0.5  # they are 0 or 1, up to the solver's tolerance
     return face
 
 
 def _moment_match(target: Array, features: Array, carrier: Array) -> Array:
-    """log p, p ~ carrier exp(features . parameters) with the target's mean features, which must not be on the boundary.
-
-    A trust region comes near from anywhere. Newton's method then finishes to rounding, its steps shortened from their
-    range d to log(1 + d) so as not to overshoot (Sun and Tran-Dinh, "Generalized self-concordant functions", 2019).
-    Features are taken relative to the target's likeliest outcome, and the Hessian relative to its diagonal: both keep
-    the digits of small masses.
+    """log p of the p ~ carrier exp(features . parameters) that has the target's mean features, which must not lie on
+    the boundary.
     """
+    # Relative to the target's likeliest outcome, so that the digits of small masses are not lost beside it.
     offsets = features - features[target.argmax()]
     offsets = offsets / np.maximum(np.abs(offsets).max(0), np.finfo(np.float64).tiny)
+    # A trust region comes near from anywhere; Newton's method then goes on to rounding.
     log_p = _log_softmax(carrier + offsets @ _trust_region(target, offsets, carrier))
     gap = np.full(offsets.shape[1], np.inf)
     for _ in range(_NEWTON_STEPS):
@@ -216,12 +175,16 @@ def _moment_match(target: Array, features: Array, carrier: Array) -> Array:
         gap = (target - p) @ offsets
         if (np.abs(gap) <= 1e-14 * ((target + p) @ np.abs(offsets)) + 1e-16).all():
             break
+        # The Hessian is the covariance of the features under p. Scaled to a unit diagonal, it is inverted without
+        # losing the features that vary little.
         centred = offsets - p @ offsets
         spread = np.sqrt(p @ np.square(centred))
         spread[spread == 0] = 1
         centred = centred / spread
         inverse = np.asarray(np.linalg.pinv((centred.T * p) @ centred), dtype=np.float64)  # features may be redundant
         change = centred @ inverse @ (gap / spread)
+        # A step that changes the logits by a range d is shortened to log(1 + d), so as not to overshoot (Sun and
+        # Tran-Dinh, "Generalized self-concordant functions", 2019).
         length = float(np.ptp(change))
         log_p = _log_softmax(log_p + change * (math.log1p(length) / length if length else 0.0))
     if np.abs(gap).max() > _LOOSEST:

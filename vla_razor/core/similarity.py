@@ -1,8 +1,8 @@
 """How much of a policy's representation survived: two sets of activations of the same n inputs, [n, d] and [n, d'].
 
-CKA and CKNNA compare how the inputs lie relative to each other, so they do not mind a rotation of the features, a
-scale or a shift (paper, Appendices B.4 and C.1). The activation changes compare feature by feature (Section 6). All
-are float64 inside; the result is float32, or float64 where an argument is.
+CKA and CKNNA compare how the inputs lie relative to each other, and are invariant to a rotation of the features, a
+scale and a shift (paper, Appendices B.4 and C.1). The activation changes compare feature by feature (Section 6). All
+compute in float64; the result is float32, or float64 where an argument is.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from vla_razor.core.precision import at_least_float32, narrow, wide
 
 _ROWS_AT_ONCE = 1024
-"""Neighbours are looked for in pieces of this many rows, so that memory grows with n and not with its square."""
+"""Neighbours are looked for this many rows at a time, so that memory grows with n and not with its square."""
 
 
 def cka(base: Float[Tensor, "n d"], tuned: Float[Tensor, "n d2"], *, unbiased: bool = False) -> Float[Tensor, ""]:
@@ -51,6 +51,7 @@ def cknna(base: Float[Tensor, "n d"], tuned: Float[Tensor, "n d2"], *, k: int = 
     if not 1 <= k < len(x):
         raise ValueError(f"k must be at least 1 and below the number of inputs, {len(x)}, got {k}")
     near_x, near_y = _neighbours(x, k), _neighbours(y, k)
+    # Kernels are needed only between neighbours: [n, k] entries of the n^2.
     shared = (near_x[:, :, None] == near_y[:, None, :]).any(2)
     of_x, of_y = _inner_products(x, near_x), _inner_products(y, near_y)
     both = (shared * of_x * _inner_products(y, near_x)).sum()
@@ -71,7 +72,7 @@ def activation_l2(base: Float[Tensor, "n d"], tuned: Float[Tensor, "n d"]) -> Fl
 
 
 def _squared_cross(x: Tensor, y: Tensor) -> Tensor:
-    """|X' Y|^2 = <X X', Y Y'>, by whichever product is the smaller matrix."""
+    """|X' Y|^2 = <X X', Y Y'>, computed through the smaller of the two products."""
     if len(x) ** 2 < x.shape[1] * y.shape[1]:
         return ((x @ x.T) * (y @ y.T)).sum()
     return (x.T @ y).square().sum()

@@ -1,9 +1,9 @@
-"""How far the weights moved: what the paper's Section 6 holds against forward KL as a predictor of forgetting.
+"""How far the weights moved: the measures with which the paper's Section 6 compares forward KL as a predictor.
 
 Weights are mappings from name to tensor, as `state_dict()` or `dict(named_parameters())` gives them. Entries that are
-not floating-point (counters) do not count. Differences are taken in float64, results are float64 scalars. Every
-function but `agreement` works under `torch.vmap`, so many runs' weights stacked on a leading axis are measured at once:
-`torch.vmap(l1, in_dims=(None, 0))(base, stacked)`.
+not floating-point, such as counters, are left out. Differences are taken in float64, and results are float64 scalars.
+Every function but `agreement` works under `torch.vmap`: the weights of many runs, stacked on a leading axis, are
+measured at once by `torch.vmap(l1, in_dims=(None, 0))(base, stacked)`.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def l2(base: Weights, tuned: Weights) -> Scalar:
 
 
 def fisher_l2(base: Weights, tuned: Weights, fisher: Weights) -> Scalar:
-    """sqrt(sum_i F_i change_i^2) with the diagonal Fisher information F of the base (`diagonal_fisher`), which the
-    paper takes over inputs of the prior task.
+    """sqrt(sum_i F_i change_i^2), where F is the base's diagonal Fisher information (`diagonal_fisher`), in the paper
+    over inputs of the prior task.
 
-    Half its square is the second-order estimate of the KL to the base on those inputs, up to the terms off the diagonal
+    Half its square estimates the KL from the base on those inputs to second order, without the terms off the diagonal
     (elastic weight consolidation: Kirkpatrick et al., 2017). Raises ValueError as `update` does.
     """
     _floating(base, fisher)
@@ -51,7 +51,7 @@ def fisher_l2(base: Weights, tuned: Weights, fisher: Weights) -> Scalar:
 
 
 class Spectrum(NamedTuple):
-    """What the singular values of a change say: `norm`, the largest of any weight matrix, and `rank`, a share."""
+    """From the singular values of a change: `norm`, the largest one of any weight matrix, and `rank`, a share."""
 
     norm: Scalar
     rank: Scalar
@@ -60,15 +60,16 @@ class Spectrum(NamedTuple):
 def spectrum(base: Weights, tuned: Weights) -> Spectrum:
     """The spectral norm of the change and its numerical rank, from one decomposition of each weight matrix.
 
-    The norm is that of all matrices as the blocks of one block-diagonal operator. (The paper does not say how it
-    combines its matrices.) The rank is a share of the largest possible one, averaged over the matrices; in [0, 1]. It
-    counts the singular values above what the storage of the weights alone could have put there: each entry is rounded
-    by at most eps/2 of its size, and no singular value moves by more than that error's Frobenius norm, so the threshold
-    is eps/2 (|base| + |tuned|), eps of the coarser of the two types. The usual threshold, eps times the largest
-    singular value *of the change*, is far below that error for a small change, and calls any rank-one update full-rank
-    as soon as it has been added to weights.
+    The norm is that of all matrices as the blocks of one block-diagonal operator; the paper does not say how it
+    combines its matrices. The rank is a share of the largest possible one, averaged over the matrices, in [0, 1].
 
-    Vectors (biases, norms) are left out; tensors of three and more axes (convolutions) count as [first axis, the rest].
+    A singular value counts towards the rank where rounding the weights cannot explain it. Storage rounds each entry by
+    at most eps/2 of its size, and no singular value moves by more than the Frobenius norm of that error. So the
+    threshold is eps/2 (|base| + |tuned|), with the eps of the coarser of the two types. The usual threshold, eps times
+    the largest singular value *of the change*, is far below that error where the change is small: any rank-one update
+    would count as full-rank as soon as it has been added to weights.
+
+    Vectors (biases, norms) are left out; tensors of three or more axes (convolutions) count as [first axis, the rest].
     NaN where a weight is not finite. Raises ValueError as `update` does, or where there is no matrix.
     """
     norms: list[Tensor] = []
@@ -87,8 +88,8 @@ def sparsity(base: Weights, tuned: Weights, *, dtype: torch.dtype = torch.float3
     """Share of the weights that did not change, after both are rounded to `dtype`; in [0, 1].
 
     With bfloat16 it shows the paper's explanation of sparse RL updates: a change below half a unit in the last of eight
-    binary digits vanishes. The paper gives no tolerance, and unchanged here means equal. Mukherjee et al.
-    (arXiv:2505.11711) count changes of up to 1e-5 as none; that tolerance finds "sparsity" in float32 as well.
+    binary digits vanishes. The paper gives no tolerance, and unchanged means equal here. Mukherjee et al.
+    (arXiv:2505.11711) take changes of up to 1e-5 for none; that tolerance finds "sparsity" in float32 as well.
 
     Raises ValueError as `update` does, or where `tolerance` is negative.
     """
@@ -102,15 +103,15 @@ def sparsity(base: Weights, tuned: Weights, *, dtype: torch.dtype = torch.float3
 
 class Agreement(NamedTuple):
     """How far two trainings of one base changed the same weights: the Jaccard index of their sets of changed weights,
-    and what it is expected to be where either set is drawn at random. In [0, 1].
+    and its expected value for sets drawn at random. In [0, 1].
     """
 
     jaccard: Scalar
     chance: Scalar
-    """For sets of these sizes in each tensor."""
+    """For random sets that are as large in each tensor."""
     chance_by_size: Scalar
-    """For sets that hold as many weights of each binade, by the base, of each tensor: low-precision weights leave an
-    update out where it is small *beside the weight*, which is nothing of the training's own.
+    """For random sets that hold as many weights of each binade of the base in each tensor. In low precision an update
+    is lost where it is small *beside the weight*, which has nothing to do with the training.
     """
 
 
@@ -120,6 +121,8 @@ def agreement(base: Weights, first: Weights, second: Weights) -> Agreement:
     A chance is the ratio of the expected intersection to the expected union. NaN where nothing changed. Raises
     ValueError as `update` does.
     """
+    # The expected overlap of two random subsets of n weights, with a and b members, is a b / n. It is summed over the
+    # parts that are drawn from: whole tensors, or the weights of one binade in a tensor.
     names = [name for name in _floating(base, first) if name in _floating(base, second)]
     both = either = base[names[0]].new_zeros((), dtype=torch.float64)
     expected = {"tensor": [both.clone(), both.clone()], "binade": [both.clone(), both.clone()]}
@@ -140,12 +143,12 @@ def summary(
     base: Weights, tuned: Weights, *, largest: float = 2048, done: Callable[[], object] = lambda: None
 ) -> dict[str, float | None]:
     """`l1`, `l2`, `spectral` (the norm of `spectrum`), `rank` and `sparsity` of a whole model's change, as the
-    functions of these names give them, and `rank_bfloat16` and `sparsity_bfloat16` of the weights rounded to bfloat16.
-    One pair of weights is in memory at a time where the mappings read theirs from a file; `done` is called after each.
-    A matrix that did not change has rank 0.
+    functions of these names compute them, and `rank_bfloat16` and `sparsity_bfloat16` of the weights rounded to
+    bfloat16. A matrix that did not change has rank 0.
 
-    `spectral` and the ranks are None where a matrix that changed has more than `largest` rows and columns: to decompose
-    those of billions of parameters takes hours. Raises ValueError as `update` does.
+    Weights are read one pair at a time, so that mappings which read from a file hold no more in memory; `done` is
+    called after each. `spectral` and the ranks are None where a matrix that changed has more than `largest` rows and
+    columns: decomposing the matrices of billions of parameters takes hours. Raises ValueError as `update` does.
     """
     if base.keys() != tuned.keys():
         update(base, tuned)
@@ -203,10 +206,11 @@ def diagonal_fisher(
 ) -> dict[str, Tensor]:
     """E_x E_{y ~ pi(.|x)} (d log pi(y|x) / d weight)^2 for every weight: the diagonal of the Fisher information.
 
-    The expectation over y is the policy's own and exact, over all V outcomes; with labels from data instead it would be
-    the "empirical Fisher", which is something else (Kunstner et al., 2019). `logits(parameters, x)` gives the logits of
-    one input, as `torch.func.functional_call(model, parameters, (x,))` does. `chunk` inputs are differentiated at a
-    time, which holds chunk * V copies of the parameters: few of them are fastest on a CPU, more on a GPU.
+    The expectation over y is exact, under the policy itself and over all V outcomes. With labels from data instead it
+    would be the "empirical Fisher", which is something else (Kunstner et al., 2019). `logits(parameters, x)` returns
+    the logits of one input, as `torch.func.functional_call(model, parameters, (x,))` does. `chunk` inputs are
+    differentiated at a time, which takes memory for chunk * V copies of the parameters; small chunks are fastest on a
+    CPU, larger ones on a GPU.
 
     Raises ValueError where there is no input or `chunk` is below 1.
     """
@@ -215,7 +219,7 @@ def diagonal_fisher(
     weights = {name: tensor.detach() for name, tensor in parameters.items()}
 
     def scores(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
-        """sqrt(pi) log pi with the root held constant: squares of its derivatives add up to the expectation over y."""
+        """sqrt(pi) log pi with the root held constant: the squares of its derivatives sum to the expectation over y."""
         log_probs = torch.log_softmax(logits(parameters, x), -1)
         return (log_probs.detach() / 2).exp() * log_probs
 
@@ -235,12 +239,11 @@ def _matrices(deltas: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _singular_values(delta: Tensor, eps: float) -> Tensor:
-    """Those of a change of weights that are precise to `eps`; all NaN where an entry is not finite, which the
-    decomposition itself would not survive.
-
-    The eigenvalues of the smaller Gram matrix take half the time. They lose what is below 1e-8 of the largest singular
-    value, the root of float64's precision, which weights in float32 or less do not hold either.
+    """The singular values of a change of weights that are precise to `eps`; all NaN where an entry is not finite, on
+    which the decomposition would fail.
     """
+    # The eigenvalues of the smaller Gram matrix take half the time. They lose what is below 1e-8 of the largest
+    # singular value, the root of float64's precision; weights in float32 or less do not hold that either.
     finite = delta.isfinite().all()
     delta, linalg = torch.where(finite, delta, 0), cast("Any", torch.linalg)
     if eps < torch.finfo(torch.float32).eps:

@@ -18,14 +18,16 @@ Rewards = Callable[[Sequence[str], Sequence[str]], list[float]]
 def annotate(
     examples: Iterable[tuple[int, Example]], teacher: Teacher, rewards: Rewards, *, samples: int, rejected: bool
 ) -> Iterator[Annotation]:
-    """The examples, each with its place among the training prompts, annotated in the order they are finished in.
+    """Annotates the examples, each given with its place among the training prompts, and yields them as they finish.
 
-    A prompt is asked until it has a right response, and with `rejected` a wrong one too, `samples` times at most.
-    Raises what the teacher raises; the prompts asked at that moment are then lost.
+    The teacher is asked about a prompt until there is a right response, and with `rejected` a wrong one too, `samples`
+    times at most. Raises what the teacher raises; the prompts that are open at that moment are then lost.
     """
     drafts = (_Draft(index, example, rejected) for index, example in examples)
     asked: dict[Future[Answer], _Draft] = {}
     while True:
+        # As many prompts are open as the teacher takes. One that needs another response is asked about again before a
+        # new one is opened, so that few prompts are lost where the run is interrupted.
         for draft in islice(drafts, teacher.prompts_at_once - len(asked)):
             asked[_ask(teacher, draft, samples)] = draft
         if not asked:
@@ -42,7 +44,7 @@ def annotate(
 
 @dataclass(eq=False)
 class _Draft:
-    """A prompt that is being asked."""
+    """A prompt that the teacher is being asked about."""
 
     index: int
     example: Example
@@ -57,7 +59,9 @@ class _Draft:
         return self.chosen is None or (self.wants_rejected and self.rejected is None)
 
     def add(self, response: Response, reward: float) -> None:
-        """An empty response, whatever its reward, teaches nothing and is never kept."""
+        """Keeps the first right and the first wrong response. An empty one teaches nothing and is never kept, whatever
+        its reward.
+        """
         self.drawn += 1
         self.failures.update(["cut_off"] * response.cut_off)
         if not response.text.strip():
@@ -78,7 +82,7 @@ def _ask(teacher: Teacher, draft: _Draft, samples: int) -> Future[Answer]:
 
 
 def _judge(answered: Sequence[tuple[_Draft, Answer]], rewards: Rewards) -> None:
-    """All the responses in one call: a reward may have processes to start, or to wait for."""
+    """Rewards all the responses in one call, since a reward may start processes and wait for them."""
     responses = [(draft, response) for draft, answer in answered for response in answer.responses]
     earned = rewards([response.text for _, response in responses], [draft.example.gold for draft, _ in responses])
     for (draft, response), reward in zip(responses, earned, strict=True):

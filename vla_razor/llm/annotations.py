@@ -1,6 +1,6 @@
-"""Annotations: for each training prompt a teacher's right response, and for SimPO a wrong one, in a file of their own.
+"""Annotations: for each training prompt a teacher's right response, and for SimPO a wrong one.
 
-`annotations.jsonl` in the run folder of `vla-razor llm annotate` holds one object a line, in the order in which the
+`annotations.jsonl` in the run folder of `vla-razor llm annotate` holds one object per line, in the order in which the
 prompts were finished. A line counts once its newline is written.
 """
 
@@ -22,7 +22,7 @@ FILE = "annotations.jsonl"
 
 
 class Annotation(NamedTuple):
-    """What a teacher made of one training prompt.
+    """What a teacher answered to one training prompt.
 
     `prompt`, `gold` and `group` are the task's; `chosen` is the first right response and `rejected` the first wrong
     one, None where there was none or none was wanted. `samples` responses were drawn for it. `failures` counts, by
@@ -58,9 +58,10 @@ def read(folder: Path) -> list[Annotation]:
 
 
 def take_up(path: Path, golds: Mapping[str, str]) -> list[Annotation]:
-    """What an interrupted run has kept, none at first; a last line that a kill cut off is dropped from the file.
+    """The annotations that an interrupted run has kept, none at first. A last line that a kill cut off is removed from
+    the file.
 
-    `golds` is the gold answer of every prompt of the task. Raises UserError for an annotation of anything else.
+    `golds` maps every prompt of the task to its gold answer. Raises UserError for an annotation of anything else.
     """
     if not path.exists():
         return []
@@ -74,7 +75,7 @@ def take_up(path: Path, golds: Mapping[str, str]) -> list[Annotation]:
 
 
 def coverage(annotations: Sequence[Annotation], prompts: int) -> dict[str, Any]:
-    """What summary.json says: of how many prompts there is a right response, and beside it a wrong one."""
+    """For summary.json: for how many prompts there is a right response, and for how many a wrong one too."""
     covered = sum(annotation.chosen is not None for annotation in annotations)
     pairs = sum(None not in (annotation.chosen, annotation.rejected) for annotation in annotations)
     return {
@@ -102,7 +103,7 @@ def _whole(path: Path) -> int:
 
 
 def _annotations(path: Path) -> Iterator[tuple[str, Annotation]]:
-    """Each with its place."""
+    """Each with its place in the file."""
     places: dict[str, str] = {}
     for row in from_lines(path):
         annotation = _annotation(row)
@@ -126,7 +127,7 @@ def _annotation(row: Row) -> Annotation:
 
 
 def _text(row: Row, name: str) -> str:
-    """As it stands, with the spaces around it: prompts are compared."""
+    """The text with the spaces around it: prompts are compared, and must stay as they are."""
     row.text(name)
     return row.get(name)
 

@@ -1,4 +1,4 @@
-"""Calls that may never return, in processes that are stopped after some seconds."""
+"""Calls that may never return, run in processes that are stopped after some seconds."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ MEMORY = 4 << 30
 
 
 def bounded_map(function: Callable[..., T], arguments: Iterable[tuple[Any, ...]], seconds: float) -> list[T | None]:
-    """`function` of each tuple of arguments, in order; None for a call that took longer than `seconds`, ran out of
-    memory, or ended its process. `function` and what it takes and returns must be picklable.
+    """`function` of each tuple of arguments, in order. None stands for a call that took longer than `seconds`, ran out
+    of memory, or ended its process. `function`, its arguments and its results must be picklable.
     """
     futures = [_pool().schedule(function, args=one, timeout=seconds) for one in arguments]
     return [_result(future) for future in futures]
@@ -43,7 +43,9 @@ def close() -> None:
 
 @cache
 def _pool() -> ProcessPool:
-    """Started at the first call, stopped with this process. Spawned, because torch may have threads by then."""
+    """Started at the first call, stopped with this process. Spawned, since a fork would not take along the threads that
+    torch may have by then, and whoever waits for them would wait for ever.
+    """
     atexit.register(close)
     return ProcessPool(WORKERS, initializer=_limit_memory, context=get_context("spawn"))
 

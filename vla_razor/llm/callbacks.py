@@ -1,4 +1,4 @@
-"""What a run adds to TRL's trainers: its metrics, forward KL on the probe set, its checkpoints, its bar."""
+"""What a run adds to TRL's trainers: metrics, forward KL on the probe set, checkpoints, and a progress bar."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ SHOWN = ("loss", "reward")
 
 
 class RunCallback(TrainerCallback):
-    """Writes what TRL logs to the run, with `measure`'s numbers every `probe_every` steps (0 never) and at the end;
-    `measured` holds the latest. `close` it.
+    """Writes what TRL logs to the run, with `measure`'s numbers every `probe_every` steps (0 for never) and at the end.
+    `measured` holds the latest of these. `close` it at the end.
 
-    Of one process Ctrl-C and SIGTERM wait for the end of a step, which is then saved. Several would have to agree on
-    the step, and end at once as they are.
+    In a single process Ctrl-C and SIGTERM wait for the end of a step, which is then saved. Several processes would have
+    to agree on the step; they end at once, without saving.
 
-    Raises RunFailed where the loss is not finite; the last checkpoint is then as it was.
+    Raises RunFailed where the loss is not finite; the last checkpoint stays as it was.
     """
 
     def __init__(self, run: Run, probe_every: int, measure: Callable[[], dict[str, Any]]) -> None:
@@ -37,7 +37,7 @@ class RunCallback(TrainerCallback):
         self._bar, self._signals, self._held, self._saved = ExitStack(), ExitStack(), list[int](), -1
 
     def close(self) -> None:
-        """Ends the bar, and what holds signals back."""
+        """Ends the bar, and stops holding signals back."""
         self._bar.close()
         self._signals.close()
 
@@ -48,7 +48,8 @@ class RunCallback(TrainerCallback):
             self._held = self._signals.enter_context(uninterrupted())
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self._held and self._saved == state.global_step:  # where one came too late for that, this step is saved
+        # A signal that came too late for the step before to be saved waits for this one.
+        if self._held and self._saved == state.global_step:
             self._signals.close()  # raises KeyboardInterrupt
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -87,13 +88,13 @@ class RunCallback(TrainerCallback):
 
 
 def trainer_folder(run: Run, step: int | None = None) -> Path:
-    """Where transformers' Trainer keeps what it needs to go on: of a step, or of all."""
+    """Where transformers' Trainer keeps what it needs to resume: the folder of one step, or of all."""
     folder = run.path / "trainer_state" / "trainer"
     return folder if step is None else folder / f"checkpoint-{step}"
 
 
 def _link_model(saved: Path, folder: Path) -> None:
-    """The model's and tokenizer's files, without a second copy on the disk where the file system allows it."""
+    """Puts the model's and the tokenizer's files into `folder`, as hard links where the file system has them."""
     own = {path for pattern in TRAINER_FILES for path in saved.glob(pattern)}
     for path in saved.iterdir():
         if path not in own and path.is_file():

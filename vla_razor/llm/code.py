@@ -1,13 +1,13 @@
 """Running a program that a language model wrote: in a process of its own, with limits, and only where asked for.
 
-The limits keep an accident small: seconds of processor and clock, bytes of memory and of a file, no core dump, a
-folder that is thrown away, an empty environment, Python's isolated mode, and an end to every process of its group. They
-are no jail: the program may read what the user may read, reach the network, and start a session of its own, which
-outlives it.
+The limits keep an accident small. They bound CPU time, wall time, memory and file sizes, and forbid core dumps. The
+program runs in a temporary folder, with an empty environment, in Python's isolated mode, and every process of its group
+is killed at the end. This is no jail: the program can read what the user can read, reach the network, and start a
+session of its own, which outlives it.
 
-That a program came to its end is not told by its exit status, which any line of it may set, but by a secret, which is
-read and handed back once the last line has run. It keeps out what ends early by whatever way; a program that looks for
-the secret in its own process will find it.
+The exit status does not show that a program reached its end, since any of its lines may set it. A secret does: it is
+read and handed back once the last line has run. No way of ending early produces it, but a program that looks for the
+secret in its own process will find it.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ os.write(proof, os.read(secret, {LENGTH}))
 
 
 def passes(program: str, seconds: float = 5.0) -> bool:
-    """Whether the program runs to its last line, and ends by itself, in time and without an error."""
+    """Whether the program runs to its last line and ends by itself, in time and without an error."""
     secret = secrets.token_bytes(LENGTH)
     with tempfile.TemporaryDirectory() as folder, _pipe() as (given, giving), _pipe() as (proof, proving):
         os.write(giving, secret)
-        os.set_blocking(proof, False)
+        os.set_blocking(proof, False)  # a program that ended early has written nothing
         path = Path(folder, "program.py")
         path.write_bytes(program.encode(errors="replace"))
         process = subprocess.Popen(
@@ -60,7 +60,7 @@ def passes(program: str, seconds: float = 5.0) -> bool:
         except subprocess.TimeoutExpired:
             ended = False
         finally:
-            with suppress(ProcessLookupError):
+            with suppress(ProcessLookupError):  # whatever the program started goes with it
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         return ended and _read(proof) == secret
@@ -68,7 +68,7 @@ def passes(program: str, seconds: float = 5.0) -> bool:
 
 @contextmanager
 def _pipe() -> Iterator[tuple[int, int]]:
-    """Its two ends: to read from, and to write to."""
+    """A pipe's two ends: to read from, and to write to."""
     ends = os.pipe()
     try:
         yield ends

@@ -1,11 +1,11 @@
 """A teacher behind an OpenAI-compatible interface: POST {url}/chat/completions, one response a request.
 
-A reasoning model's chain arrives in a field of its own, `reasoning_content` or `reasoning`; the text is then chain and
-answer as DeepSeek R1 itself writes them, `<think>` chain `</think>` answer, since the chain is what SFT is after.
+A reasoning model's chain of thought arrives in a field of its own, `reasoning_content` or `reasoning`. The text is then
+chain and answer as DeepSeek R1 itself writes them, `<think>` chain `</think>` answer: the chain is what SFT is after.
 
-What passes (429, 408, 5xx, a time-out, a dropped connection, a body that is cut off or no completion) is asked again
-after a wait that doubles, or as long as the server asks for. Every other refusal is permanent. Sampling is the
-server's own: seeds are not sent, since not every server takes them.
+Asked again, after a wait that doubles or for as long as the server asks: 429, 408, 5xx, a time-out, a dropped
+connection, a body that is cut off or no completion. Every other refusal is final. Sampling is the server's own: no seed
+is sent, since not every server takes one.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ import socket
 import ssl
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from datetime import UTC, datetime
-from email.message import Message
 from email.utils import parsedate_to_datetime
-from http.client import HTTPException, HTTPResponse, IncompleteRead
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
+
+import httpx2
+from huggingface_hub import ChatCompletionOutput, ChatCompletionOutputMessage, InferenceClient
+from huggingface_hub.errors import OfflineModeIsEnabled
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 import vla_razor
 from vla_razor.errors import RunFailed, UserError
@@ -37,9 +38,13 @@ FIRST_WAIT = 1.0
 """Seconds before the second attempt; before the eighth it is 64 times as long."""
 LONGEST_WAIT = 600.0
 """Seconds: a server that asks for more has spent its quota for today."""
+CONNECTIONS = 100
+"""As many are open at a time in huggingface_hub's pool."""
 NOWHERE = (ConnectionRefusedError, socket.gaierror, ssl.SSLCertVerificationError)
 """What says, of an endpoint that has never answered, that none is there."""
-CHUNK, EXCERPT = 1 << 16, 300  # bytes read at a time; characters of a server's message
+EXCERPT = 300
+"""Characters of a server's message."""
+T = TypeVar("T")
 
 
 class Endpoint:
@@ -59,21 +64,30 @@ class Endpoint:
         temperature: float | None,
         max_new_tokens: int,
     ) -> None:
-        """`timeout` in seconds, of a whole response. Without a temperature the server's own holds. Raises UserError
+        """`timeout` is in seconds, for a whole response. Without a temperature the server's own holds. Raises UserError
         for an address or a key that cannot be one.
         """
         if not _is_address(url):
             raise UserError(f"endpoint={url}: expected an address, as in http://localhost:8000/v1.")
         if key is not None and not re.fullmatch(r"[!-~]+", key):
             raise UserError("the endpoint's key holds spaces or characters that no key has: see api_key_variable=.")
-        self.url, self.name, self.prompts_at_once = url.rstrip("/"), model, concurrency
+        self.url, self.name, self.prompts_at_once = url.rstrip("/"), model, min(concurrency, CONNECTIONS)
         self._timeout, self._pace, self._has_answered = timeout, Pace(60 / requests_per_minute), False
-        self._headers = {"Content-Type": "application/json", "User-Agent": f"vla-razor/{vla_razor.__version__}"}
-        if key is not None:
-            self._headers["Authorization"] = f"Bearer {key}"
-        self._settings: dict[str, Any] = {"model": model, "max_tokens": max_new_tokens}
-        if temperature is not None:
-            self._settings["temperature"] = temperature
+        self._settings: dict[str, Any] = {"model": model, "max_tokens": max_new_tokens, "temperature": temperature}
+        self._client = InferenceClient(
+            # With less of the path, the client puts a /v1 of its own into every address that does not end in one.
+            base_url=f"{self.url}/chat/completions",
+            # Without a key, the client sends the user's Hugging Face token to whatever server this is. A header of None
+            # takes that out again.
+            api_key=key or "none",
+            headers={
+                "authorization": f"Bearer {key}" if key else None,  # pyright: ignore[reportArgumentType]
+                # A response is worth a connection of its own; one that is kept open may be closed just as it is used.
+                "connection": "close",
+                "user-agent": f"vla-razor/{vla_razor.__version__}",
+            },
+            timeout=timeout,
+        )
 
     def ask(self, request: Request) -> Future[Answer]:
         """In the background; one response."""
@@ -81,55 +95,68 @@ class Endpoint:
 
     def _answer(self, messages: list[dict[str, str]]) -> Answer:
         failures: Counter[str] = Counter()
-        while True:
-            self._pace.wait()
-            try:
-                return Answer([self._response(messages)], failures)
-            except _Passing as failure:
-                failures[failure.kind] += 1
-                self._recover(failure, failures.total())
 
-    def _recover(self, failure: _Passing, times: int) -> None:
-        """Waits; raises RunFailed where that has been of no use so often, or is asked for too long."""
-        if times == ATTEMPTS:
-            raise RunFailed(f"{self.url} failed {ATTEMPTS} times in a row at one prompt, the last time: {failure}.")
-        if failure.wait > LONGEST_WAIT:
-            raise RunFailed(f"{self.url} asks to wait for {failure.wait:.0f} seconds: {failure}.")
-        self._pace.hold(failure.wait)
-        time.sleep(FIRST_WAIT * 2 ** (times - 1))
+        def hold(state: RetryCallState) -> None:
+            failure: Any = state.outcome and state.outcome.exception()
+            if failure.wait > LONGEST_WAIT:
+                raise RunFailed(f"{self.url} asks to wait for {failure.wait:.0f} seconds: {failure}.")
+            failures[failure.kind] += 1
+            self._pace.hold(failure.wait)  # the server's limit is on all requests, not on this one alone
+
+        retrying = Retrying(
+            retry=retry_if_exception_type(_Passing),
+            stop=stop_after_attempt(ATTEMPTS),
+            wait=wait_exponential(FIRST_WAIT),
+            before_sleep=hold,
+            reraise=True,
+        )
+        try:
+            return Answer([retrying(self._response, messages)], failures)
+        except _Passing as failure:
+            said = f"{self.url} failed {ATTEMPTS} times in a row at one prompt, the last time: {failure}."
+            raise RunFailed(said) from failure
 
     def _response(self, messages: list[dict[str, str]]) -> Response:
         """One request. Raises `_Passing`, or UserError for a refusal."""
-        body = json.dumps(self._settings | {"messages": messages}).encode()
-        request = urllib.request.Request(f"{self.url}/chat/completions", body, self._headers)
-        deadline = time.monotonic() + self._timeout
+        self._pace.wait()
+        # On a thread of its own, since the client's time-out is for a silence: a server that sends a byte now and then
+        # would keep it waiting for ever.
+        asked = _in_background(lambda: self._client.chat_completion(messages, **self._settings))
         try:
-            with _OPENER.open(request, timeout=self._timeout) as reply:
-                self._has_answered = True
-                return _parse(_body(reply, deadline))
-        except urllib.error.HTTPError as error:
-            self._has_answered = True
+            completion = asked.result(self._timeout)
+        except TimeoutError as error:
+            raise _Passing("timed_out", f"no whole response within {self._timeout:g} seconds") from error
+        except OfflineModeIsEnabled as error:
+            raise UserError(
+                f"{self.url} is not asked while HF_HUB_OFFLINE is set: huggingface_hub then asks no server at all. "
+                "Unset it; HF_DATASETS_OFFLINE=1 keeps the data sets to what is on the disk."
+            ) from error
+        except (httpx2.HTTPError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise self._failure(error) from error
-        except (OSError, HTTPException) as error:
-            raise self._disconnection(getattr(error, "reason", error)) from error
+        self._has_answered = True
+        return _parse(completion)
 
-    def _failure(self, error: urllib.error.HTTPError) -> Exception:
-        said = f"HTTP {error.code}, {_message(error)}"
-        if error.code == 429:
-            return _Passing("rate_limited", said, _retry_after(error.headers))
-        if error.code >= 500 or error.code == 408:
-            return _Passing("server_error", said, _retry_after(error.headers))
+    def _failure(self, error: BaseException) -> Exception:
+        """What became of a request: of the error and those that it came from, the status says most."""
+        for cause in _causes(error):
+            if isinstance(cause, httpx2.HTTPStatusError):
+                self._has_answered = True
+                return self._refusal(cause.response)
+        if not isinstance(error, (httpx2.HTTPError, OSError)):
+            return _malformed(error)
+        reason = next((cause for cause in _causes(error) if isinstance(cause, NOWHERE)), None)
+        if reason and not self._has_answered:
+            return UserError(f"{self.url} cannot be reached: {reason}. Check endpoint=, and that a server runs there.")
+        return _Passing("dropped", f"the connection was dropped ({error!r})")
+
+    def _refusal(self, response: httpx2.Response) -> Exception:
+        status, said = response.status_code, f"HTTP {response.status_code}, {_message(response)}"
+        if status in (408, 429) or status >= 500:
+            return _Passing("rate_limited" if status == 429 else "server_error", said, _retry_after(response.headers))
         remedy = "Check the key in the variable that api_key_variable= names"
-        if error.code not in (401, 403):
+        if status not in (401, 403):
             remedy = "Check endpoint=, teacher= and the settings of the response"
         return UserError(f"{self.url} refused a request for the model {self.name}: {said}. {remedy}.")
-
-    def _disconnection(self, reason: object) -> Exception:
-        if isinstance(reason, TimeoutError):
-            return _Passing("timed_out", f"no whole response within {self._timeout:g} seconds")
-        if isinstance(reason, NOWHERE) and not self._has_answered:
-            return UserError(f"{self.url} cannot be reached: {reason}. Check endpoint=, and that a server runs there.")
-        return _Passing("dropped", f"the connection was dropped ({reason!r})")
 
 
 class Pace:
@@ -166,18 +193,8 @@ class _Passing(Exception):
         self.kind, self.wait = kind, wait
 
 
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirected POST would arrive as a GET, and the key at another host."""
-
-    def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: Any) -> None:
-        return None
-
-
-_OPENER = urllib.request.build_opener(_NoRedirects)
-
-
 def _is_address(url: str) -> bool:
-    """Whether it has a scheme, a host and a port that http.client takes."""
+    """Whether it has a scheme, a host and a port."""
     try:
         parts = urlsplit(url)
         named = bool(parts.hostname and parts.hostname.encode("idna")) and parts.port != 0
@@ -186,9 +203,9 @@ def _is_address(url: str) -> bool:
     return named and parts.scheme in ("http", "https") and re.fullmatch(r"[!-~]+", url) is not None
 
 
-def _in_background(call: Callable[[], Answer]) -> Future[Answer]:
+def _in_background(call: Callable[[], T]) -> Future[T]:
     """On a thread that Ctrl-C need not wait for, which a pool's would be."""
-    future: Future[Answer] = Future()
+    future: Future[T] = Future()
 
     def work() -> None:
         try:
@@ -200,42 +217,40 @@ def _in_background(call: Callable[[], Answer]) -> Future[Answer]:
     return future
 
 
-def _body(reply: HTTPResponse, deadline: float) -> bytes:
-    """All of it. A server that sends now and then a byte keeps the socket's own time-out from ever firing."""
-    parts = []
-    while part := reply.read1(CHUNK):
-        parts.append(part)
-        if time.monotonic() > deadline:
-            raise TimeoutError
-    if reply.length:
-        raise IncompleteRead(b"".join(parts), reply.length)
-    return b"".join(parts)
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, and in turn what each was raised from or while handling."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
-def _parse(body: bytes) -> Response:
+def _malformed(what: object) -> _Passing:
+    return _Passing("malformed", f"the body is no chat completion: {str(what)[:EXCERPT]!r}")
+
+
+def _parse(completion: ChatCompletionOutput) -> Response:
     try:
-        choice = json.loads(body)["choices"][0]
-        text, end = _text(choice["message"]), choice.get("finish_reason")
+        choice = completion.choices[0]
         # Half a surrogate pair is valid JSON and no text; no tokenizer takes it.
-        return Response(text.encode(errors="replace").decode(), cut_off=end == "length")
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        excerpt = body[:EXCERPT].decode(errors="replace")
-        raise _Passing("malformed", f"the body is no chat completion: {excerpt!r}") from None
+        text = _text(choice.message).encode(errors="replace").decode()
+        return Response(text, cut_off=choice.finish_reason == "length")
+    except (LookupError, TypeError, AttributeError):
+        raise _malformed(completion) from None
 
 
-def _text(message: dict[str, Any]) -> str:
-    """The answer, after its chain of reasoning where there is one. A chain without an answer is no response."""
-    answer = message.get("content") or ""
-    chain = message.get("reasoning_content") or message.get("reasoning")
+def _text(message: ChatCompletionOutputMessage) -> str:
+    """The answer, after its chain of thought where there is one. A chain without an answer is no response."""
+    answer = message.content or ""
+    chain = getattr(message, "reasoning_content", None) or message.reasoning
     kinds = {type(answer), type(chain)}
     return f"<think>\n{chain.strip()}\n</think>\n\n{answer}" if chain and answer and kinds == {str} else answer
 
 
-def _message(error: urllib.error.HTTPError) -> str:
+def _message(response: httpx2.Response) -> str:
     """What the server says of its error, in whichever of the usual places."""
     try:
-        text = error.read(CHUNK).decode(errors="replace").strip()
-    except (OSError, HTTPException):
+        text = response.text.strip()
+    except httpx2.StreamError:  # its body was cut off
         text = ""
     try:
         content = json.loads(text)
@@ -243,10 +258,10 @@ def _message(error: urllib.error.HTTPError) -> str:
         found = content.get("message", content) if isinstance(content, dict) else content
     except (ValueError, AttributeError, RecursionError):
         found = text
-    return " ".join(str(found or error.reason).split())[:EXCERPT]
+    return " ".join(str(found or response.reason_phrase).split())[:EXCERPT]
 
 
-def _retry_after(headers: Message) -> float:
+def _retry_after(headers: Mapping[str, str]) -> float:
     """Seconds, given as such or as a date; 0 where the header is absent or means nothing."""
     value = headers.get("Retry-After", "").strip()
     if re.fullmatch(r"\d+(\.\d+)?", value):

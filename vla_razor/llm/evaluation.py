@@ -1,4 +1,4 @@
-"""How many of a task's prompts a model answers right, by its likeliest tokens, as benchmarks do."""
+"""How many of a task's prompts a model answers right with greedy decoding, as benchmarks do."""
 
 from __future__ import annotations
 

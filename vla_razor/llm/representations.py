@@ -1,8 +1,8 @@
-"""What fine-tuning did to a model's inside, away from the new task: representations of Wikipedia paragraphs, and the
+"""How fine-tuning changed a model inside, away from the new task: its representations of Wikipedia paragraphs, and its
 weights (RL's Razor, Section 6 and Appendix C.1).
 
-A representation is the mean of the last hidden states over a paragraph's tokens. A local folder holds paragraphs as
-`boolq/passages.jsonl`: BoolQ's, which are Wikipedia's.
+A representation is the mean of the last hidden states over a paragraph's tokens. In a local folder the paragraphs are
+`boolq/passages.jsonl`: BoolQ's passages, which are from Wikipedia.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from vla_razor.llm.rows import from_hub, from_lines
 HUB = "wikimedia/wikipedia"
 HUB_FILE = "20231101.en/train-00000-of-00041.parquet"
 SHORTEST = 200
-"""Characters of a paragraph that is worth a place."""
+"""Characters; shorter paragraphs are left out."""
 NEIGHBOURS = 10
 
 
 def paragraphs(data_dir: Path | None, count: int) -> list[str]:
-    """The first `count` distinct ones of some length.
+    """The first `count` distinct paragraphs of at least `SHORTEST` characters.
 
     Raises UserError where a local file is missing, malformed or too short, RunFailed where the Hub cannot be reached.
     """
@@ -53,7 +53,7 @@ def represent(
     batch_size: int,
     done: Callable[[], object] = lambda: None,
 ) -> Float[Tensor, "N H"]:
-    """Of every text, in their order."""
+    """The representation of every text, in order."""
     found: list[Tensor] = []
     language.model.eval()
     for start in range(0, len(texts), batch_size):
@@ -83,7 +83,9 @@ def compare(base: Float[Tensor, "N H"], tuned: Float[Tensor, "N H2"]) -> dict[st
 
 
 def weights_of(language: LanguageModel) -> dict[str, Tensor]:
-    """By name, an adapter merged into what it adapts (for good), in float32: bfloat16 would round its share away."""
+    """The weights by name, in float32. An adapter is merged into its base, for good; bfloat16 would round its part
+    away.
+    """
     model = language.model.float().merge_and_unload() if language.has_adapter else language.model
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 

@@ -1,4 +1,4 @@
-"""Completions of a language model, in batches, the same ones for the same seed."""
+"""Completions of a language model, in batches; the same seed gives the same completions."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Done = Callable[[], object]
 
 
 class Completion(NamedTuple):
-    """Token ids of a prompt and of what follows it, the end-of-text token included where it was reached; the text
-    without special tokens.
+    """Token ids of a prompt and of what follows it, up to and including the end-of-text token where it was reached; the
+    completion's text without special tokens.
     """
 
     prompt: list[int]
@@ -34,7 +34,7 @@ def sample(
     batch_size: int,
     done: Done = lambda: None,
 ) -> list[Completion]:
-    """One completion of every example, at `temperature` over the whole vocabulary, or the likeliest tokens at 0.
+    """One completion of every example: sampled at `temperature` over the whole vocabulary, or greedy at 0.
 
     `done` is called after every batch. Torch's global generator is seeded for each batch and left as it was.
 
@@ -46,7 +46,7 @@ def sample(
     for start in range(0, len(prompts), batch_size):
         batch = prompts[start : start + batch_size]
         with torch.random.fork_rng(), torch.inference_mode():
-            torch.manual_seed(seed * 1_000_003 + start)
+            torch.manual_seed(seed * 1_000_003 + start)  # transformers samples with the global generators alone
             completions += _batch(language, batch, temperature, max_new_tokens)
         done()
     return completions
@@ -63,7 +63,7 @@ def _batch(
 ) -> Iterator[Completion]:
     model, tokenizer = language.model, language.tokenizer
     width = max(map(len, prompts))
-    pad = language.pad
+    pad = language.pad  # on the left, so that every completion begins in the same column
     ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
     how = (
@@ -72,7 +72,11 @@ def _batch(
         else {"do_sample": False}
     )
     if not temperature:
-        how |= {"temperature": None, "top_k": None, "top_p": None}  # an instruct model's own, which would be warned of
+        how |= {
+            "temperature": None,
+            "top_k": None,
+            "top_p": None,
+        }  # else transformers warns of the instruct model's own
     found = model.generate(
         input_ids=ids,
         attention_mask=mask,

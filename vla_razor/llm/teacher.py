@@ -1,4 +1,4 @@
-"""Who answers the training prompts: `endpoint.py` or `local_teacher.py`, in one interface."""
+"""Who answers the training prompts: the interface of `endpoint.py` and `local_teacher.py`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import NamedTuple, Protocol
 
 
 class Request(NamedTuple):
-    """`wanted` responses to a conversation, the first of which is the prompt's `first`th, from 0; `prompt` is its place
-    among the training prompts.
+    """Asks for `wanted` responses to a conversation. `prompt` is its place among the training prompts; `first` is how
+    many responses to it have been drawn before.
     """
 
     messages: list[dict[str, str]]
@@ -19,14 +19,14 @@ class Request(NamedTuple):
 
 
 class Response(NamedTuple):
-    """A completion; one that is cut off came to the limit of its length."""
+    """A completion; `cut_off` says that it reached the limit of its length."""
 
     text: str
     cut_off: bool
 
 
 class Answer(NamedTuple):
-    """The responses to a request, in order, and how often, by kind, it had to be repeated."""
+    """The responses to a request, in order, and by kind how often it had to be repeated."""
 
     responses: list[Response]
     failures: Counter[str]
@@ -43,5 +43,5 @@ class Teacher(Protocol):
     def responses_at_once(self) -> int: ...
 
     def ask(self, request: Request) -> Future[Answer]:
-        """Begin to answer. What comes holds UserError where the teacher refuses, RunFailed where it has failed."""
+        """Begins to answer. The future raises UserError where the teacher refuses, RunFailed where it has failed."""
         ...

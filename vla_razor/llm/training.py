@@ -1,10 +1,10 @@
 """The four trainers, which are TRL's, with the paper's settings (RL's Razor, Table 2 and Section 5.1).
 
 - SFT: cross-entropy on the answer's tokens.
-- GRPO: the loss of Dr. GRPO, rewards less their group's mean, no KL penalty unless asked for.
-- 1-0 REINFORCE: the same with the reward itself, 1 or 0, for advantage.
-- SimPO: -log sigmoid(log pi(chosen) - log pi(rejected) - margin). The paper prints sums of log-probabilities over an
-  answer's tokens; TRL's, as the SimPO paper has it, averages them over the length. `log_probs` says which.
+- GRPO: the loss of Dr. GRPO with advantages r - mean of the group, and no KL penalty unless asked for.
+- 1-0 REINFORCE: the same loss with the reward itself, 1 or 0, as the advantage.
+- SimPO: -log sigmoid(log pi(chosen) - log pi(rejected) - margin). The paper sums log-probabilities over an answer's
+  tokens; TRL averages them over its length, as the SimPO paper does. `log_probs` chooses.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class OneZero(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
+        # The rewards are those of all processes, the advantages those of this one.
         begin = self.accelerator.process_index * len(output["advantages"])
         output["advantages"] = self._rewards[begin : begin + len(output["advantages"]), 0].nan_to_num()
         return output
@@ -144,7 +145,7 @@ def on_policy(
 
 
 def check(config: DictConfig, count: int) -> None:
-    """Raises UserError for settings that `count` examples or this machine cannot be trained with."""
+    """Raises UserError for settings with which `count` examples, or this machine, cannot train."""
     _accumulation(config)
     if "group_size" in config:
         _use_vllm(config.use_vllm)
@@ -162,19 +163,18 @@ def reward_of(task: Task) -> Any:
 
 
 def _precise(trainer: Any) -> Any:
-    """The same trainer, in which several devices compute what one does. Autocast alone rounds: FSDP2 gathers weights
-    and adds gradients up in float32, where accelerate would have it in bfloat16. Autocast keeps no rounded weights,
-    each of which is used once in a pass.
-    """
+    """The same trainer, made to compute the same on several devices as on one."""
     accelerator = trainer.accelerator
+    # Autocast alone rounds. It need not keep the rounded weights, each of which is used once per pass.
     accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
     if (plugin := getattr(accelerator.state, "fsdp_plugin", None)) is not None:
+        # FSDP2 gathers weights and sums gradients in float32, where accelerate would have bfloat16.
         plugin.mixed_precision_policy = MixedPrecisionPolicy()
     return trainer
 
 
 def _common(language: LanguageModel, config: DictConfig, callbacks: Sequence[TrainerCallback]) -> dict[str, Any]:
-    """What every trainer is given beside its settings and data."""
+    """What every trainer takes besides its settings and data."""
     return {
         "model": language.model,
         "processing_class": language.tokenizer,
@@ -184,7 +184,7 @@ def _common(language: LanguageModel, config: DictConfig, callbacks: Sequence[Tra
 
 
 def _settings(config: DictConfig, folder: Path) -> dict[str, Any]:
-    """What transformers' Trainer takes, for all methods. Our own callbacks save, log and draw the bar."""
+    """The settings of transformers' Trainer that all methods share. Our own callbacks save, log and draw the bar."""
     on_cpu = device_named(config.device).type == "cpu"
     return {
         "output_dir": str(folder),
@@ -213,12 +213,12 @@ def _settings(config: DictConfig, folder: Path) -> dict[str, Any]:
 
 
 def _batch_size(config: DictConfig) -> int:
-    """Completions (SimPO: pairs) that an optimizer step sees, over all processes."""
+    """Completions (for SimPO pairs) per optimizer step, over all processes."""
     return config.batch_size if "batch_size" in config else config.group_size * config.prompts_per_step
 
 
 def _accumulation(config: DictConfig) -> int:
-    """Micro-batches a step and process. Raises UserError where they do not divide the batch."""
+    """Micro-batches per step and process. Raises UserError where they do not divide the batch."""
     batch_size = _batch_size(config)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     share = min(config.micro_batch_size, batch_size) * processes
@@ -231,7 +231,7 @@ def _accumulation(config: DictConfig) -> int:
 
 
 def adapter(config: DictConfig) -> Any:
-    """Of rank `config.lora_rank`, on every linear layer but the output head."""
+    """A LoRA adapter of rank `config.lora_rank` on every linear layer but the output head."""
     from peft import LoraConfig
 
     return LoraConfig(

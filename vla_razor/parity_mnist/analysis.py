@@ -26,23 +26,23 @@ PAPER = {
 }
 """R2 of the paper's Table 1."""
 UPDATES = ("weight_rank", "weight_sparsity")
-"""Predictors that the paper gives no number for: it found every update dense and of full rank."""
+"""Predictors for which the paper has no number: it found every update dense and of full rank."""
 PREDICTORS = (*PAPER, *UPDATES)
 SPARSE = 0.05
-"""An update that leaves a smaller share of the weights unchanged counts as dense."""
+"""Share of unchanged weights below which an update counts as dense."""
 PRECISIONS = ("float32", "bfloat16")
 FULL = 0.99
-"""An update of this share of the largest possible rank counts as of full rank."""
+"""Share of the largest possible rank from which an update counts as of full rank."""
 TEACHER = "teacher"
 """The method's name in the row of the policy that `sft_distilled` learns from."""
 WITHIN = 0.02
-"""A student that comes so near to its teacher in both accuracies matches it: the paper's tolerance (Appendix B.1)."""
+"""How near a student must come to its teacher in both accuracies to match it: the paper's tolerance (Appendix B.1)."""
 WIDTH_STUDY = "sft_1"
 """The method whose frontier is drawn for several widths (the question of the paper's Appendix C.2)."""
 ROUNDING = 1e-6
 """Accuracies are float32: 0.58 is a little less."""
 KL_RANGES = (2.0, 5.0, np.inf)
-"""Upper bounds on forward KL, nats, that the fits are repeated for: the range decides who predicts best."""
+"""Upper bounds on forward KL, in nats, for which the fits are repeated: which measure predicts best depends on them."""
 
 
 class Point(NamedTuple):
@@ -83,7 +83,7 @@ def frontier(points: Sequence[Point]) -> list[list[float]]:
 
 
 def matched_accuracy(points: Sequence[Point]) -> float:
-    """The highest new-task accuracy, in whole percent, that every method reaches: where they can be compared."""
+    """The highest new-task accuracy, in whole percent, that every method reaches: there they can be compared."""
     return math.floor(100 * min(max(p.new for p in own) for own in by_method(points).values()) + 100 * ROUNDING) / 100
 
 
@@ -100,8 +100,8 @@ def diverged_of(table: pa.Table) -> dict[str, int]:
 
 
 def teachers(table: pa.Table, points: Sequence[Point]) -> list[dict[str, Any]]:
-    """Of each base of the paper's width, what the teacher learned, lost and moved (forward KL, nats), its own row, and
-    the student that comes nearest to it; `gap` is what that one lacks, in the accuracy in which it lacks more.
+    """For each base of the paper's width, the teacher's accuracies, its forgetting and its forward KL (nats), and the
+    student that comes nearest to it. `gap` is how much that student lacks, in the accuracy in which it lacks more.
 
     `table` holds the teachers' rows beside those of the bases.
     """
@@ -121,7 +121,7 @@ def teachers(table: pa.Table, points: Sequence[Point]) -> list[dict[str, Any]]:
 
 
 def precisions(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """By method and learning rate, what its trainings in either precision gave, each the mean over the orders
+    """By method and learning rate, the results of its trainings in each precision, as means over the orders
     (`precision.record`).
     """
     settings = dict.fromkeys((row["method"], row["learning_rate"]) for row in rows)
@@ -144,10 +144,10 @@ def _bases(table: pa.Table) -> dict[tuple[int, int], float]:
 def summarize(points: Sequence[Point]) -> dict[str, Any]:
     """The content of summary.json.
 
-    Per method its frontier, at the accuracy that all methods reach the least that it lost of the prior task and the
-    forward KL there (nats), and the medians of its updates' rank and sparsity; per predictor R2 with its bootstrap
-    interval over runs, for all models, for those that moved less, and for those of the methods that the paper's own
-    fit is over; per width the frontier of SFT. All but the last are for the paper's width alone.
+    Per method: its frontier; the least that it forgot at the accuracy that all methods reach, and the forward KL there,
+    in nats; the medians of its updates' rank and sparsity. Per predictor: R2 with its bootstrap interval over runs, for
+    all models, for those below each bound on forward KL, and for the methods of the paper's own fit. Per width: the
+    frontier of SFT. All but the last are for the paper's width alone.
     """
     usual = [point for point in points if point.width == WIDTH]
     matched = matched_accuracy(usual)
@@ -168,7 +168,7 @@ def summarize(points: Sequence[Point]) -> dict[str, Any]:
 
 
 class Claim(NamedTuple):
-    """Something that the paper says, its number, ours, and whether they agree."""
+    """A statement of the paper's, its number, ours, and whether they agree."""
 
     text: str
     paper: str
@@ -177,7 +177,7 @@ class Claim(NamedTuple):
 
 
 def claims(summary: Mapping[str, Any]) -> list[Claim]:
-    """What the paper says of its own ParityMNIST and a sweep can test, against the content of summary.json."""
+    """What the paper claims of ParityMNIST and a sweep can test, checked against the content of summary.json."""
     lost, at = _lost(summary), f"prior accuracy lost at {summary['matched_accuracy']:.0%} on the new task"
 
     def order(text: str, less: str, more: str) -> list[Claim]:
@@ -215,7 +215,7 @@ def claims(summary: Mapping[str, Any]) -> list[Claim]:
 
 
 def beyond(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What a sweep finds where the paper has no number of ParityMNIST to compare with: a text, and what was found."""
+    """Findings of a sweep for which the paper has no ParityMNIST number to compare with: a text and the finding."""
     lost, level = _lost(summary), f"{summary['matched_accuracy']:.0%}"
     found: list[tuple[str, str]] = []
     for name, text in (
@@ -239,8 +239,8 @@ def beyond(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def cell(value: float | None, digits: str = ".2f") -> str:
-    """A number of a table; nothing where it is not defined, as the agreement of trainings that changed no weight. (In
-    summary.json that is null.)
+    """A number of a table; empty where it is not defined, as for the agreement of trainings that changed no weight. In
+    summary.json that is null.
     """
     return "" if value is None or math.isnan(value) else f"{value:{digits}}"
 
@@ -274,7 +274,7 @@ def _sparsity(summary: Mapping[str, Any]) -> list[Claim]:
 
 
 def _steps(updates: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]]) -> list[Claim]:
-    """Figure 10, panel by panel, for each training that was followed: whether both coefficients have the sign."""
+    """Figure 10, panel by panel, for each training that was followed: whether both coefficients have its sign."""
     found = []
     for task, sign, paper in (("new", -1, "negative"), ("prior", 1, "positive")):
         for method, by_task in updates.items():
@@ -301,7 +301,7 @@ def _rank(methods: Mapping[str, Mapping[str, float]]) -> list[Claim]:
 
 
 def matched_similarity(on_policy: pa.Table, offline: pa.Table) -> dict[str, float]:
-    """CKNNA to the base of either training where it first reaches the new-task accuracy that both reach."""
+    """CKNNA with the base, for each of two trainings where it first reaches the new-task accuracy that both reach."""
     tables = {"on_policy": on_policy.to_pydict(), "offline": offline.to_pydict()}
     level = min(max(table["new"]) for table in tables.values())
     at = {name: next(i for i, new in enumerate(table["new"]) if new >= level) for name, table in tables.items()}

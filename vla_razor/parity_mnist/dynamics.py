@@ -1,4 +1,4 @@
-"""What happens during a training: representations (paper, Appendix C.1) and single updates (Appendix C.3)."""
+"""What happens during training: to the representations (paper, Appendix C.1) and in single updates (Appendix C.3)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
@@ -19,7 +19,7 @@ from vla_razor.parity_mnist.training import Settings, Task
 
 IMAGES = 1000  # of each test set; representations are compared on those of the prior task, which training never sees
 RECORDS = 100  # updates that are looked at, evenly spaced
-BLOCK = 10  # of them that the bootstrap keeps together: updates that follow one another are alike
+BLOCK = 10  # recorded updates that the bootstrap keeps together, since neighbouring updates are alike
 RESAMPLES = 1000
 SHIFTS = ("kl_change", "kl_step")
 
@@ -35,11 +35,11 @@ class Correlation(NamedTuple):
 def record(run: Settings, base: Parameters, task: Task, tests: Tests) -> Iterator[dict[str, Any]]:
     """Trains one run and yields a row for each update that is looked at.
 
-    `new` and `prior` accuracy; `cka` and `cknna` (k = 10) of the last hidden layer to the base's; `forward_kl` from the
-    base, nats; of this update alone, `kl_change` (the forward KL's growth), `kl_step` (the KL of the policy after it
-    from that before it) and the cosine between the update and the *gradient* of either task's loss: a positive one
-    raises that loss. The paper's "change in KL divergence between the output distributions before and after the update"
-    may be either.
+    A row has `new` and `prior` accuracy, `cka` and `cknna` (k = 10) between the last hidden layer and the base's, and
+    `forward_kl` from the base in nats. Of the update alone it has `kl_change`, by how much it raised the forward KL;
+    `kl_step`, the KL from the policy before it to the policy after it; and its cosine with the *gradient* of each
+    task's loss, where a positive one raises that loss. The paper's "change in KL divergence between the output
+    distributions before and after the update" may mean `kl_change` or `kl_step`.
     """
     tests = Tests(*(part[:IMAGES] for part in tests))
     total = run.epochs * -(-len(task.inputs) // training.BATCH)
@@ -47,6 +47,7 @@ def record(run: Settings, base: Parameters, task: Task, tests: Tests) -> Iterato
     start = _look(base, tests)
     before = base
     for step, parameters in training.finetune([run], base, task, checkpoints=total):
+        # Copied at every update, also where it is not looked at: the next one changes the same tensors.
         after = {name: value.clone() for name, value in parameters.items()}
         if step in looked_at:
             earlier = _look(before, tests)[0]
@@ -62,6 +63,7 @@ def record(run: Settings, base: Parameters, task: Task, tests: Tests) -> Iterato
                 "forward_kl": now,
                 "kl_change": now - _kl(start[0], earlier),
                 "kl_step": _kl(earlier, logits),
+                # The gradients are those at the weights before the update.
                 "cosine_new": float(weight_change.cosine(update, _gradient(before, tests, "new"))),
                 "cosine_prior": float(weight_change.cosine(update, _gradient(before, tests, "prior"))),
             }
@@ -69,9 +71,11 @@ def record(run: Settings, base: Parameters, task: Task, tests: Tests) -> Iterato
 
 
 def summarize(columns: Mapping[str, Sequence[float]]) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-    """Whether updates that shift the policy more follow either task's gradient more (paper, Figure 10, both panels): by
-    task, kind of `SHIFTS` and kind of `COEFFICIENTS`, the correlation over a training's updates of that KL and the
-    cosine with the gradient. What has none, as in a training of one update, is left out.
+    """Whether updates that shift the policy more follow a task's gradient more (paper, Figure 10, both panels).
+
+    By task, kind of shift (`SHIFTS`) and kind of coefficient (`COEFFICIENTS`): the correlation, over a training's
+    updates, of the shift and the cosine with the task's gradient. Where there is none, as with a single update, it is
+    left out.
     """
     found: dict[str, dict[str, dict[str, dict[str, float]]]] = {"new": {}, "prior": {}}
     for task, shift in product(found, SHIFTS):
@@ -89,6 +93,7 @@ def correlation(x: ArrayLike, y: ArrayLike, kind: str) -> Correlation:
     coefficient = COEFFICIENTS[kind]
     count = pairs.shape[1]
     length = min(BLOCK, count)
+    # Not scipy.stats.bootstrap: it draws single updates, and neighbours are alike; blocks keep them together.
     starts = np.random.default_rng(0).integers(count - length + 1, size=(RESAMPLES, -(-count // length), 1))
     rows = (starts + np.arange(length)).reshape(RESAMPLES, -1)[:, :count]
     found = np.array([coefficient(pairs[:, own]) for own in rows])
@@ -106,7 +111,8 @@ def _spearman(pairs: np.ndarray) -> float:
 
 
 COEFFICIENTS = {"pearson": _pearson, "spearman": _spearman}
-"""The paper does not say which it means: a few updates move the policy far, most hardly at all, and the two differ."""
+"""The paper does not say which it means. A few updates move the policy far and most hardly at all, so the two differ.
+"""
 
 
 def _kl(base: torch.Tensor, tuned: torch.Tensor) -> float:

@@ -14,7 +14,7 @@ from vla_razor.parity_mnist.methods import right_answers
 from vla_razor.parity_mnist.model import NEW, PRIOR, Outputs, Parameters
 
 FISHER_IMAGES = 200  # of the prior task
-CHUNK = 500  # test images in one forward pass: what they make of them then stays in a cache
+CHUNK = 500  # test images in one forward pass: so few that the activations stay in the cache
 ACTIVATION_CHANGES = (similarity.activation_l1, similarity.activation_l2)
 
 
@@ -33,7 +33,7 @@ class Tests(NamedTuple):
 
 
 class Base(NamedTuple):
-    """The base (R = 1) with what every measure compares with, computed once."""
+    """The base (R = 1), and what the measures compare with, computed once."""
 
     parameters: Parameters
     logits: Float[Tensor, "N 10"]
@@ -58,10 +58,11 @@ def fisher_of(parameters: Parameters, tests: Tests) -> Parameters:
 def measure(parameters: Parameters, base: Base, tests: Tests) -> dict[str, float]:
     """Accuracies and distances of one network (R = 1).
 
-    `new`: share of test digits answered with the right parity; `prior`: accuracy on the prior test set; divergences in
-    nats, activation changes of all hidden layers, both on the new task's test set; rank and sparsity of the update as
-    shares. NaN throughout for a network that is not finite.
+    `new` is the share of test digits answered with the right parity, `prior` the accuracy on the prior test set.
+    Divergences, in nats, and activation changes, of all hidden layers, are on the new task's test set. Rank and
+    sparsity of the update are shares. All are NaN for a network that is not finite.
     """
+    # A chunk's activations are compared with the base's at once, and need not be kept for the whole test set.
     outputs, changes = [], []
     for part, hidden in zip(_outputs(parameters, tests.new), base.hidden.split(CHUNK), strict=True):
         outputs.append(part)
@@ -82,12 +83,13 @@ def measure(parameters: Parameters, base: Base, tests: Tests) -> dict[str, float
         "activation_l1": activation_l1,
         "activation_l2": activation_l2,
     }
+    # A network may have diverged without every measure showing it: then none of them counts.
     finite = all(bool(part.isfinite().all()) for part in (*parameters.values(), logits, prior))
     return {name: float(value) if finite else float("nan") for name, value in found.items()}
 
 
 def accuracies(new: Float[Tensor, "N 10"], prior: Float[Tensor, "M 10"], tests: Tests) -> dict[str, float]:
-    """Of the logits on both test sets: `new`, the share of digits answered with the right parity, and `prior`."""
+    """From the logits on both test sets: `new`, the share of digits answered with the right parity, and `prior`."""
     right = right_answers(tests.digits).gather(-1, new.argmax(-1, keepdim=True))
     return {"new": float(right.float().mean()), "prior": float((prior.argmax(-1) == tests.classes).float().mean())}
 

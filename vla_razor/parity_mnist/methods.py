@@ -1,7 +1,7 @@
 """The objectives that are compared, one function each (paper, Sections 4-5 and Appendix B.3).
 
-All see the same `Batch` and return one loss a run, [R]. Offline methods learn labels that were annotated before the
-training (`METHODS` names the annotators); on-policy ones sample their own.
+All see the same `Batch` and return one loss per run, [R]. Offline methods learn labels that were annotated before
+training (`METHODS` names the annotators); on-policy methods sample their own answers.
 """
 
 from collections.abc import Callable
@@ -16,20 +16,20 @@ from vla_razor.core import advantages, divergence, projection
 from vla_razor.parity_mnist.data import CLASSES
 
 SAMPLES = 8
-"""Answers that an on-policy method samples for an image."""
+"""Answers that an on-policy method samples per image."""
 KL_COEFFICIENT = 0.1
 MARGIN = 1.0
 
 
 class Batch(NamedTuple):
-    """What an objective may look at: images are not among it, because the logits are computed once for all."""
+    """What an objective may look at. The images are not part of it: their logits are computed once, for all of it."""
 
     logits: Float[Tensor, "R B 10"]
     base_logits: Float[Tensor, "R B 10"]
     right: Bool[Tensor, "R B 10"]
     """Which answers have the digit's parity."""
     chosen: Int[Tensor, "R B"]
-    """The annotator's labels."""
+    """The annotator's labels; zeros for a method that samples its own answers."""
     rejected: Int[Tensor, "R B"]
     """Labels of the wrong parity."""
     generator: torch.Generator
@@ -41,17 +41,17 @@ def right_answers(digits: Int[Tensor, "*B"]) -> Bool[Tensor, "*B 10"]:
 
 
 def supervised(batch: Batch) -> Float[Tensor, " R"]:
-    """SFT: cross-entropy to the annotator's labels."""
+    """SFT: cross-entropy with the annotator's labels."""
     return -_log_probs(batch.logits, batch.chosen[..., None])[..., 0].mean(1)
 
 
 def grpo(batch: Batch) -> Float[Tensor, " R"]:
-    """On-policy, with negative examples: rewards normalised within the samples of an image."""
+    """GRPO: on-policy, with negative examples; rewards are normalised within the samples of an image."""
     return _policy_gradient(batch, advantages.group_normalized)
 
 
 def grpo_kl(batch: Batch) -> Float[Tensor, " R"]:
-    """GRPO with a penalty of 0.1 on KL(policy || base), in closed form rather than from the samples."""
+    """GRPO with a penalty of 0.1 on KL(policy || base), in closed form rather than estimated from the samples."""
     return grpo(batch) + KL_COEFFICIENT * divergence.reverse_kl(batch.base_logits, batch.logits).mean(1)
 
 
@@ -61,7 +61,7 @@ def one_zero_reinforce(batch: Batch) -> Float[Tensor, " R"]:
 
 
 def simpo(batch: Batch) -> Float[Tensor, " R"]:
-    """Offline, with negative examples: the annotator's label is to be likelier than a wrong one by a margin."""
+    """Offline, with negative examples: the annotator's label shall be likelier than a wrong one by a margin."""
     pairs = _log_probs(batch.logits, torch.stack([batch.chosen, batch.rejected], -1))
     return -F.logsigmoid(pairs[..., 0] - pairs[..., 1] - MARGIN).mean(1)
 
@@ -79,7 +79,7 @@ def annotate_second(digits: Int[Tensor, " N"], reference: Tensor, generator: tor
 def annotate_oracle(
     digits: Int[Tensor, " N"], reference: Float[Tensor, "N 10"], generator: torch.Generator
 ) -> Int[Tensor, " N"]:
-    """Labels sampled from the distribution closest to the base among those that are always right.
+    """Labels sampled from the oracle: of the distributions that are always right, the closest to the base.
 
     See `projection.oracle` for what the paper writes and what it can mean.
     """
@@ -90,18 +90,18 @@ def annotate_oracle(
 def annotate_policy(
     digits: Int[Tensor, " N"], reference: Float[Tensor, "N 10"], generator: torch.Generator
 ) -> Int[Tensor, " N"]:
-    """Labels sampled from another policy, wrong ones among them: distillation."""
+    """Labels sampled from another policy, its wrong answers included: distillation."""
     return torch.multinomial(reference.softmax(-1), 1, generator=generator)[:, 0]
 
 
 def annotate_wrong(digits: Int[Tensor, " N"], generator: torch.Generator) -> Int[Tensor, " N"]:
-    """Labels of the wrong parity, uniformly: what SimPO rejects."""
+    """Labels of the wrong parity, drawn uniformly: what SimPO rejects."""
     return torch.multinomial((~right_answers(digits)).float(), 1, generator=generator)[:, 0]
 
 
 class Method(NamedTuple):
-    """An objective, who annotates its images (None: nobody, it samples its own), and whether the policy that the
-    annotator refers to is a teacher rather than the base.
+    """An objective, its annotator (None where it samples its own answers), and whether the annotator refers to a
+    teacher rather than to the base.
     """
 
     objective: Callable[[Batch], Tensor]
@@ -120,27 +120,30 @@ METHODS = {
     "simpo": Method(simpo, annotate_first),
 }
 PAPER_METHODS = ("grpo", "grpo_kl", "sft_1", "sft_2", "sft_oracle")
-"""The five that the paper runs on ParityMNIST (Appendix B.3), and that its R2 is over. `sft_distilled` is that of its
-Figure 9; `one_zero_reinforce` and `simpo`, which it compares on Science Q&A alone (Section 5.1), are run here as well.
+"""The five that the paper runs on ParityMNIST (Appendix B.3) and computes its R2 over. `sft_distilled` is the method of
+its Figure 9. `one_zero_reinforce` and `simpo`, which it compares on Science Q&A alone (Section 5.1), are run here too.
 """
 
 
 def _policy_gradient(batch: Batch, advantage_of: Callable[[Tensor], Tensor]) -> Float[Tensor, " R"]:
     """REINFORCE on sampled answers; `advantage_of` takes rewards [G, K], the K samples of an image being a group."""
     log_policy = batch.logits.log_softmax(-1)
+    # Detached: the gradient goes through the log-probability of the answers, not through how they were drawn.
     answers = _sampled(log_policy.detach().exp(), batch.generator)
     rewards = batch.right.gather(-1, answers).float()
-    advantage = advantage_of(rewards.flatten(0, 1)).view_as(rewards)
+    advantage = advantage_of(rewards.flatten(0, 1)).view_as(rewards)  # an image of one run is a group: [R * B, K]
     return -(advantage * log_policy.gather(-1, answers)).mean((1, 2))
 
 
 def _sampled(policy: Float[Tensor, "R B 10"], generator: torch.Generator) -> Int[Tensor, "R B K"]:
-    """Answers drawn from probabilities.
+    """Answers drawn from probabilities, by inverting their cumulative sums.
 
-    All runs share the draws from [0, 1), each finds its own answers by them: what a run samples does not depend on the
-    runs beside it. A network that is not finite finds some answer too.
+    All runs share the draws from [0, 1) and each finds its own answers by them, so that what a run samples does not
+    depend on the runs that are trained beside it.
     """
     draws = torch.rand(policy.shape[1], SAMPLES, 1, generator=generator, device=policy.device)
+    # Without the last bound, which is 1: the answer is then at most 9, even where rounding or a diverged network (NaN)
+    # leaves the sum below the draw.
     bounds = policy.cumsum(-1)[..., None, :-1]
     return (bounds <= draws).sum(-1)
 

@@ -1,7 +1,7 @@
 """The MLP of the paper's Appendix B.3, many at a time: every parameter has a leading axis over R runs.
 
-One batched matrix product serves them all, which is what keeps a GPU busy; on a CPU a process trains one (R = 1), and
-the code is the same.
+One batched matrix product serves all of them, which keeps a GPU busy. On a CPU each process trains one (R = 1), with
+the same code.
 """
 
 from itertools import pairwise
@@ -18,11 +18,11 @@ WIDTH = 512  # of the first hidden layer; the second has half of it
 NEW, PRIOR = 1.0, -1.0  # the last input: which task an image belongs to
 
 Parameters = dict[str, Tensor]
-"""weight_i [R, in, out] and bias_i [R, out] of layer i: gradients then need no transposition."""
+"""weight_i [R, in, out] and bias_i [R, out] of layer i. In this layout gradients need no transposition."""
 
 
 class Outputs(NamedTuple):
-    """What the network computes from its inputs."""
+    """What the networks compute from their inputs."""
 
     logits: Float[Tensor, "R B 10"]
     hidden: list[Float[Tensor, "R B H"]]
@@ -66,24 +66,26 @@ def backward(
 ) -> None:
     """The gradients of all parameters, given that of the logits; overwrites `into`.
 
-    What autograd would do, without a graph to build and memory to find for every update of a small network.
+    Autograd computes the same, but builds a graph and allocates memory for every update, which a small network notices.
     """
     inputs = [x, *outputs.hidden]
     for layer in reversed(range(len(inputs))):
         torch.bmm(inputs[layer].mT, gradient, out=into[f"weight_{layer}"])
         torch.sum(gradient, 1, out=into[f"bias_{layer}"])
-        if layer:
+        if layer:  # through the weights to the layer before, and through its ReLU: 0 where that was 0
             gradient = torch.bmm(gradient, parameters[f"weight_{layer}"].mT)
             gradient = torch.ops.aten.threshold_backward(gradient, inputs[layer], 0)
 
 
 def flat(parameters: Parameters) -> Float[Tensor, "R P"]:
-    """All the numbers of each network in a row."""
+    """All parameters of each network as one row."""
     return torch.cat([value.flatten(1) for value in parameters.values()], 1)
 
 
 def shaped(rows: Float[Tensor, "R P"], like: Parameters) -> Parameters:
-    """Parameters that share the memory of such rows, with the names and sizes of `like`, however many runs that has."""
+    """Rows as made by `flat`, viewed as parameters with the names and shapes of `like`; the memory is shared. `like`
+    may have any number of runs.
+    """
     parts = rows.split([value[0].numel() for value in like.values()], 1)
     return {name: part.view(-1, *like[name].shape[1:]) for name, part in zip(like, parts, strict=True)}
 

@@ -1,10 +1,10 @@
 """Whether updates are sparse in float32 and in bfloat16 (paper, Section 6), and whether trainings agree on the weights.
 
-The same trainings are done in both: the same base, itself rounded to bfloat16, the same images in the same order, the
-same draws. *In bfloat16* weights, gradients and AdamW's averages are of that type from the first update to the last,
-and every update is rounded to it, as where a model is loaded in bfloat16 and given to an optimizer as it is. That is
-how the literature's language models are trained by RL, and it is done here on purpose: elsewhere in this project what
-learns is float32. Products are of float32 in both, so that nothing but what is kept differs.
+The same trainings are done in both: from the same base, itself rounded to bfloat16, with the same images in the same
+order and the same draws. *In bfloat16*, weights, gradients and AdamW's averages are bfloat16 from the first update to
+the last, and every update is rounded, as where a model is loaded in bfloat16 and handed to an optimizer. The
+literature's language models are trained by RL like this, and it is done here on purpose: elsewhere in this project what
+learns is float32. Products are in float32 in both, so that only what is kept between updates differs.
 """
 
 from collections.abc import Sequence
@@ -23,21 +23,22 @@ from vla_razor.parity_mnist.training import Settings, Task
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 ORDERS = 3
-"""Trainings that differ in the order of the images and in the answers that are drawn."""
+"""Trainings that differ only in the order of the images and in the answers that are drawn."""
 
 
 def rounded(base: Parameters) -> Parameters:
-    """The base that both kinds of training start from: every weight is one of bfloat16, in float32."""
+    """The base from which both kinds of training start: its weights rounded to bfloat16, held in float32."""
     return {name: value.bfloat16().float() for name, value in base.items()}
 
 
 def record(run: Settings, base: Parameters, task: Task, tests: Tests, precision: str) -> list[dict[str, Any]]:
-    """Trains like `run` at each of `RATES` and in each order, from the `rounded` base (R = 1); a row for each of them.
+    """Trains like `run` at each of `RATES` and in each order, from the `rounded` base (R = 1); one row for each
+    training.
 
-    `new` and `prior` accuracy, prior accuracy `forgotten`, `forward_kl` from the base in nats; `unchanged`, the share
-    of the weights that are the base's still, and `unchanged_rounded`, where the tuned weights are rounded to bfloat16
-    afterwards; `jaccard`, `chance` and `chance_by_size` of the changed weights (`weight_change.agreement`), the means
-    over the other orders.
+    A row has `new` and `prior` accuracy, the prior accuracy `forgotten`, and `forward_kl` from the base in nats;
+    `unchanged`, the share of weights that still equal the base's, and `unchanged_rounded`, that share after rounding
+    the tuned weights to bfloat16; and, as means over the other orders, `jaccard`, `chance` and `chance_by_size` of the
+    changed weights (`weight_change.agreement`).
     """
     start, prior = _logits(base, tests)
     before = accuracies(start, prior, tests)
@@ -71,7 +72,7 @@ def record(run: Settings, base: Parameters, task: Task, tests: Tests, precision:
 
 
 def _agreements(base: Parameters, alike: Sequence[Parameters]) -> list[dict[str, float]]:
-    """Of each of the trainings, the means over its pairs with the others."""
+    """For each training, the means over its pairs with the others."""
     pairs = {
         pair: weight_change.agreement(base, *(alike[index] for index in pair))._asdict()
         for pair in combinations(range(len(alike)), 2)

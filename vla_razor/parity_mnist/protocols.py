@@ -1,4 +1,4 @@
-"""Would another sweep, or another fit, have found the same predictor? R2 under choices that the paper made silently."""
+"""Would another sweep, or another fit, have found the same predictor? R2 under choices that the paper left open."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from operator import attrgetter
@@ -16,12 +16,12 @@ DEGREE = 2
 """Of the polynomial that the paper fits."""
 OTHER_DEGREES = (1, 3)
 SHOWN = ("forward_kl", "reverse_kl", "total_variation", "l2_distance")
-"""What the tables show beside the best."""
+"""The measures that tables show beside the best one."""
 
 
 def compare(points: Sequence[Point]) -> dict[str, dict[str, float]]:
-    """R2 of every predictor under each protocol, by its name; a measure that hardly varies is left out, and so is a
-    protocol that leaves nothing to fit.
+    """R2 of every predictor, by the name of the protocol. Measures that hardly vary are left out, and so are protocols
+    under which nothing can be fitted.
     """
     found = {"all models": _r2(points, DEGREE)}
     found |= {name: _r2(own, DEGREE) for name, own in _parts(points)}
@@ -35,7 +35,7 @@ def best(by_measure: Mapping[str, float]) -> str:
 
 
 def _parts(points: Sequence[Point]) -> Iterator[tuple[str, list[Point]]]:
-    """The points that a smaller sweep would have had, wherever it would differ."""
+    """The points that smaller sweeps would have had, where they would be fewer."""
     for wording, fact in (("seed {} alone", "seed"), ("{} schedule", "schedule"), ("{}-epoch runs", "epochs")):
         values = sorted({getattr(point, fact) for point in points})
         if len(values) > 1:

@@ -1,8 +1,8 @@
 """The sweep: every method at every learning rate, schedule and length, from every base, in worker processes.
 
-Each finished run is a parquet file of its own, so that a killed sweep goes on where it stopped. Runs of a method that
-are equally long are trained side by side: on a CPU a few of them in each process, on one thread, because matrices of
-this size do not divide well; on a GPU all of them.
+Each finished run is a parquet file of its own, so that a killed sweep goes on where it stopped. Runs of one method and
+length are trained side by side: on a GPU all of them; on a CPU a few in each process, on one thread, because matrices
+of this size do not divide well among threads.
 """
 
 import multiprocessing
@@ -32,16 +32,16 @@ from vla_razor.parity_mnist.model import Parameters, select
 from vla_razor.parity_mnist.training import Settings, Task
 
 SIDE_BY_SIDE = 4
-"""Runs that a process trains together on a CPU: enough to share the cost of a batch, few enough for its caches."""
+"""Runs that a process trains together on a CPU: enough to share the cost of a batch, few enough for the caches."""
 TEACHER = "grpo"
 TEACHER_RATE, TEACHER_SCHEDULE, TEACHER_EPOCHS = 3e-4, "cosine", 2
-DIVERGED = 1000.0  # nats: beyond this a network answers at random, for ever surer
+DIVERGED = 1000.0  # nats: beyond this a network is certain of answers that are no better than chance
 TEXTS = ("domain", "method", "run", "schedule", "status", "reason", "precision")
 COUNTS = ("seed", "width", "epochs", "step", "order")
 
 
 class Job(NamedTuple):
-    """What a worker process needs to know: where images come from and results go, and where it computes."""
+    """What a worker process needs to know: where its images are, where results go, and on which device it computes."""
 
     data_dir: Path | None
     out: Path
@@ -67,7 +67,7 @@ def grid(
     epochs: Sequence[int],
     origins: Sequence[Origin],
 ) -> list[Settings]:
-    """All runs, those that can be trained together side by side."""
+    """All runs, in an order in which those that can be trained together are neighbours."""
     choices = product(origins, methods, epochs, rates, schedules)
     return [Settings(method, rate, kind, count, *origin) for origin, method, count, rate, kind in choices]
 
@@ -78,7 +78,7 @@ def learning_rates(low: float, high: float, count: int) -> list[float]:
 
 
 def prepare(origin: Origin, job: Job) -> None:
-    """Pre-trains a base, and the teacher that `sft_distilled` learns from; both are kept in bases/, and the
+    """Pre-trains a base, and trains the teacher that `sft_distilled` learns from. Both are kept in bases/, and the
     base's own row beside those of the runs.
     """
     images, tests = _images(job.data_dir)
@@ -97,9 +97,8 @@ def prepare(origin: Origin, job: Job) -> None:
 def sweep(
     runs: Sequence[Settings], followed: Sequence[Settings], job: Job, processes: int, done: Callable[[int], None]
 ) -> None:
-    """Prepares the bases, measures the teachers that the runs need, trains the runs, follows those of `followed` and
-    trains them in either precision, as far as their files are not there yet; `done` is called with the number of files
-    that have just been finished.
+    """Does whatever has no file yet: prepares the bases, trains the runs, measures their teachers, and follows the runs
+    in `followed` and trains them in both precisions. `done` is called with the number of files just finished.
 
     Raises RunFailed where a worker process died; the finished runs are kept.
     """
@@ -111,6 +110,7 @@ def sweep(
     groups = [(group, sum(map(missing, group))) for group in side_by_side(runs, job.device) if any(map(missing, group))]
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _initialize) as pool:
         try:
+            # First the bases, all of them: every run starts from one.
             for future in [pool.submit(prepare, origin, job) for origin in origins]:
                 future.result()
             futures = {pool.submit(train, group, job): count for group, count in groups}
@@ -124,7 +124,7 @@ def sweep(
             for future in as_completed(futures):
                 future.result()
                 done(futures[future])
-        except KeyboardInterrupt:  # Ctrl-C reaches the workers too, SIGTERM this process alone
+        except KeyboardInterrupt:  # Ctrl-C reaches the workers too, but SIGTERM only this process
             for worker in multiprocessing.active_children():
                 worker.terminate()
             raise
@@ -148,14 +148,14 @@ def train(runs: Sequence[Settings], job: Job) -> None:
 
 
 def follow(run: Settings, job: Job) -> None:
-    """Trains a run again, looking at its updates one by one; kept in dynamics/."""
+    """Trains a run again and looks at single updates; the rows are kept in dynamics/."""
     base, task, tests = _opened(run, job)
     rows = list(dynamics.record(run, base.parameters, task, tests))
     _write(dynamics_path(job.out, run), rows)
 
 
 def compare(run: Settings, name: str, job: Job) -> None:
-    """Trains like a run in the precision of that name (`precision.record`); kept in precision/."""
+    """Trains like a run in the precision of that name (`precision.record`); the rows are kept in precision/."""
     images, tests = _images(job.data_dir)
     base = precision.rounded(_bases(job, origin_of(run))[0].parameters)
     task = training.task_of(run.method, images.mnist_train, base, run.seed)
@@ -163,7 +163,7 @@ def compare(run: Settings, name: str, job: Job) -> None:
 
 
 def measure_teacher(origin: Origin, job: Job) -> None:
-    """Measures the teacher as any other policy; kept in teachers/."""
+    """Measures the teacher like any other policy; its row is kept in teachers/."""
     base, teacher = _bases(job, origin)
     row = _row(_teacher(origin)._replace(method="teacher"), 0, measure(teacher, base, _images(job.data_dir)[1]))
     _write(teacher_path(job.out, origin), [row])
@@ -175,7 +175,7 @@ def taught(runs: Sequence[Settings]) -> list[Origin]:
 
 
 def files(runs: Sequence[Settings], followed: Sequence[Settings], job: Job) -> list[Path]:
-    """All that `sweep` counts."""
+    """All files that `sweep` makes and counts."""
     found = [shard_path(job.out, run) for run in runs] + [dynamics_path(job.out, run) for run in followed]
     found += [precision_path(job.out, run, name) for run, name in product(followed, precision.DTYPES)]
     return found + [teacher_path(job.out, origin) for origin in taught(runs)]
@@ -188,7 +188,7 @@ def precisions(followed: Sequence[Settings], job: Job) -> list[dict[str, Any]]:
 
 
 def with_teachers(table: pa.Table, runs: Sequence[Settings], job: Job) -> pa.Table:
-    """A merged table with the teachers' rows, which are in no fit."""
+    """A merged table with the teachers' rows added, which take part in no fit."""
     return pa.concat_tables([table, *(pq.read_table(teacher_path(job.out, origin)) for origin in taught(runs))])
 
 
@@ -201,8 +201,8 @@ def merge(runs: Sequence[Settings], job: Job) -> pa.Table:
 
 
 def side_by_side(runs: Sequence[Settings], device: str) -> Iterator[list[Settings]]:
-    """The runs that are trained side by side. A resumed sweep divides them as the whole one did: a run's last bits
-    depend on how many are beside it.
+    """Groups of runs that are trained side by side. A resumed sweep forms the same groups as a whole one, since a run's
+    last bits depend on how many are beside it.
     """
     for _, alike in groupby(runs, key=lambda run: (origin_of(run), run.method, run.epochs)):
         group = list(alike)
@@ -221,12 +221,12 @@ def teacher_path(out: Path, origin: Origin) -> Path:
 
 
 def precision_path(out: Path, run: Settings, name: str) -> Path:
-    """Where what `compare` found is kept."""
+    """Where the rows of `compare` are kept."""
     return out / "precision" / f"{run.method}-{origin_of(run).name}-{name}.parquet"
 
 
 def dynamics_path(out: Path, run: Settings) -> Path:
-    """Where what `follow` saw of a run is kept."""
+    """Where the rows of `follow` are kept."""
     return out / "dynamics" / f"{run.name}.parquet"
 
 
@@ -264,13 +264,11 @@ def _base_row(out: Path, origin: Origin) -> Path:
 
 
 def _initialize() -> None:
-    """One thread a worker. Ctrl-C in a terminal ends it at once and without a word: what it was at is done again.
-
-    Averages of gradients that are zero for hundreds of updates decay to denormal numbers, on which a processor computes
-    several times as long: they become zero.
-    """
+    """Sets up a worker: one thread, and an end at once and in silence at Ctrl-C; what it was doing is done again."""
     os.environ["THP_MEM_ALLOC_ENABLE"] = "1"  # pages of 2 MB, where the system has them; read before the first tensor
     torch.set_num_threads(1)
+    # AdamW's averages of gradients that are zero for hundreds of updates decay to denormal numbers, on which processors
+    # are several times slower. They become zero instead.
     torch.set_flush_denormal(True)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as it is for a job in the background
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -278,7 +276,9 @@ def _initialize() -> None:
 
 
 def _end_with_parent() -> None:
-    """A pool whose parent was killed would train what is left in its queue, and then wait for ever."""
+    """Ends the worker with its parent: else a pool whose parent was killed would train the rest of its queue, and then
+    wait for ever.
+    """
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -293,13 +293,13 @@ def _opened(run: Settings, job: Job) -> tuple[Base, Task, Tests]:
 
 @lru_cache(maxsize=1)
 def _task(job: Job, origin: Origin, method: str) -> Task:
-    """The last one is kept: the groups of a method come one after the other."""
+    """The task of a method from a base. Only the last one is kept, since a method's groups follow one another."""
     return training.labelled(_first_task(job, origin), method, origin.seed, _bases(job, origin)[1])
 
 
 @lru_cache(maxsize=1)
 def _first_task(job: Job, origin: Origin) -> Task:
-    """Whose inputs and base's logits are those of all methods."""
+    """A task from this base, whose inputs and base logits are the same for all methods."""
     base, _ = _bases(job, origin)
     return training.task_of(TEACHER, _images(job.data_dir)[0].mnist_train, base.parameters, origin.seed)
 
@@ -312,7 +312,7 @@ def _images(data_dir: Path | None) -> tuple[data.Data, Tests]:
 
 @cache
 def _bases(job: Job, origin: Origin) -> tuple[Base, Parameters]:
-    """The base with what it is compared by, and the teacher."""
+    """The base with what the measures need of it, and the teacher."""
     tensors = load_file(_base_path(job.out, origin))
     base, teacher, fisher = (
         {name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")}

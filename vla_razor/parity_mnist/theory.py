@@ -57,12 +57,12 @@ def paths(seed: int, steps: int) -> list[Path]:
 
 
 def normalization(seed: int, inputs: int = 8, samples: int = 8) -> Normalization:
-    """What subtracting the mean and what dividing by the standard deviation of a group of `samples` binary rewards does
-    to the expected update, over `inputs` whose probabilities of being right differ. Exact: summed over how many of the
-    samples are right.
+    """What subtracting the mean does to the expected update, and what dividing by the standard deviation does, of a
+    group of `samples` binary rewards. The `inputs` differ in their probability p of being right. Exact: a sum over how
+    many of the samples are right.
 
-    An input's gradient of the expected reward is p (1 - p) along a direction of its own, so the update's weight on that
-    input is all that a normalisation can change.
+    Each input's gradient of the expected reward is p (1 - p) along a direction of its own. So the only thing that a
+    normalisation can change is the weight that the update gives to each input.
     """
     generator = torch.Generator().manual_seed(seed)
     p = torch.rand(inputs, generator=generator, dtype=torch.float64)
@@ -82,11 +82,13 @@ def normalization(seed: int, inputs: int = 8, samples: int = 8) -> Normalization
 
 
 def _ascend(base: Tensor, right: Tensor, steps: int, natural: bool) -> Float[Tensor, "T Y"]:
-    """Exact gradient ascent on the expected reward of a table of logits, plain or natural."""
+    """Exact gradient ascent on the expected reward, in a table of logits; the plain gradient or the natural one."""
     policies = [base]
     for _ in range(steps):
         policy = policies[-1].exp()
         advantage = right.double() - policy[right].sum()
+        # The gradient by a logit is pi(y) advantage(y). The natural gradient multiplies it by the inverse Fisher
+        # information, which for a table takes pi(y) away again, up to a constant that the softmax removes.
         policies.append((policies[-1] + RATE * (advantage if natural else policy * advantage)).log_softmax(-1))
     return torch.stack(policies)
 

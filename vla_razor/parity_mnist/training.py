@@ -1,6 +1,6 @@
 """Pre-training the base, and fine-tuning it: R runs of one method side by side.
 
-Runs that are trained together differ in learning rate and schedule alone; they see the same images in the same order.
+Runs that are trained together differ only in learning rate and schedule; they see the same images in the same order.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,8 +26,8 @@ WARMUP = 0.05  # of a run's updates
 
 
 class Settings(NamedTuple):
-    """A fine-tuning run: what it learns by, how fast, how long, from which base. `width` is that of the first hidden
-    layer; the second has half of it.
+    """A fine-tuning run: its method, how fast and how long it learns, and the seed of its base. `width` is that of the
+    first hidden layer; the second has half of it.
     """
 
     method: str
@@ -39,13 +39,13 @@ class Settings(NamedTuple):
 
     @property
     def name(self) -> str:
-        """One for every run, fit for a file."""
+        """Unique among the runs of a sweep, and fit for a file name."""
         start = f"{self.method}-seed{self.seed}-width{self.width}"
         return f"{start}-lr{self.learning_rate:.6g}-{self.schedule}-{self.epochs}ep"
 
 
 class Task(NamedTuple):
-    """What fine-tuning learns from: inputs of the new task, their digits, and the labels an annotator gave them."""
+    """What fine-tuning learns from: inputs of the new task, their digits, and the labels that an annotator gave."""
 
     inputs: Float[Tensor, "N 785"]
     digits: Int[Tensor, " N"]
@@ -55,9 +55,10 @@ class Task(NamedTuple):
 
 
 def pretrain(data: Data, seed: int, width: int = model.WIDTH) -> Parameters:
-    """The base (R = 1): 500 images of each task, digits labelled by a random one of their parity."""
+    """The base (R = 1), trained on 500 images of each task. A digit's label is a random one of its parity."""
     generator = generator_of(seed, "pretraining")
     digits, clothes = (_some(split, PRETRAINING_IMAGES, generator) for split in (data.mnist_train, data.fashion_train))
+    # Random, so that the base spreads over the right answers and prefers none.
     answers = torch.multinomial(methods.right_answers(digits.labels).float(), 1, generator=generator)[:, 0]
     images = torch.cat([model.inputs(digits.images, NEW), model.inputs(clothes.images, PRIOR)])
     labels = torch.cat([answers, clothes.labels])
@@ -73,7 +74,7 @@ def pretrain(data: Data, seed: int, width: int = model.WIDTH) -> Parameters:
 
 
 def task_of(method: str, split: Split, base: Parameters, seed: int, teacher: Parameters | None = None) -> Task:
-    """The images of the new task with the labels of the method's annotator."""
+    """The new task's images with the labels of the method's annotator."""
     inputs, unlabelled = model.inputs(split.images, NEW), torch.zeros_like(split.labels)
     task = Task(inputs, split.labels, _logits(base, inputs), unlabelled, unlabelled)
     return labelled(task, method, seed, teacher)
@@ -101,15 +102,13 @@ def finetune(
     order: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[tuple[int, Parameters]]:
-    """Trains the runs side by side; yields the update's number and all their parameters, `checkpoints` times, evenly
-    spaced, the last one at the end. The parameters go on learning: whoever keeps them copies them.
+    """Trains the runs side by side. Yields the number of the update and all their parameters, `checkpoints` times,
+    evenly spaced, the last time at the end. Training goes on in the same tensors: whoever keeps them copies them.
 
-    A run whose loss is not finite goes on as it is; its parameters say so.
-
-    Pixels that are black in every image are left out: the weights behind them have no gradient and stay as they are.
+    A run whose loss is not finite is trained on regardless, and its parameters end up not finite.
 
     Another `order` shows the same images in another order and draws other answers. Weights, gradients and AdamW's
-    averages are kept in `dtype`; products are of float32, whatever that is.
+    averages are kept in `dtype`; products are in float32, whatever `dtype` is.
     """
     first = runs[0]
     objective = methods.METHODS[first.method].objective
@@ -117,11 +116,14 @@ def finetune(
     generator = generator_of(*key, device=device)
     task = Task(*(part.to(device) for part in task))
     right = methods.right_answers(task.digits)
+    # Pixels that are black in every image are left out: the weights behind them have no gradient and never change.
     lit = task.inputs.any(0).nonzero()[:, 0]
     inputs = task.inputs[:, lit]
     base = {name: value.to(device).to(dtype).float() for name, value in base.items()}
     whole = base["weight_0"].repeat(len(runs), 1, 1)
     narrow = base | {"weight_0": base["weight_0"][:, lit]}
+    # All weights of a run are one row [R, P], and so are its gradients: the optimizer then takes one kernel call per
+    # run. `parameters` and `gradients` are views of these rows in the layers' shapes.
     weights = model.flat(narrow).repeat(len(runs), 1)
     slopes = torch.empty_like(weights)
     parameters, gradients = (model.shaped(part, narrow) for part in (weights, slopes))
@@ -129,11 +131,15 @@ def finetune(
     batches = [rows for _ in range(first.epochs) for rows in _shuffled(len(task.inputs), generator)]
     saves = {round(step) for step in np.linspace(len(batches), 0, checkpoints, endpoint=False)}
     for step, batch in enumerate(batches, 1):
+        # The runs share their images, so [R, B, ...] is expanded, not copied.
         x = inputs.index_select(0, batch).expand(len(runs), -1, -1)
         outputs = model.forward(parameters, x)
+        # Autograd goes from the loss to the logits. Through the network `model.backward` takes the gradient, straight
+        # into `gradients`: no graph is built and no memory allocated for every update of a small network.
         logits = outputs.logits.requires_grad_()
         shared = [part[batch] for part in (task.base_logits, right, task.chosen, task.rejected)]
         base_logits, allowed, chosen, rejected = (part.expand(len(runs), *part.shape) for part in shared)
+        # Summed, not averaged: a run's gradient must not depend on how many are trained beside it.
         loss = objective(Batch(logits, base_logits, allowed, chosen, rejected, generator)).sum()
         (gradient,) = torch.autograd.grad(loss, logits)
         model.backward(parameters, x, outputs, gradient, gradients)
@@ -146,25 +152,26 @@ _kernel = torch._fused_adamw_  # pyright: ignore[reportPrivateImportUsage]
 
 
 class _AdamW:
-    """With a learning rate a run, without weight decay: all numbers of a network are one row, its gradients another.
+    """AdamW without weight decay, with a learning rate per run. A run's weights are one row, its gradients another.
 
-    torch.optim's own kernel, called without its Python, which takes a seventh as long again for so small a network.
+    It calls torch.optim's own kernel directly: for so small a network the Python around it takes a seventh as long
+    again.
 
-    What it keeps between updates is of `dtype`. In bfloat16, as the kernel has it for a model whose weights are that,
-    an update below half a unit in a weight's last place leaves the weight where it was.
+    What it keeps between updates is in `dtype`. In bfloat16, as in training a bfloat16 model, an update below half a
+    unit in a weight's last place leaves the weight where it was.
     """
 
     def __init__(
         self, rows: Float[Tensor, "R P"], gradients: Float[Tensor, "R P"], runs: Sequence[Settings], dtype: torch.dtype
     ) -> None:
         self.rows, self.gradients = rows, gradients
-        self.kept, self.slopes = rows.to(dtype), gradients.to(dtype)  # the same memory, if they are of it already
+        self.kept, self.slopes = rows.to(dtype), gradients.to(dtype)  # no copies where `dtype` is float32
         averages = torch.zeros_like(self.kept), torch.zeros_like(self.kept)
         self.runs = list(zip(runs, self.kept, self.slopes, *averages, strict=True))
         self.count = rows.new_zeros(())
 
     def step(self, step: int, total: int) -> None:
-        """Update number `step` of `total`, by what the gradients hold now."""
+        """Update number `step` of `total`, from the present gradients."""
         self.count.fill_(step)
         if self.slopes is not self.gradients:
             self.slopes.copy_(self.gradients)
@@ -178,7 +185,7 @@ class _AdamW:
 
 
 def generator_of(*key: int | str, device: str = "cpu") -> torch.Generator:
-    """A generator for each key."""
+    """A generator seeded by the key: other keys give independent ones."""
     words = [word if isinstance(word, int) else int.from_bytes(word.encode(), "little") for word in key]
     seed = int(np.random.SeedSequence(words).generate_state(2, np.uint64)[0] >> 1)
     return torch.Generator(device).manual_seed(seed)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import http.client
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
+import httpx2
 from omegaconf import DictConfig
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
 from vla_razor.config import environments
 from vla_razor.errors import RunFailed, UserError
@@ -50,9 +49,10 @@ def fetch(source: Path | None = None) -> None:
     """
     if source is not None and not source.is_dir():
         raise UserError(f"{source} is no folder; expected one laid out as github.com/{REPOSITORY}.")
-    read = _download if source is None else lambda path: _copy(source, path)
     print(NOTICE)
-    failures = _bring(read, cache_folder())
+    with httpx2.Client(timeout=TIMEOUT, follow_redirects=True) as client:
+        read = partial(_download, client) if source is None else partial(_copy, source)
+        failures = _bring(read, cache_folder())
     _report(failures, source)
 
 
@@ -108,26 +108,25 @@ def _copy(source: Path, path: str) -> bytes:
         raise _Refused(error.strerror or str(error)) from None
 
 
-def _download(path: str) -> bytes:
-    reason = ""
-    for attempt in range(ATTEMPTS):
-        if attempt:
-            time.sleep(PAUSE * 2 ** (attempt - 1))
-        try:
-            with urllib.request.urlopen(URL + quote(path), timeout=TIMEOUT) as response:
-                return response.read()
-        except urllib.error.HTTPError as error:
-            reason = f"HTTP {error.code} {error.reason}"
-            if error.code < 500 and error.code != 429:
-                break
-        except urllib.error.URLError as error:
-            if attempt == ATTEMPTS - 1:  # no other file would fare better
-                raise RunFailed(f"{URL} cannot be reached: {error.reason}. {ADVICE}") from None
-        except http.client.IncompleteRead as error:
-            reason = f"the connection ended after {len(error.partial)} bytes"
-        except (OSError, http.client.HTTPException) as error:
-            reason = str(error)
-    raise _Refused(reason)
+def _download(client: httpx2.Client, path: str) -> bytes:
+    def get() -> bytes:
+        return client.get(URL + quote(path)).raise_for_status().content
+
+    stop, wait = stop_after_attempt(ATTEMPTS), wait_exponential(PAUSE)
+    try:
+        return Retrying(retry=retry_if_exception(_passes), stop=stop, wait=wait, reraise=True)(get)
+    except httpx2.HTTPStatusError as error:
+        raise _Refused(f"HTTP {error.response.status_code} {error.response.reason_phrase}") from None
+    except httpx2.ConnectError as error:  # no other file would fare better
+        raise RunFailed(f"{URL} cannot be reached: {error}. {ADVICE}") from None
+    except httpx2.HTTPError as error:
+        raise _Refused(str(error) or type(error).__name__) from None
+
+
+def _passes(error: BaseException) -> bool:
+    if isinstance(error, httpx2.HTTPStatusError):
+        return error.response.status_code >= 500 or error.response.status_code == 429
+    return isinstance(error, httpx2.HTTPError)
 
 
 def _report(failures: dict[str, str], source: Path | None) -> None:

@@ -203,6 +203,7 @@ def _columns(results: Sequence[Any], measure: str) -> tuple[list[float], list[fl
 
 
 def _bootstrapped(values: np.ndarray) -> Difference:
+    # Not scipy.stats.bootstrap: it refuses a part of a single run.
     drawn = np.random.default_rng(0).choice(values, (RESAMPLES, len(values))).mean(1)
     low, high = np.quantile(drawn, [0.025, 0.975])
     return Difference(float(values.mean()), float(low), float(high))
