@@ -1,7 +1,7 @@
 """Builds the source archive and from it the wheel, and uses the wheel in an environment that holds almost nothing else.
 
-The wheel must hold the two packages, with their data, and nothing else at the top level. In an environment without
-torch, ManiSkill and transformers both must import, the command line print its help, and Gymnasium find the tasks.
+The wheel must hold the three packages, with their data, and nothing else at the top level. In an environment without
+torch, ManiSkill and transformers they must import, the command line print its help, and Gymnasium find the tasks.
 """
 
 import subprocess
@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = ROOT / "scripts" / "setup" / "constraints.txt"
 LIGHT = ["gymnasium", "hydra-core", "rich", "typer"]
-PACKAGES = {"vla_razor", "vla_razor_envs"}
+PACKAGES = {"vla_razor", "vla_razor_envs", "vla_razor_libero"}
 DATA = [
     "vla_razor/py.typed",
     "vla_razor_envs/py.typed",
@@ -24,9 +24,10 @@ DATA = [
     "vla_razor/assets/tiny/config.json",
 ]
 IMPORTS = """
-import sys, gymnasium, vla_razor, vla_razor_envs
+import sys, gymnasium, vla_razor, vla_razor_envs, vla_razor_libero
 assert not {"torch", "mani_skill", "transformers"} & set(sys.modules)
-assert {"vla_razor/PickCan-v2", "vla_razor/Drawer-v1"} <= set(gymnasium.registry), sorted(gymnasium.registry)
+tasks = {"vla_razor/PickCan-v2", "vla_razor/Drawer-v1", "vla_razor/LIBERO-v0"}
+assert tasks <= set(gymnasium.registry), sorted(gymnasium.registry)
 """
 
 

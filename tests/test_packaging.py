@@ -13,7 +13,7 @@ import vla_razor
 from vla_razor.errors import nearest
 
 CONSTRAINTS = Path(__file__).parents[1] / "scripts" / "setup" / "constraints.txt"
-HEAVY = {"torch", "transformers", "mani_skill", "sapien", "timm", "peft", "matplotlib", "scipy", "h5py"}
+HEAVY = {"torch", "transformers", "mani_skill", "sapien", "timm", "peft", "matplotlib", "scipy", "h5py", "libero"}
 
 
 def test_version_is_the_installed_one():
@@ -25,6 +25,8 @@ def test_the_command_is_an_entry_point():
     (point,) = points.select(group="console_scripts")
     assert (point.name, point.value) == ("vla-razor", "vla_razor.cli:main")
     assert [point.name for point in points.select(group="vla_razor.policies")] == ["scripted"]
+    suites = {point.name for point in points.select(group="vla_razor.suites")}
+    assert suites == {"libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90"}
 
 
 @pytest.mark.parametrize("package", ["vla_razor", "vla_razor_envs"])
@@ -34,7 +36,9 @@ def test_either_package_registers_the_tasks(package: str):
     assert {"vla_razor/PickCan-v2", "vla_razor/Drawer-v1"} <= set(result.stdout.split())
 
 
-@pytest.mark.parametrize("statement", ["import vla_razor", "import vla_razor_envs", "import vla_razor.cli"])
+@pytest.mark.parametrize(
+    "statement", ["import vla_razor", "import vla_razor_envs", "import vla_razor_libero", "import vla_razor.cli"]
+)
 def test_light_imports_stay_light(statement: str):
     script = f"import sys; {statement}; print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -44,9 +48,9 @@ def test_light_imports_stay_light(statement: str):
 def test_every_dependency_is_pinned_within_its_range():
     lines = [line for line in CONSTRAINTS.read_text().splitlines() if not line.startswith("#")]
     pins = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
-    unused_here = {"wandb", "trackio", "tensorflow"}  # extras that neither the tests nor the main job install
+    unused_here = {"wandb", "trackio", "rt1", "libero"}  # extras that neither the tests nor the main job install
     for requirement in map(Requirement, importlib.metadata.requires("vla-razor") or []):
-        if requirement.name not in unused_here:
+        if not any(f'extra == "{extra}"' in str(requirement.marker) for extra in unused_here):
             assert pins[canonicalize_name(requirement.name)] in requirement.specifier, requirement
 
 

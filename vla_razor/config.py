@@ -292,7 +292,7 @@ def choices(verb: str, key: str) -> list[str]:
         spoken_of = {verb, *_fragments(verb)}
         return [name for name, sections in _experiments().items() if not spoken_of.isdisjoint(sections)]
     if key in GROUPS:
-        return sorted(path.stem for path in (CONFIG_DIR / "env").glob("*.yaml"))
+        return sorted({*_built_in(), *suites.registered()})
     rule = _rule(key)
     if rule is _SWITCH:
         return ["true", "false"]
@@ -324,6 +324,11 @@ def describe(verb: str) -> str:
     return "\n".join(
         f"{key}={value}".ljust(27) + f" {meaning}" for key, (value, meaning) in rows.items() if key not in hidden
     )
+
+
+def _built_in() -> list[str]:
+    """The names of the environments that are described here."""
+    return [path.stem for path in (CONFIG_DIR / "env").glob("*.yaml")]
 
 
 @cache
@@ -473,14 +478,23 @@ def _split(override: str) -> tuple[str, str]:
 
 def _compose_files(verb: str, groups: dict[str, str]) -> DictConfig:
     plain = _composed(verb)
-    files = {key: name for key, name in groups.items() if suites.is_file(name) and key in plain}
-    chosen = {key: name for key, name in groups.items() if key not in files}
+    outside = {key: name for key, name in groups.items() if key in plain and _is_outside(name)}
+    chosen = {key: name for key, name in groups.items() if key not in outside}
     config = _composed(verb, *(_group_override(verb, plain, key, name) for key, name in chosen.items()))
     OmegaConf.set_struct(config, False)
     config.update({key: None for key in plain if key not in config})
-    config.update({key: suites.read(name) for key, name in files.items()})
+    for key, name in outside.items():
+        config[key] = suites.read(name)
+        most = config[key].pop("num_envs")
+        if most is not None and "num_envs" in config:  # a default: experiments and the command line come after it
+            config.num_envs = min(config.num_envs, most)
     OmegaConf.set_struct(config, True)
     return config
+
+
+def _is_outside(name: str) -> bool:
+    """Whether the choice of an environment is a suite from outside. What is described here keeps its name."""
+    return suites.is_file(name) or (name not in _built_in() and name in suites.registered())
 
 
 def _composed(name: str, *overrides: str) -> DictConfig:
@@ -518,8 +532,8 @@ def _group_override(verb: str, plain: DictConfig, key: str, name: str) -> str:
         raise UserError(f"unknown key {key!r} for {verb}. {nearest(key, map(str, plain))}")
     if name == "null" and key in NULLABLE:
         return f"~{GROUPS[key]}"
-    known = [path.stem for path in (CONFIG_DIR / "env").glob("*.yaml")]
-    if name not in known:
+    if name not in _built_in():
+        known = choices(verb, key)
         own = "A suite of your own: FILE.yaml, or config_dir=DIR with DIR/env/NAME.yaml."
         raise UserError(f"unknown {key} {name!r}. {nearest(name, known)} {own}")
     return f"{GROUPS[key]}={name}"

@@ -134,6 +134,16 @@ def check_assets() -> Check:
     return Check(True, f"Panda (ships with ManiSkill), Google robot ({asset_folder()}){without}")
 
 
+def check_libero() -> Check:
+    """LIBERO, and whether this mujoco draws its scenes as policies know them. Optional."""
+    from vla_razor_libero import LiberoUnusable, versions
+
+    try:
+        return Check(True, versions())
+    except LiberoUnusable as error:
+        return Check(None, f"{error.found}: optional, for the suites libero_*", error.remedy)
+
+
 def check_base() -> Check:
     """The embedded base policy: its files are complete and readable."""
     if not BASE_FOLDER.is_dir():
@@ -166,6 +176,7 @@ CHECKS: dict[str, Callable[[], Check]] = {
     "simulation": check_simulation,
     "Vulkan": check_vulkan,
     "assets": check_assets,
+    "LIBERO": check_libero,
     "base checkpoint": check_base,
     "disk": check_disk,
 }

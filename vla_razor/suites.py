@@ -1,4 +1,5 @@
-"""Task suites of a user's own, from YAML: `--env FILE.yaml`, or a name and `--config-dir DIR` with DIR/env/NAME.yaml.
+"""Task suites from outside: a YAML file (`--env FILE.yaml`, or a name and `--config-dir DIR` with DIR/env/NAME.yaml),
+or the name under which an installed package registers one.
 
     id: mytask:mine/Reach-v0          # any Gymnasium id; the module before the colon is imported first
     make: {}                          # keyword arguments of gymnasium.make
@@ -12,20 +13,28 @@
     image_size: null                  # [height, width] to which images are resized
     rotate: 0                         # degrees by which they are turned: 0, 90, 180 or 270
     camera: camera                    # what demonstrations call it
+    starts: null                      # {OPTION: N}: a reset option that numbers N stored start states, from 0
+    num_envs: null                    # stepped together at most, unless the command line says more
 
 A policy acts in the environment's own actions: the action statistics that it uses must be in these units.
+
+A package registers a suite as an entry point of the group `vla_razor.suites`: the path of such a file, or a function
+that takes the entry point's name and gives a mapping with the keys above.
 """
 
 from __future__ import annotations
 
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from vla_razor.errors import UserError, nearest
 
+GROUP = "vla_razor.suites"
 ENV_ID = "vla_razor/Suite-v0"
 DEFAULTS: dict[str, Any] = {
     "id": None,
@@ -39,6 +48,8 @@ DEFAULTS: dict[str, Any] = {
     "image_size": None,
     "rotate": 0,
     "camera": "camera",
+    "starts": None,
+    "num_envs": None,
 }
 OF_TASK: dict[str, Any] = {"instruction": None, "make": {}, "options": {}}
 
@@ -48,73 +59,110 @@ def is_file(name: str) -> bool:
     return name.endswith((".yaml", ".yml"))
 
 
-def read(path: str | Path) -> DictConfig:
-    """The environment that a suite's file describes, as the files of `configs/env` describe theirs.
+def registered() -> list[str]:
+    """The names of the suites that installed packages register. Nothing of theirs is imported."""
+    return sorted({entry.name for entry in entry_points(group=GROUP)})
 
-    Raises `UserError` that names the file, the line and what was expected where it does not.
+
+def read(source: str | Path) -> DictConfig:
+    """The environment that a suite describes, as the files of `configs/env` describe theirs. `source` is the suite's
+    file, or one of the names that are registered.
+
+    Raises `UserError` that names the file or entry point, the line of a file, and what was expected where it does not.
     """
-    path = Path(path)
+    if is_file(str(source)):
+        return _from_file(Path(source), Path(source).stem)
+    entry = next(iter(entry_points(group=GROUP, name=str(source))))
+    where = f"env={entry.name}: {entry.value}"
+    try:
+        found = entry.load()
+        found = found(entry.name) if callable(found) else found
+    except Exception as error:  # whatever a package of somebody's does
+        raise UserError(f"{where} gives no suite ({type(error).__name__}: {error}).") from error
+    if isinstance(found, str | Path):
+        return _from_file(Path(found), entry.name)
+    return _env(where, None, found, entry.name)
+
+
+def _from_file(path: Path, name: str) -> DictConfig:
     try:
         text = path.read_text()
-        node = yaml.compose(text)
-        given = yaml.safe_load(text)
+        return _env(path, yaml.compose(text), yaml.safe_load(text), name)
     except OSError as error:
         raise UserError(f"{path}: cannot be read as a task suite ({error.strerror}).") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{path}{line}: not YAML ({getattr(error, 'problem', error)}).") from error
-    suite = _completed(path, node, given, DEFAULTS, "a task suite")
-    _check(path, suite)
-    tasks = suite["tasks"]
-    for name, task in tasks.items():
-        where = _value_at(_value_at(node, "tasks"), name)
-        tasks[name] = _completed(path, where, task, OF_TASK, f"the task {name}")
-        if not isinstance(tasks[name]["instruction"], str):
-            raise UserError(f"{path}: the task {name} has no instruction; expected a sentence.")
-    size = suite.pop("image_size")
-    return OmegaConf.create(
-        {
-            "name": path.stem,
-            "id": ENV_ID,
-            "tasks": {name: {"task": name} for name in tasks},
-            "camera": suite["camera"],
-            "make": {"suite": {"name": path.stem, **suite}, "image_size": size},
-            "grid": None,
-            "hold": 1,
-        }
-    )
 
 
-def _completed(path: Path, node: Any, given: Any, defaults: dict[str, Any], what: str) -> dict[str, Any]:
+def _env(where: str | Path, node: Any, given: Any, name: str) -> DictConfig:
+    """What is given, checked, as an environment's configuration; `node` is what YAML knows of its lines, or None."""
+    suite = _completed(where, node, given, DEFAULTS, "a task suite")
+    _check(where, suite)
+    suite["tasks"] = {
+        task: _completed(where, _value_at(_value_at(node, "tasks"), task), facts, OF_TASK, f"the task {task}")
+        for task, facts in suite["tasks"].items()
+    }
+    for task, facts in suite["tasks"].items():
+        if not isinstance(facts["instruction"], str):
+            raise UserError(f"{where}: the task {task} has no instruction; expected a sentence.")
+    size, starts, num_envs = (suite.pop(key) for key in ("image_size", "starts", "num_envs"))
+    try:
+        return OmegaConf.create(
+            {
+                "name": name,
+                "id": ENV_ID,
+                "tasks": {task: {"task": task} for task in suite["tasks"]},
+                "camera": suite["camera"],
+                "make": {"suite": {"name": name, **suite}, "image_size": size},
+                "starts": starts,
+                "num_envs": num_envs,
+                "grid": None,
+                "hold": 1,
+            }
+        )
+    except OmegaConfBaseException as error:  # what no configuration can hold, such as an array
+        raise UserError(f"{where}: {str(error).splitlines()[0]}; expected what a YAML file could say.") from error
+
+
+def _completed(where: str | Path, node: Any, given: Any, defaults: dict[str, Any], what: str) -> dict[str, Any]:
     """A mapping with its defaults filled in. Its keys are those of the defaults, and so are the mappings among them."""
     if not isinstance(given, dict):
-        raise UserError(f"{path}{_line(node)}: {what} is {given!r}; expected a mapping of {', '.join(defaults)}.")
+        raise UserError(f"{where}{_line(node)}: {what} is {given!r}; expected a mapping of {', '.join(defaults)}.")
     for key, value in given.items():
         at = _line(_key_at(node, key))
         if key not in defaults:
-            raise UserError(f"{path}{at}: {what} has no key {key!r}. {nearest(str(key), defaults)}")
+            raise UserError(f"{where}{at}: {what} has no key {key!r}. {nearest(str(key), defaults)}")
         if isinstance(defaults[key], dict) and not isinstance(value, dict):
-            raise UserError(f"{path}{at}: {key} is {value!r}; expected a mapping, as in {{a: 1}}.")
+            raise UserError(f"{where}{at}: {key} is {value!r}; expected a mapping, as in {{a: 1}}.")
     return {**defaults, **given}
 
 
-def _check(path: Path, suite: dict[str, Any]) -> None:
+def _check(where: str | Path, suite: dict[str, Any]) -> None:
     size = suite["image_size"]
-    whole = isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
+    whole = isinstance(size, list) and len(size) == 2 and all(map(_is_count, size))
+    starts, num_envs = suite["starts"], suite["num_envs"]
+    counted = isinstance(starts, dict) and len(starts) == 1 and all(map(_is_count, starts.values()))
     rules = {
         "id": (isinstance(suite["id"], str), "a Gymnasium id, as in mytask:mine/Reach-v0"),
         "tasks": (isinstance(suite["tasks"], dict) and bool(suite["tasks"]), "tasks by name, each with an instruction"),
         "image": (isinstance(suite["image"], str), "a key of the observation, observation, or render"),
         "success": (isinstance(suite["success"], str), "a key of info, or terminated"),
-        "horizon": (type(suite["horizon"]) is int and suite["horizon"] > 0, "a whole number of control steps"),
-        "control_hz": (type(suite["control_hz"]) is int and suite["control_hz"] > 0, "control steps a second, whole"),
+        "horizon": (_is_count(suite["horizon"]), "a whole number of control steps"),
+        "control_hz": (_is_count(suite["control_hz"]), "control steps a second, whole"),
         "image_size": (size is None or whole, "[height, width] in pixels, or null"),
         "rotate": (suite["rotate"] in (0, 90, 180, 270), "0, 90, 180 or 270 degrees"),
+        "starts": (starts is None or counted, "one reset option and how many states it numbers, or null"),
+        "num_envs": (num_envs is None or _is_count(num_envs), "a whole number, at least 1, or null"),
     }
     for key, (holds, expected) in rules.items():
         if not holds:
-            raise UserError(f"{path}: {key} is {suite[key]!r}; expected {expected}.")
+            raise UserError(f"{where}: {key} is {suite[key]!r}; expected {expected}.")
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
 
 
 def _pairs(node: Any) -> list[tuple[Any, Any]]:

@@ -8,7 +8,7 @@ are found; and after how many control steps an episode ends (`horizon`).
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,7 +26,8 @@ ENDED = "terminated"
 
 
 class SuiteEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
-    """The environments of a suite's tasks, each made when it is first asked for.
+    """The environments of a suite's tasks, each made when it is first asked for; tasks that only the options of reset
+    tell apart share one.
 
     Observation: `image` uint8 [H, W, 3], resized to `image_size` (height, width) if given, and `proprioception`
     float32 [P]. Actions are the environment's own. The reset option `task` names the task, by default the first; all
@@ -62,19 +63,20 @@ class SuiteEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     @property
     def _env(self) -> gymnasium.Env[Any, Any]:
         """The environment of the task at hand."""
-        if self._task not in self._envs:
+        modes = {"render_mode": "rgb_array"} if self.suite["image"] == RENDERED else {}
+        made = {**modes, **self.suite["make"], **self.tasks[self._task]["make"]}
+        key = repr(made)
+        if key not in self._envs:
             module, _, name = self.suite["id"].rpartition(":")
             if module:
                 importlib.import_module(module)
-            modes = {"render_mode": "rgb_array"} if self.suite["image"] == RENDERED else {}
-            made = {**modes, **self.suite["make"], **self.tasks[self._task]["make"]}
             try:
-                self._envs[self._task] = gymnasium.make(name, disable_env_checker=True, **made)
+                self._envs[key] = gymnasium.make(name, disable_env_checker=True, **made)
             except Exception as error:  # whatever an environment of the user's does
                 raise SuiteRefused(
                     f"{self.suite['id']} with {made} cannot be made ({type(error).__name__}: {error})"
                 ) from error
-        return self._envs[self._task]
+        return self._envs[key]
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -93,12 +95,16 @@ class SuiteEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         """One control step."""
-        observation, reward, success, over, info = self._moved(action)
+        observation, reward, success, over, info = self._moved(self._env.step, action)
         return self._shown(observation), reward, success, over, info
 
     def step_unseen(self, action: np.ndarray) -> tuple[None, float, bool, bool, dict[str, Any]]:
-        """One control step without an observation: where the image comes from `render`, nothing is rendered."""
-        _, reward, success, over, info = self._moved(action)
+        """One control step without an observation: where the image comes from `render`, nothing is rendered, and an
+        environment that has such a step of its own takes that.
+        """
+        own = self._env.has_wrapper_attr("step_unseen")
+        step = self._env.get_wrapper_attr("step_unseen") if own else self._env.step
+        _, reward, success, over, info = self._moved(step, action)
         return None, reward, success, over, info
 
     def render(self) -> np.ndarray | None:
@@ -111,9 +117,9 @@ class SuiteEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
             env.close()
         self._envs.clear()
 
-    def _moved(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+    def _moved(self, step: Callable[..., Any], action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         taken = np.asarray(action, self.action_space.dtype)
-        observation, reward, terminated, truncated, info = self._env.step(taken)
+        observation, reward, terminated, truncated, info = step(taken)
         reward = float(reward)
         self._steps += 1
         key = self.suite["success"]

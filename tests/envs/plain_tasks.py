@@ -47,4 +47,15 @@ class Slide(gymnasium.Env[dict[str, Any], np.ndarray]):
         return {"state": {"place": np.array([self.place], np.float32)}, "camera": self.picture()}
 
 
+class Hop(Slide):
+    """One that has a step of its own for when nobody looks."""
+
+    unseen = 0
+
+    def step_unseen(self, action: np.ndarray) -> tuple[None, float, bool, bool, dict]:
+        self.unseen += 1
+        return None, *self.step(action)[1:]  # pyright: ignore[reportReturnType]
+
+
 register("Plain/Slide-v0", entry_point="plain_tasks:Slide")
+register("Plain/Hop-v0", entry_point="plain_tasks:Hop")

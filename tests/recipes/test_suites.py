@@ -1,6 +1,8 @@
 """A task suite of a user's own: a YAML file about a plain Gymnasium environment, through the verbs."""
 
 import json
+import sys
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,23 @@ class Leftward:
     def act(self, images, instructions, infos, generators, memories=None):
         return Decisions(np.full((len(images), 1, 3), -1.0, np.float32))
 """
+MODULE = """
+from pathlib import Path
+import numpy as np
+
+PATH = Path(__file__).with_name("env") / "slide.yaml"
+NOWHERE = "nowhere.yaml"
+NUMBER = 3
+
+def stored(name):
+    tasks = {end: {"instruction": f"slide to the {end}", "options": {"end": end}} for end in ("left", "right")}
+    starts = {"starts": {"place": 4}, "num_envs": 2}
+    return {"id": "plain_tasks:Plain/Slide-v0", "tasks": tasks, "image": "camera", "success": "is_there", **starts}
+
+def typo(name): return {**stored(name), "horizn": 3}
+def odd(name): return {**stored(name), "make": {"stride": np.ones(2)}}
+def failing(name): raise RuntimeError(f"no {name} today")
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +74,22 @@ def slide(tmp_path: Path) -> Path:
     path = tmp_path / "env" / "slide.yaml"
     path.write_text(SUITE)
     return path
+
+
+@pytest.fixture
+def others(slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A package that is installed and registers suites, most of them badly."""
+    (tmp_path / "others.py").write_text(MODULE)
+    names = {"slide": "PATH", "stored": "stored", "pick_can": "PATH", "broken": "failing", "gone": "nothing"}
+    names |= {"typo": "typo", "number": "NUMBER", "odd": "odd", "nowhere": "NOWHERE"}
+    lines = [f"{name} = others:{thing}" for name, thing in names.items()]
+    facts = tmp_path / "others-1.0.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: others\nVersion: 1.0\n")
+    (facts / "entry_points.txt").write_text("\n".join(["[vla_razor.suites]", *lines, "absent = not_here:SUITE"]))
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    sys.modules.pop("others", None)
 
 
 def made(path: Path, **changes: Any) -> SuiteEnv:
@@ -95,6 +130,26 @@ def test_other_places_for_picture_and_success(slide: Path) -> None:
     assert [env.step(np.array([-1.0, 0, 0]))[2] for _ in range(3)][-1]
 
 
+def test_tasks_that_are_made_alike_share_an_environment(slide: Path) -> None:
+    tasks = {end: {"instruction": end, "make": {}, "options": {"end": end}} for end in ("left", "right")}
+    env = made(slide, tasks=tasks)
+    env.reset(seed=0, options={"task": "left"})
+    shared = env._env
+    env.reset(seed=0, options={"task": "right"})
+    assert env._env is shared and shared.unwrapped.goal == 19  # pyright: ignore
+    env.close()
+    assert made(slide)._env is not made(slide)._env
+
+
+def test_a_step_of_its_own_that_nobody_looks_at(slide: Path) -> None:
+    env = made(slide, id="plain_tasks:Plain/Hop-v0")
+    env.reset(seed=0)
+    assert env.step_unseen(np.array([0.0, 0, 0]))[0] is None
+    assert env.step(np.array([0.0, 0, 0]))[0]["image"].any()
+    assert env._env.unwrapped.unseen == 1  # pyright: ignore
+    assert [env.step_unseen(np.array([-1.0, 0, 0]))[2] for _ in range(3)][-1], "success all the same"
+
+
 def test_starts_name_their_task(slide: Path) -> None:
     env = config.compose("eval", [f"env={slide}"]).env
     assert [start.options for start in random_starts(env.tasks, 1, 0)] == [{"task": name} for name in env.tasks]
@@ -114,12 +169,56 @@ def test_starts_name_their_task(slide: Path) -> None:
         ("{instruction: slide to the left, ", "{", "the task slide_left has no instruction"),
         ("image: camera", "image: [", r"slide\.yaml, line 1\d: not YAML"),
         ("id: plain_tasks:Plain/Slide-v0", "make: 3", "line 2: make is 3; expected a mapping"),
+        ("horizon: 8", "starts: {a: 5, b: 6}", "starts is {'a': 5, 'b': 6}; expected one reset option and how many"),
+        ("horizon: 8", "starts: {a: many}", "starts is {'a': 'many'}; expected one reset option and how many"),
+        ("horizon: 8", "num_envs: 0", "num_envs is 0; expected a whole number, at least 1"),
     ],
 )
 def test_a_mistake_in_the_file_is_named_with_its_line(slide: Path, before: str, after: str, message: str) -> None:
     slide.write_text(SUITE.replace(before, after))
     with pytest.raises(UserError, match=message):
         config.compose("eval", [f"env={slide}"])
+
+
+def test_a_package_registers_suites(others: None) -> None:
+    """One by its file and one by a function; a name that is taken here stays what it is."""
+    known = config.choices("eval", "env")
+    assert {"slide", "stored", "broken", "pick_can"} <= set(known) and known.count("pick_can") == 1
+    assert " | slide | " in config.describe("eval")
+    assert config.compose("eval", ["env=pick_can"]).env.id == "vla_razor/PickCan-v2"
+    assert "others" not in sys.modules, "help and completion import nothing of it"
+    env = config.compose("eval", ["env=slide"]).env
+    assert env.name == "slide" and list(env.tasks) == ["slide_left", "slide_right"]
+    learned = config.compose("rl", ["env=slide", "prior=stored"])
+    assert list(learned.prior.tasks) == ["left", "right"]
+
+
+def test_what_a_suite_says_of_starts_and_of_how_many_are_played_together(others: None) -> None:
+    settings = config.compose("eval", ["env=stored"])
+    assert settings.num_envs == 2 and "num_envs" not in settings.env
+    assert config.compose("eval", ["env=stored", "num_envs=9"]).num_envs == 9
+    assert config.compose("eval", ["env=slide"]).num_envs == config.compose("eval").num_envs == 48
+    starts = grid_starts(settings.env, "2x2", 1, 0)
+    assert [start.task for start in starts] == ["left"] * 4 + ["right"] * 4
+    assert sorted(start.options["place"] for start in starts[:4]) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("slid", "unknown env 'slid'. Did you mean slide"),
+        ("broken", r"env=broken: others:failing gives no suite .RuntimeError: no broken today"),
+        ("gone", "env=gone: others:nothing gives no suite .AttributeError: .*nothing"),
+        ("absent", "env=absent: not_here:SUITE gives no suite .ModuleNotFoundError: No module named 'not_here'"),
+        ("typo", "env=typo: others:typo: a task suite has no key 'horizn'. Did you mean horizon"),
+        ("number", "env=number: others:NUMBER: a task suite is 3; expected a mapping of id"),
+        ("odd", "env=odd: others:odd: .*ndarray.*; expected what a YAML file could say"),
+        ("nowhere", r"nowhere\.yaml: cannot be read as a task suite"),
+    ],
+)
+def test_a_registered_suite_that_is_none_is_one_message(others: None, name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        config.compose("eval", [f"env={name}"])
 
 
 class Still:

@@ -70,6 +70,29 @@ def test_random_starts_of_a_task_do_not_depend_on_the_other_tasks() -> None:
     assert len({start.seed for start in among}) == 6
 
 
+def test_stored_states_are_played_once_each_before_one_is_played_again() -> None:
+    starts = random_starts({"a": {"task": "a"}}, 10, seed=3, stored={"init_state": 4})
+    order = [start.options["init_state"] for start in starts]
+    assert sorted(order[:4]) == [0, 1, 2, 3] and order[4:] == (order * 2)[:6]
+    assert all(start.options["task"] == "a" for start in starts) and len({start.seed for start in starts}) == 10
+    assert random_starts({"a": {"task": "a"}}, 3, seed=3, stored={"init_state": 4}) == starts[:3]
+    drawn = {
+        tuple(s.options["place"] for s in random_starts(["a"], 3, seed, stored={"place": 50})) for seed in range(9)
+    }
+    assert len(drawn) == 9, "other seeds, other states"
+    repeated = random_points(["a"], points=2, per_point=3, seed=0, stored={"place": 9})
+    assert [start.options for start in repeated[:3]] == [repeated[0].options] * 3 != [repeated[3].options] * 3
+
+
+def test_a_grid_has_a_stored_state_at_each_point() -> None:
+    stored = {"tasks": ["a", "b"], "grid": None, "starts": {"place": 4}}
+    starts = grid_starts(stored, "2x2", per_point=2, seed=0)
+    assert [sorted({start.options["place"] for start in starts if start.task == task}) for task in "ab"] == [
+        [0, 1, 2, 3]
+    ] * 2
+    assert starts[0].options == starts[1].options
+
+
 def test_seeds_are_fixed_for_ever_and_fit_31_bits() -> None:
     assert episode_seed(0, 1, 2) == episode_seed(0, 1, 2) != episode_seed(0, 2, 1)
     assert all(0 <= episode_seed(key) < 2**31 for key in range(1000))

@@ -41,7 +41,7 @@ def evaluate(
     """
     results: dict[str, Results] = {name: {} for name in policies}
     for scene in scenes:
-        starts = random_starts(scene["tasks"], episodes, seed)
+        starts = random_starts(scene["tasks"], episodes, seed, scene.get("starts"))
         keep = {(start.task, start.seed) for index, start in enumerate(starts) if index % episodes < filmed}
 
         def watched(start: Start, keep: set[tuple[str, int]] = keep) -> bool:

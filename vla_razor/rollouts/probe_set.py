@@ -136,6 +136,8 @@ def origin_of(base: Trainable, env_config: Mapping[str, Any], *, states: int, se
     if suite := suite_in(read["make"]):
         read["sources"] += _sources(suite["id"])
     read |= {"hold": hold_of(env_config)}
+    if stored := env_config.get("starts"):
+        read |= {"starts": _plain(stored)}
     return Origin(
         base=base.fingerprint(),
         task=str(env_config["name"]),

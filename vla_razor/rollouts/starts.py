@@ -1,5 +1,5 @@
-"""Start states of episodes: a grid over the start area of a task, or uniform random ones from a seed. Seeds, and the
-random numbers of an episode, which belong to it alone.
+"""Start states of episodes: a grid over the start area of a task, or uniform random ones from a seed, be it of the area
+or of the states that an environment has stored. Seeds, and the random numbers of an episode, which belong to it alone.
 """
 
 from __future__ import annotations
@@ -77,14 +77,20 @@ def grid_starts(env_config: Mapping[str, Any], grid: str, per_point: int, seed: 
     """`per_point` episodes from one and the same first state at every point of the grid, point after point.
 
     The points span `env_config.grid` (x, y: low and high, in metres), ends included, x outermost. Where a task has no
-    such area, a point is a start drawn from the seed. Several tasks have a grid each, numbered on.
+    such area, a point is a start drawn from the seed, as `random_starts` draws it where there are stored ones
+    (`env_config.starts`). Several tasks have a grid each, numbered on.
     """
     columns, rows = parse_grid(grid)
     if per_point < 1:
         raise UserError(f"per_point={per_point}: expected at least 1.")
-    area = env_config["grid"]
-    places = [{"object_xy": xy} for xy in _points(area, columns, rows)] if area else [{}] * (columns * rows)
-    points = [(task, place) for task in env_config["tasks"] for place in places]
+    area, stored = env_config["grid"], env_config.get("starts")
+
+    def places(task: str) -> list[dict[str, Any]]:
+        if area:
+            return [{"object_xy": xy} for xy in _points(area, columns, rows)]
+        return _drawn(stored, task, seed, columns * rows)
+
+    points = [(task, place) for task in env_config["tasks"] for place in places(task)]
     return [
         Start(
             task,
@@ -98,11 +104,13 @@ def grid_starts(env_config: Mapping[str, Any], grid: str, per_point: int, seed: 
     ]
 
 
-def random_points(tasks: Iterable[str], points: int, per_point: int, seed: int) -> list[Start]:
+def random_points(
+    tasks: Iterable[str], points: int, per_point: int, seed: int, stored: Mapping[str, int] | None = None
+) -> list[Start]:
     """`per_point` episodes from one and the same first state at each of `points` starts of every task, drawn from the
     seed as `random_starts` draws them.
     """
-    drawn = random_starts(tasks, points, seed)
+    drawn = random_starts(tasks, points, seed, stored)
     return [
         replace(start, grid_point=point, repeat=repeat)
         for point, start in enumerate(drawn)
@@ -110,18 +118,32 @@ def random_points(tasks: Iterable[str], points: int, per_point: int, seed: int) 
     ]
 
 
-def random_starts(tasks: Iterable[str], episodes: int, seed: int) -> list[Start]:
+def random_starts(
+    tasks: Iterable[str], episodes: int, seed: int, stored: Mapping[str, int] | None = None
+) -> list[Start]:
     """`episodes` starts of each task, uniform over its start area, whichever other tasks are asked for. A mapping of
     `tasks` holds the reset options of each.
+
+    `stored` is a reset option and how many stored states it numbers, from 0: these are the starts then, in an order
+    that the seed decides, each once before one is played again.
 
     >>> [start.task for start in random_starts(["pick_can", "open_top_drawer"], 2, seed=0)]
     ['pick_can', 'pick_can', 'open_top_drawer', 'open_top_drawer']
     """
     return [
-        Start(task, _task_options(tasks, task), episode_seed("random", seed, task, index))
+        Start(task, {**_task_options(tasks, task), **place}, episode_seed("random", seed, task, index))
         for task in tasks
-        for index in range(episodes)
+        for index, place in enumerate(_drawn(stored, task, seed, episodes))
     ]
+
+
+def _drawn(stored: Mapping[str, int] | None, task: str, seed: int, count: int) -> list[dict[str, Any]]:
+    """The reset options of `count` starts of a task; none where its start follows from the seed alone."""
+    if not stored:
+        return [{}] * count
+    ((option, states),) = stored.items()
+    order = np.random.default_rng(episode_seed("stored", seed, task)).permutation(states).tolist()
+    return [{option: order[index % states]} for index in range(count)]
 
 
 def _digest(*keys: Any) -> bytes:

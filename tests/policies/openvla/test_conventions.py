@@ -17,6 +17,7 @@ from vla_razor.policies.openvla.conventions import (
     ENVIRONMENT,
     FRACTAL,
     HOLD,
+    LIBERO,
     Latch,
     convention_of,
     openness,
@@ -156,6 +157,29 @@ def test_whole_actions_come_back(rows: list[tuple[float, ...]]) -> None:
     for action, words in zip(actions, spoken, strict=True):
         played, latch = FRACTAL.to_environment(words[None], latch)
         np.testing.assert_allclose(played[0], action, atol=1e-7)
+
+
+def test_libero_differs_in_the_gripper_alone() -> None:
+    """By hand, as OpenVLA's evaluation does: openness [0, 1] to [-1, 1], to its sign, turned round (-1 opens)."""
+    moves = np.linspace(-0.9, 0.9, 6)
+    said = np.array([[*moves, openness] for openness in (0.0, 0.0039, 0.49, 0.51, 0.996, 1.0)])
+    played, memories = LIBERO.to_environment(said, [None] * 6)
+    np.testing.assert_array_equal(played[:, 6], [1, 1, 1, -1, -1, -1])
+    np.testing.assert_array_equal(played[:, :6], said[:, :6])
+    assert memories == [None] * 6
+    spoken = LIBERO.from_environment(played)
+    np.testing.assert_array_equal(spoken[:, 6], [0, 0, 0, 1, 1, 1])
+    np.testing.assert_array_equal(LIBERO.to_environment(spoken, memories)[0], played)
+
+
+def test_a_data_set_of_liberos_says_so_by_its_name() -> None:
+    for key in ("libero_spatial", "libero_spatial_no_noops", "libero_130_no_noops_trajall"):
+        assert convention_of(key, "libero_spatial") is LIBERO
+    assert convention_of("mine", "libero_spatial") is convention_of(None, "libero_spatial") is ENVIRONMENT
+    several = {"libero_goal_no_noops": 0, "libero_spatial_no_noops": 0}
+    assert statistics_key(several, None, "libero_spatial") == "libero_spatial_no_noops"
+    assert statistics_key(several, None, "libero_10") is None
+    assert statistics_key({"libero_10": 0, "mine": 0}, None, "libero_10") == "libero_10"
 
 
 def test_a_data_set_says_which_convention_and_a_robot_which_data_set() -> None:

@@ -3,7 +3,8 @@
 A policy speaks the language of the data set whose statistics it uses. Most are the environment's own. OpenVLA learnt
 the Google robot from Open X-Embodiment's `fractal20220817_data`: its rotations are roll, pitch and yaw, and its gripper
 says how open it should be; SimplerEnv's robot takes an axis-angle vector and a *change* of closedness. The rules are
-those of SimplerEnv's evaluators (facts of github.com/simpler-env/SimplerEnv 4ab7178 and its forks).
+those of SimplerEnv's evaluators (facts of github.com/simpler-env/SimplerEnv 4ab7178 and its forks). LIBERO's data sets
+differ from its robot in the gripper alone (facts of github.com/openvla/openvla, experiments/robot/libero).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -102,6 +103,15 @@ def _fractal_from_environment(actions: Float[np.ndarray, "T 7"]) -> Float[np.nda
     return np.concatenate([actions[:, :3], roll_pitch_yaw(actions[:, 3:6]), openness(actions[:, 6])[:, None]], 1)
 
 
+def _libero_to_environment(actions: Actions, memories: Sequence[Any]) -> tuple[Actions, list[Any]]:
+    # The robot opens its gripper at -1 and closes it at 1, and knows nothing between.
+    return np.concatenate([actions[:, :6], -np.sign(2 * actions[:, 6:] - 1)], 1), list(memories)
+
+
+def _libero_from_environment(actions: Float[np.ndarray, "T 7"]) -> Float[np.ndarray, "T 7"]:
+    return np.concatenate([actions[:, :6], 1 - np.clip(actions[:, 6:], 0, 1)], 1)
+
+
 def _each(convert: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> np.ndarray:
     rows = np.asarray(rows, float)
     return convert(rows.reshape(-1, 3)).reshape(rows.shape) if rows.size else rows
@@ -111,7 +121,11 @@ ENVIRONMENT = Convention(lambda actions, memories: (actions, list(memories)), la
 """The environment's own actions."""
 FRACTAL = Convention(_fractal_to_environment, _fractal_from_environment)
 """`fractal20220817_data`: metres, roll-pitch-yaw, openness in [0, 1]."""
+LIBERO = Convention(_libero_to_environment, _libero_from_environment)
+"""LIBERO's data sets: the environment's own six numbers, and openness in [0, 1]."""
 
+LIBERO_KEYS = "libero_"
+"""How the names of LIBERO's data sets begin: libero_spatial_no_noops, libero_130_no_noops_trajall ..."""
 FRACTAL_KEY = "fractal20220817_data"
 SPOKEN_FOR: Mapping[str, tuple[str, ...]] = {
     "panda": ("vla_razor_panda",),
@@ -127,12 +141,12 @@ CONVENTIONS = {"vla_razor_panda": ENVIRONMENT, "vla_razor_google_robot": ENVIRON
 
 
 def convention_of(key: str | None, robot: str) -> Convention:
-    """The language of a data set's actions. In a suite of the user's own it is the environment's.
+    """The language of a data set's actions. In a suite from outside it is the environment's, but for LIBERO's data.
 
     Raises `UserError` for a data set that is not known: numbers in other units would move the robot, only wrongly.
     """
     if robot not in SPOKEN_FOR:
-        return ENVIRONMENT
+        return LIBERO if key and key.startswith(LIBERO_KEYS) else ENVIRONMENT
     if key not in CONVENTIONS:
         known = "; ".join(f"{name} ({UNITS[name]})" for name in SPOKEN_FOR.get(robot, CONVENTIONS))
         raise UserError(
@@ -144,8 +158,8 @@ def convention_of(key: str | None, robot: str) -> Convention:
 
 def statistics_key(norm_stats: Mapping[str, Any], key: str | None, robot: str) -> str | None:
     """Whose statistics a policy should use: `key` if given, else the robot's, else the only ones; None where there is
-    no such thing.
+    no such thing. In a suite from outside the robot's bear the suite's name, as LIBERO's data sets do.
     """
-    spoken = [name for name in SPOKEN_FOR.get(robot, ()) if name in norm_stats]
+    spoken = [name for name in SPOKEN_FOR.get(robot, (f"{robot}_no_noops", robot)) if name in norm_stats]
     only = list(norm_stats) if len(norm_stats) == 1 else []
     return key or next(iter(spoken + only), None)

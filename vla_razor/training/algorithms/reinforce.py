@@ -98,7 +98,7 @@ def starts_of(config: DictConfig, iteration: int) -> list[Start]:
     """
     seed = episode_seed("starts", config.seed, iteration)
     if config.grid == "random":
-        return random_points(config.env.tasks, config.points, config.per_point, seed)
+        return random_points(config.env.tasks, config.points, config.per_point, seed, config.env.get("starts"))
     return grid_starts(config.env, config.grid, config.per_point, seed)
 
 
