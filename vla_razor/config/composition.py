@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vla_razor import suites
 from vla_razor.config import axes, kinds, simulation
-from vla_razor.config.groups import CHOICES, SWEEPS, VERBS, common_to, kind_of, parts
+from vla_razor.config.groups import CHOICES, SWEEPS, VERBS, kind_of, own_keys, parts
 from vla_razor.config.simulation import CONFIG_DIR
 from vla_razor.errors import UserError, nearest
 
@@ -174,12 +174,10 @@ def _group_override(verb: str, key: str, name: str) -> str:
 
 
 def _section(verb: str, settings: DictConfig, experiment: Experiment) -> DictConfig:
-    """The verb's own keys under `settings`, then under what the experiment says of the verb; what all verbs share stays
-    with the verb that runs it, unless the verb itself has another default for it, as `collect` has its own policy.
-    """
-    common = {key.name for key in VERBS[verb].definitions().values() if issubclass(common_to(verb), key.home)}
-    composed = {key: value for key, value in _composed(verb).items() if key not in {"verb", "env", *common}}
-    own = OmegaConf.create(composed, flags={"struct": True})
+    """The verb's own keys under `settings`, then under what the experiment says of the verb."""
+    composed = _composed(verb)
+    keys = [key.name for key in own_keys(verb) if key.name != "env"]
+    own = OmegaConf.create({key: composed[key] for key in keys}, flags={"struct": True})
     own.merge_with(settings)
     experiment.change(own, verb, known_alone=True)
     return own

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from vla_razor.config import language, robot, study
-from vla_razor.config.keys import Verb
+from vla_razor.config.keys import Key, Verb
 
 GROUPS: dict[str, list[type[Verb]]] = {
     "Learn": [robot.Collect, robot.Sft, robot.Rl, robot.Distill],
@@ -44,6 +44,23 @@ def common_to(verb: str) -> type[Verb]:
 def common_keys(verb: str) -> list[str]:
     """The keys that every verb of its kind has."""
     return list(common_to(verb).definitions())
+
+
+def own_keys(verb: str) -> list[Key]:
+    """The keys that it also has as a section of another verb: what all verbs of its kind share stays with the one that
+    runs it, unless this one has another default for it, as `collect` has its own policy.
+    """
+    return [key for key in VERBS[verb].definitions().values() if not issubclass(common_to(verb), key.home)]
+
+
+def earlier(verb: str) -> dict[str, Any]:
+    """The settings that runs begun before there were such keys lack, as they were then."""
+    keys = VERBS[verb].definitions().values() if verb in VERBS else ()
+    later = {key.name: key.before for key in keys if key.before is not ...}
+    sections = [key.name for key in keys if key.name in VERBS]
+    return later | {
+        name: {key.name: key.before for key in own_keys(name) if key.before is not ...} for name in sections
+    }
 
 
 def kind_of(verb: str, key: str) -> Any:

@@ -9,25 +9,29 @@ from vla_razor.config.kinds import Device, Logger, Text, Whole
 
 
 class Key(NamedTuple):
-    """One key of one verb; `home` is the class whose default it is."""
+    """One key of one verb; `home` is the class whose default it is, `before` what it was before there was the key."""
 
     name: str
     kind: Any
     default: Any
     meaning: str
     unit: str
+    before: Any
     home: "type[Verb]"
 
 
 class _Said(NamedTuple):
     default: Any
-    meaning: str
-    unit: str
+    meaning: str = ""
+    unit: str = ""
+    before: Any = ...
 
 
-def key(default: Any, meaning: str = "", unit: str = "") -> Any:
-    """A key's default, what it means, and what it is counted or measured in; its type stands before it."""
-    return _Said(default, meaning, unit)
+def key(default: Any, meaning: str = "", unit: str = "", before: Any = ...) -> Any:
+    """A key's default, what it means, and what it is counted or measured in; its type stands before it. `before` is for
+    runs that were begun when there was no such key, and are gone on with now.
+    """
+    return _Said(default, meaning, unit, before)
 
 
 class Verb:
@@ -44,10 +48,10 @@ class Verb:
         for home in (part for part in cls.__mro__ if issubclass(part, Verb)):
             for name, kind in vars(home).get("__annotations__", {}).items():
                 said = vars(home)[name]
-                default, meaning, unit = said if isinstance(said, _Said) else (said, "", "")
-                first = found.setdefault(name, Key(name, kind, default, meaning, unit, home))
+                said = said if isinstance(said, _Said) else _Said(said)
+                first = found.setdefault(name, Key(name, kind, *said, home))
                 if not first.meaning:
-                    found[name] = first._replace(meaning=meaning, unit=unit)
+                    found[name] = first._replace(meaning=said.meaning, unit=said.unit, before=said.before)
         return found
 
 

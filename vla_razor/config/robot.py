@@ -18,6 +18,7 @@ class Common(Computing):
         None,
         "open it as discrete OpenVLA-OFT: {chunk: 8, stop_token: true, normalization: bounds_q99}; "
         "null: as its config.json says, which the original's does not",
+        before=None,
     )
     unnorm_key: k.Text | None = key(None, "whose action statistics it uses; null: the robot's, or the only ones")
     prompt: Literal["template", "bare"] | None = key(None, "OpenVLA's, or the instruction alone; null: the policy's")
@@ -54,6 +55,7 @@ class Probed(Verb):
         ["pick coke can", *DRAWERS],
         "of tasks that the base knows, none of which is run: spillover is measured under them",
         "instructions",
+        before=[],
     )
 
 
@@ -96,10 +98,11 @@ class Supervised(Training):
         2.0,
         "(standard deviation) by which tokens fed back are moved; 0: as OpenVLA trains, and for loss=openvla",
         "bins",
+        before=0.0,
     )
     augmentation: k.Whole = key(0, "by which images are shifted at most, at random", "pixels")
     kl_coefficient: k.Number = key(0.0, "weight of a penalty on KL(base || tuned) at the batch's states")
-    spillover_coefficient: k.Number = key(0.0, "weight of a penalty on it at the same images under other_instructions")
+    spillover_coefficient: k.Number = key(0.0, "weight of one at the same images, other_instructions", before=0.0)
     learning_rate: k.Positive = 3e-4
     gain_learning_rate: k.Positive | None = 2e-3  # in the ratio of REINFORCE's
     warmup_steps: k.Whole = 10
@@ -111,9 +114,12 @@ class Collect(OnTasks):
     policy: k.Text = key(
         "scripted",
         "scripted, vla (the embedded base), RT-1's SavedModel, a run folder, a checkpoint folder or a Hub id",
+        before="scripted",
     )
     style: Literal["direct", "across", "sideways", "tucked", "steep"] = key(
-        "direct", "of the scripted expert: direct is the base's own, steep is for drawers, the others are for the can"
+        "direct",
+        "of the scripted expert: direct is the base's own, steep is for drawers, the others are for the can",
+        before="direct",
     )
     noise: k.Share = key(0.5, "share of the scripted expert's steps that are disturbed, so that recoveries are shown")
     grid: k.Grid = key("10x10", "start positions")
@@ -140,7 +146,7 @@ class Rl(Training):
     grid: k.Grid = key("5x5", "start positions, the same in every iteration; random: `points` new ones in each")
     points: k.Count = key(16, "of grid=random", "start positions")
     per_point: k.Count = key(5, "from each start position in every iteration", "episodes")
-    batch_size: k.Count | None = key(None, "in an optimizer step; null: all of an iteration's", "episodes")
+    batch_size: k.Count | None = key(None, "in an optimizer step; null: all of an iteration's", "episodes", before=None)
     baseline: Literal["grid_point", "batch", "one_zero"] = key(
         "grid_point", "what rewards are normalised within; one_zero: 1 for a success, 0 for a failure"
     )
@@ -183,5 +189,5 @@ class Kl(Probed, OnTasks):
 class Interpolate(Common):
     """Policies on the line between the base's weights and the tuned ones (WiSE-FT)."""
 
-    base: k.Text | None = key(None, "the policy before fine-tuning; null: what the run `policy` started from")
+    base: k.Text | None = key(None, "the policy before fine-tuning; null: what the run started from", before=None)
     shares: k.Shares = key([0.25, 0.5, 0.75], "of the way from the base to the tuned policy")

@@ -28,10 +28,11 @@ class Compared(BesidePrior):
     new_episodes: k.Count = key(96, "of the new task in the evaluation", "episodes")
     prior_episodes: k.Count = key(24, "of each prior task in the evaluation", "episodes")
     checkpoints: k.Count = key(2, "of each run that are evaluated, the last one among them", "checkpoints")
-    videos: k.Whole = key(3, "of the new task that the film shows, policies side by side", "starts")
+    videos: k.Whole = key(3, "of the new task that the film shows, policies side by side", "starts", before=0)
     far: k.Mapping | None = key(
         {"style": "tucked"},
         "settings of collect in which sft_far's demonstrations differ, as in {policy: RT1_DIR}; null: no sft_far",
+        before=None,
     )
     collect: k.Section = section(grid="5x5", per_point=12)
     sft: k.Section = section(
@@ -60,7 +61,7 @@ class Sweep(Launched, Compared):
     """Many fine-tunings of one base: method=sft,rl learning_rate=1e-4,3e-4 seed=0,1,2, here, on Ray or on Slurm."""
 
     axes: k.Mapping = key({"method": ["sft", "rl"]})
-    interpolated: k.Parts = key([], "shares of the way to each run's last policy, measured too (WiSE-FT)")
+    interpolated: k.Parts = key([], "shares of the way to each run's last policy, measured too (WiSE-FT)", before=[])
     distill: k.Section = section(eval_episodes=0)
 
 
@@ -68,7 +69,9 @@ class Plasticity(OnTasks):
     """How well fine-tuned policies still learn another task: `vla-razor plasticity DIR... --env TASK`."""
 
     runs: k.Folders = key([], "of fine-tunings of one base", "folders")
-    method: Literal["rl", "sft"] = key("rl", "sft, on the scripted expert: for a task that no policy solves")
+    method: Literal["rl", "sft"] = key(
+        "rl", "sft, on the scripted expert: for a task that no policy solves", before="rl"
+    )
     seeds: k.Seeds = key([0], "of the second training")
     rl: k.Section = section(**ROLLOUTS, save_every=12)
     collect: k.Section = section(grid="5x5", per_point=4)
