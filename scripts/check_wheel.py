@@ -13,14 +13,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = ROOT / "scripts" / "setup" / "constraints.txt"
-LIGHT = ["gymnasium", "hydra-core", "rich", "typer"]
+LIGHT = ["annotated-types", "gymnasium", "hydra-core", "pydantic", "rich", "typer"]
 PACKAGES = {"vla_razor", "vla_razor_envs", "vla_razor_libero"}
 DATA = [
     "vla_razor/py.typed",
     "vla_razor_envs/py.typed",
     "vla_razor_envs/assets/can.glb",
     "vla_razor_envs/assets/real2sim.json",
-    "vla_razor/configs/rl.yaml",
+    "vla_razor/configs/env/pick_can.yaml",
     "vla_razor/assets/tiny/config.json",
 ]
 IMPORTS = """

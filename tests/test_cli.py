@@ -31,7 +31,7 @@ def test_both_forms_become_one(arguments: list[str], expected: list[str]) -> Non
     assert cli.overrides(arguments) == expected
 
 
-@pytest.mark.parametrize("verb", config.verbs())
+@pytest.mark.parametrize("verb", config.VERBS)
 def test_both_forms_compose_the_same(verb: str) -> None:
     own = {"env": "drawer", "num_envs": 4}
     if verb == "mnist" or verb.startswith("llm_"):

@@ -1,13 +1,16 @@
 """The composed configuration: what is known, what is refused, and in which words."""
 
+from pathlib import Path
+
 import pytest
 from omegaconf import OmegaConf
 
 from vla_razor import config
+from vla_razor.config import kinds, manual
 from vla_razor.errors import UserError
 
 
-@pytest.mark.parametrize("verb", config.verbs())
+@pytest.mark.parametrize("verb", config.VERBS)
 def test_every_verb_composes(verb: str) -> None:
     settings = config.compose(verb)
     assert settings.verb == verb
@@ -33,14 +36,19 @@ def test_a_task_that_is_being_learned_is_no_prior_one(verb: str) -> None:
     assert config.compose(verb, ["env=drawer", "prior=pick_can"]).prior.tasks == ["pick_can"]
 
 
-def test_every_default_obeys_its_rule() -> None:
-    for verb in config.verbs():
-        settings = config.compose(verb)
-        for key, rule in config.RULES.items():
-            value = (
-                OmegaConf.to_container(settings[key]) if OmegaConf.is_config(settings.get(key)) else settings.get(key)
-            )
-            assert value is None or rule.holds(value), f"{verb}: {key}={value}, expected {rule.expected}"
+@pytest.mark.parametrize("verb", config.VERBS)
+def test_every_default_is_of_its_kind_and_every_key_says_what_it_means(verb: str) -> None:
+    settings = OmegaConf.to_container(config.compose(verb))
+    assert isinstance(settings, dict) and set(settings) == {"verb", *config.VERBS[verb].definitions()}
+    sections = {key: value for key, value in settings.items() if key in config.VERBS}
+    for name, place in {verb: settings, **sections}.items():
+        for key, definition in config.VERBS[name].definitions().items():
+            assert key not in place or kinds.holds(definition.kind, place[key]), f"{name}: {key}={place[key]}"
+            assert definition.meaning, key
+
+
+def test_the_robots_are_those_that_have_a_file() -> None:
+    assert config.choices("rl", "robot") == sorted(path.stem for path in (config.CONFIG_DIR / "robot").glob("*.yaml"))
 
 
 def test_reinforce_alone_may_have_no_batch_size() -> None:
@@ -104,6 +112,12 @@ def test_values_take_their_type() -> None:
         ("rl", "env.make.image_size=3", "expected a list"),
         ("rl", "env.make=3", "expected a mapping"),
         ("demo", "sft_runs=[1]", "expected a list, as in [{learning_rate: 1e-4}]"),
+        ("demo", "seeds=[0,0]", "expected a list of whole numbers, each only once."),
+        ("demo", "sft={epoch: 3}", "sft has no key 'epoch'. Did you mean epochs"),
+        ("demo", "sft={epochs: 0}", "sft: bad value epochs=0: expected a whole number, at least 1."),
+        ("demo", "rl.prior=drawer", "expected a suite"),
+        ("llm_sft", "task=art", "expected math | science | tool."),
+        ("eval", "temperature=0", "expected a number above 0 | null."),
     ],
 )
 def test_bad_overrides_are_refused(verb: str, override: str, message: str) -> None:
@@ -141,10 +155,16 @@ def test_sections_hold_a_verbs_own_keys() -> None:
     assert "policy" not in settings.sft and settings.collect.policy == "scripted", "whom to imitate is collect's own"
 
 
-def test_describe_lists_every_own_key_once() -> None:
-    lines = config.describe("sft").splitlines()
-    names = [line.partition("=")[0] for line in lines]
+def test_the_help_lists_every_key_once_the_verbs_own_first() -> None:
+    lines = [line.strip() for line in config.describe("sft").splitlines()]
+    names = [line.partition("=")[0] for line in lines if "=" in line.partition(" ")[0]]
     own = [str(key) for key in config.compose("sft") if key != "verb"]
-    assert sorted(names) == sorted([*own, "experiment"])
-    assert set(config.keys("sft")) == {*own, "experiment", "config_dir"}
-    assert "learning_rate=3e-4" in [line.split()[0] for line in lines]
+    assert sorted(names) == sorted([*own, "experiment", "config_dir"]) == sorted(config.keys("sft"))
+    assert names.index("demos") < names.index("learning_rate") < names.index("seed")
+    assert "warmup_steps=10             optimizer steps in which the learning rates rise" in lines
+    assert "learning_rate=3e-4" in [line.split()[0] for line in lines if line]
+
+
+def test_the_reference_page_is_up_to_date() -> None:
+    page = Path(__file__).parents[1] / "docs" / "configuration.md"
+    assert page.read_text() == manual.reference(), "python scripts/make_configuration_page.py"

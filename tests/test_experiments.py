@@ -120,14 +120,14 @@ MADE_OF_OTHERS = ("demo", "sweep", "plasticity", "llm_demo", "llm_sweep")
 def places(verb: str, settings: DictConfig) -> Iterator[tuple[str, DictConfig]]:
     """The verb itself, and the sections of those that it is made of."""
     yield verb, settings
-    yield from ((str(key), settings[key]) for key in settings if key in config.verbs())
+    yield from ((str(key), settings[key]) for key in settings if key in config.VERBS)
 
 
 def test_the_table_knows_every_experiment() -> None:
     assert set(PAPER) == {path.stem for path in (config.CONFIG_DIR / "experiment").glob("*.yaml")}
 
 
-@pytest.mark.parametrize("verb", config.verbs())
+@pytest.mark.parametrize("verb", config.VERBS)
 @pytest.mark.parametrize("experiment", PAPER)
 def test_an_experiments_numbers_win_whatever_verb_is_given_it(experiment: str, verb: str) -> None:
     table = PAPER[experiment]
@@ -228,3 +228,11 @@ def test_a_key_that_a_verb_does_not_have_is_refused() -> None:
     assert settings.augmentation == 2 and "epochs" not in settings
     with pytest.raises(UserError, match=r"experiment=x: training has no key 'epoch'"):
         config.Experiment("x", OmegaConf.create({"training": {"epoch": 7}})).change(compose("sft"), "sft")
+
+
+def test_a_value_that_a_key_may_not_hold_is_refused() -> None:
+    bad = config.Experiment("bad", OmegaConf.create({"training": {"betas": [2]}, "demo": {"rl": {"iterations": 0}}}))
+    with pytest.raises(UserError, match=r"experiment=bad: training: bad value betas=\[2\]: expected two numbers in"):
+        bad.change(compose("sft"), "sft")
+    with pytest.raises(UserError, match=r"experiment=bad: demo.rl: bad value iterations=0: expected a whole number"):
+        bad.change(compose("demo"), "demo")

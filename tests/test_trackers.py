@@ -18,7 +18,7 @@ from vla_razor import cli, config, trackers
 from vla_razor.errors import UserError
 from vla_razor.runs import Run
 
-VERBS = [verb for verb in config.verbs() if verb != "report"]  # whose runs there must be
+VERBS = [verb for verb in config.VERBS if verb != "report"]  # whose runs there must be
 KILLED = """
 import os, signal, sys, time
 from omegaconf import OmegaConf

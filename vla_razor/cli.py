@@ -6,21 +6,40 @@ Exit status: 0 done; 1 a run failed or a check did not hold; 2 bad input; 130 in
 import importlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from vla_razor import __version__, config
+from vla_razor.config import GROUPS, VERBS, name_of
 from vla_razor.errors import RunFailed, UserError
 from vla_razor.recipes import LLM_TRAINING, recipe_of
 
 if TYPE_CHECKING:
     from vla_razor.runs import Run
 
+
+class Grouped(TyperGroup):
+    """Lists its commands under headings."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        for title, names in HEADINGS.items():
+            with formatter.section(title):
+                shown = [(name, self.commands[name].get_short_help_str(200)) for name in names]
+                formatter.write_dl(shown)
+
+
+HEADINGS = {
+    **{title: [name_of(verb) for verb in group] for title, group in GROUPS.items()},
+    "Language models": ["llm"],
+    "Machine": ["doctor", "assets", "resume"],
+}
 app = typer.Typer(
+    cls=Grouped,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -30,7 +49,7 @@ assets = typer.Typer(
     no_args_is_help=True, help="What is not in the package: the original simulation's files, small models."
 )
 app.add_typer(assets, name="assets")
-llm = typer.Typer(no_args_is_help=True, help="Language models: math, science and tool use on the same KL core.")
+llm = typer.Typer(no_args_is_help=True, help="Math, science and tool use on the same KL core.")
 app.add_typer(llm, name="llm")
 
 
@@ -78,154 +97,25 @@ def about(
     """
 
 
-def _verb(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Registers a verb whose help ends with its keys; `llm_sft` is `llm sft`."""
-    keys = "\b\nKeys and their defaults:\n\n\b\n" + config.describe(name)
-    group, command = (llm, name.removeprefix("llm_")) if name.startswith("llm_") else (app, name)
-    return group.command(command, context_settings={"ignore_unknown_options": True}, epilog=keys)
+def _command(verb: str) -> None:
+    """Makes the verb a command whose help ends with its keys; `llm_sft` is `llm sft`."""
+
+    def command(arguments: Arguments = None, show: Show = False) -> None:
+        words = arguments or []
+        if verb == "collect" and words[:1] == ["show"]:
+            _show_demonstrations(words[1:])
+        elif verb == "mnist" and words == ["theory"]:
+            _show_theory()
+        else:
+            _launch(verb, _of_folders(words) if "runs" in VERBS[verb].definitions() else words, show)
+
+    group, name = (llm, verb.removeprefix("llm_")) if verb.startswith("llm_") else (app, verb)
+    settings = {"ignore_unknown_options": True}
+    group.command(name, help=VERBS[verb].__doc__, context_settings=settings, epilog=config.describe(verb))(command)
 
 
-@_verb("collect")
-def collect(arguments: Arguments = None, show: Show = False) -> None:
-    """Collect successful demonstrations over a grid of start positions; `collect show DIR` summarises a store."""
-    if (arguments or [])[:1] == ["show"]:
-        _show_demonstrations((arguments or [])[1:])
-    else:
-        _launch("collect", arguments, show)
-
-
-@_verb("sft")
-def sft(arguments: Arguments = None, show: Show = False) -> None:
-    """Fine-tune on demonstrations: cross-entropy on the action tokens."""
-    _launch("sft", arguments, show)
-
-
-@_verb("rl")
-def rl(arguments: Arguments = None, show: Show = False) -> None:
-    """Fine-tune by REINFORCE on the binary success of batched rollouts."""
-    _launch("rl", arguments, show)
-
-
-@_verb("distill")
-def distill(arguments: Arguments = None, show: Show = False) -> None:
-    """Fine-tune on what the scripted expert would have done at the states that the policy visits."""
-    _launch("distill", arguments, show)
-
-
-@_verb("eval")
-def evaluate(arguments: Arguments = None, show: Show = False) -> None:
-    """Success rates from uniformly drawn starts, with Wilson intervals; paired with a second policy by --against."""
-    _launch("eval", arguments, show)
-
-
-@_verb("kl")
-def kl(arguments: Arguments = None, show: Show = False) -> None:
-    """Forward KL from the base to a policy on the new task's probe set, in closed form."""
-    _launch("kl", arguments, show)
-
-
-@_verb("demo")
-def demo(arguments: Arguments = None, show: Show = False) -> None:
-    """The main job: base, SFT and REINFORCE side by side, and what each forgot."""
-    _launch("demo", arguments, show)
-
-
-@_verb("mnist")
-def mnist(arguments: Arguments = None, show: Show = False) -> None:
-    """ParityMNIST, the controlled experiment: what eight methods forget, and what predicts it; `mnist theory` iterates
-    the paper's projections.
-    """
-    if arguments == ["theory"]:
-        with _clean_errors():
-            from vla_razor.recipes.mnist import show_theory
-
-            show_theory()
-    else:
-        _launch("mnist", arguments, show)
-
-
-@_verb("interpolate")
-def interpolate(arguments: Arguments = None, show: Show = False) -> None:
-    """Policies on the line between the base's weights and the tuned ones (WiSE-FT)."""
-    _launch("interpolate", arguments, show)
-
-
-@_verb("sweep")
-def sweep(arguments: Arguments = None, show: Show = False) -> None:
-    """Many fine-tunings of one base: method=sft,rl learning_rate=1e-4,3e-4 seed=0,1,2, here, on Ray or on Slurm."""
-    _launch("sweep", arguments, show)
-
-
-@_verb("report")
-def report(arguments: Arguments = None, show: Show = False) -> None:
-    """What several runs say together: `vla-razor report DIR...` of folders that demo, mnist or a sweep wrote."""
-    _launch("report", _of_folders(arguments or []), show)
-
-
-@_verb("plasticity")
-def plasticity(arguments: Arguments = None, show: Show = False) -> None:
-    """How well fine-tuned policies still learn another task: `vla-razor plasticity DIR... --env TASK`."""
-    _launch("plasticity", _of_folders(arguments or []), show)
-
-
-@_verb("llm_sft")
-def llm_sft(arguments: Arguments = None, show: Show = False) -> None:
-    """Fine-tune on annotated answers, or on the gold answers alone."""
-    _launch("llm_sft", arguments, show)
-
-
-@_verb("llm_grpo")
-def llm_grpo(arguments: Arguments = None, show: Show = False) -> None:
-    """Fine-tune by GRPO on the task's binary reward."""
-    _launch("llm_grpo", arguments, show)
-
-
-@_verb("llm_reinforce")
-def llm_reinforce(arguments: Arguments = None, show: Show = False) -> None:
-    """Fine-tune by 1-0 REINFORCE: right completions are made likelier, wrong ones left alone."""
-    _launch("llm_reinforce", arguments, show)
-
-
-@_verb("llm_simpo")
-def llm_simpo(arguments: Arguments = None, show: Show = False) -> None:
-    """Fine-tune on pairs of a right and a wrong answer, by SimPO with the paper's loss."""
-    _launch("llm_simpo", arguments, show)
-
-
-@_verb("llm_annotate")
-def llm_annotate(arguments: Arguments = None, show: Show = False) -> None:
-    """Sample a teacher's responses to the training prompts; keep one that is right for each."""
-    _launch("llm_annotate", arguments, show)
-
-
-@_verb("llm_kl")
-def llm_kl(arguments: Arguments = None, show: Show = False) -> None:
-    """Forward KL from the base to a language model on the new task's probe set, over the whole vocabulary."""
-    _launch("llm_kl", arguments, show)
-
-
-@_verb("llm_eval")
-def llm_eval(arguments: Arguments = None, show: Show = False) -> None:
-    """Right answers on the new task, and lm-eval's scores on the prior tasks, with standard errors."""
-    _launch("llm_eval", arguments, show)
-
-
-@_verb("llm_probe")
-def llm_probe(arguments: Arguments = None, show: Show = False) -> None:
-    """CKA and CKNNA to the base on Wikipedia paragraphs; sparsity and rank of the weights' update."""
-    _launch("llm_probe", arguments, show)
-
-
-@_verb("llm_demo")
-def llm_demo(arguments: Arguments = None, show: Show = False) -> None:
-    """A small model, SFT and GRPO side by side: the new task, prior tasks and forward KL."""
-    _launch("llm_demo", arguments, show)
-
-
-@_verb("llm_sweep")
-def llm_sweep(arguments: Arguments = None, show: Show = False) -> None:
-    """Many fine-tunings of one or several models: method=sft,grpo model=A,B learning_rate=1e-5,3e-5 seed=0,1."""
-    _launch("llm_sweep", arguments, show)
+for verb in VERBS:
+    _command(verb)
 
 
 @app.command()
@@ -398,6 +288,13 @@ def _show_demonstrations(arguments: list[str]) -> None:
         from vla_razor.recipes.collect import show
 
         show(Path(arguments[0]))
+
+
+def _show_theory() -> None:
+    with _clean_errors():
+        from vla_razor.recipes.mnist import show_theory
+
+        show_theory()
 
 
 @contextmanager

@@ -25,23 +25,13 @@ from typing import Any, Self, cast
 from filelock import BaseFileLock, FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
+from vla_razor.config import earlier
 from vla_razor.errors import UserError
 from vla_razor.files import ASIDE, atomic_folder, atomic_write, full_disk_reported, remove_unfinished, write_json
 from vla_razor.provenance import git_commit, versions
 from vla_razor.trackers import Tracker, check, make_tracker
 
 SCHEMA = 2
-LATER: dict[str, dict[str, Any]] = {
-    "collect": {"style": "direct"},
-    "rl": {"other_instructions": [], "batch_size": None},
-    "sft": {"other_instructions": [], "spillover_coefficient": 0.0, "prefix_jitter": 0.0},
-    "distill": {"other_instructions": [], "spillover_coefficient": 0.0, "prefix_jitter": 0.0},
-    "demo": {"far": None, "collect": {"policy": "scripted"}},
-    "sweep": {"far": None, "interpolated": [], "videos": 0, "collect": {"policy": "scripted"}},
-    "plasticity": {"method": "rl", "collect": {"policy": "scripted"}},
-    "interpolate": {"base": None},
-}
-"""By verb: the values of keys that did not exist yet when older runs were begun."""
 
 
 class Run:
@@ -297,7 +287,7 @@ def _settings(config: Any) -> DictConfig:
     """Closed settings: reading a key that is not there is an error, not None. Keys that an older run lacks are filled
     in.
     """
-    settings = cast(DictConfig, OmegaConf.merge(LATER.get(config.verb, {}), config))
+    settings = cast(DictConfig, OmegaConf.merge(earlier(config.verb), config))
     OmegaConf.set_struct(settings, False)
     if settings.pop("mixed_precision", False):  # as earlier runs of language models say it; now dtype does
         settings.dtype = "bfloat16"

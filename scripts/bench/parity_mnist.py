@@ -114,7 +114,7 @@ def main() -> None:
     learning_rates = sweep.learning_rates(1e-5, 1e-3, arguments.rates)
     runs = sweep.grid(arguments.methods, learning_rates, ["constant"], [EPOCHS], [origin])
     groups = list(sweep.side_by_side(runs, "cpu"))
-    count, checkpoints = len(images.mnist_train.labels), 4  # as in configs/mnist.yaml
+    count, checkpoints = len(images.mnist_train.labels), 4  # as the verb has it
     lit = int(images.mnist_train.images.any(0).sum()) + 1  # the indicator
     trained = len(runs) * 3 * forward(lit) * count * EPOCHS
     tested = len(images.mnist_test.labels) + len(images.fashion_test.labels)

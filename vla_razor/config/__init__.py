@@ -1,0 +1,31 @@
+"""Every key of every verb, defined once, and the configurations that are composed of them.
+
+`robot.py`, `study.py` and `language.py` say each key's type, range, default, unit and meaning; `groups.py` lists the
+verbs. What is checked, the help, a shell's completion and docs/configuration.md come from there.
+"""
+
+from vla_razor.config.composition import Experiment, compose, to_yaml
+from vla_razor.config.groups import GROUPS, VERBS, common_keys, earlier, name_of
+from vla_razor.config.manual import choices, describe, is_switch, keys
+from vla_razor.config.simulation import CONFIG_DIR, environments, robot_in, robot_of, scenes, suite_in
+
+__all__ = [
+    "CONFIG_DIR",
+    "GROUPS",
+    "VERBS",
+    "Experiment",
+    "choices",
+    "common_keys",
+    "compose",
+    "describe",
+    "earlier",
+    "environments",
+    "is_switch",
+    "keys",
+    "name_of",
+    "robot_in",
+    "robot_of",
+    "scenes",
+    "suite_in",
+    "to_yaml",
+]
