@@ -106,6 +106,8 @@ def _command(verb: str) -> None:
             _show_demonstrations(words[1:])
         elif verb == "mnist" and words == ["theory"]:
             _show_theory()
+        elif verb == "stats" and words and not _is_setting(words[0]):
+            _launch(verb, [f"demos={words[0]}", *words[1:]], show)
         else:
             _launch(verb, _of_folders(words) if "runs" in VERBS[verb].definitions() else words, show)
 
@@ -270,9 +272,13 @@ def _execute(run: "Run") -> None:
 
 def _of_folders(words: list[str]) -> list[str]:
     """The folders before the first setting become the setting `runs`."""
-    begin = next((place for place, word in enumerate(words) if "=" in word or word.startswith("--")), len(words))
+    begin = next((place for place, word in enumerate(words) if _is_setting(word)), len(words))
     folders, rest = words[:begin], words[begin:]
     return [f"runs=[{','.join(map(_quoted, folders))}]", *rest] if folders else rest
+
+
+def _is_setting(word: str) -> bool:
+    return "=" in word or word.startswith("--")
 
 
 def _quoted(text: str) -> str:

@@ -1,0 +1,106 @@
+"""`vla-razor stats DIR`: the action statistics of demonstrations, by which OpenVLA's families turn actions into tokens
+and back; with `policy`, also a copy of it that speaks in their units, to be trained on a robot or a suite that it has
+no statistics of.
+
+They are what `dataset_statistics.json` of OpenVLA holds: of every dimension of an action (and of the proprioception)
+q01, q99, min, max, mean and standard deviation. The copy is a checkpoint of the run's folder: `policy=RUN` on any verb.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from vla_razor.errors import UserError
+from vla_razor.files import full_disk_reported, write_json
+from vla_razor.policies.opening import open_model
+from vla_razor.policies.openvla.conventions import SPOKEN_FOR, convention_of
+from vla_razor.policies.openvla_oft import OpenVLAOFT
+from vla_razor.rollouts import demonstrations
+from vla_razor.runs import Run
+
+FILE = "dataset_statistics.json"
+CLIPPED = 10.0
+"""A dimension whose whole range is so many times the one between its quantiles loses its large movements."""
+
+
+def run(config: DictConfig, run: Run) -> None:
+    """Work them out, say what is odd about them, and write them down."""
+    if config.demos is None:
+        raise UserError("stats needs demonstrations: vla-razor stats DIR, a folder that `vla-razor collect` wrote.")
+    run.restore()
+    shards = demonstrations.read_store(config.demos, demonstrations.without_images)
+    episodes = [episode for shard in shards for episode in shard.demonstrations]
+    if not episodes:
+        raise UserError(f"{config.demos}: no attempt succeeded, so there are no actions to describe.")
+    robot = shards[0].robot
+    name = config.unnorm_key or next(iter(SPOKEN_FOR.get(robot, ())), robot)
+    convention = convention_of(name, robot)  # they are of what the policy says, which is not always what the robot does
+    found = {
+        "action": described(np.concatenate([convention.from_environment(episode.labels) for episode in episodes])),
+        "proprio": described(np.concatenate([episode.proprioception for episode in episodes])),
+        "num_transitions": sum(len(episode.success) for episode in episodes),
+        "num_trajectories": len(episodes),
+    }
+    write_json(run.path / FILE, {name: found})
+    written = _copied(config, run, name, found) if config.policy else None
+    run.finish({"statistics": {name: found}, **({"checkpoint": str(written)} if written else {})})
+    report(Console(), run.path, name, found, written)
+
+
+def described(values: Float[np.ndarray, "N D"]) -> dict[str, list[Any]]:
+    """q01, q99, min, max, mean and std of each dimension; `mask` says that all of them are normalised."""
+    values = values.astype(np.float64)
+    low, high = np.quantile(values, [0.01, 0.99], axis=0)
+    columns = {"q01": low, "q99": high, "min": values.min(0), "max": values.max(0)}
+    columns |= {"mean": values.mean(0), "std": values.std(0)}
+    return {name: column.tolist() for name, column in columns.items()} | {"mask": [True] * values.shape[1]}
+
+
+def oddities(action: Mapping[str, list[float]]) -> list[str]:
+    """What a policy that learns these actions would suffer from."""
+    found = []
+    for index, (low, high, least, most) in enumerate(
+        zip(*(action[name] for name in ("q01", "q99", "min", "max")), strict=True)
+    ):
+        if least == most:
+            found.append(f"dimension {index} is {least:g} everywhere: the policy cannot move it.")
+        elif most - least > CLIPPED * (high - low):
+            span = f"98% of its values lie in [{low:.3g}, {high:.3g}], all of them in [{least:.3g}, {most:.3g}]"
+            found.append(f"dimension {index} hardly moves: {span}. Tokens reach no farther than the first.")
+    return found
+
+
+def report(console: Console, folder: Path, name: str, found: Mapping[str, Any], written: Path | None) -> None:
+    """A line a dimension, and what is odd."""
+    counts = f"{found['num_trajectories']:,} episodes, {found['num_transitions']:,} control steps"
+    table = Table("dimension", title=f"Actions of {name}: {counts}")
+    columns = ("q01", "q99", "min", "max", "mean", "std")
+    for column in columns:
+        table.add_column(column, justify="right")
+    action = found["action"]
+    for index in range(len(action["mean"])):
+        table.add_row(str(index), *(f"{action[column][index]:.4g}" for column in columns))
+    console.print(table)
+    for oddity in oddities(action):
+        console.print(oddity, highlight=False)
+    console.print(f"{folder / FILE}", highlight=False, soft_wrap=True)
+    if written:
+        console.print(f"a policy that has them: {written}", highlight=False, soft_wrap=True)
+
+
+def _copied(config: DictConfig, run: Run, name: str, found: Mapping[str, Any]) -> Path:
+    """The policy with these statistics beside its own."""
+    model, folder = open_model(config.policy, config), run.path / "checkpoints" / "step_0"
+    model.config.norm_stats = {**model.config.norm_stats, name: dict(found)}
+    if isinstance(model, OpenVLAOFT):  # which decides so many numbers a control step, whatever its statistics
+        model.config.dims = len(found["action"]["mean"])
+    if not folder.is_dir():
+        with full_disk_reported(folder):
+            model.save_pretrained(folder)
+    return folder
