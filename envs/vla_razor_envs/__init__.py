@@ -40,7 +40,7 @@ def register() -> None:
     warnings.filterwarnings("ignore", ".*vla_razor/PickCan-v1 is out of date", DeprecationWarning)
     for name, (family, robots) in TASKS.items():
         ours = {"family": family, "robots": robots}
-        _register_task(f"vla_razor/{name}", "vla_razor_envs.single:SingleEnv", "vla_razor_envs.vector:make", ours)
+        _register_task(f"vla_razor/{name}", "vla_razor_envs.single:SingleEnv", "vla_razor_envs.making:make", ours)
         if "google_robot" in robots:
             bridge = "vla_razor_envs.simpler_env"
             theirs = {"family": family}

@@ -18,33 +18,6 @@ Start = tuple[int | None, dict[str, Any]]  # seed and reset options of one episo
 Tick = tuple[Observations, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
 
 
-def make(
-    num_envs: int,
-    family: str,
-    robots: tuple[str, ...],
-    num_workers: int | None = None,
-    timeout: float = 60.0,
-    device: str = "cpu",
-    **kwargs: Any,
-) -> SlotVectorEnv:
-    """The vector face of the task of a family for some robots; Gymnasium's `make_vec` calls it.
-
-    On a CPU `num_workers` processes (default: one per core) share `num_envs` environments, and one that takes longer
-    than `timeout` seconds over a step is restarted. With `device="cuda"` or "cuda:N" ManiSkill simulates the batch on
-    the GPU, and both arguments are ignored.
-    """
-    from . import TASKS
-
-    if device.startswith("cuda"):
-        from .native import NativeVectorEnv
-
-        return NativeVectorEnv(family, robots, num_envs, device=device, **kwargs)
-    from .pool import PoolVectorEnv
-
-    name = next(name for name, task in TASKS.items() if task == (family, robots))
-    return PoolVectorEnv(f"vla_razor/{name}", num_envs, num_workers=num_workers, timeout=timeout, **kwargs)
-
-
 def check_action(setup: Setup | None, box: Any, action: Any, active: Any = True) -> np.ndarray:
     """The action [7], or the actions [N, 7] of all slots, clipped to the box. Raises ActionRefused, which names the
     slot and what is wrong. Actions of slots that are not `active` (bool [N]) may be anything.

@@ -21,9 +21,8 @@ def told(*words: object) -> Result:
 
 def test_they_are_those_of_the_actions_to_imitate(tmp_path: Path) -> None:
     episodes = [random_demonstration(seed) for seed in range(9)]
-    episodes[0] = replace(
-        episodes[0], actions=episodes[0].actions + 100
-    )  # as executed, by an expert who disturbs itself
+    disturbed = episodes[0].actions + 100  # what an expert who disturbs itself has executed
+    episodes[0] = replace(episodes[0], actions=disturbed)
     result = told(write_store(tmp_path / "demos", episodes), f"out={tmp_path / 'run'}")
     assert result.exit_code == 0, result.output
     (name, found), *others = json.loads((tmp_path / "run" / stats.FILE).read_text()).items()
