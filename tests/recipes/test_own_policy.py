@@ -154,7 +154,6 @@ class Linear(Trainable):
         return torch.from_numpy(np.rint((np.clip(actions / REACH, -1, 1) + 1) * 10).astype(int))
 
     def save(self, folder):
-        folder.mkdir(parents=True)
         save_file(self.module.state_dict(), folder / "linear.safetensors")
 '''
 

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from vla_razor.errors import UserError
-from vla_razor.files import full_disk_reported
+from vla_razor.files import atomic_folder, full_disk_reported
 from vla_razor.policies.trainable import Trainable
 from vla_razor.rollouts import probe_set
 from vla_razor.runs import Run, origin_of
@@ -30,7 +30,7 @@ def run(config: DictConfig, run: Run) -> None:
         folder = run.path / "checkpoints" / f"share_{100 * share:g}"
         if not folder.is_dir():
             with full_disk_reported(folder):
-                between(base, tuned, share).save(folder)
+                atomic_folder(folder, between(base, tuned, share).save)
         made[str(share)] = str(folder)
     run.finish({"checkpoints": made})
     for folder in made.values():
