@@ -57,6 +57,14 @@ def test_the_version_and_the_short_flag_for_help() -> None:
     assert short.exit_code == 0 and short.stdout == long.stdout
 
 
+def test_the_help_lists_every_verb_in_its_group() -> None:
+    lines = runner.invoke(cli.app, ["--help"], env={"COLUMNS": "300"}).stdout.splitlines()
+    places = [lines.index(f"{title}:") for title in ("Learn", "Measure", "Study", "Language models", "Machine")]
+    assert places == sorted(places)
+    listed = [line[2:].partition("  ")[0] for line in lines[places[0] :] if line.startswith("  ") and line[2] != " "]
+    assert listed == [*(verb.replace("llm_", "llm ") for verb in config.VERBS), "doctor", "assets", "resume"]
+
+
 def test_the_help_names_the_environments_and_the_experiments() -> None:
     shown = runner.invoke(cli.app, ["rl", "--help"], env={"COLUMNS": "300"}).stdout
     assert "open_top_drawer | pick_can | FILE.yaml" in shown

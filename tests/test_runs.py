@@ -389,3 +389,11 @@ def test_atomic_write_keeps_the_old_file_when_writing_fails(tmp_path: Path) -> N
         files.atomic_write(path, fails)
     assert path.read_bytes() == b"old"
     assert files_below(tmp_path) == {"deep/file"}
+
+
+def test_a_run_begun_before_there_was_a_key_is_read_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("{verb: demo, collect: {grid: 2x2}, sft: {prefix_jitter: 1.0}}")
+    read = runs.read_config(path)
+    assert read.far is None and read.collect == {"policy": "scripted", "style": "direct", "grid": "2x2"}
+    assert read.sft.prefix_jitter == 1.0 and read.sft.other_instructions == []

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from vla_razor import __version__, config
-from vla_razor.config import GROUPS, VERBS, name_of
+from vla_razor.config import GROUPS, VERBS, command, name_of
 from vla_razor.errors import RunFailed, UserError
 from vla_razor.recipes import LLM_TRAINING, recipe_of
 
@@ -24,20 +24,19 @@ if TYPE_CHECKING:
 
 
 class Grouped(TyperGroup):
-    """Lists its commands under headings."""
+    """Lists the verbs in their groups."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        for title, names in HEADINGS.items():
+        rows = {
+            title: [(command(name_of(verb)), " ".join(str(verb.__doc__).split())) for verb in group]
+            for title, group in GROUPS.items()
+        }
+        rows["Machine"] = [(name, str(self.commands[name].help)) for name in ("doctor", "assets", "resume")]
+        for title, group in rows.items():
             with formatter.section(title):
-                shown = [(name, self.commands[name].get_short_help_str(200)) for name in names]
-                formatter.write_dl(shown)
+                formatter.write_dl(group)
 
 
-HEADINGS = {
-    **{title: [name_of(verb) for verb in group] for title, group in GROUPS.items()},
-    "Language models": ["llm"],
-    "Machine": ["doctor", "assets", "resume"],
-}
 app = typer.Typer(
     cls=Grouped,
     no_args_is_help=True,
@@ -100,7 +99,7 @@ def about(
 def _command(verb: str) -> None:
     """Makes the verb a command whose help ends with its keys; `llm_sft` is `llm sft`."""
 
-    def command(arguments: Arguments = None, show: Show = False) -> None:
+    def start(arguments: Arguments = None, show: Show = False) -> None:
         words = arguments or []
         if verb == "collect" and words[:1] == ["show"]:
             _show_demonstrations(words[1:])
@@ -113,7 +112,7 @@ def _command(verb: str) -> None:
 
     group, name = (llm, verb.removeprefix("llm_")) if verb.startswith("llm_") else (app, verb)
     settings = {"ignore_unknown_options": True}
-    group.command(name, help=VERBS[verb].__doc__, context_settings=settings, epilog=config.describe(verb))(command)
+    group.command(name, help=VERBS[verb].__doc__, context_settings=settings, epilog=config.describe(verb))(start)
 
 
 for verb in VERBS:

@@ -245,14 +245,16 @@ def run_of(policy: str | Path) -> Path | None:
 
 
 def read_config(path: Path) -> DictConfig:
-    """The settings of a run, from its config.yaml. Raises UserError where the file cannot be read or holds no verb."""
+    """The settings of a run, from its config.yaml; what a run begun earlier lacks is filled in. Raises UserError where
+    the file cannot be read or holds no verb.
+    """
     try:
         config = OmegaConf.load(path)
     except Exception as error:  # the decoder, PyYAML and OmegaConf each raise their own
         raise UserError(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(config, DictConfig) or "verb" not in config:
         raise UserError(f"{path} is not a run's configuration: expected settings with a verb.")
-    return _settings(config)
+    return _settings(OmegaConf.merge(earlier(config.verb), config))
 
 
 def _locked(path: Path) -> BaseFileLock:
@@ -284,10 +286,8 @@ def _refuse_used(path: Path) -> None:
 
 
 def _settings(config: Any) -> DictConfig:
-    """Closed settings: reading a key that is not there is an error, not None. Keys that an older run lacks are filled
-    in.
-    """
-    settings = cast(DictConfig, OmegaConf.merge(earlier(config.verb), config))
+    """Closed: reading a key that is not there is an error, not None."""
+    settings = cast(DictConfig, OmegaConf.create(config))
     OmegaConf.set_struct(settings, False)
     if settings.pop("mixed_precision", False):  # as earlier runs of language models say it; now dtype does
         settings.dtype = "bfloat16"

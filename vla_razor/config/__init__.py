@@ -5,7 +5,7 @@ verbs. What is checked, the help, a shell's completion and docs/configuration.md
 """
 
 from vla_razor.config.composition import Experiment, compose, to_yaml
-from vla_razor.config.groups import GROUPS, VERBS, common_keys, earlier, name_of
+from vla_razor.config.groups import GROUPS, VERBS, command, common_keys, earlier, name_of
 from vla_razor.config.manual import choices, describe, is_switch, keys
 from vla_razor.config.simulation import CONFIG_DIR, environments, robot_in, robot_of, scenes, suite_in
 
@@ -15,6 +15,7 @@ __all__ = [
     "VERBS",
     "Experiment",
     "choices",
+    "command",
     "common_keys",
     "compose",
     "describe",

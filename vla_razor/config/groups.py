@@ -19,11 +19,7 @@ CHOICES = {"env": "env", "prior": "env@prior"}  # keys that are groups of Hydra'
 
 
 def name_of(verb: type[Verb]) -> str:
-    """What configurations call it.
-
-    >>> name_of(language.LlmSft)
-    'llm_sft'
-    """
+    """What configurations call it, such as llm_sft."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", verb.__name__).lower()
 
 
@@ -71,9 +67,5 @@ def kind_of(verb: str, key: str) -> Any:
 
 
 def command(verb: str) -> str:
-    """What is typed for it.
-
-    >>> command("llm_sft")
-    'vla-razor llm sft'
-    """
-    return f"vla-razor {verb.replace('llm_', 'llm ')}"
+    """What is typed for it, such as "llm sft"."""
+    return verb.replace("llm_", "llm ")

@@ -1,5 +1,7 @@
 """A verb's keys are the attributes of its class: its own, and those of the classes that it is made of. Where it has
 another default than they have, it says the key again, and inherits what the key means.
+
+The classes are no pydantic models: `--help` reads them all, and importing pydantic takes longer than that.
 """
 
 from functools import cache

@@ -1,5 +1,6 @@
 """What the command line, a shell's completion and docs/configuration.md say of the keys."""
 
+import json
 import re
 from functools import cache
 from typing import Any
@@ -74,7 +75,7 @@ def shown(value: Any) -> str:
         return f"[{','.join(map(shown, value))}]"
     if isinstance(value, float) and 0 < value < 1e-2:
         return re.sub(r"\.?0*e-0?", "e-", f"{value:.6e}")
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def reference() -> str:
@@ -87,7 +88,7 @@ def reference() -> str:
             bases = [part for part in verb.__mro__[1:] if issubclass(part, Verb)]
             shared += [base for base in reversed(bases) if base not in shared]
             links = ", ".join(f"[{_title(base)}](#{_title(base).lower().replace(' ', '-')})" for base in bases)
-            verbs += [f"### {command(name_of(verb))}", _title(verb), *_table(verb), f"Beside these: {links}."]
+            verbs += [f"### vla-razor {command(name_of(verb))}", _title(verb), *_table(verb), f"Beside these: {links}."]
     tables = [text for part in shared for text in (f"### {_title(part)}", *_table(part))]
     return "\n\n".join([INTRODUCTION, "## Shared keys", *tables, *verbs]) + "\n"
 

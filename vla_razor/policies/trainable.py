@@ -85,7 +85,7 @@ class Trainable(ABC):
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write a checkpoint into a folder, which is there and empty; who calls it renames the folder when it is whole."""
+        """Write a checkpoint into a folder, which is there and empty, and gets its name when it is whole."""
 
     # What most do alike
 
