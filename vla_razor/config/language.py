@@ -106,7 +106,7 @@ class LlmAnnotate(LlmCommon):
 class LlmKl(Generating, LlmCommon):
     """Forward KL from the base to a language model on the new task's probe set, over the whole vocabulary."""
 
-    base: k.Text | None = key(None, "null: what `model` was fine-tuned from")
+    base: k.Text | None = key(None, "the model before fine-tuning; null: what `model` was fine-tuned from")
     probe_prompts: k.Count = key(64, "of the test split, in the probe set", "prompts")
 
 
@@ -124,7 +124,7 @@ class LlmEval(Generating, LlmCommon):
 class LlmProbe(LlmCommon):
     """CKA and CKNNA to the base on Wikipedia paragraphs; sparsity and rank of the weights' update."""
 
-    base: k.Text | None = key(None, "null: what `model` was fine-tuned from")
+    base: k.Text | None = key(None, "the model before fine-tuning; null: what `model` was fine-tuned from")
     paragraphs: k.Count = key(500, "of Wikipedia", "paragraphs")
     max_length: k.Count = key(256, "of a paragraph", "tokens")
     micro_batch_size: k.Count = key(8, "in one forward pass", "paragraphs")

@@ -88,7 +88,12 @@ def reference() -> str:
             bases = [part for part in verb.__mro__[1:] if issubclass(part, Verb)]
             shared += [base for base in reversed(bases) if base not in shared]
             links = ", ".join(f"[{_title(base)}](#{_title(base).lower().replace(' ', '-')})" for base in bases)
-            verbs += [f"### vla-razor {command(name_of(verb))}", _title(verb), *_table(verb), f"Beside these: {links}."]
+            verbs += [
+                f"### vla-razor {command(name_of(verb))}",
+                _title(verb),
+                *_table(verb),
+                f"And those of: {links}.",
+            ]
     tables = [text for part in shared for text in (f"### {_title(part)}", *_table(part))]
     return "\n\n".join([INTRODUCTION, "## Shared keys", *tables, *verbs]) + "\n"
 
