@@ -163,7 +163,7 @@ def test_it_is_trained_and_measured_as_ours_are(here: Path, demos: Path, vla_raz
     """A family of the user's own, in a module of its own, through every verb that needs a distribution."""
     (here / "mine.py").write_text(LINEAR)
     quick = ("logger=none", "num_envs=4", "num_workers=1", "probe_states=8", "device=cpu")
-    learns = (*quick, "learning_rate=1e-2", "warmup_steps=0", "eval_episodes=1", "prior=null", "save_every=1")
+    learns = (*quick, "learning_rate=1e-2", "warmup_steps=0", "eval_episodes=0", "save_every=1")
     sft, rl = here / "sft", here / "rl"
     vla_razor.run(
         "sft", "policy=mine:Linear", f"demos={demos}", "epochs=4", "kl_coefficient=0.01", *learns, f"out={sft}"
@@ -173,9 +173,9 @@ def test_it_is_trained_and_measured_as_ours_are(here: Path, demos: Path, vla_raz
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.5 and rows[-1]["forward_kl_of_batch"] > 0
     drift = json.loads((sft / "summary.json").read_text())["policies"]["tuned"]["forward_kl"]
     assert drift["per_action"] > 0.1 and drift["per_action"] == pytest.approx(7 * drift["per_token"])
-    few = ("grid=1x2", "per_point=2", "iterations=2", "probe_every=1", "baseline=batch")
+    few = ("grid=1x2", "per_point=2", "iterations=1", "probe_every=0", "baseline=batch")
     vla_razor.run("rl", f"policy={sft}", *few, *learns, f"out={rl}")
-    assert len(metrics(rl)) == 2
+    assert len(metrics(rl)) == 1
     measured = vla_razor.run("kl", f"policy={sft}", *quick, f"out={here / 'kl'}")
     assert "forward KL" in measured.stdout
     (entry,) = json.loads((here / "kl" / "summary.json").read_text())["policies"].values()
