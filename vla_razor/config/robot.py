@@ -74,6 +74,9 @@ class Training(Probed, BesidePrior):
     warmup_steps: k.Whole = key(3, "in which the learning rates rise", "optimizer steps")
     max_grad_norm: k.Positive = key(1.0, "norm to which longer gradients are cut")
     micro_batch_size: k.Count = key(256, "in one forward and backward pass", "samples")
+    spillover_coefficient: k.Number = key(
+        0.0, "weight of a penalty on KL(base || tuned) at the same images under other_instructions", before=0.0
+    )
     penalties: k.Coefficients = key(
         {}, "of your own, with their weights: a class charges for each decision (CONTRIBUTING.md)", before={}
     )
@@ -105,7 +108,6 @@ class Supervised(Training):
     )
     augmentation: k.Whole = key(0, "by which images are shifted at most, at random", "pixels")
     kl_coefficient: k.Number = key(0.0, "weight of a penalty on KL(base || tuned) at the batch's states")
-    spillover_coefficient: k.Number = key(0.0, "weight of one at the same images, other_instructions", before=0.0)
     learning_rate: k.Positive = 3e-4
     gain_learning_rate: k.Positive | None = 2e-3  # in the ratio of REINFORCE's
     warmup_steps: k.Whole = 10

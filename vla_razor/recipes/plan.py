@@ -256,15 +256,15 @@ def work_of(config: DictConfig) -> Work:
 
 
 def learning_flop(config: DictConfig, takes: PolicyFootprint) -> float:
-    """FLOP for a state learnt from, penalties included: each has a forward pass of the base; of SFT each has an
-    update's passes of its own, and spillover's a decision of the base.
+    """FLOP for a state learnt from, penalties included, but for a user's own. Each has a forward pass of the base and
+    an update's passes of its own, which REINFORCE's KL shares with its loss, and spillover's a decision of the base.
     """
-    flop, penalty = takes.update_flop, takes.forward_flop
-    if config.verb != "rl":
-        penalty += takes.update_flop
-        if config.spillover_coefficient:
-            flop += penalty + takes.decision_flop
-    return flop + penalty if config.kl_coefficient else flop
+    flop, both = takes.update_flop, takes.forward_flop + takes.update_flop
+    if config.spillover_coefficient:
+        flop += both + takes.decision_flop
+    if config.kl_coefficient:
+        flop += takes.forward_flop if config.verb == "rl" else both
+    return flop
 
 
 def horizon_of(env: DictConfig) -> int:

@@ -38,9 +38,9 @@ class Penalties:
         terms: list[tuple[float, Penalty]] = []
         if config.kl_coefficient or measured:
             terms.append((config.kl_coefficient, kl(policy, base)))
-        if config.get("spillover_coefficient"):
+        if config.spillover_coefficient:
             terms.append((config.spillover_coefficient, Spillover(policy, base, config)))
-        others: Mapping[Any, float] = config.get("penalties") or {}
+        others: Mapping[Any, float] = config.penalties
         for spec, coefficient in others.items():
             terms.append((coefficient, _made(str(spec), {"policy": policy, "base": base, "config": config})))
         return cls(terms)
