@@ -19,7 +19,7 @@ def curve(method: str, name: str, steps: int) -> Curve:
     for row in rows[3::4]:
         row["forward_kl_per_action"] = 0.1 * row["step"]
     rows[0]["loss"] = None
-    return Curve(method, name, rows)
+    return Curve(method, name, rows, 20 if method == "rl" else None)
 
 
 def point(method: str, run: str, drift: float, last: bool = True) -> Point:
@@ -32,9 +32,9 @@ def points() -> list[Point]:
 
 
 FIGURES = {
-    "learning curves": lambda path: plots.learning_curves(path, [curve("sft", "sft", 30), curve("rl", "rl", 12)], 20),
+    "learning curves": lambda path: plots.learning_curves(path, [curve("sft", "sft", 30), curve("rl", "rl", 12)]),
     "curves of several settings": lambda path: plots.learning_curves(
-        path, [curve("rl", "rl_1", 7), curve("rl", "rl_2", 7), curve("sft", "sft", 1)], 4
+        path, [curve("rl", "rl_1", 7), curve("rl", "rl_2", 7), curve("sft", "sft", 1)]
     ),
     "success against KL": lambda path: plots.success_against_kl(path, points()),
     "success of the base alone": lambda path: plots.success_against_kl(path, points()[:1]),

@@ -29,7 +29,7 @@ from vla_razor.errors import UserError, nearest
 _PACKAGE = Path(__file__).resolve().parent
 CONFIG_DIR = next(path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir())
 GROUPS = {"env": "env", "prior": "env@prior"}  # as Hydra names them
-SWEEPS = ("sweep", "llm_sweep")  # verbs whose keys may take several values
+SWEEPS = ("demo", "sweep", "llm_sweep")  # verbs whose keys may take several values
 FRAGMENTS = ("common", "training", "llm_common", "llm_training")  # files that verbs are composed of
 
 
@@ -68,7 +68,6 @@ _GRID = Rule(
     lambda value: re.fullmatch(r"[1-9]\d*x[1-9]\d*|random", value) is not None,
     "columns x rows, as in 5x5; or random",
 )
-_CHANGES = Rule(list, lambda value: all(isinstance(v, dict) for v in value), "a list, as in [{learning_rate: 1e-4}]")
 _SENTENCES = _distinct(
     lambda v: type(v) is str and v != "", "a list of instructions, as in [open top drawer]", fewest=0
 )
@@ -104,7 +103,6 @@ _KEYS = {
     _POSITIVE: "learning_rate gain_learning_rate eps max_grad_norm lora_alpha temperature lowest_rate highest_rate "
     "timeout",
     _NUMBER: "weight_decay kl_coefficient spillover_coefficient margin prefix_jitter",
-    _CHANGES: "sft_runs rl_runs",
     _MAPPING: "cold_start slurm far oft",
 }
 RULES: dict[str, Rule] = {
@@ -143,8 +141,16 @@ RULES: dict[str, Rule] = {
     "shares": _distinct(lambda v: type(v) in (int, float) and 0 <= v <= 1, "a list of numbers from 0 to 1"),
     "interpolated": _distinct(lambda v: type(v) in (int, float) and 0 < v < 1, "a list of numbers in (0, 1)", fewest=0),
     "measure": _one_of("forward_kl", "spillover", "activation_l2"),
-    "launcher": _one_of("local", "ray", "slurm"),
+    "launcher": _one_of("here", "local", "ray", "slurm"),
 }
+GONE = {
+    "demo": {
+        "seeds": "seed=0,1,2",
+        "sft_runs": "sft.learning_rate=1e-4,3e-4 or any other of its keys",
+        "rl_runs": "rl.learning_rate=1e-4,3e-4 or any other of its keys",
+    },
+}
+"""By verb: keys of earlier versions, and how one says now what they said."""
 
 NULLABLE = {"out", "data_dir", "prior", "unnorm_key", "temperature", "demos", "against", "base", "gain_learning_rate"}
 NULLABLE |= {
@@ -534,6 +540,8 @@ def _section(verb: str, settings: DictConfig, experiment: Experiment) -> DictCon
 
 def _assign(config: DictConfig, verb: str, key: str, text: str) -> None:
     known = list(_paths(config))
+    if key in GONE.get(verb, {}):
+        raise UserError(f"unknown key {key!r} for {verb}, which earlier versions had. Say {GONE[verb][key]}.")
     if key not in known or key == "verb":
         raise UserError(f"unknown key {key!r} for {verb}. {nearest(key, (path for path in known if path != 'verb'))}")
     before = OmegaConf.select(config, key)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.study.support import rows, write
+from vla_razor import plots
 from vla_razor.errors import UserError
 from vla_razor.study import figures, forecast, law, table
 from vla_razor.study.forecast import FittedLaw, Guard
@@ -136,7 +137,7 @@ def test_who_moved_least_at_a_level(tmp_path: Path) -> None:
 def test_a_policy_that_has_not_moved_can_be_drawn(tmp_path: Path) -> None:
     """A run without a reward stays at the base: a logarithm has no place for it."""
     still = [one._replace(measures={**one.measures, "forward_kl": 0.0}) for one in results(tmp_path)]
-    figures.accuracy(tmp_path / "accuracy", still, figures.colours_of(still))
+    figures.accuracy(tmp_path / "accuracy", still, plots.colours_of(still))
     figures.least_kl(tmp_path / "least_kl", {"all": still}, {})
     assert {path.name for path in tmp_path.glob("*.png")} == {"accuracy.png", "least_kl.png"}
 

@@ -24,7 +24,8 @@ from vla_razor.files import atomic_write
 from vla_razor.llm.models import open_model
 from vla_razor.llm.representations import weights_of
 from vla_razor.recipes import LLM_TRAINING, axes, comparison, launchers, llm_eval, results
-from vla_razor.recipes.comparison import Training, as_text, step_of
+from vla_razor.recipes.axes import Training, step_of
+from vla_razor.recipes.comparison import as_text
 from vla_razor.recipes.llm_demo import Column, answers_in, change, in_words
 from vla_razor.recipes.stages import stage
 from vla_razor.runs import Run, read_config

@@ -164,7 +164,7 @@ def _draw(
     measures: Sequence[str],
 ) -> None:
     results = [result for group in groups.values() for result in group]
-    colours = figures.colours_of(results)
+    colours = plots.colours_of(results)
     figures.trade_off(folder / "1_trade_off", groups, colours, bases)
     figures.forgetting(folder / "2_law", results, colours, fitted)
     if measures:

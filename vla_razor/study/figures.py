@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex
 from matplotlib.ticker import PercentFormatter
 
 from vla_razor import plots
@@ -22,18 +21,9 @@ from vla_razor.study.forecast import LAWS, FittedLaw
 from vla_razor.study.law import fittable, least_moved_by_success
 from vla_razor.study.table import Result
 
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#333333")
 Colours = Mapping[str, str]
 MANY = 500
 """Marks in a figure."""
-
-
-def colours_of(points: Sequence[Any]) -> dict[str, str]:
-    """A colour for each method: the project's own, else the next of the palette."""
-    names = sorted({point.method for point in points})
-    many = [to_hex(colour) for colour in colormaps["tab20"](range(4, 20))]
-    free = [colour for colour in (*PALETTE, *many) if colour not in plots.COLOURS.values()]
-    return {name: plots.COLOURS.get(name, free[index % len(free)]) for index, name in enumerate(names)}
 
 
 def trade_off(
@@ -179,7 +169,7 @@ def plasticity(path: Path, learned: Sequence[Any], task: str) -> None:
     """How each policy learns another task, by the KL that its fine-tuning had spent: anything with a method, `spent` in
     nats an action, a `curve` of success at `steps`, and the rate over `all` of them.
     """
-    colours, most = colours_of(learned), max(one.spent for one in learned) or 1.0
+    colours, most = plots.colours_of(learned), max(one.spent for one in learned) or 1.0
     with plots.figure(path, 1, 2, (10, 3.8)) as (curves, against):
         for one in sorted(learned, key=lambda one: one.spent):
             shade = colormaps["viridis"](0.9 * one.spent / most)
