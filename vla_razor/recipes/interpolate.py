@@ -17,6 +17,7 @@ from vla_razor.policies.openvla.prismatic import PrismaticVLA
 from vla_razor.recipes import training
 from vla_razor.rollouts import probe_set
 from vla_razor.runs import Run, origin_of
+from vla_razor.study import measures
 
 
 def run(config: DictConfig, run: Run) -> None:
@@ -58,7 +59,7 @@ def measured(config: DictConfig, tuned: Path, folder: Path, share: float, probed
         settings |= {"states": probed.probe_states, "other_instructions": probed.other_instructions}
         probe = probe_set.obtain(base.cast(torch.float32, base.products), config.env, **settings)  # as the training did
         step = int(tuned.name.removeprefix("step_"))
-        run.log(step, **training.probe_scalars(probe_set.measure(model, probe)))
+        run.log(step, **measures.logged(probe_set.measure(model, probe)))
         run.save(step, model.save_pretrained, {})
         run.finish({})
 

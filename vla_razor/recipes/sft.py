@@ -175,7 +175,7 @@ class Penalties:
     their images under the instructions of other tasks, with the base's own actions there, by
     `config.spillover_coefficient`.
 
-    So what is paid for is not what `forward_kl` reports. That is at the states which the base visits by itself and
+    So what is paid for is not the forward KL that is logged. That is at the states which the base visits by itself and
     along its own tokens (the probe set); this is at the states of the batch, the demonstrator's (for distillation those
     that the policy visits), and along the demonstrated tokens. SFT has no others at hand: the base's need a simulator.
     """

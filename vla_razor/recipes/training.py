@@ -33,6 +33,7 @@ from vla_razor.rollouts.probe_set import ProbeSet
 from vla_razor.rollouts.rollout import VectorEnv
 from vla_razor.rollouts.starts import episode_seed
 from vla_razor.runs import Run
+from vla_razor.study import measures
 from vla_razor.study.forecast import Guard
 
 
@@ -254,22 +255,6 @@ def open_probe(config: DictConfig, base: Base, envs: VectorEnv | None = None) ->
         return probe_set.obtain(model, config.env, states=config.probe_states, envs=envs, **settings)
 
 
-def probe_scalars(measured: Mapping[str, Any]) -> dict[str, float]:
-    """What `probe_set.measure` found, in nats, under the names it is logged by."""
-    names = {"per_token": "forward_kl", "per_action": "forward_kl_per_action"}
-    names |= {"reverse_kl": "probe_reverse_kl", "entropy": "probe_entropy"}
-    same = (
-        "sharpening",
-        "displacement",
-        "total_variation",
-        "l2_distance",
-        "spillover",
-        "activation_l1",
-        "activation_l2",
-    )
-    return {names.get(name, name): measured[name] for name in (*names, *same) if name in measured}
-
-
 def finish(
     config: DictConfig,
     run: Run,
@@ -294,7 +279,7 @@ def finish(
         divergences["tuned"] = probe_set.measure(model, probe)
     entries = {name: summarized(results[name], divergences[name], new_tasks=config.env.tasks) for name in policies}
     comparison = compared(results["tuned"], results["base"], config.env.tasks) if config.eval_episodes else None
-    forecast = guard.forecast(probe_scalars(entries["tuned"]["forward_kl"])) if guard else None
+    forecast = guard.forecast(measures.logged(entries["tuned"]["forward_kl"])) if guard else None
     run.finish(
         {"policies": entries}
         | ({"comparison": comparison} if comparison else {})
@@ -335,9 +320,9 @@ def measure(model: PrismaticVLA, probe: ProbeSet, trainer: Trainer, guard: Guard
 
     Raises `NotFinite` where the policy's distributions are not finite.
     """
-    scalars = probe_scalars(probe_set.measure(model, probe))
-    if not math.isfinite(scalars["forward_kl"]):
-        raise NotFinite(f"Step {trainer.step}: forward KL is {scalars['forward_kl']}, the policy has diverged.")
+    scalars = measures.logged(probe_set.measure(model, probe))
+    if not math.isfinite(scalars[measures.FORWARD_KL]):
+        raise NotFinite(f"Step {trainer.step}: forward KL is {scalars[measures.FORWARD_KL]}, the policy has diverged.")
     if guard is None:
         return scalars
     if guard.is_spent(scalars):
