@@ -11,7 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from vla_razor import config
 from vla_razor.config import compose
 from vla_razor.errors import UserError
-from vla_razor.recipes import llm_sweep, mnist
+from vla_razor.recipes import mnist
+from vla_razor.recipes.language import Language
 from vla_razor.recipes.robot import Robot
 
 RATES = {
@@ -190,14 +191,14 @@ def test_the_papers_scene(verb: str) -> None:
 )
 def test_a_whole_grid_is_one_command(verb: str, words: list[str], trainings: dict[str, int]) -> None:
     config = compose(verb, words)
-    planned = llm_sweep.plan(config, Path("out")) if verb == "llm_sweep" else Robot(config, Path("out")).plan()
+    planned = (Language if verb == "llm_sweep" else Robot)(config, Path("out")).plan()
     assert Counter(training.method for training in planned) == trainings
     settings = [(t.method, t.seed, *sorted(t.changes.items())) for t in planned]
     assert len(set(settings)) == len(settings), "no two are the same"
 
 
 def test_the_grids_are_the_papers() -> None:
-    planned = llm_sweep.plan(compose("llm_sweep", ["experiment=paper_llm_grid"]), Path("out"))
+    planned = Language(compose("llm_sweep", ["experiment=paper_llm_grid"]), Path("out")).plan()
     sft, grpo = ([t.changes for t in planned if t.method == method] for method in ("sft", "grpo"))
     table = of_language("")
     for key in ("learning_rate", "schedule", "epochs", "batch_size"):

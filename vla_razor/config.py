@@ -29,7 +29,7 @@ from vla_razor.errors import UserError, nearest
 _PACKAGE = Path(__file__).resolve().parent
 CONFIG_DIR = next(path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir())
 GROUPS = {"env": "env", "prior": "env@prior"}  # as Hydra names them
-SWEEPS = ("demo", "sweep", "llm_sweep")  # verbs whose keys may take several values
+SWEEPS = ("demo", "sweep", "llm_demo", "llm_sweep")  # verbs whose keys may take several values
 FRAGMENTS = ("common", "training", "llm_common", "llm_training")  # files that verbs are composed of
 
 
@@ -140,7 +140,7 @@ RULES: dict[str, Rule] = {
     "use_vllm": _one_of("auto", "true", "false"),
     "shares": _distinct(lambda v: type(v) in (int, float) and 0 <= v <= 1, "a list of numbers from 0 to 1"),
     "interpolated": _distinct(lambda v: type(v) in (int, float) and 0 < v < 1, "a list of numbers in (0, 1)", fewest=0),
-    "measure": _one_of("forward_kl", "spillover", "activation_l2"),
+    "measure": _one_of("forward_kl_per_token", "spillover", "activation_l2"),
     "launcher": _one_of("here", "local", "ray", "slurm"),
 }
 GONE = {
@@ -149,6 +149,7 @@ GONE = {
         "sft_runs": "sft.learning_rate=1e-4,3e-4 or any other of its keys",
         "rl_runs": "rl.learning_rate=1e-4,3e-4 or any other of its keys",
     },
+    "llm_demo": {"seeds": "seed=0,1,2"},
 }
 """By verb: keys of earlier versions, and how one says now what they said."""
 

@@ -19,6 +19,7 @@ from matplotlib.ticker import PercentFormatter
 
 from vla_razor.files import atomic_write
 from vla_razor.statistics import Difference, Rate, pooled_rate, wilson
+from vla_razor.study.measures import MEASURES
 
 COLOURS = {"base": "#7f7f7f", "sft": "#e69f00", "sft_far": "#d55e00", "rl": "#0072b2"}
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#333333")
@@ -52,16 +53,17 @@ class Curve(NamedTuple):
 
 
 class Point(NamedTuple):
-    """A policy: how far it moved (forward KL in nats an action) and what it can do.
+    """A policy: how far it moved and what it can do.
 
-    `displacement` is the part of the forward KL that a change of temperature does not account for, `forgotten` the
-    prior success lost since the base, `run` names the training run and `last` says whether this is where it ended.
+    `displacement` is the part of the forward KL that a change of temperature does not account for, where that was
+    measured, `forgotten` the prior success lost since the base, `run` names the training run and `last` says whether
+    this is where it ended.
     """
 
     method: str
     run: str
     forward_kl: float
-    displacement: float
+    displacement: float | None
     new: Rate
     prior: Rate
     forgotten: Difference
@@ -84,8 +86,8 @@ def colours_of(points: Iterable[Any]) -> dict[str, str]:
     return {name: COLOURS.get(name, free[index % len(free)]) for index, name in enumerate(names)}
 
 
-def learning_curves(path: Path, curves: Sequence[Curve]) -> None:
-    """Success on what is learned from, the loss of those that learn from no success, and the drift of all."""
+def learning_curves(path: Path, curves: Sequence[Curve], measure: str) -> None:
+    """Success on what is learned from, the loss of those that learn from no success, and how far all drifted."""
     with figure(path, 1, 3, (11.5, 3.4)) as axes:
         success, loss, drift = axes
         for curve in curves:
@@ -96,19 +98,28 @@ def learning_curves(path: Path, curves: Sequence[Curve]) -> None:
                 steps, values = _column(curve.rows, "loss")
                 loss.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
                 loss.plot(steps, _smooth(values, 15), color=colour, label=curve.name)
-            steps, values = _column(curve.rows, "forward_kl_per_action")
+            steps, values = _column(curve.rows, measure)
             done = 100 * np.append(0, steps) / max(1, curve.rows[-1]["step"])
             drift.plot(done, np.append(0, values), color=colour, marker=".", label=curve.name)
         _percent(success, "success on the training grid")
         success.set(title="Success", xlabel="update")
         loss.set(title="Loss", xlabel="update", ylabel="cross-entropy (nats a token)")
-        drift.set(title="Drift from the base", xlabel="training done (%)", ylabel="forward KL (nats an action)")
+        drift.set(title="Drift from the base", xlabel="training done (%)", ylabel=str(MEASURES[measure]))
         drift.set_ylim(bottom=0)
         for axis in [axis for axis in axes if axis.lines]:
             axis.legend(loc="best")
 
 
-def success_against_kl(path: Path, points: Sequence[Point]) -> None:
+def run_curves(path: Path, rows: Sequence[Mapping[str, Any]], panels: Mapping[str, str]) -> None:
+    """What one run logged over its steps: by the title of each panel, the name of what it shows."""
+    with figure(path, 1, len(panels), (3.8 * len(panels), 3.2)) as axes:
+        for axis, (title, name) in zip(axes, panels.items(), strict=True):
+            steps, values = _column(rows, name)
+            axis.plot(steps, values, marker="." if len(steps) < 50 else "")
+            axis.set(title=title, xlabel="step", ylabel=str(MEASURES.get(name, name.replace("_", " "))))
+
+
+def success_against_kl(path: Path, points: Sequence[Point], measure: str) -> None:
     """What each policy can do against how far it moved: the new task, and the mean over the prior tasks."""
     colours = colours_of(points)
     with figure(path, 1, 2, (9, 3.8)) as axes:
@@ -119,7 +130,7 @@ def success_against_kl(path: Path, points: Sequence[Point]) -> None:
                 _point(axis, point.forward_kl, rate["rate"], _whiskers([rate]), point, colours)
             _join_runs(axis, points, "forward_kl", field, colours)
             _percent(axis, label)
-            axis.set(xlabel="forward KL on the new task (nats an action)")
+            axis.set(xlabel=f"{MEASURES[measure]}, on the new task")
         axes[0].set_title("Learned")
         axes[1].set_title("Kept")
         _legend(axes[0], points, colours)
@@ -144,19 +155,21 @@ def retention_bars(path: Path, policies: Sequence[Bars]) -> None:
         axis.legend(ncols=len(policies), loc="upper center", bbox_to_anchor=(0.5, -0.1))
 
 
-def forgetting(path: Path, points: Sequence[Point]) -> None:
-    """Prior success lost against forward KL, and against its displacement alone: does either order the runs?"""
+def forgetting(path: Path, points: Sequence[Point], measure: str) -> None:
+    """Prior success lost against forward KL and, where it was measured, against its displacement alone: does either
+    order the runs?
+    """
+    fields = {"forward_kl": measure} | ({"displacement": "displacement"} if points[0].displacement is not None else {})
     colours = colours_of(points)
-    with figure(path, 1, 2, (9, 3.8)) as axes:
-        for axis, field in zip(axes, ("forward_kl", "displacement"), strict=True):
+    with figure(path, 1, len(fields), (4.5 * len(fields), 3.8)) as axes:
+        for axis, (field, name) in zip(axes, fields.items(), strict=True):
             for point in points:
                 lost, low, high = point.forgotten
                 _point(axis, getattr(point, field), lost, np.array([[lost - low], [high - lost]]), point, colours)
             axis.axhline(0, color="#999999", linewidth=1)
             axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-            axis.set(xlabel=f"{field.replace('_kl', ' KL')} on the new task (nats an action)")
-        axes[0].set(title="Forgetting against forward KL", ylabel="prior success lost (base - tuned)")
-        axes[1].set(title="... and without the sharpening")
+            axis.set(title=f"Forgetting against {MEASURES[name].label}", xlabel=f"{MEASURES[name]}, on the new task")
+        axes[0].set(ylabel="prior success lost (base - tuned)")
         _legend(axes[0], points, colours)
 
 

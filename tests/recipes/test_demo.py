@@ -25,7 +25,7 @@ from vla_razor.statistics import Success, paired_difference, policy_summary, wil
 from vla_razor.videos import read_film, write_film
 
 PRIOR = ("open_top_drawer", "close_top_drawer")
-MEASURES = ("forward_kl", "forward_kl_per_action", "sharpening", "displacement", "probe_reverse_kl")
+MEASURES = ("forward_kl_per_token", "forward_kl_per_action", "sharpening", "displacement", "reverse_kl_per_token")
 MEASURES += ("total_variation", "l2_distance")
 
 
@@ -95,8 +95,8 @@ def test_outcomes_are_read_from_the_stages(stages: tuple[list[Training], list[Ou
     _, outcomes = stages
     first = [(o.method, o.seed, o.step, o.last) for o in outcomes[:5]]
     assert first == [("base", 0, 0, True), *((m, 0, s, s == 4) for m in ("sft", "rl") for s in (2, 4))]
-    assert comparison.columns_of(outcomes)[0].drift("forward_kl") == 0
-    assert outcomes[1].drift["forward_kl"] == 0.2
+    assert comparison.columns_of(outcomes)[0].drift("forward_kl_per_token") == 0
+    assert outcomes[1].drift["forward_kl_per_token"] == 0.2
     assert (outcomes[0].new_rate["rate"], outcomes[0].prior_rate["episodes"]) == (0.25, 8)
 
 
@@ -210,12 +210,12 @@ def test_the_table_says_what_was_found(stages: tuple[list[Training], list[Outcom
     assert max(map(len, text.splitlines())) <= 100
     new, new_end, change, change_end, *prior = [line.split("│")[1].strip() for line in lines]
     assert (new, new_end, change, change_end) == ("pick_can", "at the end", "change", "change at the end")
-    assert prior[-7:-3] == ["all prior tasks", "at the end", "change", "change at the end"]
+    assert prior[-8:-4] == ["all prior tasks", "at the end", "change", "change at the end"]
     assert "1 of 4  25% [5, 70]" in lines[0] and "6 of 8  75% [30, 95]" in lines[0]
     assert "1 of 4  25% [5, 70]" in lines[1] and "2 of 8  25% [5, 70]" in lines[1]
     assert "+50%" in lines[2] and "+0%" in lines[3]
     assert lines[4].count("75%") == 2 and "open (prior)" in lines[4]
-    assert "-50%" in lines[-5] and "+0%" in lines[-4]
+    assert "-50%" in lines[-6] and "+0%" in lines[-5]
     assert "0.41" in lines[-1] and "displacement" in lines[-1]
 
 
@@ -245,7 +245,7 @@ def test_results_are_rows_in_sorted_order_and_reproducible(
     last = rows[-1]
     assert (last["method"], last["step"], last["new"], last["prior"]) == ("sft", 4, 0.75, 0.25)
     assert last["prior_open_top_drawer"] == 0.25
-    assert last["forward_kl"] == last["reverse_kl"] == pytest.approx(0.42)
+    assert last["forward_kl_per_token"] == last["reverse_kl_per_token"] == pytest.approx(0.42)
     assert "wall_seconds" not in last
     assert last["weight_l1"] is last["activation_l1"] is None, "not measured in these runs"
     assert next(row for row in rows if row["run"] == "base")["weight_l1"] == 0
@@ -278,8 +278,8 @@ def test_what_predicts_forgetting(stages: tuple[list[Training], list[Outcome]], 
     _, outcomes = stages
     results.write_rows(tmp_path / "all", outcomes, {})
     found = results.predictors(tmp_path / "all")
-    assert set(found) == set(results.MEASURES)
-    law = found["forward_kl"]
+    assert set(found) == {*MEASURES} - {"forward_kl_per_action"}, "which is a multiple"
+    law = found["forward_kl_per_token"]
     assert 0 < law["r2"] < 1, "SFT and REINFORCE drifted alike and forgot differently"
     assert 0 < law["kendall_tau"] < 1
     assert law["runs"] == 4 and law["low"] is law["high"] is None, "too few for an interval"

@@ -271,12 +271,12 @@ def test_what_a_sweep_leaves(finished: Path) -> None:
         "rl_seed0_share50": ("rl share=0.5", "done"),
     }
     assert found["sft_own_2_seed0"]["reason"].startswith("Step 2: the loss is nan")
-    assert found["sft_own_1_seed0"]["forward_kl"] > 0 == found["base"]["forward_kl"]
+    assert found["sft_own_1_seed0"]["forward_kl_per_token"] > 0 == found["base"]["forward_kl_per_token"]
     moved = found["sft_own_1_seed0"]
     assert moved["weight_l1"] > 0 < moved["activation_l1"] and moved["weight_sparsity"] < 1
     halfway = found["sft_own_1_seed0_share50"]
     assert halfway["weight_l1"] == pytest.approx(moved["weight_l1"] / 2, rel=1e-3)
-    assert 0 < halfway["forward_kl"] < moved["forward_kl"]
+    assert 0 < halfway["forward_kl_per_token"] < moved["forward_kl_per_token"]
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["runs"] == 3 and set(summary["failed"]) == {"sft_own_2_seed0"}
     frames = read_film(finished / "videos" / "side_by_side.mp4")

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vla_razor.config import compose
 from vla_razor.errors import UserError, nearest
+from vla_razor.study import measures
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +53,7 @@ class Training:
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl."""
-        return read_lines(self.folder / "metrics.jsonl")
+        return measures.read_rows(self.folder)
 
 
 def step_of(checkpoint: Path) -> int:

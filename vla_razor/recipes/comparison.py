@@ -22,15 +22,24 @@ from vla_razor.files import write_json
 from vla_razor.progress import progress
 from vla_razor.recipes.axes import Training, read_lines, step_of
 from vla_razor.recipes.evaluate import in_words, shown
-from vla_razor.statistics import PRIMARY, READINGS, Difference, Rate, clustered, paired_difference, pooled_rate
+from vla_razor.statistics import (
+    PRIMARY,
+    READINGS,
+    Difference,
+    Rate,
+    cluster_means,
+    clustered,
+    mean_with_interval,
+    paired_difference,
+    pooled_rate,
+)
+from vla_razor.study.measures import MEASURES
 from vla_razor.study.table import short_names
 
 SIDE_BY_SIDE = 3
 """Columns of the table up to which a count stands beside its rate, and not above it."""
 WIDTH = 200
 """Characters of a table as text, at least."""
-KL_NAMES = {"per_token": "forward_kl", "per_action": "forward_kl_per_action"}
-"""Names of summary.json that are called differently in metrics.jsonl."""
 Earned = Mapping[str, Mapping[str, np.ndarray]]
 """Reading -> task -> what was earned from each start: 1, 0 or NaN (lost) of a robot, a share in [0, 1] of a model."""
 Kinds = Mapping[str, Earned]
@@ -39,8 +48,10 @@ Kinds = Mapping[str, Earned]
 
 class Scale(NamedTuple):
     """How a domain sums up what was earned: of several tasks, each [copies, starts], one rate with its interval, or the
-    difference of two policies; how either is printed, which prior tasks share a row of the table, what stands there
-    below the headlined reading, and the measures at its end, each with its label.
+    difference of two policies; how either is printed, and which prior tasks share a row of the table.
+
+    `readings` are of what counts as success, the headlined one first, each with the words that tell it from that one.
+    `moved` are the measures that summary.json and the end of the table have; the first is drawn.
     """
 
     readings: Mapping[str, str]
@@ -49,7 +60,7 @@ class Scale(NamedTuple):
     shown: Callable[[Any, str], str]
     in_words: Callable[[Difference], str]
     family: Callable[[str], str]
-    measures: Mapping[str, str]
+    moved: Sequence[str]
     title: str
 
     @property
@@ -72,15 +83,37 @@ SUCCESS = Scale(
     shown=shown,
     in_words=in_words,
     family=lambda task: f"{task.partition('_')[0]} (prior)",
-    measures={
-        "forward_kl_per_action": "forward KL",
-        "sharpening": "  sharpening",
-        "displacement": "  displacement",
-    },
-    title="Success once in an episode, and at the end [95%, clustered by start]; forward KL in nats an action",
+    moved=("forward_kl_per_action", "forward_kl_per_token", "sharpening", "displacement"),
+    title="Success once in an episode, and at the end [95%, clustered by start]",
 )
 """Of episodes that succeed or do not."""
-SCALES: Mapping[str, Scale] = {"robot": SUCCESS}
+
+
+def _mean(tasks: Sequence[np.ndarray]) -> dict[str, float]:
+    found = mean_with_interval([cluster_means(table) for table in tasks])
+    examples = sum(table.shape[1] for table in tasks)
+    return {"rate": found.difference, "low": found.low, "high": found.high, "examples": examples}
+
+
+def _gained(after: Sequence[np.ndarray], before: Sequence[np.ndarray]) -> Difference:
+    pairs = zip(after, before, strict=True)
+    return mean_with_interval([cluster_means(one) - cluster_means(other) for one, other in pairs])
+
+
+ANSWERS = Scale(
+    readings={"right": ""},
+    rate=_mean,
+    difference=_gained,
+    shown=lambda rate, gap: f"{rate['rate']:.1%}{gap}[{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]",
+    in_words=lambda found: f"{found.difference:+.1%} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]",
+    family=str,
+    moved=("forward_kl_per_completion", "forward_kl_per_token"),
+    title="Right answers, and change from the base on the same examples [95%]",
+)
+"""Of questions, each answered once by every model and worth a share of 1, and of tasks that weigh the same. Means over
+seeds are within an example, so that its answers do not count as independent ones.
+"""
+SCALES: Mapping[str, Scale] = {"robot": SUCCESS, "language": ANSWERS}
 
 
 @dataclass(frozen=True)
@@ -172,14 +205,14 @@ class Column(NamedTuple):
 
     def entry(self, probed: Mapping[str, int]) -> dict[str, Any]:
         """The policy's entry in summary.json; `probed` is the size of the probe set."""
-        names = ("per_token", "per_action", "sharpening", "displacement")
+        moved = {name.removeprefix("forward_kl_"): self.drift(name) for name in self.scale.moved}
         prior = self.tasks("prior")
         return {
             "primary": self.scale.headlined,
             "new_task": self.tasks("new"),
             "prior_tasks": prior,
             "prior_mean": {reading: self.rate("prior", reading) for reading in self.scale.readings} if prior else None,
-            "forward_kl": {name: self.drift(KL_NAMES.get(name, name)) for name in names} | dict(probed),
+            "forward_kl": {**moved, **probed},
         }
 
 
@@ -354,8 +387,8 @@ def table(columns: Sequence[Column], heading: str = "") -> Table:
         for reading, below in scale.readings.items() if base.tasks(kind) else ():
             found.add_row(f"  change {below}".rstrip(), *(column.change_shown(kind, reading) for column in columns))
         found.add_section()
-    for name, label in scale.measures.items():
-        found.add_row(label, *(f"{column.drift(name):.2f}" for column in columns))
+    for name in scale.moved:
+        found.add_row(str(MEASURES[name]), *(f"{column.drift(name):.3g}" for column in columns))
     return found
 
 

@@ -41,7 +41,7 @@ def run(config: DictConfig, run: Run) -> None:
     model = open_model(config.policy, config)
     probe = _probe(config, model)
     measured = probe_set.measure(model, probe)
-    run.log(0, **measures.logged(measured))
+    run.log(0, **{name: n for name, n in measures.renamed(measured).items() if isinstance(n, int | float)})
     entry = policy_summary({}, {}, measured)
     run.finish({"policies": {str(config.policy): entry}, "probe_set": {"key": probe.origin.key, **vars(probe.origin)}})
     report(Console(), config, measured)

@@ -17,20 +17,9 @@ from vla_razor.recipes.comparison import Column, Outcome, change
 from vla_razor.recipes.evaluate import FPS, film_path
 from vla_razor.statistics import Difference, Rate
 from vla_razor.study import law, table
+from vla_razor.study.measures import MEASURES
 from vla_razor.videos import read_film, write_film
 
-MEASURES = {
-    "forward_kl": "forward_kl",
-    "reverse_kl": "probe_reverse_kl",
-    "total_variation": "total_variation",
-    "l2_distance": "l2_distance",
-    "sharpening": "sharpening",
-    "displacement": "displacement",
-}
-"""Columns of the results table, and what metrics.jsonl calls them."""
-CHANGES = ("weight_l1", "weight_l2", "weight_spectral", "weight_rank", "weight_rank_bfloat16", "weight_sparsity")
-CHANGES += ("weight_sparsity_bfloat16", "activation_l1", "activation_l2", "spillover")
-"""Further columns, null where a run has not measured them."""
 TITLE = 30
 """Height in pixels of the line above a film."""
 
@@ -42,10 +31,10 @@ def forgotten(outcome: Outcome, base: Outcome) -> Difference:
 
 
 def write_rows(out: Path, outcomes: Sequence[Outcome], failures: Mapping[Training, str]) -> None:
-    """results.parquet: a row a policy, merged in sorted order from a shard a run in results/.
+    """results.parquet: a row a policy, merged in sorted order from a shard a run in results/. A measure is null where a
+    run has not measured it.
 
-    Divergences are in nats, forward and reverse KL and spillover a token, sharpening and displacement an action. Wall
-    times, which alone are not reproducible, are in a table of their own: wall_seconds.parquet.
+    Wall times, which alone are not reproducible, are in a table of their own: wall_seconds.parquet.
     """
     write_table(
         out,
@@ -93,10 +82,11 @@ def draw(
     points = [_point(outcome, bases[outcome.model]) for outcome in outcomes]
     bars = [Bars(column.name, column.members[0].method, _rates(column)) for column in columns]
     curves = [Curve(t.label, t.setting, t.rows(), episodes.get(t)) for t in shown]
-    plots.learning_curves(folder / "learning_curves.png", curves)
-    plots.success_against_kl(folder / "success_against_kl.png", points)
+    measure = columns[0].scale.moved[0]
+    plots.learning_curves(folder / "learning_curves.png", curves, measure)
+    plots.success_against_kl(folder / "success_against_kl.png", points, measure)
     plots.retention_bars(folder / "retention.png", bars)
-    plots.forgetting(folder / "forgetting.png", [point for point in points if point.method != "base"])
+    plots.forgetting(folder / "forgetting.png", [point for point in points if point.method != "base"], measure)
 
 
 def film(out: Path, columns: Sequence[Column], task: str, count: int) -> None:
@@ -129,11 +119,9 @@ def _row(outcome: Outcome) -> dict[str, Any]:
         f"prior_{task}": outcome.scale.rate([hits[None]])["rate"]
         for task, hits in outcome.earned["prior"][headlined].items()
     }
-    unmoved = 0.0 if outcome.method == "base" else None
-    measures: dict[str, float | None] = {column: outcome.drift.get(name, unmoved) for column, name in MEASURES.items()}
-    measures |= {column: outcome.drift.get(column, unmoved) for column in CHANGES}
+    moved: dict[str, float | None] = {name: outcome.drift.get(name) for name in MEASURES}
     if outcome.method == "base":
-        measures |= {"weight_sparsity": 1.0, "weight_sparsity_bfloat16": 1.0}  # no weight has changed
+        moved |= {name: 1.0 if "sparsity" in name else 0.0 for name in MEASURES if name != "entropy"}
     return {
         "domain": outcome.domain,
         "method": outcome.method,
@@ -145,7 +133,7 @@ def _row(outcome: Outcome) -> dict[str, Any]:
         "new": outcome.new_rate["rate"],
         "prior": outcome.prior_rate["rate"],
         **rates,
-        **measures,
+        **moved,
         "status": "done",
         "reason": None,
     }
@@ -168,12 +156,11 @@ def _write_parquet(path: Path, rows: list[dict[str, Any]], schema: pa.Schema | N
 
 
 def _point(outcome: Outcome, base: Outcome) -> Point:
-    drift = outcome.drift
     return Point(
         method=outcome.method,
         run=outcome.run,
-        forward_kl=drift.get("forward_kl_per_action", 0.0),
-        displacement=drift.get("displacement", 0.0),
+        forward_kl=outcome.drift.get(outcome.scale.moved[0], 0.0),
+        displacement=outcome.drift.get("displacement"),
         new=outcome.new_rate,
         prior=outcome.prior_rate,
         forgotten=forgotten(outcome, base),

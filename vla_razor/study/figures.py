@@ -17,8 +17,9 @@ from matplotlib.ticker import PercentFormatter
 from vla_razor import plots
 from vla_razor.core import forgetting_law, pareto
 from vla_razor.statistics import mean_with_interval
-from vla_razor.study.forecast import LAWS, FittedLaw
+from vla_razor.study.forecast import FittedLaw
 from vla_razor.study.law import fittable, least_moved_by_success
+from vla_razor.study.measures import FORWARD_KL, MEASURES
 from vla_razor.study.table import Result
 
 Colours = Mapping[str, str]
@@ -57,7 +58,7 @@ def forgetting(path: Path, points: Sequence[Any], colours: Colours, fitted: Fitt
     """Prior success lost against forward KL, one curve for all methods (paper, Figure 3, middle); with `fitted`,
     against its measure, with its forecast and the band that holds 90% of unseen runs, each with all its checkpoints.
     """
-    measure = fitted.measure if fitted else "forward_kl"
+    measure = fitted.measure if fitted else FORWARD_KL
     with plots.figure(path, 1, 1, (6, 4.2)) as (axis,):
         _scatter(axis, points, measure, "forgotten", colours)
         if fitted:
@@ -69,8 +70,8 @@ def forgetting(path: Path, points: Sequence[Any], colours: Colours, fitted: Fitt
             )
         else:
             _fitted(axis, points, measure)
-        name = LAWS[measure]
-        axis.set(title=f"Forgetting against {name.partition(' (')[0]}", xlabel=name, ylabel="prior success lost")
+        name = MEASURES[measure]
+        axis.set(title=f"Forgetting against {name.label}", xlabel=str(name), ylabel="prior success lost")
         _percent(axis, "y")
         axis.legend(fontsize=8)
 
@@ -78,8 +79,8 @@ def forgetting(path: Path, points: Sequence[Any], colours: Colours, fitted: Fitt
 def accuracy(path: Path, points: Sequence[Any], colours: Colours) -> None:
     """New-task success against forward KL (paper, Figure 3, right)."""
     with plots.figure(path, 1, 1, (6, 4.2)) as (axis,):
-        _scatter(axis, points, "forward_kl", "new", colours)
-        axis.set(title="What the new task costs in KL", xlabel="forward KL (nats)", ylabel="new-task success")
+        _scatter(axis, points, FORWARD_KL, "new", colours)
+        axis.set(title="What the new task costs in KL", xlabel=str(MEASURES[FORWARD_KL]), ylabel="new-task success")
         axis.set_xscale(_kl_scale(points))
         _percent(axis, "y")
         axis.legend(fontsize=8)
@@ -93,10 +94,10 @@ def least_kl(path: Path, groups: Mapping[str, Sequence[Any]], colours: Colours) 
         for index, (name, own) in enumerate(groups.items()):
             colour = colours.get(name, f"C{index}")
             steps = least_moved_by_success(own)
-            new, kl = [p.new for p in steps], [p.measures["forward_kl"] for p in steps]
+            new, kl = [p.new for p in steps], [p.measures[FORWARD_KL] for p in steps]
             axis.step(new, kl, where="pre", color=colour, label=name)
             axis.scatter(new, kl, color=colour, **_marks(12, len(new)))
-        axis.set(title="KL at matched success", xlabel="new-task success, at least", ylabel="forward KL (nats)")
+        axis.set(title="KL at matched success", xlabel="new-task success, at least", ylabel=str(MEASURES[FORWARD_KL]))
         axis.set_yscale(_kl_scale([point for own in groups.values() for point in own]))
         _percent(axis, "x")
         axis.legend(fontsize=8)
@@ -111,7 +112,7 @@ def predictors(path: Path, points: Sequence[Any], names: Sequence[str], colours:
         for axis, name in zip(axes, names, strict=False):
             _scatter(axis, points, name, "forgotten", colours)
             law = _fitted(axis, points, name)
-            axis.set(title=f"{name}: R2 {law.r2:.2f}" if law else name)
+            axis.set(title=f"{name}: R2 {law.r2:.2f}" if law else name, xlabel=str(MEASURES[name]))
         axes[0].legend(fontsize=7)
 
 
@@ -193,7 +194,7 @@ def plasticity(path: Path, learned: Sequence[Any], task: str) -> None:
 
 def _kl_scale(points: Sequence[Any]) -> str:
     """Logarithmic, unless a policy has not moved at all."""
-    return "log" if min(point.measures["forward_kl"] for point in points) > 0 else "linear"
+    return "log" if min(point.measures[FORWARD_KL] for point in points) > 0 else "linear"
 
 
 def _scatter(axis: Axes, points: Sequence[Any], measure: str, what: str, colours: Colours) -> None:

@@ -55,6 +55,7 @@ SHORT = {
     "per_token": "forward_kl_per_token",
     "per_action": "forward_kl_per_action",
     "per_completion": "forward_kl_per_completion",
+    "per_completion_standard_error": "forward_kl_per_completion_standard_error",
     "forward_kl": "forward_kl_per_token",
     "reverse_kl": "reverse_kl_per_token",
     "probe_reverse_kl": "reverse_kl_per_token",
