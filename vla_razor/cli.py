@@ -158,7 +158,7 @@ def sweep(arguments: Arguments = None, show: Show = False) -> None:
 
 @_verb("report")
 def report(arguments: Arguments = None, show: Show = False) -> None:
-    """What several runs say together: `vla-razor report DIR...` of folders that demo, mnist or a sweep wrote."""
+    """What runs say, alone and together: `vla-razor report DIR...` of run folders of any verb."""
     _launch("report", _of_folders(arguments or []), show)
 
 
