@@ -42,6 +42,7 @@ LATER: dict[str, dict[str, Any]] = {
     "distill": {"other_instructions": [], "spillover_coefficient": 0.0, "prefix_jitter": 0.0},
     "demo": {"far": None, "collect": {"policy": "scripted"}},
     "sweep": {"far": None, "interpolated": [], "videos": 0, "collect": {"policy": "scripted"}},
+    "llm_sweep": {"cold_start": None},
     "plasticity": {"method": "rl", "collect": {"policy": "scripted"}},
     "interpolate": {"base": None},
 }

@@ -116,8 +116,8 @@ def obtain(
 def measure(language: LanguageModel, probe: ProbeSet, batch_size: int) -> dict[str, float | int]:
     """How far a model is from the base that the probe set is of, in nats; means over completions, tokens within.
 
-    `forward_kl` is a token's, `per_completion` the sum over a completion's tokens with its standard error, the others
-    a token's.
+    Forward KL `per_token`, and `per_completion`, the sum over a completion's tokens, with its standard error; the
+    others a token. It is the entry `forward_kl` of summary.json.
 
     Raises UserError where the vocabularies differ, RunFailed where the model's hidden states are not finite.
     """
@@ -139,9 +139,10 @@ def measure(language: LanguageModel, probe: ProbeSet, batch_size: int) -> dict[s
     )
     lengths = probe.lengths[:, 1].tolist()
     sums = torch.stack([part.double().sum() for part in found.forward_kl.cpu().split(lengths)])
-    per_token = {name: float(getattr(found, name).double().mean()) for name in Divergences._fields}
+    means = {name: float(getattr(found, name).double().mean()) for name in Divergences._fields}
     return {
-        **per_token,
+        "per_token": means.pop("forward_kl"),
+        **means,
         "per_completion": float(sums.mean()),
         "per_completion_standard_error": float(sums.std() / math.sqrt(len(sums))) if len(sums) > 1 else math.nan,
         "completions": len(sums),

@@ -86,6 +86,10 @@ def study_of(config: DictConfig, out: Path) -> Study:
     """By the verb. Raises UserError for one that was begun before its runs were given as axes."""
     if "axes" not in config:
         raise UserError(f"{out} was begun by an earlier version, which planned its runs in other words: begin anew.")
+    if config.verb.startswith("llm_"):
+        from vla_razor.recipes.language import Language  # which loads what a robot's studies do without
+
+        return Language(config, out)
     return Robot(config, out)
 
 
