@@ -67,7 +67,7 @@ def play(out: Path, seed: int, capability: str, threads: int, settings: Sequence
     clock = folder.with_suffix(".seconds")
     if not (folder / "summary.json").is_file():
         own = {"ATEN_CPU_CAPABILITY": capability, "OMP_NUM_THREADS": str(threads)}
-        words = [sys.executable, "-m", "vla_razor.cli", "demo", f"out={folder}", f"seeds=[{seed}]", *settings]
+        words = [sys.executable, "-m", "vla_razor.cli", "demo", f"out={folder}", f"seed={seed}", *settings]
         begin = time.perf_counter()
         with folder.with_suffix(".log").open("w") as log:
             subprocess.run(words, check=True, env={**os.environ, **own}, stdout=log, stderr=subprocess.STDOUT)

@@ -4,7 +4,8 @@ the code of two commits, compared number by number and checkpoint by checkpoint.
     python scripts/same_results.py OLD [NEW] [--only sft rl ...] [--keep DIR]
 
 Both are checked out beside each other and run by this interpreter, the old one's runs being what the new one goes on
-from, so that a difference is named where it arises. Exit status 1 where anything differs but what the clock decides.
+from, so that a difference is named where it arises. Measures are compared by their names of today. Exit status 1 where
+anything differs but what the clock decides.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from vla_razor.study.measures import renamed
 from vla_razor_envs.vulkan import software_folder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,7 +75,7 @@ def numbers(folder: Path) -> dict[str, Any]:
             found |= dict(_flat(json.loads(path.read_text()), name))
         elif path.suffix == ".jsonl":
             for number, line in enumerate(path.read_text().splitlines()):
-                found |= dict(_flat(json.loads(line), f"{name}:{number + 1}"))
+                found |= dict(_flat(renamed(json.loads(line)), f"{name}:{number + 1}"))
     return found
 
 

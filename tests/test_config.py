@@ -54,7 +54,7 @@ def test_the_robots_are_those_that_have_a_file() -> None:
 def test_reinforce_alone_may_have_no_batch_size() -> None:
     assert config.compose("rl", ["batch_size=null"]).batch_size is None
     assert config.compose("rl", ["batch_size=16"]).batch_size == 16
-    assert config.compose("demo", ["rl.batch_size=null"]).rl.batch_size is None
+    assert config.compose("plasticity", ["rl.batch_size=null"]).rl.batch_size is None
     for verb in ("sft", "distill"):
         with pytest.raises(UserError, match="bad value batch_size=null: expected a whole number, at least 1"):
             config.compose(verb, ["batch_size=null"])
@@ -111,10 +111,10 @@ def test_values_take_their_type() -> None:
         ("rl", "device=tpu", "expected auto | cpu | cuda | cuda:N."),
         ("rl", "env.make.image_size=3", "expected a list"),
         ("rl", "env.make=3", "expected a mapping"),
-        ("demo", "sft_runs=[1]", "expected a list, as in [{learning_rate: 1e-4}]"),
-        ("demo", "seeds=[0,0]", "expected a list of whole numbers, each only once."),
-        ("demo", "sft={epoch: 3}", "sft has no key 'epoch'. Did you mean epochs"),
-        ("demo", "sft={epochs: 0}", "sft: bad value epochs=0: expected a whole number, at least 1."),
+        ("demo", "launcher=cloud", "expected here | local | ray | slurm"),
+        ("plasticity", "seeds=[0,0]", "expected a list of whole numbers, each only once."),
+        ("plasticity", "sft={epoch: 3}", "sft has no key 'epoch'. Did you mean epochs"),
+        ("plasticity", "sft={epochs: 0}", "sft: bad value epochs=0: expected a whole number, at least 1."),
         ("demo", "rl.prior=drawer", "expected a suite"),
         ("llm_sft", "task=art", "expected math | science | tool."),
         ("eval", "temperature=0", "expected a number above 0 | null."),
@@ -147,7 +147,7 @@ def test_a_robot_brings_its_scenes_area_and_camera_and_is_overridden_like_any_se
 
 
 def test_sections_hold_a_verbs_own_keys() -> None:
-    settings = config.compose("demo", ["sft.learning_rate=1e-3"])
+    settings = config.compose("plasticity", ["sft.learning_rate=1e-3"])
     assert settings.sft.learning_rate == 1e-3
     assert settings.sft.batch_size == config.compose("sft").batch_size
     assert "seed" not in settings.sft

@@ -11,7 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 from vla_razor import config
 from vla_razor.config import compose
 from vla_razor.errors import UserError
-from vla_razor.recipes import llm_sweep, mnist, sweep
+from vla_razor.recipes import mnist
+from vla_razor.recipes.language import Language
+from vla_razor.recipes.robot import Robot
 
 RATES = {
     "robot": (1e-6, 3e-6, 5e-6, 7e-6, 9e-6, 1e-5, 3e-5),  # B.2, Supervised Fine-Tuning; B.2, RL: the same
@@ -112,7 +114,7 @@ PAPER: dict[str, dict[str, Numbers]] = {
             "lengths": ([1, 2],),  # B.3, Hyperparameter sweep
         }
     },
-    "laptop": {"demo": {"seeds": ([0, 1, 2],), "new_episodes": (96,), "prior_episodes": (24,)}},  # not the paper's
+    "laptop": {"demo": {"new_episodes": (96,), "prior_episodes": (24,)}},  # not the paper's
 }
 MADE_OF_OTHERS = ("demo", "sweep", "plasticity", "llm_demo", "llm_sweep")
 
@@ -157,12 +159,12 @@ def test_the_command_line_wins_over_the_experiment_and_that_over_a_section() -> 
     given = ["rl.grid=2x2", "new_episodes=5", "collect.policy=RT1"]
     for order in ([*words, *given], [*given, *words]):
         settings = compose("demo", order)
-        assert (settings.rl.grid, settings.sft.epochs, settings.new_episodes) == ("2x2", 1, 5)
+        assert (settings.axes["rl.grid"], settings.sft.epochs, settings.new_episodes) == (["2x2"], 1, 5)
         assert (settings.collect.policy, settings.policy) == ("RT1", "openvla/openvla-7b")
     assert settings.rl.save_every == plain.rl.save_every, "of which the experiment says nothing"
     swept = compose("sweep", [*words, "method=rl", "rl.grid=2x2"])
     assert [swept[verb].eval_episodes for verb in ("sft", "rl", "distill")] == [0, 0, 0], "the sweep evaluates them"
-    assert sweep.plan(swept, Path("out"))[0].changes["grid"] == "2x2"
+    assert Robot(swept, Path("out")).plan()[0].changes["grid"] == "2x2"
 
 
 @pytest.mark.parametrize("verb", ["sft", "rl", "collect", "sweep"])
@@ -182,26 +184,28 @@ def test_the_papers_scene(verb: str) -> None:
         ("llm_sweep", ["experiment=paper_llm_grid", "method=sft", "model=A,B,C", "task=science"], {"sft": 240}),
         ("llm_sweep", ["experiment=paper_llm_7b"], {"sft": 1, "grpo": 1}),
         ("sweep", ["experiment=paper_robotics_grid"], {"sft": 21, "rl": 21}),
+        ("demo", ["experiment=paper_robotics"], {"sft": 1, "rl": 1}),
+        ("demo", ["experiment=laptop"], {"sft": 9, "sft_far": 9, "rl": 6}),
         ("sweep", ["experiment=paper_robotics_grid", "method=sft", "seed=0,1,2"], {"sft": 63}),
     ],
 )
 def test_a_whole_grid_is_one_command(verb: str, words: list[str], trainings: dict[str, int]) -> None:
-    recipe = {"sweep": sweep, "llm_sweep": llm_sweep}[verb]
-    planned = recipe.plan(compose(verb, words), Path("out"))
+    config = compose(verb, words)
+    planned = (Language if verb == "llm_sweep" else Robot)(config, Path("out")).plan()
     assert Counter(training.method for training in planned) == trainings
     settings = [(t.method, t.seed, *sorted(t.changes.items())) for t in planned]
     assert len(set(settings)) == len(settings), "no two are the same"
 
 
 def test_the_grids_are_the_papers() -> None:
-    planned = llm_sweep.plan(compose("llm_sweep", ["experiment=paper_llm_grid"]), Path("out"))
+    planned = Language(compose("llm_sweep", ["experiment=paper_llm_grid"]), Path("out")).plan()
     sft, grpo = ([t.changes for t in planned if t.method == method] for method in ("sft", "grpo"))
     table = of_language("")
     for key in ("learning_rate", "schedule", "epochs", "batch_size"):
         assert {changes[key] for changes in sft} == set(table["llm_sft"][key]), key
     for key in ("learning_rate", "num_iterations"):
         assert {changes[key] for changes in grpo} == set(table["llm_grpo"][key]), key
-    robot = sweep.plan(compose("sweep", ["experiment=paper_robotics_grid"]), Path("out"))
+    robot = Robot(compose("sweep", ["experiment=paper_robotics_grid"]), Path("out")).plan()
     for key in ("learning_rate", "batch_size"):
         assert {t.changes[key] for t in robot if t.method == "sft"} == set(ROBOT["sft"][key]), key
     assert {t.learning_rate for t in robot if t.method == "rl"} == set(RATES["robot"])

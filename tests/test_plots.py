@@ -10,6 +10,7 @@ from vla_razor import plots
 from vla_razor.plots import Bars, Curve, Point
 from vla_razor.statistics import Difference, wilson
 
+KL = "forward_kl_per_action"
 TASKS = ("pick_can", "open_top_drawer", "close_top_drawer")
 
 
@@ -19,7 +20,7 @@ def curve(method: str, name: str, steps: int) -> Curve:
     for row in rows[3::4]:
         row["forward_kl_per_action"] = 0.1 * row["step"]
     rows[0]["loss"] = None
-    return Curve(method, name, rows)
+    return Curve(method, name, rows, 20 if method == "rl" else None)
 
 
 def point(method: str, run: str, drift: float, last: bool = True) -> Point:
@@ -32,17 +33,17 @@ def points() -> list[Point]:
 
 
 FIGURES = {
-    "learning curves": lambda path: plots.learning_curves(path, [curve("sft", "sft", 30), curve("rl", "rl", 12)], 20),
+    "learning curves": lambda path: plots.learning_curves(path, [curve("sft", "sft", 30), curve("rl", "rl", 12)], KL),
     "curves of several settings": lambda path: plots.learning_curves(
-        path, [curve("rl", "rl_1", 7), curve("rl", "rl_2", 7), curve("sft", "sft", 1)], 4
+        path, [curve("rl", "rl_1", 7), curve("rl", "rl_2", 7), curve("sft", "sft", 1)], KL
     ),
-    "success against KL": lambda path: plots.success_against_kl(path, points()),
-    "success of the base alone": lambda path: plots.success_against_kl(path, points()[:1]),
+    "success against KL": lambda path: plots.success_against_kl(path, points(), KL),
+    "success of the base alone": lambda path: plots.success_against_kl(path, points()[:1], KL),
     "retention": lambda path: plots.retention_bars(
         path,
         [Bars(name, name[:3].strip("_"), dict.fromkeys(TASKS, wilson(3, 9))) for name in ("sft_1", "sft_2", "rl_1")],
     ),
-    "forgetting": lambda path: plots.forgetting(path, points()[1:]),
+    "forgetting": lambda path: plots.forgetting(path, points()[1:], KL),
 }
 
 
@@ -58,7 +59,7 @@ def test_a_figure_is_written(tmp_path: Path, draw) -> None:
 
 def test_the_same_data_give_the_same_bytes(tmp_path: Path) -> None:
     for name in ("one.png", "other.png"):
-        plots.success_against_kl(tmp_path / name, points())
+        plots.success_against_kl(tmp_path / name, points(), KL)
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "other.png").read_bytes()
 
 

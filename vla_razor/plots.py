@@ -1,7 +1,7 @@
 """Every figure: data in, a PNG out. Rates are drawn with their 95% Wilson intervals."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,17 +11,20 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from vla_razor.files import atomic_write
 from vla_razor.statistics import Difference, Rate, pooled_rate, wilson
+from vla_razor.study.measures import MEASURES
 
 COLOURS = {"base": "#7f7f7f", "sft": "#e69f00", "sft_far": "#d55e00", "rl": "#0072b2"}
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#333333")
 NAMES = {"base": "base", "sft": "SFT", "sft_far": "SFT, far teacher", "rl": "REINFORCE"}
-MARKERS = {"base": "*", "sft": "s", "sft_far": "D", "rl": "o"}
+MARKERS = {"base": "*", "sft": "s", "sft_far": "D"}
 STYLE: dict[Any, Any] = {
     "font.size": 9.5,
     "axes.titlesize": 10.5,
@@ -39,24 +42,28 @@ STYLE: dict[Any, Any] = {
 
 
 class Curve(NamedTuple):
-    """A training run: its method (sft | rl), its name in the legend and the rows of its metrics.jsonl."""
+    """A training run: its method, its name in the legend, the rows of its metrics.jsonl, and how many episodes a row's
+    success is of, where it is of episodes.
+    """
 
     method: str
     name: str
     rows: Sequence[Mapping[str, Any]]
+    episodes: int | None = None
 
 
 class Point(NamedTuple):
-    """A policy: how far it moved (forward KL in nats per action) and what it can do.
+    """A policy: how far it moved and what it can do.
 
-    `displacement` is the part of the forward KL that a change of temperature does not explain, and `forgotten` the
-    prior success lost since the base. `run` names the training run, and `last` says whether it ended here.
+    `displacement` is the part of the forward KL that a change of temperature does not explain, where that was measured,
+    and `forgotten` the prior success lost since the base. `run` names the training run, and `last` says whether it
+    ended here.
     """
 
     method: str
     run: str
     forward_kl: float
-    displacement: float
+    displacement: float | None
     new: Rate
     prior: Rate
     forgotten: Difference
@@ -71,44 +78,62 @@ class Bars(NamedTuple):
     rates: Mapping[str, Rate]
 
 
-def learning_curves(path: Path, curves: Sequence[Curve], episodes: int) -> None:
-    """REINFORCE's success on its training episodes (`episodes` per iteration), SFT's loss, and the drift of both."""
+def colours_of(points: Iterable[Any]) -> dict[str, str]:
+    """A colour for each method: the project's own, else the next of the palette."""
+    names = sorted({point.method for point in points})
+    many = [to_hex(colour) for colour in colormaps["tab20"](range(4, 20))]
+    free = [colour for colour in (*PALETTE, *many) if colour not in COLOURS.values()]
+    return {name: COLOURS.get(name, free[index % len(free)]) for index, name in enumerate(names)}
+
+
+def learning_curves(path: Path, curves: Sequence[Curve], measure: str) -> None:
+    """Success on what is learned from, the loss of those that learn from no success, and how far all drifted."""
     with figure(path, 1, 3, (11.5, 3.4)) as axes:
         success, loss, drift = axes
         for curve in curves:
             colour = _shade(curve, curves)
-            if curve.method == "rl":
-                _rate_band(success, curve.rows, episodes, colour, curve.name)
+            if curve.episodes:
+                _rate_band(success, curve.rows, curve.episodes, colour, curve.name)
             else:
                 steps, values = _column(curve.rows, "loss")
                 loss.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
                 loss.plot(steps, _smooth(values, 15), color=colour, label=curve.name)
-            steps, values = _column(curve.rows, "forward_kl_per_action")
+            steps, values = _column(curve.rows, measure)
             done = 100 * np.append(0, steps) / max(1, curve.rows[-1]["step"])
             drift.plot(done, np.append(0, values), color=colour, marker=".", label=curve.name)
         _percent(success, "success on the training grid")
-        success.set(title="REINFORCE", xlabel="update")
-        loss.set(title="SFT", xlabel="update", ylabel="cross-entropy (nats a token)")
-        drift.set(title="Drift from the base", xlabel="training done (%)", ylabel="forward KL (nats an action)")
+        success.set(title="Success", xlabel="update")
+        loss.set(title="Loss", xlabel="update", ylabel="cross-entropy (nats a token)")
+        drift.set(title="Drift from the base", xlabel="training done (%)", ylabel=str(MEASURES[measure]))
         drift.set_ylim(bottom=0)
-        for axis in axes:
+        for axis in [axis for axis in axes if axis.lines]:
             axis.legend(loc="best")
 
 
-def success_against_kl(path: Path, points: Sequence[Point]) -> None:
-    """Success against forward KL for each policy: on the new task, and the mean over the prior tasks."""
+def run_curves(path: Path, rows: Sequence[Mapping[str, Any]], panels: Mapping[str, str]) -> None:
+    """What one run logged over its steps: by the title of each panel, the name of what it shows."""
+    with figure(path, 1, len(panels), (3.8 * len(panels), 3.2)) as axes:
+        for axis, (title, name) in zip(axes, panels.items(), strict=True):
+            steps, values = _column(rows, name)
+            axis.plot(steps, values, marker="." if len(steps) < 50 else "")
+            axis.set(title=title, xlabel="step", ylabel=str(MEASURES.get(name, name.replace("_", " "))))
+
+
+def success_against_kl(path: Path, points: Sequence[Point], measure: str) -> None:
+    """What each policy can do against how far it moved: the new task, and the mean over the prior tasks."""
+    colours = colours_of(points)
     with figure(path, 1, 2, (9, 3.8)) as axes:
         labels = {"new": "new-task success", "prior": "prior tasks, mean success"}
         for axis, (field, label) in zip(axes, labels.items(), strict=True):
             for point in points:
                 rate = getattr(point, field)
-                _point(axis, point.forward_kl, rate["rate"], _whiskers([rate]), point)
-            _join_runs(axis, points, "forward_kl", field)
+                _point(axis, point.forward_kl, rate["rate"], _whiskers([rate]), point, colours)
+            _join_runs(axis, points, "forward_kl", field, colours)
             _percent(axis, label)
-            axis.set(xlabel="forward KL on the new task (nats an action)")
+            axis.set(xlabel=f"{MEASURES[measure]}, on the new task")
         axes[0].set_title("Learned")
         axes[1].set_title("Kept")
-        _legend(axes[0], points)
+        _legend(axes[0], points, colours)
 
 
 def retention_bars(path: Path, policies: Sequence[Bars]) -> None:
@@ -130,19 +155,22 @@ def retention_bars(path: Path, policies: Sequence[Bars]) -> None:
         axis.legend(ncols=len(policies), loc="upper center", bbox_to_anchor=(0.5, -0.1))
 
 
-def forgetting(path: Path, points: Sequence[Point]) -> None:
-    """Prior success lost against forward KL, and against its displacement alone: does either order the runs?"""
-    with figure(path, 1, 2, (9, 3.8)) as axes:
-        for axis, field in zip(axes, ("forward_kl", "displacement"), strict=True):
+def forgetting(path: Path, points: Sequence[Point], measure: str) -> None:
+    """Prior success lost against forward KL and, where it was measured, against its displacement alone: does either
+    order the runs?
+    """
+    fields = {"forward_kl": measure} | ({"displacement": "displacement"} if points[0].displacement is not None else {})
+    colours = colours_of(points)
+    with figure(path, 1, len(fields), (4.5 * len(fields), 3.8)) as axes:
+        for axis, (field, name) in zip(axes, fields.items(), strict=True):
             for point in points:
                 lost, low, high = point.forgotten
-                _point(axis, getattr(point, field), lost, np.array([[lost - low], [high - lost]]), point)
+                _point(axis, getattr(point, field), lost, np.array([[lost - low], [high - lost]]), point, colours)
             axis.axhline(0, color="#999999", linewidth=1)
             axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-            axis.set(xlabel=f"{field.replace('_kl', ' KL')} on the new task (nats an action)")
-        axes[0].set(title="Forgetting against forward KL", ylabel="prior success lost (base - tuned)")
-        axes[1].set(title="... and without the sharpening")
-        _legend(axes[0], points)
+            axis.set(title=f"Forgetting against {MEASURES[name].label}", xlabel=f"{MEASURES[name]}, on the new task")
+        axes[0].set(ylabel="prior success lost (base - tuned)")
+        _legend(axes[0], points, colours)
 
 
 @contextmanager
@@ -196,29 +224,29 @@ def _rate_band(axis: Axes, rows: Sequence[Mapping[str, Any]], episodes: int, col
     axis.fill_between(middles, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
-def _point(axis: Axes, x: float, y: float, whiskers: np.ndarray, point: Point) -> None:
+def _point(axis: Axes, x: float, y: float, whiskers: np.ndarray, point: Point, colours: Mapping[str, str]) -> None:
     """A marker with its whisker; checkpoints on the way are small and pale."""
     size, alpha = (11 if point.method == "base" else 6.5, 1.0) if point.last else (4, 0.45)
     axis.errorbar(
-        [x], [y], whiskers, fmt=MARKERS[point.method], color=COLOURS[point.method], markersize=size,
+        [x], [y], whiskers, fmt=MARKERS.get(point.method, "o"), color=colours[point.method], markersize=size,
         alpha=alpha, capsize=2 if point.last else 0, elinewidth=1, zorder=3 if point.last else 2,
     )  # fmt: skip
 
 
-def _join_runs(axis: Axes, points: Sequence[Point], x: str, y: str) -> None:
+def _join_runs(axis: Axes, points: Sequence[Point], x: str, y: str, colours: Mapping[str, str]) -> None:
     """A thin line from the base through the checkpoints of each run."""
     base = [point for point in points if point.method == "base"]
     for run in dict.fromkeys(point.run for point in points if point.method != "base"):
         path = base + [point for point in points if point.run == run]
         across, up = [getattr(point, x) for point in path], [getattr(point, y)["rate"] for point in path]
-        axis.plot(across, up, color=COLOURS[path[-1].method], alpha=0.35, linewidth=1)
+        axis.plot(across, up, color=colours[path[-1].method], alpha=0.35, linewidth=1)
 
 
 def _shade(one: Curve | Bars, among: Sequence[Curve | Bars]) -> tuple[float, ...]:
     """The method's colour, paler for each further setting of the same method."""
     names = [other.name for other in among if other.method == one.method]
     paler = 0.65 * names.index(one.name) / len(names)
-    return tuple(channel + paler * (1 - channel) for channel in to_rgb(COLOURS[one.method]))
+    return tuple(channel + paler * (1 - channel) for channel in to_rgb(colours_of(among)[one.method]))
 
 
 def _whiskers(rates: Sequence[Rate]) -> np.ndarray:
@@ -231,7 +259,7 @@ def _percent(axis: Axes, label: str) -> None:
     axis.set_ylabel(label)
 
 
-def _legend(axis: Axes, points: Sequence[Point]) -> None:
+def _legend(axis: Axes, points: Sequence[Point], colours: Mapping[str, str]) -> None:
     for method in dict.fromkeys(point.method for point in points):
-        axis.plot([], [], MARKERS[method], color=COLOURS[method], label=NAMES[method])
+        axis.plot([], [], MARKERS.get(method, "o"), color=colours[method], label=NAMES.get(method, method))
     axis.legend(loc="best")

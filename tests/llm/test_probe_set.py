@@ -94,7 +94,7 @@ def test_forward_kl_is_that_of_full_logits(base: LanguageModel, examples: list[E
     tuned.model.float()
     found = probe_set.measure(tuned, probe, 2)
     sums = torch.stack([part.sum() for part in expected])
-    assert found["forward_kl"] == pytest.approx(float(torch.cat(expected).mean()), rel=1e-3, abs=1e-12)
+    assert found["per_token"] == pytest.approx(float(torch.cat(expected).mean()), rel=1e-3, abs=1e-12)
     assert found["per_completion"] == pytest.approx(float(sums.mean()), rel=1e-3, abs=1e-12)
     assert found["tokens"] == len(torch.cat(expected)) and found["completions"] == 5
     assert found["per_completion_standard_error"] == pytest.approx(float(sums.std() / 5**0.5), rel=1e-3, abs=1e-12)
@@ -114,9 +114,9 @@ def test_the_base_of_an_adapter_is_the_model_below_it(base: LanguageModel, examp
     adapted.model.eval()
     below = probed(adapted, examples)
     assert below.origin == probe.origin
-    assert probe_set.measure(adapted, below, 2)["forward_kl"] > 1e-3
+    assert probe_set.measure(adapted, below, 2)["per_token"] > 1e-3
     with adapted.base():
-        assert probe_set.measure(adapted, below, 2)["forward_kl"] == pytest.approx(0, abs=1e-9)
+        assert probe_set.measure(adapted, below, 2)["per_token"] == pytest.approx(0, abs=1e-9)
 
 
 def test_it_is_made_once_for_a_base(base: LanguageModel, examples: list[Example]) -> None:
@@ -208,7 +208,7 @@ fully_shard(language.model, mesh=mesh)
 assert all(isinstance(parameter, DTensor) for parameter in language.model.parameters())
 Accelerator(mixed_precision="bf16").prepare_model(language.model, device_placement=False, evaluation_mode=True)
 shared = probe_set.measure(language, probe, 4)
-assert whole["forward_kl"] > 0
+assert whole["per_token"] > 0
 assert all(abs(shared[name] - value) <= 1e-6 * abs(value) for name, value in whole.items()), (whole, shared)
 print("same" if dist.get_rank() == 0 else "", flush=True)
 dist.destroy_process_group()

@@ -142,7 +142,7 @@ def test_each_method_and_task_starts_at_qwens_vocabulary(
         made = [Annotation(e.prompt, e.gold, e.group, e.answer, "I do not know.", 2, "teacher", {}) for e in train[:2]]
         words.append(f"annotations={noted(made, tmp_path / 'notes')}")
     summary = run(["llm", method, f"task={task}", "max_steps=1", f"out={tmp_path / 'run'}", *words], tmp_path / "run")
-    assert summary["forward_kl"]["forward_kl"] >= 0
+    assert summary["forward_kl"]["per_token"] >= 0
     assert summary["base"]["episodes"] == summary["tuned"]["episodes"] == 2
 
 
@@ -153,12 +153,12 @@ def test_a_run_learns_moves_and_can_be_measured_again(model: Path, data: Path, t
     rows = rows_of(out)
     assert [row["step"] for row in rows] == list(range(1, 25))
     assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
-    measured = [row["forward_kl"] for row in rows if "forward_kl" in row]
+    measured = [row["forward_kl_per_token"] for row in rows if "forward_kl_per_token" in row]
     assert len(measured) == 4 and 0 < measured[0] < measured[-1]
-    assert summary["forward_kl"]["forward_kl"] == pytest.approx(measured[-1], rel=1e-6)
+    assert summary["forward_kl"]["per_token"] == pytest.approx(measured[-1], rel=1e-6)
     again = [f"model={out}", f"out={tmp_path / 'kl'}", f"data_dir={data}", "probe_prompts=2", "max_new_tokens=4"]
     kl = run(["llm", "kl", *again, "dtype=float32", "device=cpu", "direct=true", "logger=none"], tmp_path / "kl")
-    assert kl["forward_kl"]["forward_kl"] == pytest.approx(measured[-1], rel=1e-4)
+    assert kl["forward_kl"]["per_token"] == pytest.approx(measured[-1], rel=1e-4)
     assert {path.name for path in (out / "checkpoints").iterdir()} == {f"step_{n}" for n in (6, 12, 18, 24)}
     assert not list((out / "checkpoints").rglob("optimizer.pt"))
 
@@ -186,7 +186,7 @@ def test_annotations_are_trained_on(method: str, model: Path, data: Path, tmp_pa
     words = [*SMALL, *OFFLINE, "task=science", "epochs=2", f"data_dir={data}", f"model={model}"]
     summary = run(["llm", method, f"annotations={notes}", f"out={out}", *words], out)
     assert len(rows_of(out)) == 4  # eight of the nine have a right response
-    assert summary["forward_kl"]["forward_kl"] > 0
+    assert summary["forward_kl"]["per_token"] > 0
 
 
 @pytest.mark.slow
@@ -259,7 +259,7 @@ def test_two_processes_train_to_the_losses_of_one(model: Path, data: Path, tmp_p
     assert done.returncode == 0, done.stderr
     assert [row["step"] for row in rows_of(two)] == [1, 2, 3, 4]
     assert losses_of(two) == pytest.approx(losses_of(one), rel=1e-4)
-    moved = [[row["forward_kl"] for row in rows_of(out)] for out in (one, two)]
+    moved = [[row["forward_kl_per_token"] for row in rows_of(out)] for out in (one, two)]
     assert moved[1] == pytest.approx(moved[0], rel=1e-2)
     assert (two / "checkpoints" / "step_4" / "model.safetensors").is_file()
 

@@ -93,7 +93,12 @@ CASES = {
         "collect robot=google_robot env.make.overlay=maybe",
         "overlay is 'maybe'; expected True, False or None",
     ),
-    "an unknown setting of a demo's run": ("demo sft_runs=[{{epoch:1}}]", "sft_runs: unknown key 'epoch'"),
+    "an unknown setting of a demo's run": ("demo sft.epoch=1,2", "unknown key 'sft.epoch' for sft and sft_far and rl"),
+    "a demo's seeds as before": (
+        "demo seeds=[0,1]",
+        "unknown key 'seeds' for demo, which earlier versions had. Say seed=0",
+    ),
+    "a demo's runs as before": ("demo sft_runs=[{{epochs:1}}]", "Say sft.learning_rate=1e-4,3e-4 or any other"),
     "checkpoints without a measure": (
         "demo rl.save_every=3 rl.probe_every=2",
         "probe_every=2 must divide save_every=3",

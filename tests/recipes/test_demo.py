@@ -14,16 +14,18 @@ from rich.console import Console
 
 from tests.recipes.support import CommandLine, small_policy, until
 from vla_razor import config
-from vla_razor.policies.load import TINY
-from vla_razor.recipes import comparison, demo, results
-from vla_razor.recipes.comparison import Outcome, Training, step_of
+from vla_razor.errors import UserError
+from vla_razor.policies.load import TINY, stored_weights
+from vla_razor.recipes import comparison, results, robot, sweep
+from vla_razor.recipes.axes import Training, step_of
+from vla_razor.recipes.comparison import Outcome
 from vla_razor.recipes.evaluate import film_path
 from vla_razor.rollouts.demonstrations import read_store
 from vla_razor.statistics import Success, paired_difference, policy_summary, wilson
 from vla_razor.videos import read_film, write_film
 
 PRIOR = ("open_top_drawer", "close_top_drawer")
-MEASURES = ("forward_kl", "forward_kl_per_action", "sharpening", "displacement", "probe_reverse_kl")
+MEASURES = ("forward_kl_per_token", "forward_kl_per_action", "sharpening", "displacement", "reverse_kl_per_token")
 MEASURES += ("total_variation", "l2_distance")
 
 
@@ -39,6 +41,7 @@ def make_training(out: Path, setting: str, seed: int, steps: tuple[int, ...] = (
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     drift = {"policies": {"tuned": {"forward_kl": {"states": 16}}}}
     (folder / "summary.json").write_text(json.dumps(drift))
+    (folder / "config.yaml").write_text(config.to_yaml(config.compose(method)))
     return Training(folder, setting, method, seed, 1e-4, {})
 
 
@@ -79,21 +82,21 @@ def stages(tmp_path: Path) -> tuple[list[Training], list[Outcome]]:
         make_evaluation(tmp_path / f"prior_seed{seed}", PRIOR, prior)
         trainings += own
     new, prior = ([tmp_path / f"{kind}_seed{seed}" for seed in (0, 1)] for kind in ("new", "prior"))
-    return trainings, comparison.read("tiny", new, prior, trainings, 2)
+    return trainings, robot.read("tiny", new, prior, trainings, 2)
 
 
 def test_the_evaluated_checkpoints_are_spread_and_end_with_the_last(tmp_path: Path) -> None:
     training = make_training(tmp_path, "rl", 0, tuple(range(10, 100, 10)))
     for count, expected in ((1, [90]), (3, [30, 60, 90]), (4, [20, 40, 70, 90]), (20, list(range(10, 100, 10)))):
-        assert [comparison.step_of(path) for path in training.checkpoints(count)] == expected
+        assert [step_of(path) for path in training.checkpoints(count)] == expected
 
 
 def test_outcomes_are_read_from_the_stages(stages: tuple[list[Training], list[Outcome]]) -> None:
     _, outcomes = stages
     first = [(o.method, o.seed, o.step, o.last) for o in outcomes[:5]]
     assert first == [("base", 0, 0, True), *((m, 0, s, s == 4) for m in ("sft", "rl") for s in (2, 4))]
-    assert outcomes[0].drift["forward_kl"] == 0
-    assert outcomes[1].drift["forward_kl"] == 0.2
+    assert comparison.columns_of(outcomes)[0].drift("forward_kl_per_token") == 0
+    assert outcomes[1].drift["forward_kl_per_token"] == 0.2
     assert (outcomes[0].new_rate["rate"], outcomes[0].prior_rate["episodes"]) == (0.25, 8)
 
 
@@ -107,7 +110,7 @@ def test_outcomes_are_read_where_everything_has_been_moved_to(tmp_path: Path) ->
     make_evaluation(tmp_path / "there" / "prior", PRIOR, hits)
     here = (tmp_path / "there").rename(tmp_path / "here")
     moved = replace(training, folder=here / "sft_seed0")
-    outcomes = comparison.read(base, [here / "new"], [here / "prior"], [moved], 2)
+    outcomes = robot.read(base, [here / "new"], [here / "prior"], [moved], 2)
     assert [outcome.new_rate["rate"] for outcome in outcomes] == [0, 0.5, 0.75]
     assert outcomes[2].policy == str(here / "sft_seed0" / "checkpoints" / "step_4")
 
@@ -117,7 +120,7 @@ def test_a_base_episode_counts_once_and_seeds_are_clustered_by_start(
 ) -> None:
     base, sft, rl = comparison.columns_of(stages[1])
     assert [column.name for column in (base, sft, rl)] == ["base", "sft", "rl"]
-    before = base.entry(states=16)
+    before = base.entry({"states": 16})
     assert before["primary"] == "success_once"
     assert before["new_task"]["pick_can"] == {"success_once": wilson(1, 4), "success_at_end": wilson(1, 4)}
     assert before["prior_mean"]["success_once"] == wilson(6, 8), "two tasks of four starts, whatever the seeds"
@@ -128,7 +131,7 @@ def test_a_base_episode_counts_once_and_seeds_are_clustered_by_start(
     assert change.difference == -0.5 and sft.changes("prior")["success_at_end"].difference == 0
     assert rl.changes("prior")["success_once"].difference == 0
     assert rl.changes("new")["success_once"].difference == 0.5
-    entry = sft.entry(states=16)
+    entry = sft.entry({"states": 16})
     rate = entry["new_task"]["pick_can"]["success_once"]
     assert (rate["successes"], rate["episodes"], rate["starts"]) == (6, 8, 4)
     assert (rate["low"], rate["high"]) == pytest.approx((wilson(3, 4)["low"], wilson(3, 4)["high"]))
@@ -145,10 +148,10 @@ def test_methods_are_compared_where_they_first_reach_what_all_reach(
     _, outcomes = stages
     for outcome in outcomes:
         if (outcome.method, outcome.step) == ("rl", 2):
-            outcome.hits["success_once"]["pick_can"][2] = 0
+            outcome.earned["new"]["success_once"]["pick_can"][2] = 0
     found = comparison.matched(outcomes)
     assert (found.level, found.best) == (0.75, {"sft": 0.75, "rl": 0.75})
-    told = found.summary(states=16)
+    told = found.summary({"states": 16})
     assert told["best"] == found.best
     assert told["steps"] == {"sft": [2, 2], "rl": [4, 4]}
     assert set(told["policies"]) == {"base", "sft", "rl"}
@@ -162,7 +165,7 @@ def test_methods_are_compared_where_they_first_reach_what_all_reach(
 def test_lost_episodes_are_no_pairs(stages: tuple[list[Training], list[Outcome]]) -> None:
     base, sft, _ = comparison.columns_of(stages[1])
     for member in sft.members:
-        member.hits["success_once"]["open_top_drawer"][1:] = np.nan
+        member.earned["prior"]["success_once"]["open_top_drawer"][1:] = np.nan
     pairs = ([1, 1, 0, 0, 0], [1, 1, 1, 1, 0])
     assert sft.changes("prior")["success_once"].difference == paired_difference(*pairs).difference
     assert base.changes("new")["success_once"].difference == 0
@@ -179,7 +182,7 @@ def test_the_base_is_read_from_wherever_it_was_evaluated(tmp_path: Path) -> None
         make_evaluation(tmp_path / f"new_seed{seed}", ("pick_can",), hits)
         make_evaluation(tmp_path / f"prior_seed{seed}", PRIOR, hits)
     new, prior = ([tmp_path / f"{kind}_seed{seed}" for seed in (0, 1)] for kind in ("new", "prior"))
-    base, rl = comparison.columns_of(comparison.read("tiny", new, prior, trainings, 1))
+    base, rl = comparison.columns_of(robot.read("tiny", new, prior, trainings, 1))
     assert base.tasks("new")["pick_can"]["success_once"] == wilson(1, 4)
     assert rl.changes("new")["success_once"].difference == 0.375
 
@@ -196,7 +199,7 @@ def test_an_evaluation_of_before_starts_were_counted_is_read(tmp_path: Path) -> 
                 for rate in success.values():
                     del rate["starts"], rate["effective"]
         (tmp_path / kind / "summary.json").write_text(json.dumps(summary))
-    outcomes = comparison.read("tiny", [tmp_path / "new"], [tmp_path / "prior"], [training], 1)
+    outcomes = robot.read("tiny", [tmp_path / "new"], [tmp_path / "prior"], [training], 1)
     assert [one.new_rate for one in outcomes] == [wilson(1, 4), wilson(3, 4)]
     assert [one.prior_rate for one in outcomes] == [wilson(2, 8), wilson(6, 8)]
 
@@ -207,12 +210,12 @@ def test_the_table_says_what_was_found(stages: tuple[list[Training], list[Outcom
     assert max(map(len, text.splitlines())) <= 100
     new, new_end, change, change_end, *prior = [line.split("│")[1].strip() for line in lines]
     assert (new, new_end, change, change_end) == ("pick_can", "at the end", "change", "change at the end")
-    assert prior[-7:-3] == ["all prior tasks", "at the end", "change", "change at the end"]
+    assert prior[-8:-4] == ["all prior tasks", "at the end", "change", "change at the end"]
     assert "1 of 4  25% [5, 70]" in lines[0] and "6 of 8  75% [30, 95]" in lines[0]
     assert "1 of 4  25% [5, 70]" in lines[1] and "2 of 8  25% [5, 70]" in lines[1]
     assert "+50%" in lines[2] and "+0%" in lines[3]
     assert lines[4].count("75%") == 2 and "open (prior)" in lines[4]
-    assert "-50%" in lines[-5] and "+0%" in lines[-4]
+    assert "-50%" in lines[-6] and "+0%" in lines[-5]
     assert "0.41" in lines[-1] and "displacement" in lines[-1]
 
 
@@ -242,7 +245,7 @@ def test_results_are_rows_in_sorted_order_and_reproducible(
     last = rows[-1]
     assert (last["method"], last["step"], last["new"], last["prior"]) == ("sft", 4, 0.75, 0.25)
     assert last["prior_open_top_drawer"] == 0.25
-    assert last["forward_kl"] == last["reverse_kl"] == pytest.approx(0.42)
+    assert last["forward_kl_per_token"] == last["reverse_kl_per_token"] == pytest.approx(0.42)
     assert "wall_seconds" not in last
     assert last["weight_l1"] is last["activation_l1"] is None, "not measured in these runs"
     assert next(row for row in rows if row["run"] == "base")["weight_l1"] == 0
@@ -257,13 +260,13 @@ def test_the_weights_changes_are_measured_once_and_are_columns(
     small_policy(0).save_pretrained(tmp_path / "base")
     for checkpoint in training.checkpoints(2):
         small_policy(step_of(checkpoint)).save_pretrained(checkpoint)
-    comparison.measure_weights(str(tmp_path / "base"), training, 2)
+    comparison.measure_weights(str(tmp_path / "base"), training, 2, stored_weights)
     (kept, _) = sorted((training.folder / "weight_changes").iterdir())
     written = kept.stat().st_mtime_ns
-    comparison.measure_weights(str(tmp_path / "base"), training, 2)
+    comparison.measure_weights(str(tmp_path / "base"), training, 2, stored_weights)
     assert kept.stat().st_mtime_ns == written
     new, prior = ([tmp_path / f"{kind}_seed0"] for kind in ("new", "prior"))
-    outcomes = comparison.read("tiny", new, prior, trainings[:1], 2)
+    outcomes = robot.read("tiny", new, prior, trainings[:1], 2)
     results.write_rows(tmp_path / "out", outcomes, {})
     last = pq.read_table(tmp_path / "out/results.parquet").to_pylist()[-1]
     before, after = small_policy(0).stored_tensors(), small_policy(4).stored_tensors()
@@ -275,8 +278,8 @@ def test_what_predicts_forgetting(stages: tuple[list[Training], list[Outcome]], 
     _, outcomes = stages
     results.write_rows(tmp_path / "all", outcomes, {})
     found = results.predictors(tmp_path / "all")
-    assert set(found) == set(results.MEASURES)
-    law = found["forward_kl"]
+    assert set(found) == {*MEASURES} - {"forward_kl_per_action"}, "which is a multiple"
+    law = found["forward_kl_per_token"]
     assert 0 < law["r2"] < 1, "SFT and REINFORCE drifted alike and forgot differently"
     assert 0 < law["kendall_tau"] < 1
     assert law["runs"] == 4 and law["low"] is law["high"] is None, "too few for an interval"
@@ -287,12 +290,15 @@ def test_what_predicts_forgetting(stages: tuple[list[Training], list[Outcome]], 
 
 def test_what_is_presented(stages: tuple[list[Training], list[Outcome]], tmp_path: Path) -> None:
     trainings, outcomes = stages
-    settings = config.compose("demo", ["seeds=[0,1]", "checkpoints=2"])
+    settings = config.compose("demo", ["seed=0,1", "checkpoints=2"])
     frame = np.zeros((64, 64, 3), np.uint8)
     for name in ("tiny", *(str(t.checkpoints(1)[0]) for t in trainings[:2])):
         for number in range(settings.videos - 1):
             write_film(film_path(tmp_path / "new_seed0", name, "pick_can", number), [frame] * 3, 5)
-    summary = demo.present(Console(file=io.StringIO()), settings, tmp_path, outcomes, trainings, {})
+    study = robot.Robot(settings, tmp_path)
+    study.console = Console(file=io.StringIO())
+    results.write_rows(tmp_path, outcomes, {})
+    summary = sweep.present(study, outcomes, trainings, {})
     assert set(summary["policies"]) == {"base", "sft", "rl"}
     assert summary["changes"]["sft"]["prior"]["success_once"]["difference"] == -0.5
     assert list(summary["changes"]["rl"]["new"]) == ["success_once", "success_at_end"]
@@ -310,22 +316,27 @@ def test_what_is_presented(stages: tuple[list[Training], list[Outcome]], tmp_pat
 
 def test_the_plan_numbers_what_there_is_several_of(tmp_path: Path) -> None:
     for given, expected in (("null", ["sft", "rl"]), ("{style: across}", ["sft", "sft_far", "rl"])):
-        plan = demo.plan(config.compose("demo", [f"far={given}"]), tmp_path)
+        plan = robot.Robot(config.compose("demo", [f"far={given}"]), tmp_path).plan()
         assert [training.folder.name for training in plan] == expected
-    settings = config.compose("demo", ["far=null", "seeds=[3,5]", "sft_runs=[{learning_rate: 1e-3},{}]"])
-    plan = demo.plan(settings, tmp_path)
-    assert [training.folder.name for training in plan[:3]] == ["sft_1_seed3", "sft_2_seed3", "rl_seed3"]
-    assert [training.learning_rate for training in plan[:2]] == [1e-3, settings.sft.learning_rate]
+    settings = config.compose("demo", ["method=sft,rl", "seed=3,5", "sft.learning_rate=1e-4,1e-3"])
+    plan = robot.Robot(settings, tmp_path).plan()
+    assert [t.folder.name for t in plan if t.seed == 3] == ["sft_1_seed3", "sft_2_seed3", "rl_seed3"]
+    assert [t.learning_rate for t in plan if t.seed == 3] == [1e-4, 1e-3, settings.rl.learning_rate]
+    with pytest.raises(UserError, match="far=null: sft_far needs a teacher"):
+        robot.Robot(config.compose("demo", ["far=null", "method=sft_far"]), tmp_path).plan()
 
 
 def test_the_base_is_evaluated_once(tmp_path: Path) -> None:
     """From the same starts it would do the same again, and again be counted."""
-    settings, paths = config.compose("demo", ["seeds=[3,5]"]), [tmp_path / "sft", tmp_path / "rl"]
-    first, second = (demo.evaluation(settings, seed, paths) for seed in (3, 5))
-    assert (first["policy"], first["against"]) == ("tiny", f"{tmp_path / 'sft'},{tmp_path / 'rl'}")
-    assert (second["policy"], second["against"]) == (str(tmp_path / "sft"), str(tmp_path / "rl"))
-    assert first["seed"] == second["seed"]
-    assert demo.evaluation(settings, 5, paths[:1])["against"] is None
+    study = robot.Robot(config.compose("demo", ["seed=3,5", "checkpoints=1"]), tmp_path)
+    of_seed = {seed: [make_training(tmp_path, method, seed) for method in ("sft", "rl")] for seed in (3, 5)}
+    paths = {seed: [str(one.checkpoints(1)[0]) for one in own] for seed, own in of_seed.items()}
+    assert study.evaluations(of_seed[3]) == {"{}_seed3": ["tiny", *paths[3]]}
+    assert study.evaluations(of_seed[5]) == {"{}_seed5": paths[5]}
+    apart = robot.Robot(config.compose("demo", ["seed=3,5", "checkpoints=1", "launcher=local"]), tmp_path)
+    assert apart.evaluations(of_seed[3]) == dict(
+        zip(("sft_seed3_{}", "rl_seed3_{}"), [[p] for p in paths[3]], strict=True)
+    )
 
 
 @pytest.mark.slow

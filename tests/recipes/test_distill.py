@@ -115,7 +115,7 @@ def test_a_whole_run_killed_and_resumed_ends_the_same(tmp_path: Path, vla_razor:
     finished, killed = tmp_path / "finished", tmp_path / "killed"
     vla_razor.run("distill", *sizes, *rest, f"out={finished}")
     rows = metrics(finished)
-    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6] and rows[-1]["forward_kl"] > 0
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6] and rows[-1]["forward_kl_per_token"] > 0
     assert ["success" in row for row in rows] == [False, True] * 3 and 0 < rows[0]["token_accuracy"] < 1
     stopped = vla_razor.stop_at(killed, 3, signal.SIGKILL, "distill", *sizes, *rest, f"out={killed}")
     assert stopped.returncode == -signal.SIGKILL

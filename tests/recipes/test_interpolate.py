@@ -88,7 +88,7 @@ def test_a_policy_between_is_a_measured_run_for_a_sweeps_table(
         interpolate_recipe.measured(config, tmp_path / "tuned" / "step_7", tmp_path / "run", 0.5, config.sft)
     assert origin_of(tmp_path / "run", "policy") == str(base)
     (row,) = metrics(tmp_path / "run")
-    assert row["step"] == 7 and row["forward_kl"] > 0 < row["activation_l2"] and "spillover" in row
+    assert row["step"] == 7 and row["forward_kl_per_token"] > 0 < row["activation_l2"] and "spillover" in row
     made = load_model(tmp_path / "run").state_dict()
     for name, weight in load_model(base).state_dict().items():
         torch.testing.assert_close(made[name], (weight + small_policy(1).state_dict()[name]) / 2)

@@ -14,7 +14,7 @@ from tests.llm.support import small_data, small_model
 from tests.recipes.support import CommandLine, until
 from vla_razor import cli
 from vla_razor.config import compose
-from vla_razor.recipes import llm_sweep
+from vla_razor.recipes.language import Language
 
 SMALL = [
     *("task=math", "direct=true", "dtype=float32", "device=cpu", "logger=none", "method=sft", "checkpoints=2"),
@@ -25,7 +25,8 @@ SMALL = [
 
 
 def runs(*words: str) -> dict[str, dict[str, Any]]:
-    return {t.folder.name: dict(t.changes) for t in llm_sweep.plan(compose("llm_sweep", words), Path("out"))}
+    plan = Language(compose("llm_sweep", words), Path("out")).plan()
+    return {training.folder.name: dict(training.changes) for training in plan}
 
 
 def test_models_are_an_axis_like_any_other() -> None:
@@ -109,14 +110,17 @@ def test_what_a_sweep_leaves(finished: Path, given: list[str]) -> None:
     tuned = [found["sft_3_seed0", step] for step in (1, 2)]
     for row in tuned:
         assert row["domain"] == "language" and row["status"] == "done" and row["learning_rate"] == 1e-3
-        assert min(row[name] for name in llm_sweep.MEASURES) > 0
+        divergences = ("forward_kl_per_token", "reverse_kl_per_token", "total_variation", "l2_distance")
+        assert min(row[name] for name in divergences) > 0
         assert row["prior"] == pytest.approx((row["prior_text"] + row["prior_winogrande"]) / 2)
     assert tuned[1]["weight_l2"] > tuned[0]["weight_l2"] > 0 < tuned[0]["weight_spectral"] < tuned[0]["weight_l2"]
-    assert tuned[1]["forward_kl"] > tuned[0]["forward_kl"] > found["base_2", 0]["forward_kl"] == 0
-    settings = json.loads((finished / "summary.json").read_text())["settings"]
-    assert set(settings) == {"sft_1", "sft_3"} and settings["sft_3"]["model"] == two
+    moved = [row["forward_kl_per_token"] for row in (found["base_2", 0], *tuned)]
+    assert moved[0] == 0 < moved[1] < moved[2]
+    summary = json.loads((finished / "summary.json").read_text())
+    assert set(summary["policies"]) == {"base one", "base two", "sft_1", "sft_3"}
+    assert set(summary["failed"]) == {"sft_2_seed0", "sft_4_seed0"}
     lost = found["sft_3_seed0", 2]["prior"] - found["base_2", 0]["prior"]
-    assert settings["sft_3"]["prior"]["change"]["difference"] == pytest.approx(lost)
+    assert summary["changes"]["sft_3"]["prior"]["right"]["difference"] == pytest.approx(lost)
     answers = [json.loads((finished / name / "answers.json").read_text()) for name in ("base_2", "sft_3_seed0_step_2")]
     assert np.mean(answers[1]["text"]) - np.mean(answers[0]["text"]) == pytest.approx(
         found["sft_3_seed0", 2]["prior_text"] - found["base_2", 0]["prior_text"]

@@ -109,7 +109,7 @@ def test_the_verbs_run_on_real_physics(base: Path, demos: Path, tmp_path: Path, 
     ends = ("eval_episodes=1", "prior=null", "baseline=one_zero", "kl_coefficient=0.1")
     vla_razor.run("rl", *common, *learns, *ends, f"policy={tmp_path / 'sft'}", f"out={tmp_path / 'rl'}")
     row = metrics(tmp_path / "rl")[-1]
-    assert row["episode_length"] == 20 and row["grad_norm"] >= 0 and np.isfinite(row["forward_kl"])
+    assert row["episode_length"] == 20 and row["grad_norm"] >= 0 and np.isfinite(row["forward_kl_per_token"])
     vla_razor.run("kl", *common, f"policy={tmp_path / 'sft'}", "probe_states=12", f"out={tmp_path / 'kl'}")
     (measured,) = json.loads((tmp_path / "kl" / "summary.json").read_text())["policies"].values()
     apart = measured["forward_kl"]

@@ -38,7 +38,9 @@ def test_a_history_is_the_last_policy_and_what_it_spent(tmp_path: Path) -> None:
 
 def test_a_curve_is_pooled_at_its_ends_and_over_all_without_lost_episodes(tmp_path: Path) -> None:
     rates = [0.25, 0.5, 0.25, 0.5, 0.75, 1.0, 1.0]
-    rows = [{"step": n, "success": rate, "lost_episodes": 0, "entropy": 3.0 - n} for n, rate in enumerate(rates, 1)]
+    rows = [
+        {"step": n, "success": rate, "lost_episodes": 0, "sampled_entropy": 3.0 - n} for n, rate in enumerate(rates, 1)
+    ]
     rows[0] |= {"success": 1 / 3, "lost_episodes": 1}
     for row in rows:
         row["effective_episodes"] = 4.0 - row["lost_episodes"]  # as if no two of them began alike
@@ -53,7 +55,7 @@ def test_a_curve_is_pooled_at_its_ends_and_over_all_without_lost_episodes(tmp_pa
 def test_episodes_from_one_start_are_alike(tmp_path: Path) -> None:
     """Runs of earlier versions did not log how much."""
     rows: list[dict[str, float]] = [
-        {"step": n, "success": 0.5, "lost_episodes": 0, "entropy": 1.0} for n in range(1, 5)
+        {"step": n, "success": 0.5, "lost_episodes": 0, "episode_length": 9.0, "entropy": 1.0} for n in range(1, 5)
     ]
     words = ("grid=2x1", "per_point=2", "env=open_top_drawer")
     before = plasticity.read(finished(tmp_path / "before", rows, *words), "run", History("somewhere", "sft", 2.0))

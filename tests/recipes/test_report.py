@@ -1,4 +1,4 @@
-"""`vla-razor report`: one page about several runs, in a real browser where there is one; bad input."""
+"""`vla-razor report`: one page about several runs, in a real browser where there is one; single runs; bad input."""
 
 import errno
 import json
@@ -9,11 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 from tests.study.support import BASE, row, rows, write
 from vla_razor import cli
+from vla_razor.config import compose
+from vla_razor.policies.load import load_model
+from vla_razor.policies.openvla.policy import PrismaticPolicy
 from vla_razor.recipes import report as report_recipe
+from vla_razor.rollouts import probe_set
+from vla_razor.rollouts.probe_set import ProbeSet
 from vla_razor.study import forecast
 
 
@@ -51,13 +57,13 @@ def test_what_a_report_leaves(finished: Path) -> None:
         drawn = {path.name for path in (finished / "plots" / domain).iterdir()}
         assert drawn == {f"{name}.{kind}" for name in figures for kind in ("png", "svg")}
     domains = json.loads((finished / "summary.json").read_text())["domains"]
-    assert domains["robot"]["predictors"]["forward_kl"]["r2"] > 0.9
+    assert domains["robot"]["predictors"]["forward_kl_per_token"]["r2"] > 0.9
     page = (finished / "report.html").read_text()
     for domain in ("robot", "language"):
-        assert domains[domain]["matched_kl"]["50%"]["sft"]["forward_kl"] >= 2, "0.1 of success a nat"
+        assert domains[domain]["matched_kl"]["50%"]["sft"]["forward_kl_per_token"] >= 2, "0.1 of success a nat"
         assert f'aria-label="{domain}-7_least_kl"' in page or f"{domain}-7_least_kl" in page
     assert domains["language"]["residuals"]["sft"]["low"] > 0 > domains["language"]["residuals"]["rl"]["high"]
-    assert set(domains["robot"]["validation"]["forward_kl"]) == {"method", "seed"}
+    assert set(domains["robot"]["validation"]["forward_kl_per_token"]) == {"method", "seed"}
     assert {path.name for path in finished.glob("law_*.json")} == {"law_robot.json", "law_language.json"}
     assert [forecast.load(finished, domain).domain for domain in ("robot", "language")] == ["robot", "language"]
 
@@ -109,7 +115,11 @@ def test_few_runs_are_shown_without_a_law(tmp_path: Path) -> None:
     for text in (" ".join(result.output.split()), page):
         assert "too few for a law" in text and "no interval: 4 runs, 10 are needed" in text
     (domain,) = json.loads((tmp_path / "run" / "summary.json").read_text())["domains"].values()
-    assert domain["predictors"]["forward_kl"]["low"] is domain["predictors"]["forward_kl"]["high"] is None
+    assert (
+        domain["predictors"]["forward_kl_per_token"]["low"]
+        is domain["predictors"]["forward_kl_per_token"]["high"]
+        is None
+    )
 
 
 @pytest.mark.slow
@@ -143,6 +153,68 @@ def test_prior_tasks_that_only_some_were_asked(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output + str(result.exception)
 
 
+@pytest.fixture(scope="module")
+def alone(policy: Path, demos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run of SFT, measured on a probe set that is in the cache, so that nothing is simulated; what `kl` says of it;
+    and another one that has been stopped.
+    """
+    root = tmp_path_factory.mktemp("alone")
+    opened, images = (
+        PrismaticPolicy(load_model(policy)),
+        np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8),
+    )
+    prompts = opened.prompt_ids(["pick can"] * 4)
+    tokens = opened.support.start + torch.arange(7).repeat(4, 1)
+    log_probs, hidden = probe_set.action_outputs(opened, images, prompts, tokens)
+    origin = probe_set.origin_of(opened, compose("kl").env, states=4, seed=0)
+    probe = ProbeSet(images, prompts, tokens, log_probs, torch.arange(4), origin, hidden)
+    probe_set.save_to(root / "cache" / "probe_sets" / origin.key, probe)
+    quiet = ["device=cpu", "logger=none", "probe_states=4"]
+    sft = ["sft", f"policy={policy}", f"demos={demos}", "batch_size=24", "probe_every=1", "eval_episodes=0", *quiet]
+    lines = [[*sft, f"out={root / 'sft'}"], ["kl", f"policy={root / 'sft'}", *quiet, f"out={root / 'kl'}"]]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLA_RAZOR_CACHE", str(root / "cache"))
+        for line in lines:
+            result = CliRunner().invoke(cli.app, line)
+            assert result.exit_code == 0, result.output + str(result.exception)
+    shutil.copytree(root / "sft", root / "stopped")
+    (root / "stopped" / "summary.json").unlink()
+    return {name: root / name for name in ("sft", "kl", "stopped")}
+
+
+def test_single_runs_have_a_page_of_what_they_have(alone: dict[str, Path], tmp_path: Path) -> None:
+    result = report(*alone.values(), f"out={tmp_path / 'run'}")
+    assert result.exit_code == 0, result.output + str(result.exception)
+    said = " ".join(result.output.split())
+    assert "sft, a run of sft: curves of forward KL, entropy, loss and a table of its summary" in said
+    assert "kl, a run of kl: a table of its summary" in said
+    assert "kl: no curve of success, forward KL, entropy, loss: not logged at two steps or more" in said
+    assert f"stopped: no summary: the run has not finished; go on with: vla-razor resume {alone['stopped']}" in said
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert page.count("<svg") == 2 and page.count("forward KL (nats an action)") >= 2
+    moved = json.loads((alone["kl"] / "summary.json").read_text())["policies"]
+    (entry,) = moved.values()
+    assert f"{entry['forward_kl']['per_action']:.4g}" in page
+    shown = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert shown["domains"] == {} and set(shown["runs"]) == {"sft", "kl", "stopped"}
+    assert shown["runs"]["sft"]["curves"] == ["forward KL", "entropy", "loss"]
+
+
+def test_a_single_run_beside_a_table(alone: dict[str, Path], tmp_path: Path) -> None:
+    """The metrics of the run being those of an earlier version."""
+    earlier = tmp_path / "earlier"
+    shutil.copytree(alone["sft"], earlier)
+    text = (earlier / "metrics.jsonl").read_text()
+    for now, before in (("forward_kl_per_token", "forward_kl"), ("reverse_kl_per_token", "probe_reverse_kl")):
+        text = text.replace(f'"{now}"', f'"{before}"')
+    (earlier / "metrics.jsonl").write_text(text.replace('"entropy"', '"probe_entropy"'))
+    result = report(write(tmp_path / "table", rows(seeds=1)), earlier, f"out={tmp_path / 'run'}")
+    assert result.exit_code == 0, result.output + str(result.exception)
+    shown = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert set(shown["domains"]) == {"robot"}
+    assert shown["runs"]["earlier"]["curves"] == ["forward KL", "entropy", "loss"]
+
+
 def test_a_full_disk_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -155,9 +227,16 @@ def test_a_full_disk_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_bad_input_is_one_message(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
+    for name in ("empty", "begun", "broken"):
+        (tmp_path / name).mkdir()
+    for name in ("begun", "broken"):
+        (tmp_path / name / "config.yaml").write_text("verb: sft\n")
+    (tmp_path / "broken" / "metrics.jsonl").write_text("no metrics")
     for words, says in (
-        ([tmp_path / "empty"], "there is no results table"),
+        ([tmp_path / "empty"], "there is no results table and no run"),
+        ([tmp_path / "begun"], "nothing to report: no summary: the run has not finished"),
+        ([tmp_path / "broken"], "is not what vla-razor writes"),
+        ([tmp_path / "begun", tmp_path / "begun" / ".." / "begun"], "given twice"),
         ([], "vla-razor report DIR"),
         ([tmp_path / "nowhere"], "nowhere"),
     ):

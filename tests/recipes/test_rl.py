@@ -141,7 +141,7 @@ def test_an_update_makes_successes_likelier_and_failures_less_likely() -> None:
     assert change[0] > 0 > change[1]
     assert scalars["success"] == 0.25
     assert scalars["zero_variance_groups"] == 1
-    assert scalars["entropy"] == 2
+    assert scalars["sampled_entropy"] == 2
     assert scalars["episode_length"] == 11 / 4
 
 
@@ -274,7 +274,10 @@ def test_a_whole_run(finished: Path) -> None:
     rows = metrics(finished)
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert sum(row["success"] for row in rows) > 0
-    assert [("forward_kl" in row, "reverse_kl_per_action" in row) for row in rows] == [(False,) * 2, (True,) * 2] * 2
+    assert [("forward_kl_per_token" in row, "reverse_kl_per_action" in row) for row in rows] == [
+        (False,) * 2,
+        (True,) * 2,
+    ] * 2
     drift = json.loads((finished / "summary.json").read_text())["policies"]["tuned"]["forward_kl"]
     assert drift["per_action"] == rows[-1]["forward_kl_per_action"] > 0
     assert drift["sharpening"] + drift["displacement"] == pytest.approx(drift["per_action"])
@@ -294,7 +297,7 @@ def test_interrupted_killed_and_resumed_ends_the_same(
     assert_same_end(finished, out)
 
 
-def law(folder: Path, forgotten: float, measure: str = "forward_kl", runs: int = 12) -> Path:
+def law(folder: Path, forgotten: float, measure: str = "forward_kl_per_token", runs: int = 12) -> Path:
     """A law that forecasts the same whatever the divergence."""
     fitted = FittedLaw("robot", measure, (forgotten, 0.0, 0.0), 0.9, (0.0, 100.0), -0.1, 0.1, runs)
     folder.mkdir(exist_ok=True)

@@ -83,12 +83,13 @@ def test_a_suite_of_three_numbers_is_learned_from_its_demonstrations(
     (tmp_path / "slide.yaml").write_text(SUITE)
     (tmp_path / "slider.py").write_text(POLICY)
     monkeypatch.chdir(tmp_path)
-    paths = {"PYTHONPATH": f"{PLAIN}:{Path(cli.__file__).parents[1]}:{Path(cli.__file__).parents[1] / 'envs'}"}
+    code = Path(cli.__file__).parents[1]
+    paths = f"{PLAIN}:{code}:{code / 'envs'}"
     few = ("logger=none", "num_envs=2", "num_workers=1", "device=cpu")
     suite = ("env=slide.yaml", "env.tasks=[slide_left]")
     words = ("policy=slider:Leftward", "grid=1x2", "per_point=3", *few, "out=demos")
-    vla_razor.run("collect", *suite, *words, **paths)
-    vla_razor.run("stats", "demos", f"policy={policy}", "logger=none", "device=cpu", "out=able", **paths)
+    vla_razor.run("collect", *suite, *words, PYTHONPATH=paths)
+    vla_razor.run("stats", "demos", f"policy={policy}", "logger=none", "device=cpu", "out=able", PYTHONPATH=paths)
     learns = (
         "epochs=30",
         "batch_size=16",
@@ -97,7 +98,9 @@ def test_a_suite_of_three_numbers_is_learned_from_its_demonstrations(
         "eval_episodes=2",
         "prefix_jitter=0",
     )
-    vla_razor.run("sft", *suite, "prior=slide.yaml", "policy=able", "demos=demos", *learns, *few, "out=run", **paths)
+    vla_razor.run(
+        "sft", *suite, "prior=slide.yaml", "policy=able", "demos=demos", *learns, *few, "out=run", PYTHONPATH=paths
+    )
     assert metrics(tmp_path / "run")[-1]["loss"] < metrics(tmp_path / "run")[0]["loss"] / 2
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())["policies"]["tuned"]
     assert set(summary["new_task"]) == {"slide_left"} and set(summary["prior_tasks"]) == {"slide_right"}

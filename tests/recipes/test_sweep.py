@@ -19,8 +19,9 @@ from vla_razor.config import compose
 from vla_razor.errors import UserError
 from vla_razor.files import write_json
 from vla_razor.policies.load import TINY
-from vla_razor.recipes import launchers, results, sweep
-from vla_razor.recipes.methods import collected, folders_of
+from vla_razor.recipes import launchers, results
+from vla_razor.recipes.axes import Training
+from vla_razor.recipes.robot import Robot
 from vla_razor.recipes.stages import stage
 from vla_razor.rollouts import demonstrations
 from vla_razor.runs import Run, read_config
@@ -42,8 +43,16 @@ SMALL = [
 ]
 
 
+def study(*words: str) -> Robot:
+    return Robot(compose("sweep", words), Path("out"))
+
+
+def plan(*words: str) -> list[Training]:
+    return study(*words).plan()
+
+
 def runs(*words: str) -> dict[str, dict[str, Any]]:
-    return {t.folder.name: dict(t.changes) for t in sweep.plan(compose("sweep", words), Path("out"))}
+    return {training.folder.name: dict(training.changes) for training in plan(*words)}
 
 
 def test_every_combination_of_what_a_method_knows() -> None:
@@ -68,8 +77,8 @@ def test_the_verbs_settings_are_those_of_all_its_methods() -> None:
 
 def test_what_makes_a_method_another_one_is_in_its_name() -> None:
     words = ["method=sft,rl", "kl_coefficient=0,0.1", "rl.lora_rank=0,8", "learning_rate=1e-4,2e-4"]
-    labels = {training.label for training in sweep.plan(compose("sweep", words), Path("out"))}
-    (fixed,) = sweep.plan(compose("sweep", ["method=rl", "rl.staleness=2"]), Path("out"))
+    labels = {training.label for training in plan(*words)}
+    (fixed,) = plan("method=rl", "rl.staleness=2")
     assert fixed.label == "rl staleness=2", "also where it is the same in the whole sweep"
     assert labels == {
         *("sft", "sft kl_coefficient=0.1"),
@@ -78,8 +87,8 @@ def test_what_makes_a_method_another_one_is_in_its_name() -> None:
 
 
 def test_what_each_method_learns_from() -> None:
-    config = compose("sweep", ["method=sft,sft_far,sft_own,sft_replay,rl,distill", "seed=4"])
-    found = {t.method: folders_of(Path("out"), t, f"_seed{t.seed}") for t in sweep.plan(config, Path("out"))}
+    own = study("method=sft,sft_far,sft_own,sft_replay,rl,distill", "seed=4")
+    config, found = own.config, {training.method: own.collections(training) for training in own.plan()}
     assert found == {
         "sft": {"demos": Path("out/demos_seed4")},
         "sft_far": {"demos": Path("out/far_seed4")},
@@ -88,13 +97,13 @@ def test_what_each_method_learns_from() -> None:
         "rl": {},
         "distill": {},
     }
-    assert (collected(config, "demos"), config.collect.policy) == ({}, "scripted")
-    assert collected(config, "far") == {"style": "tucked"}
+    assert (own.collected("demos"), config.collect.policy) == ({}, "scripted")
+    assert own.collected("far") == {"style": "tucked"}
     with pytest.raises(UserError, match="far=null: sft_far needs a teacher"):
-        collected(compose("sweep", ["far=null"]), "far")
-    assert collected(config, "own") == {"policy": "tiny"}
+        plan("method=sft_far", "far=null")
+    assert own.collected("own") == {"policy": "tiny"}
     replay = {"env": config.prior, "per_point": 2}
-    assert collected(config, "replay") == replay, "six tasks, so about as many as the new task's twelve a point"
+    assert own.collected("replay") == replay, "six tasks, so about as many as the new task's twelve a point"
 
 
 @pytest.mark.parametrize("verb", ["demo", "sweep", "plasticity"])
@@ -107,8 +116,8 @@ def test_the_demonstrator_is_a_setting(verb: str, tmp_path: Path) -> None:
 
 
 def test_policies_between_are_runs_of_their_own() -> None:
-    config = compose("sweep", ["method=rl", "kl_coefficient=0.1,1", "interpolated=[0.25,0.5]"])
-    found = [one for training in sweep.plan(config, Path("out")) for one in sweep.between(config, training)]
+    own = study("method=rl", "kl_coefficient=0.1,1", "interpolated=[0.25,0.5]")
+    found = [one for training in own.plan() for one in own.between(training)]
     assert [one.folder.name for one in found] == [f"rl_{n}_seed0_share{s}" for n in (1, 2) for s in (25, 50)]
     assert found[1].label == "rl kl_coefficient=0.1 share=0.5" and found[1].setting == "rl_1_share50"
 
@@ -116,15 +125,13 @@ def test_policies_between_are_runs_of_their_own() -> None:
 def test_one_value_is_an_axis_like_several() -> None:
     words = ["method=sft,rl", "sft.learning_rate=2e-3", "rl.iterations=2", "jobs=2", "collect.noise=0.25"]
     config = compose("sweep", words)
-    one, other = sweep.plan(config, Path("out"))
+    one, other = Robot(config, Path("out")).plan()
     assert (one.label, one.learning_rate) == ("sft", 2e-3)
     assert one.changes["gain_learning_rate"] == pytest.approx(2 * config.sft.gain_learning_rate), "in its ratio"
     assert dict(other.changes) == {"iterations": 2}
     assert (config.jobs, config.collect.noise) == (2, 0.25), "no training's"
-    assert sweep.plan(compose("sweep", ["method=sft", "sft.save_every=60", "checkpoints=1"]), Path("out")), (
-        "the last one is measured"
-    )
-    (bare,) = sweep.plan(compose("sweep", ["method=rl", "learning_rate=1e-4", "rl.baseline=batch"]), Path("out"))
+    assert plan("method=sft", "sft.save_every=60", "checkpoints=1"), "the last one is measured"
+    (bare,) = plan("method=rl", "learning_rate=1e-4", "rl.baseline=batch")
     assert (bare.label, bare.learning_rate) == ("rl baseline=batch", 1e-4)
     assert bare.changes["gain_learning_rate"] == pytest.approx(2 / 3 * config.rl.gain_learning_rate)
 
@@ -194,7 +201,7 @@ def test_a_cluster_that_does_not_answer_is_one_message(address: str, monkeypatch
         (["learning_rate=1e-4,-1"], "learning_rate=-1"),
         (["seed=0,x"], "seed=x"),
         (["prior=null"], "needs prior tasks"),
-        (["launcher=cloud"], "local | ray | slurm"),
+        (["launcher=cloud"], "here | local | ray | slurm"),
     ],
 )
 def test_bad_input_is_one_message(words: list[str], says: str, tmp_path: Path) -> None:
@@ -264,12 +271,12 @@ def test_what_a_sweep_leaves(finished: Path) -> None:
         "rl_seed0_share50": ("rl share=0.5", "done"),
     }
     assert found["sft_own_2_seed0"]["reason"].startswith("Step 2: the loss is nan")
-    assert found["sft_own_1_seed0"]["forward_kl"] > 0 == found["base"]["forward_kl"]
+    assert found["sft_own_1_seed0"]["forward_kl_per_token"] > 0 == found["base"]["forward_kl_per_token"]
     moved = found["sft_own_1_seed0"]
     assert moved["weight_l1"] > 0 < moved["activation_l1"] and moved["weight_sparsity"] < 1
     halfway = found["sft_own_1_seed0_share50"]
     assert halfway["weight_l1"] == pytest.approx(moved["weight_l1"] / 2, rel=1e-3)
-    assert 0 < halfway["forward_kl"] < moved["forward_kl"]
+    assert 0 < halfway["forward_kl_per_token"] < moved["forward_kl_per_token"]
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["runs"] == 3 and set(summary["failed"]) == {"sft_own_2_seed0"}
     frames = read_film(finished / "videos" / "side_by_side.mp4")

@@ -274,7 +274,9 @@ def probed(model: PrismaticVLA, states: int = 4) -> ProbeSet:
 
 def guard(forgotten: float) -> Guard:
     """Against a budget of 5%, by a law that forecasts the same whatever the divergence."""
-    return Guard(FittedLaw("robot", "forward_kl", (forgotten, 0.0, 0.0), 0.9, (0.0, 100.0), -0.1, 0.1, 12), 0.05)
+    return Guard(
+        FittedLaw("robot", "forward_kl_per_token", (forgotten, 0.0, 0.0), 0.9, (0.0, 100.0), -0.1, 0.1, 12), 0.05
+    )
 
 
 def test_beyond_the_budget_the_rates_are_halved_at_every_measure_and_stay_so() -> None:

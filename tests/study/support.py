@@ -23,8 +23,8 @@ def row(method: str, seed: int, step: int, kl: float, forgotten: float, **more: 
         "new": BASE["new"] + 0.1 * min(kl, 3),
         "prior": BASE["prior"] - forgotten,
         "prior_open_top_drawer": BASE["prior"] - forgotten,
-        "forward_kl": kl,
-        "reverse_kl": 2 * kl + 0.3 * (seed % 2),
+        "forward_kl_per_token": kl,
+        "reverse_kl_per_token": 2 * kl + 0.3 * (seed % 2),
         "status": "done",
         "reason": None,
     }

@@ -14,9 +14,9 @@ def test_what_a_row_says(tmp_path: Path) -> None:
     assert study.bases_of("robot") == {"": (0.3, 0.8)} and len(study.results) == 8
     result = study.results[0]
     assert (result.method, result.run, result.step) == ("sft", "sft_seed0", 1)
-    assert result.forgotten == pytest.approx(0.05 * result.measures["forward_kl"] ** 2)
+    assert result.forgotten == pytest.approx(0.05 * result.measures["forward_kl_per_token"] ** 2)
     assert result.priors == {"open_top_drawer": result.prior}
-    assert table.measures_of(study.results) == ["forward_kl", "reverse_kl"]
+    assert table.measures_of(study.results) == ["forward_kl_per_token", "reverse_kl_per_token"]
 
 
 def test_runs_of_two_folders_are_told_apart(tmp_path: Path) -> None:
@@ -33,10 +33,10 @@ def test_folders_of_one_name_are_called_by_their_paths(tmp_path: Path) -> None:
 
 def test_what_a_measure_lacks_is_told(tmp_path: Path) -> None:
     made = rows(seeds=2)
-    made[-1]["reverse_kl"] = float("nan")
+    made[-1]["reverse_kl_per_token"] = float("nan")
     results = table.read([write(tmp_path, made)]).results
-    assert table.unmeasured(results) == {"reverse_kl": ["rl_seed1"]}
-    assert table.measures_of(results) == ["forward_kl"]
+    assert table.unmeasured(results) == {"reverse_kl_per_token": ["rl_seed1"]}
+    assert table.measures_of(results) == ["forward_kl_per_token"]
 
 
 def test_each_seed_is_measured_against_its_own_base(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_what_failed_or_is_not_finite_is_left_out_with_its_reason(tmp_path: Path
     broken = row("sft", 8, 3, float("nan"), 0.1, new=0.5)
     study = table.read([write(tmp_path, [*rows(seeds=1), failed, broken])])
     assert len(study.results) == 8
-    assert study.left_out == ["sft_seed7: the loss is nan", "sft_seed8, step 3: forward_kl not finite"]
+    assert study.left_out == ["sft_seed7: the loss is nan", "sft_seed8, step 3: forward_kl_per_token not finite"]
 
 
 def test_what_is_no_common_table_is_refused(tmp_path: Path) -> None:

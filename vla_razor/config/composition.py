@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vla_razor import suites
 from vla_razor.config import axes, kinds, simulation
-from vla_razor.config.groups import CHOICES, SWEEPS, VERBS, kind_of, own_keys, parts
+from vla_razor.config.groups import CHOICES, GONE, SWEEPS, VERBS, kind_of, own_keys, parts
 from vla_razor.config.simulation import CONFIG_DIR
 from vla_razor.errors import UserError, nearest
 
@@ -194,6 +194,8 @@ def _section(verb: str, settings: DictConfig, experiment: Experiment) -> DictCon
 
 def _assign(config: DictConfig, verb: str, key: str, text: str) -> None:
     known = list(_paths(config))
+    if key in GONE.get(verb, {}):
+        raise UserError(f"unknown key {key!r} for {verb}, which earlier versions had. Say {GONE[verb][key]}.")
     if key not in known or key == "verb":
         raise UserError(f"unknown key {key!r} for {verb}. {nearest(key, (path for path in known if path != 'verb'))}")
     before = OmegaConf.select(config, key)

@@ -24,7 +24,16 @@ def name_of(verb: type[Verb]) -> str:
 
 
 VERBS = {name_of(verb): verb for group in GROUPS.values() for verb in group}
-SWEEPS = ("sweep", "llm_sweep")  # whose keys may take several values
+SWEEPS = ("demo", "sweep", "llm_demo", "llm_sweep")  # whose keys may take several values
+GONE = {
+    "demo": {
+        "seeds": "seed=0,1,2",
+        "sft_runs": "sft.learning_rate=1e-4,3e-4 or any other of its keys",
+        "rl_runs": "rl.learning_rate=1e-4,3e-4 or any other of its keys",
+    },
+    "llm_demo": {"seeds": "seed=0,1,2"},
+}
+"""By verb: keys of earlier versions, and how what they said is said now."""
 
 
 def parts(verb: str) -> list[str]:

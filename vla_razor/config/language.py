@@ -130,17 +130,32 @@ class LlmProbe(LlmCommon):
     micro_batch_size: k.Count = key(8, "in one forward pass", "paragraphs")
 
 
-class LlmDemo(LlmCommon):
+class LlmCompared(Launched, LlmCommon):
+    """The demo and the sweep of language models"""
+
+    axes: k.Mapping = key({"method": ["sft", "grpo"]})
+    checkpoints: k.Count = key(1, "of each run that are evaluated, the last one among them", "checkpoints")
+    cold_start: k.Mapping | None = key(
+        None,
+        "settings of llm_sft that teach every base the form of an answer: {max_examples: 32, epochs: 1}; null: none",
+        before=None,
+    )
+    llm_sft: k.Section = section(eval_prompts=0)
+    llm_grpo: k.Section = section(eval_prompts=0)
+    llm_reinforce: k.Section = section(eval_prompts=0)
+    llm_simpo: k.Section = section(eval_prompts=0)
+    llm_eval: k.Section = section()
+
+
+class LlmDemo(LlmCompared):
     """A small model, SFT and GRPO side by side: the new task, prior tasks and forward KL."""
 
-    seeds: k.Seeds = key([0], "of the repetitions")
+    launcher: Literal["here", "local", "ray", "slurm"] = "here"
     model: k.Text = "smollm"
     task: k.Task = "tool"
     direct: k.Switch = True
     easy: k.Switch = True
-    cold_start: k.Mapping | None = key(
-        {"max_examples": 32, "epochs": 1}, "settings of llm_sft that teach the base the form of an answer; null: none"
-    )
+    cold_start: k.Mapping | None = key({"max_examples": 32, "epochs": 1})
     llm_sft: k.Section = section(learning_rate=5e-5, batch_size=8, epochs=1, **SMALL)
     llm_grpo: k.Section = section(learning_rate=3e-5, group_size=4, prompts_per_step=4, max_steps=10, **SMALL)
     llm_eval: k.Section = section(
@@ -148,13 +163,5 @@ class LlmDemo(LlmCommon):
     )
 
 
-class LlmSweep(Launched, LlmCommon):
+class LlmSweep(LlmCompared):
     """Many fine-tunings of one or several models: method=sft,grpo model=A,B learning_rate=1e-5,3e-5 seed=0,1."""
-
-    axes: k.Mapping = key({"method": ["sft", "grpo"]})
-    checkpoints: k.Count = key(1, "of each run that are evaluated, the last one among them", "checkpoints")
-    llm_sft: k.Section = section(eval_prompts=0)
-    llm_grpo: k.Section = section(eval_prompts=0)
-    llm_reinforce: k.Section = section(eval_prompts=0)
-    llm_simpo: k.Section = section(eval_prompts=0)
-    llm_eval: k.Section = section()

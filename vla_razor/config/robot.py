@@ -195,7 +195,9 @@ class Stats(Common):
     """Work out the action statistics of demonstrations: `stats DIR`; with a policy, write a copy that has them."""
 
     demos: k.Text | None = key(None, "folder that `vla-razor collect` wrote, as DIR is")
-    policy: k.Text | None = key(None, "whose copy is to use them, on a robot or a suite that it has none of")
+    policy: k.Text | None = key(  # pyright: ignore[reportIncompatibleVariableOverride]
+        None, "whose copy is to use them, on a robot or a suite that it has none of"
+    )
     unnorm_key: k.Text | None = key(None, "the name that they get; null: the robot's or the suite's")
 
 

@@ -14,20 +14,23 @@ def section(**settings: object) -> Any:
 
 
 class Launched(Verb):
-    """Every sweep"""
+    """Every study of several runs"""
 
     axes: k.Mapping = key({}, "what the runs differ in, given as method=sft,rl learning_rate=1e-4,3e-4 seed=0,1,2")
-    jobs: k.Count = key(1, "at a time", "runs")
-    launcher: Literal["local", "ray", "slurm"] = key("local", "here, on Ray, or on Slurm by submitit")
+    launcher: Literal["here", "local", "ray", "slurm"] = key(
+        "local", "here: one after the other in this process; local: a process each; on Ray; on Slurm, by submitit"
+    )
+    jobs: k.Count = key(1, "at a time, for launcher=local", "runs")
     slurm: k.Mapping = key({}, "submitit's settings, as in {slurm_partition: gpu, gpus_per_node: 1, timeout_min: 600}")
 
 
-class Compared(BesidePrior):
+class Compared(Launched, BesidePrior):
     """The demo and the sweep of policies"""
 
     new_episodes: k.Count = key(96, "of the new task in the evaluation", "episodes")
     prior_episodes: k.Count = key(24, "of each prior task in the evaluation", "episodes")
     checkpoints: k.Count = key(2, "of each run that are evaluated, the last one among them", "checkpoints")
+    interpolated: k.Parts = key([], "shares of the way to each run's last policy, measured too (WiSE-FT)", before=[])
     videos: k.Whole = key(3, "of the new task that the film shows, policies side by side", "starts", before=0)
     far: k.Mapping | None = key(
         {"style": "tucked"},
@@ -45,24 +48,22 @@ class Compared(BesidePrior):
         eval_episodes=0,
     )
     rl: k.Section = section(**ROLLOUTS, save_every=6)
+    distill: k.Section = section(eval_episodes=0)
     eval: k.Section = section()
+    dry_run: k.Switch = key(False, DRY_RUN)
 
 
 class Demo(Compared):
     """The main job: base, SFT and REINFORCE side by side, and what each forgot."""
 
-    seeds: k.Seeds = key([0], "of the repetitions")
-    sft_runs: k.Changes = key([{}], "changes to the settings of sft: a run each, for every seed")
-    rl_runs: k.Changes = key([{}], "changes to the settings of rl: a run each, for every seed")
-    dry_run: k.Switch = key(False, DRY_RUN)
+    axes: k.Mapping = key({"method": ["sft", "sft_far", "rl"]})
+    launcher: Literal["here", "local", "ray", "slurm"] = "here"
 
 
-class Sweep(Launched, Compared):
+class Sweep(Compared):
     """Many fine-tunings of one base: method=sft,rl learning_rate=1e-4,3e-4 seed=0,1,2, here, on Ray or on Slurm."""
 
     axes: k.Mapping = key({"method": ["sft", "rl"]})
-    interpolated: k.Parts = key([], "shares of the way to each run's last policy, measured too (WiSE-FT)", before=[])
-    distill: k.Section = section(eval_episodes=0)
 
 
 class Plasticity(OnTasks):
@@ -80,10 +81,12 @@ class Plasticity(OnTasks):
 
 
 class Report(Verb):
-    """What several runs say together: `vla-razor report DIR...` of folders that demo, mnist or a sweep wrote."""
+    """What runs say, alone and together: `vla-razor report DIR...` of run folders of any verb."""
 
-    runs: k.Folders = key([], "that demo, sweep, llm sweep or mnist wrote", "folders")
-    measure: Literal["forward_kl", "spillover", "activation_l2"] = key("forward_kl", "what the law forecasts by")
+    runs: k.Folders = key([], "of runs of any verb", "folders")
+    measure: Literal["forward_kl_per_token", "spillover", "activation_l2"] = key(
+        "forward_kl_per_token", "what the law forecasts forgetting by"
+    )
     logger: k.Logger = "none"
 
 

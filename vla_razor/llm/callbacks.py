@@ -16,6 +16,7 @@ from vla_razor.errors import RunFailed
 from vla_razor.interruption import uninterrupted
 from vla_razor.progress import progress
 from vla_razor.runs import Run
+from vla_razor.study.measures import FORWARD_KL, renamed
 
 TRAINER_FILES = ("optimizer.pt", "scheduler.pt", "trainer_state.json", "training_args.bin", "rng_state*.pth")
 SHOWN = ("loss", "reward")
@@ -77,9 +78,9 @@ class RunCallback(TrainerCallback):
         last = state.global_step >= state.max_steps
         if self.probe_every and (state.global_step % self.probe_every == 0 or last):
             self.measured = self.measure()
-            scalars |= self.measured
+            scalars |= renamed(self.measured)
         self.run.log(state.global_step, **scalars)
-        self.advance(**{name: scalars[name] for name in (*SHOWN, "forward_kl") if name in scalars})
+        self.advance(**{name: scalars[name] for name in (*SHOWN, FORWARD_KL) if name in scalars})
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._saved = state.global_step

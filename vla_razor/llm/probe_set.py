@@ -118,8 +118,9 @@ def obtain(
 def measure(language: LanguageModel, probe: ProbeSet, batch_size: int) -> dict[str, float | int]:
     """How far a model is from the probe set's base, in nats.
 
-    `forward_kl`, `reverse_kl` and the other divergences are means over all tokens. `per_completion` is forward KL
-    summed over a completion's tokens, its mean over completions, and comes with its standard error.
+    Forward KL `per_token`, `reverse_kl` and the other divergences are means over all tokens. `per_completion` is
+    forward KL summed over a completion's tokens, its mean over completions, with its standard error. This is the
+    entry `forward_kl` of summary.json.
 
     Raises UserError where the vocabularies differ, RunFailed where the model's hidden states are not finite.
     """
@@ -142,9 +143,10 @@ def measure(language: LanguageModel, probe: ProbeSet, batch_size: int) -> dict[s
     # Completions differ in length: a mean over tokens is not the mean over completions divided by a length.
     lengths = probe.lengths[:, 1].tolist()
     sums = torch.stack([part.double().sum() for part in found.forward_kl.cpu().split(lengths)])
-    per_token = {name: float(getattr(found, name).double().mean()) for name in Divergences._fields}
+    means = {name: float(getattr(found, name).double().mean()) for name in Divergences._fields}
     return {
-        **per_token,
+        "per_token": means.pop("forward_kl"),
+        **means,
         "per_completion": float(sums.mean()),
         "per_completion_standard_error": float(sums.std() / math.sqrt(len(sums))) if len(sums) > 1 else math.nan,
         "completions": len(sums),

@@ -30,6 +30,7 @@ from vla_razor.parity_mnist.measures import Base, Tests, fisher_of, measure
 from vla_razor.parity_mnist.methods import METHODS
 from vla_razor.parity_mnist.model import Parameters, select
 from vla_razor.parity_mnist.training import Settings, Task
+from vla_razor.study.measures import renamed
 
 SIDE_BY_SIDE = 4
 """Runs that a process trains together on a CPU: enough to share the cost of a batch, few enough for the caches."""
@@ -193,10 +194,13 @@ def with_teachers(table: pa.Table, runs: Sequence[Settings], job: Job) -> pa.Tab
 
 
 def merge(runs: Sequence[Settings], job: Job) -> pa.Table:
-    """The rows of the bases and of all runs, sorted by run and step; written to results.parquet."""
+    """The rows of the bases and of all runs, sorted by run and step; written to results.parquet, where an answer is one
+    token.
+    """
     bases = {_base_row(job.out, origin_of(run)) for run in runs}
     table = pa.concat_tables(pq.read_table(path) for path in sorted(bases | {shard_path(job.out, run) for run in runs}))
-    atomic_write(job.out / "results.parquet", lambda file: pq.write_table(table, file))
+    named = table.rename_columns(list(renamed(dict.fromkeys(table.column_names))))
+    atomic_write(job.out / "results.parquet", lambda file: pq.write_table(named, file))
     return table
 
 

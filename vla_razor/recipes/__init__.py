@@ -4,7 +4,11 @@ import importlib
 from types import ModuleType
 
 LLM_TRAINING = ("sft", "grpo", "reinforce", "simpo")
-_FILES = {"eval": "evaluate"} | {f"llm_{method}": "llm_train" for method in LLM_TRAINING}
+_FILES = (
+    {"eval": "evaluate"}
+    | dict.fromkeys(("demo", "llm_demo", "llm_sweep"), "sweep")
+    | {f"llm_{method}": "llm_train" for method in LLM_TRAINING}
+)
 
 
 def recipe_of(verb: str) -> ModuleType:

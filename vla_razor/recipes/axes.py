@@ -6,21 +6,65 @@ several make no difference.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from vla_razor.config import compose
 from vla_razor.errors import UserError, nearest
-from vla_razor.recipes.comparison import Training
+from vla_razor.study import measures
+
+
+@dataclass(frozen=True, eq=False)
+class Training:
+    """A training run: its folder, its setting (one for all seeds), method, seed, learning rate, what it changes of the
+    method's settings, those of the changes that make it another method in the table, as text, and what it fine-tunes
+    where a study may have several models.
+    """
+
+    folder: Path
+    setting: str
+    method: str
+    seed: int
+    learning_rate: float
+    changes: Mapping[str, Any]
+    variant: str = ""
+    model: str = ""
+
+    @property
+    def label(self) -> str:
+        """The method as the table names it."""
+        return f"{self.method} {self.variant}".rstrip()
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / "summary.json").is_file()
+
+    def checkpoints(self, count: int) -> list[Path]:
+        """`count` of the saved checkpoints (or as many as there are), evenly spaced, the last one among them."""
+        found = sorted((self.folder / "checkpoints").glob("step_*"), key=step_of)
+        wanted = {round(index) for index in np.linspace(len(found), 0, count, endpoint=False)}
+        return [path for index, path in enumerate(found, 1) if index in wanted]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl."""
+        return measures.read_rows(self.folder)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step in a checkpoint's name."""
+    return int(checkpoint.name.removeprefix("step_"))
 
 
 def plan(
     config: DictConfig, out: Path, verbs: Mapping[str, str], shared: Sequence[str] = (), variants: Sequence[str] = ()
 ) -> list[Training]:
-    """The runs: every combination of the axes' values that a method knows, each once.
+    """The runs: every combination of the axes' values that a method knows, each once. A demo's of a single seed are
+    called as their settings are, all others by their seeds too.
 
     `verbs` are the methods, each with the verb that trains by it, whose settings are a section of `config` of the same
     name; `shared` are keys of all methods that stand beside the sections; `variants` are keys that make a method
@@ -28,10 +72,10 @@ def plan(
 
     Raises UserError where no method knows an axis, or a value is refused by its rule.
     """
-    axes: dict[str, list[str]] = {"method": list(verbs), "seed": [str(config.seed)]}
-    axes |= {str(key): [str(value) for value in values] for key, values in config.axes.items()}
-    methods = axes.pop("method")
-    seeds = [_seed(text) for text in axes.pop("seed")]
+    axes: dict[str, list[str]] = {"method": list(verbs)}
+    axes |= {str(key): [str(value) for value in values] for key, values in config.axes.items() if key != "seed"}
+    methods, seeds = axes.pop("method"), seeds_of(config)
+    alone = config.verb.endswith("demo") and len(seeds) == 1
     _check(config, axes, methods, verbs, shared)
     trainings: dict[str, Training] = {}
     for method in methods:
@@ -47,9 +91,14 @@ def plan(
             used = {**config[verb], **changes}
             variant = " ".join(f"{k}={used[k]}" for k in variants if k in used and used[k] != usual[k])
             for seed in seeds:
-                folder = out / f"{name}_seed{seed}"
+                folder = out / (name if alone else f"{name}_seed{seed}")
                 trainings[folder.name] = Training(folder, name, method, seed, rate, changes, variant)
     return list(trainings.values())
+
+
+def seeds_of(config: DictConfig) -> list[int]:
+    """Of the trainings. Raises UserError for one that is no whole number."""
+    return [_seed(str(value)) for value in config.axes.get("seed", [config.seed])]
 
 
 def check_measured(settings: Mapping[str, Any], method: str) -> None:

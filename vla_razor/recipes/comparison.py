@@ -1,8 +1,12 @@
-"""What the stages of a demo or a sweep found, read from their run folders: the policies, side by side in a table."""
+"""What the evaluations of a study found, side by side: the policies of a robot, or language models.
+
+Either domain has, of every policy, task by task, what it earned from each start (or of each question), in an order that
+all policies share. How these numbers are summed up is the domain's `Scale`; all else is one.
+"""
 
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,71 +19,115 @@ from rich.table import Table
 from vla_razor.core import weight_change
 from vla_razor.core.weight_change import Weights
 from vla_razor.files import read_lines, write_json
-from vla_razor.policies.load import stored_weights
 from vla_razor.progress import progress
+from vla_razor.recipes.axes import Training, step_of
 from vla_razor.statistics import (
     PRIMARY,
     READINGS,
     Difference,
     Rate,
-    Success,
+    cluster_means,
     clustered,
+    mean_with_interval,
     paired_difference,
-    policy_summary,
-    pooled,
+    pooled_rate,
 )
+from vla_razor.study.measures import MEASURES
+from vla_razor.study.table import short_names
 from vla_razor.tables import in_words, shown
 
 SIDE_BY_SIDE = 3
 """Columns of the table up to which a count stands beside its rate, and not above it."""
-KL_NAMES = {"per_token": "forward_kl", "per_action": "forward_kl_per_action"}
-"""Names of summary.json that are called differently in metrics.jsonl."""
+WIDTH = 200
+"""Characters of a table as text, at least."""
+Earned = Mapping[str, Mapping[str, np.ndarray]]
+"""Reading -> task -> what was earned from each start: 1, 0 or NaN (lost) of a robot, a share in [0, 1] of a model."""
+Kinds = Mapping[str, Earned]
+"""What a policy earned of the `new` tasks and of the `prior` ones."""
 
 
-@dataclass(frozen=True, eq=False)
-class Training:
-    """A training run: its folder, its setting (one for all seeds), method, seed, learning rate, what it changes of the
-    method's settings, and those of the changes that make it another method in the table, as text."""
+class Scale(NamedTuple):
+    """How a domain sums up what was earned: of several tasks, each [copies, starts], one rate with its interval, or the
+    difference of two policies; how either is printed, and which prior tasks share a row of the table.
 
-    folder: Path
-    setting: str
-    method: str
-    seed: int
-    learning_rate: float
-    changes: Mapping[str, Any]
-    variant: str = ""
+    `readings` are of what counts as success, the headlined one first, each with the words that tell it from that one.
+    `moved` are the measures that summary.json and the end of the table have; the first is drawn.
+    """
+
+    readings: Mapping[str, str]
+    rate: Callable[[Sequence[np.ndarray]], Any]
+    difference: Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], Difference]
+    shown: Callable[[Any, str], str]
+    in_words: Callable[[Difference], str]
+    family: Callable[[str], str]
+    moved: Sequence[str]
+    title: str
 
     @property
-    def label(self) -> str:
-        """The method as the table names it."""
-        return f"{self.method} {self.variant}".rstrip()
+    def headlined(self) -> str:
+        return next(iter(self.readings))
 
-    @property
-    def finished(self) -> bool:
-        return (self.folder / "summary.json").is_file()
 
-    def checkpoints(self, count: int) -> list[Path]:
-        """`count` of the saved checkpoints (or as many as there are), evenly spaced, the last one among them."""
-        found = sorted((self.folder / "checkpoints").glob("step_*"), key=step_of)
-        wanted = {round(index) for index in np.linspace(len(found), 0, count, endpoint=False)}
-        return [path for index, path in enumerate(found, 1) if index in wanted]
+def _pooled(tasks: Sequence[np.ndarray]) -> Rate:
+    return pooled_rate(map(clustered, tasks))
 
-    def rows(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl."""
-        return read_lines(self.folder / "metrics.jsonl")
+
+def _paired(after: Sequence[np.ndarray], before: Sequence[np.ndarray]) -> Difference:
+    return paired_difference(np.concatenate(after, axis=1), np.concatenate(before, axis=1))
+
+
+SUCCESS = Scale(
+    readings={PRIMARY: "", READINGS[1]: "at the end"},
+    rate=_pooled,
+    difference=_paired,
+    shown=shown,
+    in_words=in_words,
+    family=lambda task: f"{task.partition('_')[0]} (prior)",
+    moved=("forward_kl_per_action", "forward_kl_per_token", "sharpening", "displacement"),
+    title="Success once in an episode, and at the end [95%, clustered by start]",
+)
+"""Of episodes that succeed or do not."""
+
+
+def _mean(tasks: Sequence[np.ndarray]) -> dict[str, float]:
+    found = mean_with_interval([cluster_means(table) for table in tasks])
+    examples = sum(table.shape[1] for table in tasks)
+    return {"rate": found.difference, "low": found.low, "high": found.high, "examples": examples}
+
+
+def _gained(after: Sequence[np.ndarray], before: Sequence[np.ndarray]) -> Difference:
+    pairs = zip(after, before, strict=True)
+    return mean_with_interval([cluster_means(one) - cluster_means(other) for one, other in pairs])
+
+
+ANSWERS = Scale(
+    readings={"right": ""},
+    rate=_mean,
+    difference=_gained,
+    shown=lambda rate, gap: f"{rate['rate']:.1%}{gap}[{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]",
+    in_words=lambda found: f"{found.difference:+.1%} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]",
+    family=str,
+    moved=("forward_kl_per_completion", "forward_kl_per_token"),
+    title="Right answers, and change from the base on the same examples [95%]",
+)
+"""Of questions, each answered once by every model and worth a share of 1, and of tasks that weigh the same. Means over
+seeds are within an example, so that its answers do not count as independent ones.
+"""
+SCALES: Mapping[str, Scale] = {"robot": SUCCESS, "language": ANSWERS}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A policy as it was evaluated: the base, or a checkpoint of a training run (`last`: the one at its end).
+    """A policy as it was evaluated: a base, or a checkpoint of a training run (`last`: the one at its end).
 
-    `policy` is the name it was evaluated under. `new` and `prior` hold success by task; `hits`, by reading of success
-    and by task, 1 or 0 for every start (NaN where the episode was lost) in the order that all policies share. `drift`
-    is the row of metrics.jsonl at this step, with the measures on the probe set in nats, and the changes of the weights
-    where `measure_weights` has been asked for them; all zero for the base.
+    `policy` is the name it was evaluated under. `drift` is the row of metrics.jsonl at this step, with the measures on
+    the probe set in nats, and the changes of the weights where `measure_weights` has been asked for them; empty for a
+    base. The rest is as its `Training` has it.
     """
 
+    domain: str
     policy: str
+    model: str
     method: str
     setting: str
     run: str
@@ -87,18 +135,36 @@ class Outcome:
     step: int
     last: bool
     learning_rate: float | None
-    new: Mapping[str, Success]
-    prior: Mapping[str, Success]
-    hits: Mapping[str, Mapping[str, np.ndarray]]
+    earned: Kinds
     drift: Mapping[str, float]
+    changes: Mapping[str, Any]
+
+    @classmethod
+    def of_base(
+        cls, domain: str, policy: str, earned: Kinds, seed: int, *, run: str = "base", model: str = ""
+    ) -> "Outcome":
+        """A base, before any training."""
+        facts = {"method": "base", "setting": "base", "step": 0, "last": True, "learning_rate": None}
+        return cls(domain, policy, model, run=run, seed=seed, earned=earned, drift={}, changes={}, **facts)
+
+    @property
+    def scale(self) -> Scale:
+        return SCALES[self.domain]
+
+    def tasks(self, kind: str) -> list[str]:
+        """The `new` ones or the `prior` ones."""
+        return list(next(iter(self.earned[kind].values())))
 
     @cached_property
-    def new_rate(self) -> Rate:
-        return pooled(self.new.values())[PRIMARY]
+    def new_rate(self) -> Any:
+        return self._rate("new")
 
     @cached_property
-    def prior_rate(self) -> Rate:
-        return pooled(self.prior.values())[PRIMARY]
+    def prior_rate(self) -> Any:
+        return self._rate("prior")
+
+    def _rate(self, kind: str) -> Any:
+        return self.scale.rate(tables([self], kind, self.scale.headlined))
 
 
 class Column(NamedTuple):
@@ -108,38 +174,65 @@ class Column(NamedTuple):
     members: Sequence[Outcome]
     base: Outcome
 
-    def tasks(self, kind: str) -> dict[str, Success]:
-        """Success by task (`kind` is new or prior), over all seeds, clustered by start."""
+    @property
+    def scale(self) -> Scale:
+        return self.base.scale
 
-        def rate(task: str, reading: str) -> Rate:
-            return clustered([member.hits[reading][task] for member in self.members])
-
+    def tasks(self, kind: str) -> dict[str, dict[str, Any]]:
+        """By task (`kind` is new or prior) and reading, the rate over all seeds, clustered by start."""
         return {
-            task: Success(success_once=rate(task, "success_once"), success_at_end=rate(task, "success_at_end"))
-            for task in getattr(self.base, kind)
+            task: {reading: self.rate(kind, reading, [task]) for reading in self.scale.readings}
+            for task in self.base.tasks(kind)
         }
 
+    def rate(self, kind: str, reading: str, tasks: Sequence[str] | None = None) -> Any:
+        """Of some tasks together, or all."""
+        return self.scale.rate(tables(self.members, kind, reading, tasks))
+
     def changes(self, kind: str) -> dict[str, Difference]:
-        """By reading, success minus the base's on the same starts, over all seeds and tasks."""
-        return {reading: change(self.members, [self.base], kind, reading) for reading in READINGS}
+        """By reading, how much more is earned than by the base from the same starts, over all seeds and tasks."""
+        return {reading: change(self.members, [self.base], kind, reading) for reading in self.scale.readings}
+
+    def change_shown(self, kind: str, reading: str) -> str:
+        """For the table; nothing for the base."""
+        if self.members[0] is self.base:
+            return ""
+        return self.scale.in_words(change(self.members, [self.base], kind, reading))
 
     def drift(self, name: str) -> float:
-        """The mean over seeds of a measure on the probe set."""
-        return float(np.mean([member.drift[name] for member in self.members]))
+        """The mean over seeds of a measure on the probe set; 0 for the base."""
+        return float(np.mean([member.drift[name] if member.drift else 0.0 for member in self.members]))
 
-    def entry(self, states: int) -> dict[str, Any]:
-        """The policy's entry in summary.json."""
-        names = ("per_token", "per_action", "sharpening", "displacement")
-        forward_kl = {name: self.drift(KL_NAMES.get(name, name)) for name in names}
-        return policy_summary(self.tasks("new"), self.tasks("prior"), {**forward_kl, "states": states})
+    def entry(self, probed: Mapping[str, int]) -> dict[str, Any]:
+        """The policy's entry in summary.json; `probed` is the size of the probe set."""
+        moved = {name.removeprefix("forward_kl_"): self.drift(name) for name in self.scale.moved}
+        prior = self.tasks("prior")
+        return {
+            "primary": self.scale.headlined,
+            "new_task": self.tasks("new"),
+            "prior_tasks": prior,
+            "prior_mean": {reading: self.rate("prior", reading) for reading in self.scale.readings} if prior else None,
+            "forward_kl": {**moved, **probed},
+        }
+
+
+def tables(members: Sequence[Outcome], kind: str, reading: str, tasks: Sequence[str] | None = None) -> list[np.ndarray]:
+    """Task by task, what several policies earned [policies, starts]."""
+    asked = members[0].tasks(kind) if tasks is None else tasks
+    return [np.stack([member.earned[kind][reading][task] for member in members]) for task in asked]
+
+
+def change(tuned: Sequence[Outcome], others: Sequence[Outcome], kind: str, reading: str | None = None) -> Difference:
+    """How much more is earned by `tuned`, the policies of several seeds or one, than by others, such as the base, from
+    the same starts of all new or prior tasks; by the headlined reading unless told otherwise.
+    """
+    scale = tuned[0].scale
+    after, before = (tables(side, kind, reading or scale.headlined) for side in (tuned, others))
+    return scale.difference(after, before)
 
 
 def measure_weights(
-    base: str,
-    training: Training,
-    count: int,
-    weights_of: Callable[[str | Path], Weights] = stored_weights,
-    **settings: float,
+    base: str, training: Training, count: int, weights_of: Callable[[str | Path], Weights], **settings: float
 ) -> None:
     """How far the weights of each of `count` checkpoints have moved from the base's, kept in weight_changes/ of the
     run; what is there already is left alone. `settings` are those of `weight_change.summary`.
@@ -164,58 +257,46 @@ def _weight_file(training: Training, checkpoint: Path) -> Path:
     return training.folder / "weight_changes" / f"{checkpoint.name}.json"
 
 
-def read(
-    policy: str, new: Sequence[Path], prior: Sequence[Path], trainings: Sequence[Training], checkpoints: int
-) -> list[Outcome]:
-    """The base `policy`, once, then the checkpoints of the finished runs, as evaluated in the run folders `new` and
-    `prior`. Those know a checkpoint by where it was then: all may have been moved since, together. A policy that
-    several folders evaluated, from the same starts, is that of the first.
-    """
-    own = [training for training in trainings if training.finished]
-    found = [{name: p for folder in reversed(folders) for name, p in _read(folder).items()} for folders in (new, prior)]
-    evaluated_as = {Path(name).parts[-3:]: name for name in found[0] if name != policy}  # run, checkpoints, step
-
-    def outcome(name: str, drift: Mapping[str, float], **facts: Any) -> Outcome:
-        known = name if name == policy else evaluated_as[Path(name).parts[-3:]]
-        (of_new, new_hits), (of_prior, prior_hits) = (by_policy[known] for by_policy in found)
-        hits = {reading: new_hits[reading] | prior_hits[reading] for reading in READINGS}
-        return Outcome(policy=name, new=of_new, prior=of_prior, hits=hits, drift=drift, **facts)
-
-    base = {"method": "base", "setting": "base", "run": "base", "seed": trainings[0].seed, "learning_rate": None}
-    outcomes = [outcome(policy, dict.fromkeys(own[0].rows()[-1], 0.0), step=0, last=True, **base)]
-    for training in own:
-        facts = {name: getattr(training, name) for name in ("setting", "seed", "learning_rate")}
-        facts |= {"method": training.label, "run": training.folder.name}
-        rows, paths = {row["step"]: row for row in training.rows()}, training.checkpoints(checkpoints)
-        for path in paths:
-            step, last = step_of(path), path == paths[-1]
-            drift = rows[step] | weight_changes(training, path)
-            outcomes.append(outcome(str(path), drift, step=step, last=last, **facts))
-    return outcomes
-
-
-def change(tuned: Sequence[Outcome], others: Sequence[Outcome], kind: str, reading: str = PRIMARY) -> Difference:
-    """Success of `tuned`, the policies of several seeds or one, minus that of others, such as the base, on the same
-    starts of all new or prior tasks, clustered by start.
-    """
-    after, before = (
-        np.concatenate([np.stack([o.hits[reading][task] for o in side]) for task in getattr(side[0], kind)], axis=1)
-        for side in (tuned, others)
-    )
-    return paired_difference(after, before)
+def outcomes_of(
+    domain: str, training: Training, checkpoints: int, earned: Callable[[Path], Kinds]
+) -> Iterator[Outcome]:
+    """A finished run's checkpoints, with what each has earned."""
+    rows, paths = {row["step"]: row for row in training.rows()}, training.checkpoints(checkpoints)
+    for path in paths:
+        yield Outcome(
+            domain=domain,
+            policy=str(path),
+            model=training.model,
+            method=training.label,
+            setting=training.setting,
+            run=training.folder.name,
+            seed=training.seed,
+            step=step_of(path),
+            last=path == paths[-1],
+            learning_rate=training.learning_rate,
+            earned=earned(path),
+            drift=rows[step_of(path)] | weight_changes(training, path),
+            changes=training.changes,
+        )
 
 
 def columns_of(outcomes: Sequence[Outcome]) -> list[Column]:
-    """The base, then every setting, each with the last policies of its runs."""
-    base, last = next(o for o in outcomes if o.method == "base"), dict[str, list[Outcome]]()
+    """Every base, then every setting, each with the last policies of its runs."""
+    bases = {outcome.model: outcome for outcome in outcomes if outcome.method == "base"}
+    last: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
-        if outcome.last:
+        if outcome.last and outcome.method != "base":
             last.setdefault(outcome.setting, []).append(outcome)
-    return [Column(name, members, base) for name, members in last.items()]
+    return _bases(bases) + [Column(name, members, bases[members[0].model]) for name, members in last.items()]
+
+
+def _bases(bases: Mapping[str, Outcome]) -> list[Column]:
+    names = short_names(bases)
+    return [Column(f"base {names[model]}" if len(bases) > 1 else "base", [base], base) for model, base in bases.items()]
 
 
 class Matched(NamedTuple):
-    """The base, and every setting where it first reaches the success on the new task that all of them reach, the least
+    """The bases, and every setting where it first reaches the success on the new task that all of them reach, the least
     of the settings' best.
     """
 
@@ -230,113 +311,106 @@ class Matched(NamedTuple):
     def title(self) -> str:
         return f"Where each first reaches {self.level:.0%} on the new task, which all reach"
 
-    def summary(self, states: int) -> dict[str, Any]:
+    def summary(self, probed: Mapping[str, int]) -> dict[str, Any]:
         """What summary.json says of it: also each setting's best, the steps, and how much more of the prior tasks each
-        has kept than each other, on the same starts.
+        has kept than each other of the same model, on the same starts.
         """
-        _, *tuned = self.columns
+        tuned = [column for column in self.columns if column.members[0].method != "base"]
         kept = {
             one.name: {
-                other.name: change(one.members, other.members, "prior")._asdict() for other in tuned if other is not one
+                other.name: change(one.members, other.members, "prior")._asdict()
+                for other in tuned
+                if other is not one and other.base is one.base
             }
             for one in tuned
         }
         steps = {column.name: [member.step for member in column.members] for column in tuned}
         found = {"level": self.level, "best": self.best, "steps": steps, "prior_kept_more": kept}
-        return {**found, **summary(self.columns, states)}
+        return {**found, **summary(self.columns, probed)}
 
 
 def matched(outcomes: Sequence[Outcome]) -> Matched:
-    """Settings where they first reach the success on the new task (primary reading, all seeds together) that all reach:
-    the least of their best. A setting's runs are compared checkpoint by checkpoint, in the order in which each saved
-    them.
+    """Settings where they first reach the success on the new task (headlined reading, all seeds together) that all
+    reach: the least of their best. A setting's runs are compared checkpoint by checkpoint, in the order in which each
+    saved them.
     """
-    base = next(outcome for outcome in outcomes if outcome.method == "base")
+    bases = {outcome.model: outcome for outcome in outcomes if outcome.method == "base"}
     runs: dict[str, dict[str, list[Outcome]]] = {}
     for outcome in sorted(outcomes, key=lambda outcome: outcome.step):
-        if outcome is not base:
+        if outcome.method != "base":
             runs.setdefault(outcome.setting, {}).setdefault(outcome.run, []).append(outcome)
-    stages = {name: [Column(name, own, base) for own in zip(*by.values(), strict=False)] for name, by in runs.items()}
-    rates = {name: [pooled(one.tasks("new").values())[PRIMARY]["rate"] for one in own] for name, own in stages.items()}
+    stages = {
+        name: [Column(name, own, bases[own[0].model]) for own in zip(*by_run.values(), strict=False)]
+        for name, by_run in runs.items()
+    }
+    rates = {name: [one.rate("new", one.scale.headlined)["rate"] for one in own] for name, own in stages.items()}
     best = {name: max(own) for name, own in rates.items()}
     level = min(best.values())
     first = [next(one for one, rate in zip(stages[name], rates[name], strict=True) if rate >= level) for name in stages]
-    return Matched(best, [Column("base", [base], base), *first])
+    return Matched(best, [*_bases(bases), *first])
 
 
-def summary(columns: Sequence[Column], states: int) -> dict[str, Any]:
-    """What summary.json says of them: the policies, and how success changed from the base's, by kind of task and
+def summary(columns: Sequence[Column], probed: Mapping[str, int]) -> dict[str, Any]:
+    """What summary.json says of them: the policies, and how what is earned changed from the base's, by kind of task and
     reading.
     """
     return {
-        "policies": {column.name: column.entry(states) for column in columns},
+        "policies": {column.name: column.entry(probed) for column in columns},
         "changes": {
             column.name: {
                 kind: {reading: found._asdict() for reading, found in column.changes(kind).items()}
-                for kind in ("new", "prior")
+                for kind in column.base.earned
+                if column.base.tasks(kind)
             }
-            for column in columns[1:]
+            for column in columns
+            if column.members[0].method != "base"
         },
     }
 
 
 def table(columns: Sequence[Column], heading: str = "") -> Table:
-    """Success once in an episode and below it at the end, as successes of episodes and a rate with its interval,
-    changes from the base with paired intervals, and forward KL with its parts.
+    """What each setting changes, if any does; its rates with their intervals, the headlined reading first; changes from
+    the base with paired intervals; and how far it moved.
     """
-    title = "Success once in an episode, and at the end [95%, clustered by start]; forward KL in nats an action"
-    title = f"{heading}\n{title}" if heading else title
-    found = Table("", title=title)
+    base, scale = columns[0].base, columns[0].scale
+    found = Table("", title=f"{heading}\n{scale.title}" if heading else scale.title)
     for column in columns:
         found.add_column(column.name, justify="right")
-    base, *tuned = columns
+    if any(column.members[0].changes for column in columns):
+        found.add_row("", *(_changed(column.members[0].changes) for column in columns), end_section=True)
     gap = "  " if len(columns) <= SIDE_BY_SIDE else "\n"
-
-    def rates(label: str, kind: str, prefix: str) -> None:
-        chosen = [[s for task, s in column.tasks(kind).items() if task.startswith(prefix)] for column in columns]
-        for reading, name in zip(READINGS, (label, "  at the end"), strict=True):
-            found.add_row(name, *(shown(pooled(successes)[reading], gap) for successes in chosen))
-
-    def changes(kind: str) -> None:
-        by_column = [column.changes(kind) for column in tuned]
-        for reading, name in zip(READINGS, ("  change", "  change at the end"), strict=True):
-            found.add_row(name, "", *(in_words(one[reading]) for one in by_column), end_section=reading == READINGS[-1])
-
-    for task in base.tasks("new"):
-        rates(task, "new", task)
-    changes("new")
-    for family in dict.fromkeys(task.partition("_")[0] for task in base.tasks("prior")):
-        rates(f"{family} (prior)", "prior", family)
-    rates("all prior tasks", "prior", "")
-    changes("prior")
-    names = {"forward_kl_per_action": "forward KL", "sharpening": "  sharpening", "displacement": "  displacement"}
-    for name, label in names.items():
-        found.add_row(label, *(f"{column.drift(name):.2f}" for column in columns))
+    for kind in base.earned:
+        for label, tasks in _rows(base, kind).items():
+            for reading, below in scale.readings.items():
+                cells = (scale.shown(column.rate(kind, reading, tasks), gap) for column in columns)
+                found.add_row(f"  {below}" if below else label, *cells)
+        for reading, below in scale.readings.items() if base.tasks(kind) else ():
+            found.add_row(f"  change {below}".rstrip(), *(column.change_shown(kind, reading) for column in columns))
+        found.add_section()
+    for name in scale.moved:
+        found.add_row(str(MEASURES[name]), *(f"{column.drift(name):.3g}" for column in columns))
     return found
 
 
-def states_of(trainings: Sequence[Training]) -> int:
-    """How many states forward KL was measured at."""
-    finished = next(training for training in trainings if training.finished)
-    return json.loads((finished.folder / "summary.json").read_text())["policies"]["tuned"]["forward_kl"]["states"]
+def _rows(base: Outcome, kind: str) -> dict[str, list[str]]:
+    """The tasks of each row of the table, by its label."""
+    if kind == "new":
+        return {task: [task] for task in base.tasks(kind)}
+    families: dict[str, list[str]] = {}
+    for task in base.tasks(kind):
+        families.setdefault(base.scale.family(task), []).append(task)
+    return families | ({"all prior tasks": base.tasks(kind)} if families else {})
+
+
+def _changed(changes: Mapping[str, Any]) -> str:
+    return "\n".join(f"{key}={short_names([str(value)])[str(value)]}" for key, value in changes.items())
 
 
 def as_text(found: Table) -> str:
     """The table as plain text, wide enough for all its columns."""
-    console = Console(record=True, width=200, file=io.StringIO())
+    console = Console(record=True, width=max(WIDTH, 20 * len(found.columns)), file=io.StringIO())
     console.print(found)
     return console.export_text()
-
-
-def step_of(checkpoint: Path) -> int:
-    """The step in a checkpoint's name."""
-    return int(checkpoint.name.removeprefix("step_"))
-
-
-def successes(folder: Path) -> dict[str, dict[str, Success]]:
-    """Policy -> task -> success, as an evaluation has it."""
-    policies = json.loads((folder / "summary.json").read_text())["policies"]
-    return {name: {**entry["new_task"], **entry["prior_tasks"]} for name, entry in policies.items()}
 
 
 def hits_in(folder: Path) -> dict[str, dict[str, dict[str, np.ndarray]]]:
@@ -353,9 +427,3 @@ def hits_in(folder: Path) -> dict[str, dict[str, dict[str, np.ndarray]]]:
         policy: {reading: {task: np.array(hits) for task, hits in tasks.items()} for reading, tasks in readings.items()}
         for policy, readings in found.items()
     }
-
-
-def _read(folder: Path) -> dict[str, tuple[dict[str, Success], dict[str, dict[str, np.ndarray]]]]:
-    """What an evaluation found of each policy: success by task, and its hits."""
-    hits = hits_in(folder)
-    return {policy: (by_task, hits[policy]) for policy, by_task in successes(folder).items()}

@@ -16,8 +16,8 @@ from vla_razor.files import atomic_folder, full_disk_reported
 from vla_razor.policies.trainable import Trainable
 from vla_razor.rollouts import probe_set
 from vla_razor.runs import Run, origin_of
+from vla_razor.study import measures
 from vla_razor.training.base import opened
-from vla_razor.training.measuring import probe_scalars
 
 
 def run(config: DictConfig, run: Run) -> None:
@@ -54,7 +54,7 @@ def measured(config: DictConfig, tuned: Path, folder: Path, share: float, probed
         before = opened(config.policy, config, learns=False)  # stored as the training's base was, whose probe set it is
         probe = probe_set.obtain(before, config.env, **settings)
         step = int(tuned.name.removeprefix("step_"))
-        run.log(step, **probe_scalars(probe_set.measure(policy, probe)))
+        run.log(step, **measures.logged(probe_set.measure(policy, probe)))
         run.save(step, policy.save, {})
         run.finish({})
 

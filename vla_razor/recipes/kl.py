@@ -28,6 +28,7 @@ from vla_razor.rollouts import probe_set
 from vla_razor.rollouts.probe_set import ProbeSet
 from vla_razor.runs import Run, origin_of
 from vla_razor.statistics import policy_summary
+from vla_razor.study import measures
 
 TOKENS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 
@@ -40,7 +41,7 @@ def run(config: DictConfig, run: Run) -> None:
     policy = open_trainable(config.policy, config)
     probe = _probe(config, policy)
     measured = probe_set.measure(policy, probe)
-    run.log(0, **{name: value for name, value in measured.items() if isinstance(value, int | float)})
+    run.log(0, **{name: n for name, n in measures.renamed(measured).items() if isinstance(n, int | float)})
     entry = policy_summary({}, {}, measured)
     run.finish({"policies": {str(config.policy): entry}, "probe_set": {"key": probe.origin.key, **vars(probe.origin)}})
     report(Console(), config, measured)

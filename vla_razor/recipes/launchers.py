@@ -17,13 +17,12 @@ from threading import Lock
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from vla_razor.errors import RunFailed, UserError
 from vla_razor.interruption import stoppable
 from vla_razor.progress import progress
 from vla_razor.recipes import recipe_of
-from vla_razor.recipes.comparison import Training
+from vla_razor.recipes.axes import Training
 from vla_razor.runs import read_config
 
 REACHED_WITHIN = 10.0
@@ -55,8 +54,6 @@ def carry_out(
                 failures[trainings[number]] = reason
             advance()
             write(failures)
-    for training, reason in failures.items():
-        Console().print(f"{training.folder.name} failed: {reason}", highlight=False)
     if len(failures) == len(trainings):
         raise RunFailed(f"No run came to its end: {'; '.join(failures.values())}")
     return failures

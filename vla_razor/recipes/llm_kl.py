@@ -13,6 +13,7 @@ from vla_razor.llm.models import LanguageModel, open_model, precision_in
 from vla_razor.llm.probe_set import ProbeSet
 from vla_razor.recipes.llm_steps import probe_of, splits_of
 from vla_razor.runs import Run, origin_of
+from vla_razor.study import measures
 
 
 def run(config: DictConfig, run: Run) -> None:
@@ -25,7 +26,7 @@ def run(config: DictConfig, run: Run) -> None:
         base = config.base or origin_of(config.model, "model")
         probe = _probe(config, open_model(base, device=config.device, dtype=precision_in(language)))
     measured = probe_set.measure(language, probe, config.micro_batch_size)
-    run.log(0, **measured)
+    run.log(0, **measures.renamed(measured))
     run.finish({"forward_kl": measured, "probe_set": {"key": probe.origin.key, **vars(probe.origin)}})
     report(Console(), config, measured)
 
@@ -35,7 +36,7 @@ def report(console: Console, config: DictConfig, measured: dict[str, float | int
     title = f"{config.model} against its base on {config.task}, {measured['completions']} completions, in nats"
     table = Table("", "a completion", "a token", title=title)
     error = f"{measured['per_completion']:.4g} ± {measured['per_completion_standard_error']:.2g}"
-    table.add_row("forward KL", error, f"{measured['forward_kl']:.4g}")
+    table.add_row("forward KL", error, f"{measured['per_token']:.4g}")
     for name in ("reverse_kl", "total_variation", "l2_distance"):
         table.add_row(name.replace("_", " ").replace(" kl", " KL"), "", f"{measured[name]:.4g}")
     console.print(table)

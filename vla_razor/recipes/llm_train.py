@@ -29,6 +29,7 @@ from vla_razor.llm.tasks import Example, Splits, Task
 from vla_razor.recipes.llm_steps import answers_of, probe_of, splits_of
 from vla_razor.runs import Run
 from vla_razor.statistics import paired_difference, wilson
+from vla_razor.study.measures import MEASURES, logged
 
 
 def run(config: DictConfig, run: Run) -> None:
@@ -79,8 +80,8 @@ def present(
         )
         entry |= {"base": rates[0], "tuned": rates[1], "change": change._asdict()}
     if moved:
-        table.add_row("forward KL, nats a token", "0", f"{moved['forward_kl']:.4g}")
-        table.add_row("forward KL, nats a completion", "0", f"{moved['per_completion']:.4g}")
+        for name in ("forward_kl_per_token", "forward_kl_per_completion"):
+            table.add_row(str(MEASURES[name]), "0", f"{logged(moved)[name]:.4g}")
     if table.row_count:
         console.print(table)
     return entry

@@ -42,6 +42,7 @@ from vla_razor.recipes.footprint import (
     size_text,
     time_text,
 )
+from vla_razor.recipes.robot import Robot, verb_of
 from vla_razor.rollouts.demonstrations import FOLDER
 from vla_razor.rollouts.starts import parse_grid
 from vla_razor.runs import checkpoint_folder
@@ -93,8 +94,7 @@ def show(config: DictConfig) -> None:
     if config.verb == "mnist":
         _show_mnist(console, config)
         return
-    parts = [config] if config.verb != "demo" else [_section(config, verb) for verb in ("sft", "rl")]
-    for part in parts:
+    for part in _sections(config) if "axes" in config else [config]:
         _show(console, part)
     console.print("Nothing was started.", highlight=False)
 
@@ -308,9 +308,15 @@ def _demonstrated(config: DictConfig) -> tuple[int, str]:
     return count * each, f"{place}: {count:,} of {each} states are assumed, as many as collect would make"
 
 
-def _section(config: DictConfig, verb: str) -> DictConfig:
+def _sections(config: DictConfig) -> list[DictConfig]:
+    """Of a study's runs, the first of each verb."""
     common = {key: config[key] for key in (*common_keys(config.verb), "env", "prior", "collect")}
-    return OmegaConf.create({**common, **config[verb], "verb": verb})
+    firsts: dict[str, DictConfig] = {}
+    for training in Robot(config, Path(config.out)).plan():
+        verb = verb_of(training.method)
+        settings = {**common, **config[verb], **training.changes, "seed": training.seed, "verb": verb}
+        firsts.setdefault(verb, OmegaConf.create(settings))
+    return list(firsts.values())
 
 
 def _show(console: Console, config: DictConfig) -> None:

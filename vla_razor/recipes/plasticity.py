@@ -25,7 +25,6 @@ from rich.table import Table
 from scipy.stats import kendalltau
 
 from vla_razor.errors import UserError
-from vla_razor.files import read_lines
 from vla_razor.policies.opening import open_trainable
 from vla_razor.recipes.comparison import hits_in, step_of
 from vla_razor.recipes.stages import stage
@@ -33,7 +32,7 @@ from vla_razor.rollouts import probe_set
 from vla_razor.rollouts.starts import points_of
 from vla_razor.runs import Run, origin_of, read_config
 from vla_razor.statistics import READINGS, Rate, clustered, pooled_rate, wilson
-from vla_razor.study import figures
+from vla_razor.study import figures, measures
 from vla_razor.tables import shown
 
 SEED = 0
@@ -114,7 +113,7 @@ def histories(runs: Sequence[str], task: str) -> dict[str, History]:
         )
     found = {"base": History(bases.pop(), "base", 0.0)}
     for folder in map(Path, runs):
-        measured = [row for row in read_lines(folder / "metrics.jsonl") if "forward_kl_per_action" in row]
+        measured = [row for row in measures.read_rows(folder) if "forward_kl_per_action" in row]
         if not measured:
             raise UserError(f"{folder} never measured forward KL: it needs probe_every above 0.")
         if folder.name in found:
@@ -134,12 +133,14 @@ def practise(console: Console, config: DictConfig, folder: Path, name: str, hist
 
 def read(folder: Path, name: str, history: History) -> Learned:
     """What a training by REINFORCE says."""
-    rows, settings = read_lines(folder / "metrics.jsonl"), read_config(folder / "config.yaml")
+    rows, settings = measures.read_rows(folder), read_config(folder / "config.yaml")
     starts = points_of(settings) * (1 if settings.env.grid else len(settings.env.tasks))
     curve = {row["step"]: _iteration(row, starts, starts * settings.per_point) for row in rows}
     rates = [rate["rate"] for rate in curve.values()]
     ends = _ends("rl", list(curve.values()), pooled_rate)
-    return Learned(name, history.method, settings.seed, history.spent, rows[0]["entropy"], list(curve), rates, *ends)
+    return Learned(
+        name, history.method, settings.seed, history.spent, rows[0]["sampled_entropy"], list(curve), rates, *ends
+    )
 
 
 def _iteration(row: Mapping[str, Any], starts: int, episodes: int) -> Rate:

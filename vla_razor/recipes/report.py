@@ -1,11 +1,13 @@
-"""`vla-razor report RUNS...`: what several runs say together, in one page (RL's Razor, Figures 1 to 4, Table 1).
+"""`vla-razor report RUNS...`: what runs say, alone and together, in one page (RL's Razor, Figures 1 to 4, Table 1).
 
-RUNS are folders that `demo`, `sweep`, `llm sweep` or `mnist` wrote, of any domain. The page shows, for each domain: the
-trade-off between the new task and the prior ones with its frontier, for each model where a table tells several (Figure
-8); forgetting against forward KL with the law; what predicts forgetting; success against forward KL, and the least KL
-at matched success (Figures 3 and 4, right); each method's residuals; how well forgetting would have been forecast for
-methods, seeds and models that the law had not seen; every policy. `law.json` is what `forgetting_budget` reads. Figures
-are kept as PNG and SVG.
+RUNS are run folders of any verb. Those with a results table (of `demo`, `sweep`, their `llm` namesakes and `mnist`) are
+taken together, and the page shows, for each domain: the trade-off between the new task and the prior ones with its
+frontier, for each model where a table tells several (Figure 8); forgetting against forward KL with the law; what
+predicts forgetting; success against forward KL, and the least KL at matched success (Figures 3 and 4, right); each
+method's residuals; how well forgetting would have been forecast for methods, seeds and models that the law had not
+seen; every policy. `law.json` is what `forgetting_budget` reads. Of any other run (`sft`, `rl`, `eval`, `kl`, ...) it
+shows what there is: the curves of its metrics, a table of its summary. What cannot be shown is left out, and said.
+Figures are kept as PNG and SVG.
 
 Where it departs from the paper: intervals are bootstrapped over runs, since a run's checkpoints are not independent.
 """
@@ -25,10 +27,14 @@ from vla_razor import plots
 from vla_razor.errors import UserError
 from vla_razor.files import atomic_write
 from vla_razor.progress import progress
+from vla_razor.recipes import run_page
+from vla_razor.recipes.evaluate import MOST_IN_TABLE
+from vla_razor.recipes.run_page import RunPage
 from vla_razor.runs import Run
 from vla_razor.study import figures, forecast, law, table
 from vla_razor.study.forecast import FittedLaw
 from vla_razor.study.law import HeldOut
+from vla_razor.study.measures import FORWARD_KL, MEASURES
 from vla_razor.study.table import Result, Study
 
 LARGEST_FILM = 8 << 20
@@ -50,13 +56,24 @@ CAPTIONS = {
 
 
 def run(config: DictConfig, run: Run) -> None:
-    """Read the tables of `config.runs`, then write the page, the figures and the laws."""
+    """Read `config.runs`, then write the page, the figures and the laws."""
     run.restore()
     if not config.runs:
-        raise UserError("a report is of finished runs: vla-razor report DIR...")
+        raise UserError("a report is of runs that there are: vla-razor report DIR...")
     folders = [Path(folder) for folder in config.runs]
-    study = table.read(folders)
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise UserError(f"{', '.join(map(str, folders))}: one of the folders is given twice.")
+    tables = [folder for folder in folders if folder.is_file() or (folder / table.FILE).is_file()]
+    study = table.read(tables) if tables else Study([], {}, [])
+    names = table.short_names(map(str, folders))
+    pages = [
+        run_page.read(folder, names[str(folder)], run.path / "plots" / f"run_{number}")
+        for number, folder in enumerate(folders, 1)
+        if folder not in tables
+    ]
     domains = list(dict.fromkeys(result.domain for result in study.results))
+    if not domains and not any(page.cells or page.curves for page in pages):
+        raise UserError(f"nothing to report: {'; '.join(line for page in pages for line in page.left_out)}")
     console, parts, left_out = Console(), {}, list(study.left_out)
     with progress("report", len(domains)) as advance:
         for domain in domains:
@@ -72,8 +89,9 @@ def run(config: DictConfig, run: Run) -> None:
         captions=CAPTIONS,
         covered=_covered,
         in_words=law.in_words,
-        measures=forecast.LAWS,
+        measures=MEASURES,
         parts=parts,
+        pages=pages,
         left_out=left_out,
         films=[film for film in films if film],
         folders=folders,
@@ -81,10 +99,14 @@ def run(config: DictConfig, run: Run) -> None:
     atomic_write(run.path / "report.html", text.encode())
     for domain, part in parts.items():
         _show(console, domain, part)
+    for page in pages:
+        _show_run(console, page)
     for line in left_out:
         console.print(f"in no fit: {line}", highlight=False)
     console.print(f"{run.path / 'report.html'}, figures in {run.path / 'plots'}", highlight=False)
-    run.finish({"left_out": study.left_out, "domains": {domain: _summary(part) for domain, part in parts.items()}})
+    shown = {page.name: {"verb": page.verb, "curves": page.curves, "left_out": page.left_out} for page in pages}
+    domains = {domain: _summary(part) for domain, part in parts.items()}
+    run.finish({"left_out": study.left_out, "runs": shown, "domains": domains})
 
 
 def _gaps(results: Sequence[Result]) -> list[str]:
@@ -164,7 +186,7 @@ def _draw(
     measures: Sequence[str],
 ) -> None:
     results = [result for group in groups.values() for result in group]
-    colours = figures.colours_of(results)
+    colours = plots.colours_of(results)
     figures.trade_off(folder / "1_trade_off", groups, colours, bases)
     figures.forgetting(folder / "2_law", results, colours, fitted)
     if measures:
@@ -175,6 +197,17 @@ def _draw(
     figures.least_kl(folder / "7_least_kl", groups, colours)
     starts = {model: bases[name] for model, name in names.items()}
     figures.learning_curves(folder / "5_learning_curves", results, colours, starts)
+
+
+def _show_run(console: Console, page: RunPage) -> None:
+    if 0 < len(page.cells) <= MOST_IN_TABLE:  # more are in the page alone
+        found = Table("", *page.cells, title=page.name)
+        for label in page.rows:
+            found.add_row(label, *(own.get(label, "") for own in page.cells.values()))
+        console.print(found)
+    console.print(str(page), highlight=False)
+    for line in page.left_out:
+        console.print(f"{page.name}: {line}", highlight=False)
 
 
 def _show(console: Console, domain: str, part: dict[str, Any]) -> None:
@@ -209,7 +242,7 @@ def _matched_tables(part: dict[str, Any]) -> list[tuple[str, dict[str, dict[str,
     """What was lost and how far the policies moved at matched success, as it is printed: by title, level and group."""
     kinds = (
         ("prior success lost", "matched", lambda result: f"{result.forgotten:+.1%}"),
-        ("forward KL in nats", "matched_kl", lambda result: f"{result.measures['forward_kl']:.3g}"),
+        (str(MEASURES[FORWARD_KL]), "matched_kl", lambda result: f"{result.measures[FORWARD_KL]:.3g}"),
     )
     return [
         (title, {f"{level:.0%}": {n: shown(r) for n, r in found.items()} for level, found in part[key].items()})
@@ -233,7 +266,7 @@ def _summary(part: dict[str, Any]) -> dict[str, Any]:
         },
         "matched_kl": {
             f"{level:.0%}": {
-                name: {"run": r.run, "new": r.new, "forward_kl": r.measures["forward_kl"]} for name, r in found.items()
+                name: {"run": r.run, "new": r.new, FORWARD_KL: r.measures[FORWARD_KL]} for name, r in found.items()
             }
             for level, found in part["matched_kl"].items()
         },

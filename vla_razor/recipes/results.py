@@ -1,6 +1,6 @@
-"""What a demo leaves for further study: the results table, figures, a film, and what predicts forgetting."""
+"""What a study leaves for further ones: the results table, figures, a film, and what predicts forgetting."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +12,14 @@ from PIL import Image, ImageDraw, ImageFont
 from vla_razor import plots
 from vla_razor.files import atomic_write
 from vla_razor.plots import Bars, Curve, Point
-from vla_razor.recipes.comparison import Column, Outcome, Training, change
+from vla_razor.recipes.axes import Training
+from vla_razor.recipes.comparison import Column, Outcome, change
 from vla_razor.recipes.evaluate import FPS, film_path
-from vla_razor.statistics import PRIMARY, Difference, Rate
+from vla_razor.statistics import Difference, Rate
 from vla_razor.study import law, table
+from vla_razor.study.measures import MEASURES
 from vla_razor.videos import read_film, write_film
 
-MEASURES = {
-    "forward_kl": "forward_kl",
-    "reverse_kl": "probe_reverse_kl",
-    "total_variation": "total_variation",
-    "l2_distance": "l2_distance",
-    "sharpening": "sharpening",
-    "displacement": "displacement",
-}
-"""Columns of the results table, and what metrics.jsonl calls them."""
-CHANGES = ("weight_l1", "weight_l2", "weight_spectral", "weight_rank", "weight_rank_bfloat16", "weight_sparsity")
-CHANGES += ("weight_sparsity_bfloat16", "activation_l1", "activation_l2", "spillover")
-"""Further columns, null where a run has not measured them."""
 TITLE = 30
 """Height in pixels of the line above a film."""
 
@@ -41,16 +31,16 @@ def forgotten(outcome: Outcome, base: Outcome) -> Difference:
 
 
 def write_rows(out: Path, outcomes: Sequence[Outcome], failures: Mapping[Training, str]) -> None:
-    """results.parquet: a row a policy, merged in sorted order from a shard a run in results/.
+    """results.parquet: a row a policy, merged in sorted order from a shard a run in results/. A measure is null where a
+    run has not measured it.
 
-    Divergences are in nats, forward and reverse KL and spillover a token, sharpening and displacement an action. Wall
-    times, which alone are not reproducible, are in a table of their own: wall_seconds.parquet.
+    Wall times, which alone are not reproducible, are in a table of their own: wall_seconds.parquet.
     """
     write_table(
         out,
         [_row(outcome) for outcome in outcomes],
-        [_failed_row(*failure) for failure in failures.items()],
-        [float(outcome.drift["wall_seconds"]) for outcome in outcomes],
+        [_failed_row(outcomes[0].domain, *failure) for failure in failures.items()],
+        [float(outcome.drift.get("wall_seconds", 0.0)) for outcome in outcomes],
     )
 
 
@@ -80,51 +70,62 @@ def predictors(out: Path) -> dict[str, dict[str, float]]:
 
 
 def draw(
-    folder: Path, outcomes: Sequence[Outcome], columns: Sequence[Column], trainings: Sequence[Training], episodes: int
+    folder: Path,
+    outcomes: Sequence[Outcome],
+    columns: Sequence[Column],
+    trainings: Sequence[Training],
+    episodes: Mapping[Training, int],
 ) -> None:
-    """The figures; `episodes` is how many REINFORCE runs an iteration."""
+    """The figures; `episodes` are how many an iteration has of those runs that play."""
     shown = [training for training in trainings if training.finished and training.seed == trainings[0].seed]
-    points = [_point(outcome, columns[0].base) for outcome in outcomes]
+    bases = {column.base.model: column.base for column in columns}
+    points = [_point(outcome, bases[outcome.model]) for outcome in outcomes]
     bars = [Bars(column.name, column.members[0].method, _rates(column)) for column in columns]
-    plots.learning_curves(
-        folder / "learning_curves.png", [Curve(t.method, t.setting, t.rows()) for t in shown], episodes
-    )
-    plots.success_against_kl(folder / "success_against_kl.png", points)
+    curves = [Curve(t.label, t.setting, t.rows(), episodes.get(t)) for t in shown]
+    measure = columns[0].scale.moved[0]
+    plots.learning_curves(folder / "learning_curves.png", curves, measure)
+    plots.success_against_kl(folder / "success_against_kl.png", points, measure)
     plots.retention_bars(folder / "retention.png", bars)
-    plots.forgetting(folder / "forgetting.png", points[1:])
+    plots.forgetting(folder / "forgetting.png", [point for point in points if point.method != "base"], measure)
 
 
-def film(path: Path, columns: Sequence[Column], evaluation: Callable[[Outcome], Path], task: str, count: int) -> None:
-    """One film of `count` starts of a task: the base and each method's first run side by side, under their names.
-
-    `evaluation` is the run folder that a policy was evaluated in. Starts that were not filmed are left out.
+def film(out: Path, columns: Sequence[Column], task: str, count: int) -> None:
+    """One film of `count` starts of a task: the base and each method's first run side by side, under their names, as
+    the evaluations below `out` filmed them. Starts that were not filmed are left out.
     """
     firsts: dict[str, Outcome] = {}
     for column in columns:
         firsts.setdefault(column.members[0].method, column.members[0])
     names = [plots.NAMES.get(method, method) for method in firsts]
+    folders = [path.parent for path in sorted(out.glob("*/videos"))]
     frames: list[np.ndarray] = []
     for number in range(count):
-        takes = [film_path(evaluation(one), one.policy, task, number) for one in firsts.values()]
-        if all(take.is_file() for take in takes):
+        filmed = [[film_path(folder, one.policy, task, number) for folder in folders] for one in firsts.values()]
+        takes = [next((path for path in paths if path.is_file()), None) for paths in filmed]
+        if all(takes):
             pictures = [
-                [_titled(frame, name) for frame in read_film(take)] for name, take in zip(names, takes, strict=True)
+                [_titled(frame, name) for frame in read_film(take)]
+                for name, take in zip(names, takes, strict=True)
+                if take
             ]
             frames += [np.concatenate(row, axis=1) for row in zip(*pictures, strict=True)]
     if frames:
-        write_film(path, frames, FPS, side=1)
+        write_film(out / table.FILM, frames, FPS, side=1)
 
 
 def _row(outcome: Outcome) -> dict[str, Any]:
-    rates = {f"prior_{task}": success[PRIMARY]["rate"] for task, success in outcome.prior.items()}
-    measures: dict[str, float | None] = {column: outcome.drift[logged] for column, logged in MEASURES.items()}
-    unmoved = 0.0 if outcome.method == "base" else None
-    measures |= {column: outcome.drift.get(column, unmoved) for column in CHANGES}
+    headlined = outcome.scale.headlined
+    rates = {
+        f"prior_{task}": outcome.scale.rate([hits[None]])["rate"]
+        for task, hits in outcome.earned["prior"][headlined].items()
+    }
+    moved: dict[str, float | None] = {name: outcome.drift.get(name) for name in MEASURES}
     if outcome.method == "base":
-        measures |= {"weight_sparsity": 1.0, "weight_sparsity_bfloat16": 1.0}  # no weight has changed
+        moved |= {name: 1.0 if "sparsity" in name else 0.0 for name in MEASURES if name != "entropy"}
     return {
-        "domain": "robot",
+        "domain": outcome.domain,
         "method": outcome.method,
+        "model": outcome.model or None,
         "seed": outcome.seed,
         "run": outcome.run,
         "step": outcome.step,
@@ -132,15 +133,16 @@ def _row(outcome: Outcome) -> dict[str, Any]:
         "new": outcome.new_rate["rate"],
         "prior": outcome.prior_rate["rate"],
         **rates,
-        **measures,
+        **moved,
         "status": "done",
         "reason": None,
     }
 
 
-def _failed_row(training: Training, reason: str) -> dict[str, Any]:
-    known = {"domain": "robot", "method": training.label, "seed": training.seed, "run": training.folder.name}
-    return {**known, "learning_rate": training.learning_rate, "status": "failed", "reason": reason, "step": None}
+def _failed_row(domain: str, training: Training, reason: str) -> dict[str, Any]:
+    known = {"domain": domain, "method": training.label, "model": training.model or None, "seed": training.seed}
+    known |= {"run": training.folder.name, "learning_rate": training.learning_rate}
+    return {**known, "status": "failed", "reason": reason, "step": None}
 
 
 def _schema(row: dict[str, Any]) -> pa.Schema:
@@ -154,12 +156,11 @@ def _write_parquet(path: Path, rows: list[dict[str, Any]], schema: pa.Schema | N
 
 
 def _point(outcome: Outcome, base: Outcome) -> Point:
-    drift = outcome.drift
     return Point(
         method=outcome.method,
         run=outcome.run,
-        forward_kl=drift["forward_kl_per_action"],
-        displacement=drift["displacement"],
+        forward_kl=outcome.drift.get(outcome.scale.moved[0], 0.0),
+        displacement=outcome.drift.get("displacement"),
         new=outcome.new_rate,
         prior=outcome.prior_rate,
         forgotten=forgotten(outcome, base),
@@ -168,7 +169,8 @@ def _point(outcome: Outcome, base: Outcome) -> Point:
 
 
 def _rates(column: Column) -> dict[str, Rate]:
-    return {task: s[PRIMARY] for kind in ("new", "prior") for task, s in column.tasks(kind).items()}
+    headlined = column.scale.headlined
+    return {task: found[headlined] for kind in ("new", "prior") for task, found in column.tasks(kind).items()}
 
 
 def _titled(frame: np.ndarray, title: str) -> np.ndarray:

@@ -1,153 +1,176 @@
-"""`vla-razor sweep`: many fine-tunings of one base, each measured at several checkpoints (RL's Razor, Section 3,
-Appendix B). The paper trained hundreds of models a method to find the frontier; `vla-razor report` reads the table.
+"""`vla-razor sweep`, `demo`, `llm sweep` and `llm demo`: one study. Many fine-tunings of a base, or of several models,
+each measured at several checkpoints: what each learned, what each forgot, and how far each moved (RL's Razor, Sections
+3 and 4, Appendices B and C.2). The paper trained hundreds of models a method to find the frontier; `vla-razor report`
+reads the table. The demos are sweeps with defaults of their own, at the size of a laptop (Figure 3).
 
 What the runs differ in is given in the grammar of Hydra's multirun: `method=sft,rl learning_rate=1e-4,3e-4 seed=0,1,2`.
 A key that one verb alone has, or that differs between verbs, is given with it: `rl.iterations=12,24` (`axes.py`). What
 makes a method another one (`kl_coefficient`, `lora_rank`, ...) stands behind its name in the table where it is not as
 the verb has it.
 
-Methods: `sft` on demonstrations by `collect.policy`, the scripted expert or another; `sft_far` on those of a teacher
-that acts unlike the base, as `far` says; `sft_own` on the base's own successes from the same grid (rejection sampling:
-what it fits is the base given success, the policy among those that succeed that is nearest to it; the paper's Section
-5.2); `sft_replay`, sft with demonstrations of the prior tasks, by the same policy, in every batch; `rl`; `distill`, the
-expert's actions at the states that the policy visits.
+Methods of a robot: `sft` on demonstrations by `collect.policy`, the scripted expert or another; `sft_far` on those of a
+teacher that acts unlike the base, as the paper's demonstrator does and as `far` says; `sft_own` on the base's own
+successes from the same grid (rejection sampling: what it fits is the base given success, the policy among those that
+succeed that is nearest to it; the paper's Section 5.2); `sft_replay`, sft with demonstrations of the prior tasks, by
+the same policy, in every batch; `rl`; `distill`, the expert's actions at the states that the policy visits. Of language
+models: `sft`, `grpo`, `reinforce`, `simpo`.
 
 `interpolated=[0.5]` measures, beside each run, the policy half of the way from the base to its last one (WiSE-FT).
 
-Every run is a process of its own below `out`, on this machine, on Ray or on Slurm. One that fails is a row of the table
-with its reason; an interrupted sweep goes on with those that have not ended.
+Every stage is a run folder below `out`, so that an interrupted study goes on where it was, and all that is shown is
+read from finished stages. `launcher=here` does one run after the other in this process; else every run is a process of
+its own, on this machine, on Ray or on Slurm. A run that fails is a row of the table with its reason, and not the end of
+the rest.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from omegaconf import DictConfig
 from rich.console import Console
 
-from vla_razor.errors import UserError
+from vla_razor.errors import RunFailed, UserError
 from vla_razor.files import atomic_write
-from vla_razor.recipes import axes, comparison, interpolate, launchers, results
-from vla_razor.recipes.comparison import Outcome, Training
-from vla_razor.recipes.methods import METHODS, collected, folders_of, verb_of
-from vla_razor.recipes.stages import stage
+from vla_razor.recipes import comparison, launchers, results
+from vla_razor.recipes.axes import Training
+from vla_razor.recipes.comparison import Outcome
+from vla_razor.recipes.robot import Robot
+from vla_razor.rollouts.starts import points_of
 from vla_razor.runs import Run, read_config
 from vla_razor.study.table import FILM
+from vla_razor.training.trainer import NotFinite
 
-EVALUATION_SEED = 0
-VARIANTS = ("kl_coefficient", "spillover_coefficient", "lora_rank", "replay_share", "staleness", "guidance")
-VARIANTS += ("loss", "baseline", "normalizer", "prefix_jitter")
-"""Settings that make a method another one in the table."""
+DRAWN = 12
+"""Settings up to which all are compared at equal success and drawn; of more, `vla-razor report` says more."""
+
+
+class Study(Protocol):
+    """A domain's part of a study: its stages, and how they are read."""
+
+    config: DictConfig
+    out: Path
+    console: Console
+
+    def plan(self) -> list[Training]:
+        """The runs. Raises UserError for settings that do not fit."""
+        ...
+
+    def prepare(self, trainings: Sequence[Training]) -> None:
+        """What has to be there before the runs."""
+        ...
+
+    def train(self, training: Training) -> None:
+        """Do a run, or go on with it."""
+        ...
+
+    def evaluate(self, trainings: Sequence[Training]) -> None:
+        """Evaluate the checkpoints of finished runs."""
+        ...
+
+    def is_done(self, training: Training) -> bool:
+        """Whether a run has ended and been evaluated."""
+        ...
+
+    def outcomes(self, trainings: Sequence[Training]) -> list[Outcome]:
+        """The bases, and the checkpoints of the runs that are done; empty where none is."""
+        ...
+
+    def probed(self, trainings: Sequence[Training]) -> dict[str, int]:
+        """The size of the probe set that finished runs were measured on."""
+        ...
+
+
+def study_of(config: DictConfig, out: Path) -> Study:
+    """By the verb. Raises UserError for one that was begun before its runs were given as axes."""
+    if "axes" not in config:
+        raise UserError(f"{out} was begun by an earlier version, which planned its runs in other words: begin anew.")
+    if config.verb.startswith("llm_"):
+        from vla_razor.recipes.language import Language  # which loads what a robot's studies do without
+
+        return Language(config, out)
+    return Robot(config, out)
 
 
 def run(config: DictConfig, run: Run) -> None:
-    """Evaluate the base, collect demonstrations, launch the runs that have not ended, and write the table."""
+    """Do the runs that have not ended, then show what all of them found."""
     run.restore()
-    out, console = run.path.resolve(), Console()
-    trainings = plan(config, out)
-    for kind in ("new", "prior"):
-        _evaluate(console, config, out / f"base_{kind}", kind, [config.policy])
-    for folder, seed in sorted({(folder, t.seed) for t in trainings for folder in _collections(out, t).values()}):
-        changes = collected(config, folder.name.partition("_")[0])
-        stage(console, config, folder, "collect", seed=seed, **changes)
-    failures = launchers.carry_out(
-        config, out, trainings, partial(_is_done, config), partial(_write, config, out, trainings)
-    )
-    outcomes = _write(config, out, trainings, failures)
-    columns = comparison.columns_of(outcomes)
-    table = comparison.table(columns)
-    console.print(table)
-    atomic_write(out / "table.txt", comparison.as_text(table).encode())
-    results.film(out / FILM, columns, lambda one: out / f"{one.run}_new", config.env.tasks[0], config.videos)
-    console.print(f"rows in {out / 'results.parquet'}; read them with: vla-razor report {run.path}", highlight=False)
-    failed = {training.folder.name: reason for training, reason in failures.items()}
-    found = comparison.summary(columns, comparison.states_of(trainings))
-    run.finish({"runs": len(trainings), "failed": failed, **found, "predictors": results.predictors(out)})
-
-
-def plan(config: DictConfig, out: Path) -> list[Training]:
-    """The runs: every combination of the axes' values that a method knows, each once.
-
-    Raises UserError where no method knows an axis, a value is refused by its rule, a checkpoint would not be measured,
-    or there are no prior tasks.
-    """
-    if config.prior is None:
-        raise UserError(
-            f"a sweep needs prior tasks, or there is nothing to forget: prior has none beside env={config.env.name}."
-        )
-    trainings = axes.plan(config, out, {method: verb_of(method) for method in METHODS}, variants=VARIANTS)
-    for training in trainings:
-        settings = {**config[verb_of(training.method)], **training.changes}
-        if config.checkpoints > 1 or not settings["probe_every"]:  # the last step is measured where any is
-            axes.check_measured(settings, training.method)
-    return trainings
+    study = study_of(config, run.path.resolve())
+    trainings = study.plan()
+    study.prepare(trainings)
+    if config.launcher == "here":
+        failures = _in_turn(study, trainings)
+    else:
+        write = partial(_write, study, trainings)
+        failures = launchers.carry_out(config, study.out, trainings, study.is_done, write)
+    outcomes = _write(study, trainings, failures)
+    run.finish(present(study, outcomes, trainings, failures))
 
 
 def job(out: Path, number: int) -> None:
-    """One run: train, then evaluate its checkpoints; goes on where an interrupted one stopped."""
-    config, console = read_config(out / "config.yaml"), Console()
-    training = plan(config, out)[number]
-    data = {key: str(folder) for key, folder in _collections(out, training).items()}
-    changes = {**data, **training.changes, "seed": training.seed}
-    stage(console, config, training.folder, verb_of(training.method), **changes)
-    trained = read_config(training.folder / "config.yaml")
-    for one, share in [(training, None), *zip(between(config, training), config.interpolated, strict=True)]:
-        if share is not None:
-            interpolate.measured(config, training.checkpoints(1)[0], one.folder, share, trained)
-        comparison.measure_weights(config.policy, one, config.checkpoints)
-        for kind in ("new", "prior"):
-            policies = [str(path) for path in one.checkpoints(config.checkpoints)]
-            _evaluate(console, config, _evaluation(one, kind), kind, policies)
+    """One run, in a process of its own: train, then evaluate its checkpoints."""
+    study = study_of(read_config(out / "config.yaml"), out)
+    training = study.plan()[number]
+    study.train(training)
+    study.evaluate([training])
 
 
-def between(config: DictConfig, training: Training) -> list[Training]:
-    """The policies on the line from the base to a run's last one, for the table each a run of its own."""
-    ends = [f"share{100 * share:g}" for share in config.interpolated]
-    return [
-        replace(
-            training,
-            folder=training.folder.with_name(f"{training.folder.name}_{end}"),
-            setting=f"{training.setting}_{end}",
-            variant=f"{training.variant} share={share}".lstrip(),
-        )
-        for end, share in zip(ends, config.interpolated, strict=True)
-    ]
+def present(
+    study: Study, outcomes: Sequence[Outcome], trainings: Sequence[Training], failures: Mapping[Training, str]
+) -> dict[str, Any]:
+    """Prints the tables, draws the figures and the film, and returns the content of summary.json."""
+    config, out, console = study.config, study.out, study.console
+    columns, probed = comparison.columns_of(outcomes), study.probed(trainings)
+    tables, further = [comparison.table(columns, "At their ends")], {}
+    few = len(columns) <= DRAWN
+    if few and config.checkpoints > 1:  # with one, where a method first reaches a level is its end
+        matched = comparison.matched(outcomes)
+        tables.insert(0, comparison.table(matched.columns, matched.title))
+        further = {"matched": matched.summary(probed)}
+    for table in tables:
+        console.print(table)
+    for training, reason in failures.items():
+        console.print(f"{training.folder.name} failed: {reason}", highlight=False)
+    atomic_write(out / "table.txt", "\n".join(map(comparison.as_text, tables)).encode())
+    if few:
+        results.draw(out / "plots", outcomes, columns, trainings, _episodes(trainings))
+        console.print(f"figures in {out / 'plots'}", highlight=False)
+    if config.get("videos"):
+        results.film(out, columns, config.env.tasks[0], config.videos)
+        console.print(f"film in {out / FILM}", highlight=False)
+    console.print(f"rows in {out / 'results.parquet'}; read them with: vla-razor report {out}", highlight=False)
+    failed = {training.folder.name: reason for training, reason in failures.items()}
+    found = {**comparison.summary(columns, probed), **further, "predictors": results.predictors(out)}
+    return {"runs": len(trainings), "failed": failed, **found}
 
 
-def _evaluate(console: Console, config: DictConfig, folder: Path, kind: str, policies: Sequence[str]) -> None:
-    """Of policies, from the starts that all of the sweep share."""
-    first, *others = policies
-    settings: dict[str, Any] = {"policy": first, "against": ",".join(others) or None, "seed": EVALUATION_SEED}
-    settings |= {"episodes": config[f"{kind}_episodes"]}
-    settings |= {"env": config.prior} if kind == "prior" else {"videos": config.videos}
-    stage(console, config, folder, "eval", **settings)
+def _in_turn(study: Study, trainings: Sequence[Training]) -> dict[Training, str]:
+    """The runs one after the other, then their evaluation, seed by seed."""
+    failures: dict[Training, str] = {}
+    for seed in dict.fromkeys(training.seed for training in trainings):
+        own = [training for training in trainings if training.seed == seed]
+        # REINFORCE first: the probe set, which all need, is then made in environments that are open anyway.
+        for training in sorted(own, key=lambda training: training.method):
+            try:
+                study.train(training)
+            except NotFinite as failure:
+                failures[training] = str(failure)
+        finished = [training for training in own if training.finished]
+        if not finished:
+            raise RunFailed(f"No run of seed {seed} came to its end: {'; '.join(failures.values())}")
+        study.evaluate(finished)
+    return failures
 
 
-def _write(
-    config: DictConfig, out: Path, trainings: Sequence[Training], failures: Mapping[Training, str]
-) -> list[Outcome]:
+def _write(study: Study, trainings: Sequence[Training], failures: Mapping[Training, str]) -> list[Outcome]:
     """results.parquet, of what has ended so far."""
-    done = [one for t in trainings if _is_done(config, t) for one in (t, *between(config, t))]
-    for training in done:  # a sweep of before there were these columns gets them when it is resumed
-        comparison.measure_weights(config.policy, training, config.checkpoints)
-    if not done:
-        return []
-    new, prior = ([out / f"base_{kind}", *(_evaluation(t, kind) for t in done)] for kind in ("new", "prior"))
-    outcomes = comparison.read(config.policy, new, prior, done, config.checkpoints)
-    results.write_rows(out, outcomes, failures)
+    if outcomes := study.outcomes(trainings):
+        results.write_rows(study.out, outcomes, failures)
     return outcomes
 
 
-def _collections(out: Path, training: Training) -> dict[str, Path]:
-    return folders_of(out, training, f"_seed{training.seed}")
-
-
-def _evaluation(training: Training, kind: str) -> Path:
-    return training.folder.with_name(f"{training.folder.name}_{kind}")
-
-
-def _is_done(config: DictConfig, training: Training) -> bool:
-    folders = [_evaluation(t, kind) for t in (training, *between(config, training)) for kind in ("new", "prior")]
-    return all((folder / "summary.json").is_file() for folder in folders)
+def _episodes(trainings: Sequence[Training]) -> dict[Training, int]:
+    """How many an iteration has, of those runs that play."""
+    settings = {t: read_config(t.folder / "config.yaml") for t in trainings if t.finished}
+    return {t: points_of(own) * own.per_point for t, own in settings.items() if own.verb in ("rl", "distill")}

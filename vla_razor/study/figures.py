@@ -12,28 +12,19 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex
 from matplotlib.ticker import PercentFormatter
 
 from vla_razor import plots
 from vla_razor.core import forgetting_law, pareto
 from vla_razor.statistics import mean_with_interval
-from vla_razor.study.forecast import LAWS, FittedLaw
+from vla_razor.study.forecast import FittedLaw
 from vla_razor.study.law import fittable, least_moved_by_success
+from vla_razor.study.measures import FORWARD_KL, MEASURES
 from vla_razor.study.table import Result
 
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#333333")
 Colours = Mapping[str, str]
 MANY = 500
 """Marks in a figure."""
-
-
-def colours_of(points: Sequence[Any]) -> dict[str, str]:
-    """A colour for each method: the project's own, else the next of the palette."""
-    names = sorted({point.method for point in points})
-    many = [to_hex(colour) for colour in colormaps["tab20"](range(4, 20))]
-    free = [colour for colour in (*PALETTE, *many) if colour not in plots.COLOURS.values()]
-    return {name: plots.COLOURS.get(name, free[index % len(free)]) for index, name in enumerate(names)}
 
 
 def trade_off(
@@ -67,7 +58,7 @@ def forgetting(path: Path, points: Sequence[Any], colours: Colours, fitted: Fitt
     """Prior success lost against forward KL, one curve for all methods (paper, Figure 3, middle); with `fitted`,
     against its measure, with its forecast and the band that holds 90% of unseen runs, each with all its checkpoints.
     """
-    measure = fitted.measure if fitted else "forward_kl"
+    measure = fitted.measure if fitted else FORWARD_KL
     with plots.figure(path, 1, 1, (6, 4.2)) as (axis,):
         _scatter(axis, points, measure, "forgotten", colours)
         if fitted:
@@ -79,8 +70,8 @@ def forgetting(path: Path, points: Sequence[Any], colours: Colours, fitted: Fitt
             )
         else:
             _fitted(axis, points, measure)
-        name = LAWS[measure]
-        axis.set(title=f"Forgetting against {name.partition(' (')[0]}", xlabel=name, ylabel="prior success lost")
+        name = MEASURES[measure]
+        axis.set(title=f"Forgetting against {name.label}", xlabel=str(name), ylabel="prior success lost")
         _percent(axis, "y")
         axis.legend(fontsize=8)
 
@@ -88,8 +79,8 @@ def forgetting(path: Path, points: Sequence[Any], colours: Colours, fitted: Fitt
 def accuracy(path: Path, points: Sequence[Any], colours: Colours) -> None:
     """New-task success against forward KL (paper, Figure 3, right)."""
     with plots.figure(path, 1, 1, (6, 4.2)) as (axis,):
-        _scatter(axis, points, "forward_kl", "new", colours)
-        axis.set(title="What the new task costs in KL", xlabel="forward KL (nats)", ylabel="new-task success")
+        _scatter(axis, points, FORWARD_KL, "new", colours)
+        axis.set(title="What the new task costs in KL", xlabel=str(MEASURES[FORWARD_KL]), ylabel="new-task success")
         axis.set_xscale(_kl_scale(points))
         _percent(axis, "y")
         axis.legend(fontsize=8)
@@ -103,10 +94,10 @@ def least_kl(path: Path, groups: Mapping[str, Sequence[Any]], colours: Colours) 
         for index, (name, own) in enumerate(groups.items()):
             colour = colours.get(name, f"C{index}")
             steps = least_moved_by_success(own)
-            new, kl = [p.new for p in steps], [p.measures["forward_kl"] for p in steps]
+            new, kl = [p.new for p in steps], [p.measures[FORWARD_KL] for p in steps]
             axis.step(new, kl, where="pre", color=colour, label=name)
             axis.scatter(new, kl, color=colour, **_marks(12, len(new)))
-        axis.set(title="KL at matched success", xlabel="new-task success, at least", ylabel="forward KL (nats)")
+        axis.set(title="KL at matched success", xlabel="new-task success, at least", ylabel=str(MEASURES[FORWARD_KL]))
         axis.set_yscale(_kl_scale([point for own in groups.values() for point in own]))
         _percent(axis, "x")
         axis.legend(fontsize=8)
@@ -121,7 +112,7 @@ def predictors(path: Path, points: Sequence[Any], names: Sequence[str], colours:
         for axis, name in zip(axes, names, strict=False):
             _scatter(axis, points, name, "forgotten", colours)
             law = _fitted(axis, points, name)
-            axis.set(title=f"{name}: R2 {law.r2:.2f}" if law else name)
+            axis.set(title=f"{name}: R2 {law.r2:.2f}" if law else name, xlabel=str(MEASURES[name]))
         axes[0].legend(fontsize=7)
 
 
@@ -179,7 +170,7 @@ def plasticity(path: Path, learned: Sequence[Any], task: str) -> None:
     """How each policy learns another task, by the KL that its fine-tuning had spent: anything with a method, `spent` in
     nats an action, a `curve` of success at `steps`, and the rate over `all` of them.
     """
-    colours, most = colours_of(learned), max(one.spent for one in learned) or 1.0
+    colours, most = plots.colours_of(learned), max(one.spent for one in learned) or 1.0
     with plots.figure(path, 1, 2, (10, 3.8)) as (curves, against):
         for one in sorted(learned, key=lambda one: one.spent):
             shade = colormaps["viridis"](0.9 * one.spent / most)
@@ -203,7 +194,7 @@ def plasticity(path: Path, learned: Sequence[Any], task: str) -> None:
 
 def _kl_scale(points: Sequence[Any]) -> str:
     """Logarithmic, unless a policy has not moved at all."""
-    return "log" if min(point.measures["forward_kl"] for point in points) > 0 else "linear"
+    return "log" if min(point.measures[FORWARD_KL] for point in points) > 0 else "linear"
 
 
 def _scatter(axis: Axes, points: Sequence[Any], measure: str, what: str, colours: Colours) -> None:

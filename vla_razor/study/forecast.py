@@ -13,16 +13,13 @@ from vla_razor.core import forgetting_law
 from vla_razor.errors import UserError
 from vla_razor.files import write_json
 from vla_razor.study import law
+from vla_razor.study.measures import FORWARD_KL, SHORT
 from vla_razor.study.table import Result, measures_of, unmeasured
 
 SCHEMA = 2
 FILE = "law.json"
-LAWS = {
-    "forward_kl": "forward KL (nats)",
-    "spillover": "spillover (nats)",
-    "activation_l2": "the activations' change (L2)",
-}
-"""What a law may be of, and how it is called: measures that every training logs."""
+LAWS = (FORWARD_KL, "spillover", "activation_l2")
+"""What a law may be of: measures that every training logs."""
 
 
 class Forecast(NamedTuple):
@@ -63,7 +60,7 @@ class FittedLaw(NamedTuple):
         return Forecast(expected, expected + self.below, expected + self.above, low <= divergence <= high)
 
 
-def fit(results: Sequence[Result], measure: str = "forward_kl") -> FittedLaw:
+def fit(results: Sequence[Result], measure: str = FORWARD_KL) -> FittedLaw:
     """The law of these policies, all of one domain. Raises UserError where they are of fewer than ten runs, or do not
     vary.
     """
@@ -102,6 +99,7 @@ def load(path: Path, domain: str) -> FittedLaw:
         path = own if own.is_file() else path / FILE
     try:
         content: Mapping[str, Any] = json.loads(path.read_text())
+        content = {**content, "measure": SHORT.get(content["measure"], content["measure"])}
         if content["schema"] != SCHEMA:
             raise ValueError("another schema")
         fitted = FittedLaw(**{name: content[name] for name in FittedLaw._fields})

@@ -16,6 +16,7 @@ from scipy.stats import kendalltau
 
 from vla_razor.core import forgetting_law, pareto
 from vla_razor.statistics import Difference
+from vla_razor.study.measures import FORWARD_KL
 from vla_razor.study.table import Result, measures_of
 
 DEGREE = 2
@@ -75,7 +76,7 @@ def in_words(predictor: Mapping[str, Any]) -> str:
 
 def residuals(
     results: Sequence[Result],
-    measure: str = "forward_kl",
+    measure: str = FORWARD_KL,
     part: Callable[[Result], str] = lambda result: result.method,
 ) -> dict[str, Difference]:
     """Of each part (a method, unless told otherwise), the mean of truth minus law, with its 95% bootstrap interval over
@@ -109,14 +110,14 @@ def least_lost(results: Sequence[Result], level: float) -> Result | None:
 
 def least_moved(results: Sequence[Result], level: float) -> Result | None:
     """Among the policies with at least `level` of the new task, the one with the least forward KL."""
-    return min((r for r in results if r.new >= level), key=lambda r: r.measures["forward_kl"], default=None)
+    return min((r for r in results if r.new >= level), key=lambda r: r.measures[FORWARD_KL], default=None)
 
 
 def least_moved_by_success(results: Sequence[Any]) -> list[Any]:
     """The policies that are the least moved at some level of the new task, by rising success and forward KL."""
     found: list[Any] = []
-    for result in sorted(results, key=lambda r: (-r.new, r.measures["forward_kl"])):
-        if not found or result.measures["forward_kl"] < found[-1].measures["forward_kl"]:
+    for result in sorted(results, key=lambda r: (-r.new, r.measures[FORWARD_KL])):
+        if not found or result.measures[FORWARD_KL] < found[-1].measures[FORWARD_KL]:
             found.append(result)
     return found[::-1]
 

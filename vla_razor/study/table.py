@@ -11,12 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vla_razor.errors import UserError
+from vla_razor.study.measures import DISTANCES, FORWARD_KL, renamed
 
 FILE = "results.parquet"
 FILM = Path("videos") / "side_by_side.mp4"
 FACTS = ("domain", "method", "seed", "run", "step", "learning_rate", "new", "prior", "status", "reason")
-MEASURES = ("forward_kl", "reverse_kl", "total_variation", "l2_distance", "sharpening", "displacement", "spillover")
-"""Columns that say how far a policy moved; those that begin with weight_ or activation_ do too."""
 
 
 class Result(NamedTuple):
@@ -108,13 +107,13 @@ def short_names(models: Iterable[str]) -> dict[str, str]:
 def _rows(folder: Path) -> list[dict[str, Any]]:
     path = folder / FILE if folder.is_dir() else folder
     try:
-        rows = pq.read_table(path).to_pylist()
+        rows = [renamed(row) for row in pq.read_table(path).to_pylist()]
     except FileNotFoundError:
         made = "a folder that vla-razor demo, sweep, llm sweep or mnist wrote"
         raise UserError(f"{path}: there is no results table; expected {made}.") from None
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(f"{path} cannot be read as a results table: {error}") from error
-    columns = ("domain", "method", "seed", "run", "step", "new", "prior", "forward_kl")
+    columns = ("domain", "method", "seed", "run", "step", "new", "prior", FORWARD_KL)
     missing = [name for name in columns if rows and name not in rows[0]]
     if missing or not rows:
         raise UserError(
@@ -156,11 +155,11 @@ def _is_finite(value: Any) -> bool:
 
 def _add(study: Study, row: Mapping[str, Any], base: Mapping[str, Any], prefix: str) -> None:
     name = f"{prefix}{row['run']}"
-    measures = {key: row[key] for key in row if key in MEASURES or key.startswith(("weight_", "activation_"))}
+    measures = {name: row[name] for name in DISTANCES if name in row}
     if row.get("status", "done") != "done":
         study.left_out.append(f"{name}: {row.get('reason') or row['status']}")
         return
-    numbers = {"new": row["new"], "prior": row["prior"], "forward_kl": measures["forward_kl"]}
+    numbers = {"new": row["new"], "prior": row["prior"], FORWARD_KL: measures[FORWARD_KL]}
     broken = [key for key, value in numbers.items() if not _is_finite(value)]
     if broken:
         study.left_out.append(f"{name}, step {row['step']}: {', '.join(broken)} not finite")

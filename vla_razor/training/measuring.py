@@ -1,8 +1,6 @@
 """What a training measures of its policy: on the probe set while it learns, and in the tasks at its end."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 from omegaconf import DictConfig
 from rich import get_console
@@ -17,6 +15,7 @@ from vla_razor.rollouts.evaluation import Results, compared, evaluate, summarize
 from vla_razor.rollouts.probe_set import ProbeSet
 from vla_razor.rollouts.rollout import VectorEnv
 from vla_razor.runs import Run
+from vla_razor.study import measures
 from vla_razor.study.forecast import Guard
 from vla_razor.tables import report
 from vla_razor.training.base import Base
@@ -35,31 +34,15 @@ def open_probe(config: DictConfig, base: Base, envs: VectorEnv | None = None) ->
         return probe_set.obtain(policy, config.env, states=config.probe_states, envs=envs, **settings)
 
 
-def probe_scalars(measured: Mapping[str, Any]) -> dict[str, float]:
-    """What `probe_set.measure` found, in nats, under the names it is logged by."""
-    names = {"per_token": "forward_kl", "per_action": "forward_kl_per_action"}
-    names |= {"reverse_kl": "probe_reverse_kl", "entropy": "probe_entropy"}
-    same = (
-        "sharpening",
-        "displacement",
-        "total_variation",
-        "l2_distance",
-        "spillover",
-        "activation_l1",
-        "activation_l2",
-    )
-    return {names.get(name, name): measured[name] for name in (*names, *same) if name in measured}
-
-
 def measure(policy: Trainable, probe: ProbeSet, trainer: Trainer, guard: Guard | None) -> dict[str, float]:
     """What a measured step logs: how far the policy has moved and, with a guard, what it has probably forgotten. At the
     budget the training ends, or goes on at half its rates.
 
     Raises `NotFinite` where the policy's distributions are not finite.
     """
-    scalars = probe_scalars(probe_set.measure(policy, probe))
-    if not math.isfinite(scalars["forward_kl"]):
-        raise NotFinite(f"Step {trainer.step}: forward KL is {scalars['forward_kl']}, the policy has diverged.")
+    scalars = measures.logged(probe_set.measure(policy, probe))
+    if not math.isfinite(scalars[measures.FORWARD_KL]):
+        raise NotFinite(f"Step {trainer.step}: forward KL is {scalars[measures.FORWARD_KL]}, the policy has diverged.")
     if guard is None:
         return scalars
     if guard.is_spent(scalars):
@@ -95,7 +78,7 @@ def finish(
         divergences["tuned"] = probe_set.measure(policy, probe)
     entries = {name: summarized(results[name], divergences[name], new_tasks=config.env.tasks) for name in policies}
     comparison = compared(results["tuned"], results["base"], config.env.tasks) if config.eval_episodes else None
-    forecast = guard.forecast(probe_scalars(entries["tuned"]["forward_kl"])) if guard else None
+    forecast = guard.forecast(measures.logged(entries["tuned"]["forward_kl"])) if guard else None
     run.finish(
         {"policies": entries}
         | ({"comparison": comparison} if comparison else {})

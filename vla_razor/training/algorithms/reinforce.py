@@ -53,7 +53,7 @@ from vla_razor.training.trainer import Trainer, Update, generator
 class Reinforce:
     """A round is an iteration: its episodes, and the updates on them."""
 
-    title, watched = "REINFORCE", ("success", "entropy")
+    title, watched = "REINFORCE", ("success", "sampled_entropy")
     envs: VectorEnv | None = None
 
     def __init__(self, config: DictConfig, policy: Trainable, base: Base) -> None:
@@ -186,7 +186,7 @@ def played(episodes: Sequence[Episode], timing: Timing) -> dict[str, float]:
         "effective_episodes": effective_episodes(by_start(points, (episode.success_at_end for episode in kept))),
         "episode_length": sum(episode.length for episode in kept) / len(kept),
         "lost_episodes": len(episodes) - len(kept),
-        "entropy": -float(np.mean(np.concatenate([sampled(episode.log_probs) for episode in kept]))),
+        "sampled_entropy": -float(np.mean(np.concatenate([sampled(episode.log_probs) for episode in kept]))),
         "env_steps_per_second": timing.steps_per_second,
         "seconds_policy": timing.policy,
         "seconds_environment": timing.environment,

@@ -1,7 +1,7 @@
 """Penalties on the divergence from the base, at the states that a training learns from, in nats an action.
 
-What is paid for is not what `forward_kl` reports: that is at the states which the base visits by itself and along its
-own tokens (the probe set).
+What is paid for is not the forward KL that is logged: that is at the states which the base visits by itself and along
+its own tokens (the probe set).
 """
 
 from dataclasses import dataclass
