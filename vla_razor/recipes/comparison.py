@@ -83,7 +83,7 @@ SUCCESS = Scale(
     shown=shown,
     in_words=in_words,
     family=lambda task: f"{task.partition('_')[0]} (prior)",
-    moved=("forward_kl_per_action", "forward_kl_per_token", "sharpening", "displacement"),
+    moved=("forward_kl_per_action", "sharpening", "displacement", "forward_kl_per_token"),
     title="Success once in an episode, and at the end [95%, clustered by start]",
 )
 """Of episodes that succeed or do not."""
@@ -388,7 +388,8 @@ def table(columns: Sequence[Column], heading: str = "") -> Table:
             found.add_row(f"  change {below}".rstrip(), *(column.change_shown(kind, reading) for column in columns))
         found.add_section()
     for name in scale.moved:
-        found.add_row(str(MEASURES[name]), *(f"{column.drift(name):.3g}" for column in columns))
+        label = str(MEASURES[name]) if name.startswith("forward_kl") else f"  {MEASURES[name].label}"  # a part of it
+        found.add_row(label, *(f"{column.drift(name):.3g}" for column in columns))
     return found
 
 

@@ -26,10 +26,9 @@ the rest.
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from omegaconf import DictConfig
-from rich.console import Console
 
 from vla_razor.errors import RunFailed, UserError
 from vla_razor.files import atomic_write
@@ -42,44 +41,17 @@ from vla_razor.runs import Run, read_config
 from vla_razor.study.table import FILM
 from vla_razor.training.trainer import NotFinite
 
+if TYPE_CHECKING:
+    from vla_razor.recipes.language import Language  # which loads what a robot's studies do without
+
 DRAWN = 12
 """Settings up to which all are compared at equal success and drawn; of more, `vla-razor report` says more."""
 
 
-class Study(Protocol):
-    """A domain's part of a study: its stages, and how they are read."""
-
-    config: DictConfig
-    out: Path
-    console: Console
-
-    def plan(self) -> list[Training]:
-        """The runs. Raises UserError for settings that do not fit."""
-        ...
-
-    def prepare(self, trainings: Sequence[Training]) -> None:
-        """What has to be there before the runs."""
-        ...
-
-    def train(self, training: Training) -> None:
-        """Do a run, or go on with it."""
-        ...
-
-    def evaluate(self, trainings: Sequence[Training]) -> None:
-        """Evaluate the checkpoints of finished runs."""
-        ...
-
-    def is_done(self, training: Training) -> bool:
-        """Whether a run has ended and been evaluated."""
-        ...
-
-    def outcomes(self, trainings: Sequence[Training]) -> list[Outcome]:
-        """The bases, and the checkpoints of the runs that are done; empty where none is."""
-        ...
-
-    def probed(self, trainings: Sequence[Training]) -> dict[str, int]:
-        """The size of the probe set that finished runs were measured on."""
-        ...
+Study: TypeAlias = "Robot | Language"
+"""A domain's part of a study: `plan` its runs, `prepare` what they need, `train` and `evaluate` them, and read what was
+found: `is_done`, `outcomes`, `probed`.
+"""
 
 
 def study_of(config: DictConfig, out: Path) -> Study:
@@ -87,7 +59,7 @@ def study_of(config: DictConfig, out: Path) -> Study:
     if "axes" not in config:
         raise UserError(f"{out} was begun by an earlier version, which planned its runs in other words: begin anew.")
     if config.verb.startswith("llm_"):
-        from vla_razor.recipes.language import Language  # which loads what a robot's studies do without
+        from vla_razor.recipes.language import Language
 
         return Language(config, out)
     return Robot(config, out)
