@@ -90,17 +90,9 @@ def test_a_suite_of_three_numbers_is_learned_from_its_demonstrations(
     words = ("policy=slider:Leftward", "grid=1x2", "per_point=3", *few, "out=demos")
     vla_razor.run("collect", *suite, *words, PYTHONPATH=paths)
     vla_razor.run("stats", "demos", f"policy={policy}", "logger=none", "device=cpu", "out=able", PYTHONPATH=paths)
-    learns = (
-        "epochs=30",
-        "batch_size=16",
-        "learning_rate=3e-3",
-        "probe_states=4",
-        "eval_episodes=2",
-        "prefix_jitter=0",
-    )
-    vla_razor.run(
-        "sft", *suite, "prior=slide.yaml", "policy=able", "demos=demos", *learns, *few, "out=run", PYTHONPATH=paths
-    )
+    learns = ("epochs=30", "batch_size=16", "learning_rate=3e-3", "prefix_jitter=0", "probe_states=4")
+    taught = ("prior=slide.yaml", "policy=able", "demos=demos", "eval_episodes=2", "out=run")
+    vla_razor.run("sft", *suite, *taught, *learns, *few, PYTHONPATH=paths)
     assert metrics(tmp_path / "run")[-1]["loss"] < metrics(tmp_path / "run")[0]["loss"] / 2
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())["policies"]["tuned"]
     assert set(summary["new_task"]) == {"slide_left"} and set(summary["prior_tasks"]) == {"slide_right"}
