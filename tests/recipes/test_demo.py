@@ -216,7 +216,7 @@ def test_the_table_says_what_was_found(stages: tuple[list[Training], list[Outcom
     assert "+50%" in lines[2] and "+0%" in lines[3]
     assert lines[4].count("75%") == 2 and "open (prior)" in lines[4]
     assert "-50%" in lines[-6] and "+0%" in lines[-5]
-    assert "0.41" in lines[-1] and "displacement" in lines[-2] and "forward KL (nats an action)" in lines[-4]
+    assert "0.41" in lines[-1] and "displacement" in lines[-2] and "forward KL an action" in lines[-4]
 
 
 def test_many_settings_have_their_counts_above_their_rates(stages: tuple[list[Training], list[Outcome]]) -> None:

@@ -84,7 +84,7 @@ SUCCESS = Scale(
     in_words=in_words,
     family=lambda task: f"{task.partition('_')[0]} (prior)",
     moved=("forward_kl_per_action", "sharpening", "displacement", "forward_kl_per_token"),
-    title="Success once in an episode, and at the end [95%, clustered by start]",
+    title="Success once in an episode, and at the end [95%, clustered by start]; forward KL in nats",
 )
 """Of episodes that succeed or do not."""
 
@@ -108,7 +108,7 @@ ANSWERS = Scale(
     in_words=lambda found: f"{found.difference:+.1%} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]",
     family=str,
     moved=("forward_kl_per_completion", "forward_kl_per_token"),
-    title="Right answers, and change from the base on the same examples [95%]",
+    title="Right answers, and change from the base on the same examples [95%]; forward KL in nats",
 )
 """Of questions, each answered once by every model and worth a share of 1, and of tasks that weigh the same. Means over
 seeds are within an example, so that its answers do not count as independent ones.
@@ -388,7 +388,10 @@ def table(columns: Sequence[Column], heading: str = "") -> Table:
             found.add_row(f"  change {below}".rstrip(), *(column.change_shown(kind, reading) for column in columns))
         found.add_section()
     for name in scale.moved:
-        label = str(MEASURES[name]) if name.startswith("forward_kl") else f"  {MEASURES[name].label}"  # a part of it
+        label, unit = MEASURES[name]
+        label = (
+            f"{label} {unit.removeprefix('nats ')}" if name.startswith("forward_kl") else f"  {label}"
+        )  # a part of it
         found.add_row(label, *(f"{column.drift(name):.3g}" for column in columns))
     return found
 
