@@ -38,7 +38,7 @@ def test_both_forms_compose_the_same(verb: str) -> None:
         own = {"jobs": 4} if verb == "mnist" else {"task": "math", "data_dir": "x"}
     elif verb == "report":
         own = {"logger": "wandb"}
-    elif verb == "interpolate":
+    elif verb in ("interpolate", "stats"):
         own = {"policy": "x"}
     name = verb.split("_", 1) if verb.startswith("llm_") else [verb]
     words = [word for key, value in own.items() for word in (f"--{key.replace('_', '-')}", str(value))]

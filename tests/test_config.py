@@ -115,7 +115,7 @@ def test_values_take_their_type() -> None:
         ("plasticity", "seeds=[0,0]", "expected a list of whole numbers, each only once."),
         ("plasticity", "sft={epoch: 3}", "sft has no key 'epoch'. Did you mean epochs"),
         ("plasticity", "sft={epochs: 0}", "sft: bad value epochs=0: expected a whole number, at least 1."),
-        ("demo", "rl.prior=drawer", "expected a suite"),
+        ("plasticity", "rl.prior=drawer", "expected a suite"),
         ("llm_sft", "task=art", "expected math | science | tool."),
         ("eval", "temperature=0", "expected a number above 0 | null."),
     ],

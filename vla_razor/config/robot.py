@@ -191,13 +191,13 @@ class Kl(Probed, OnTasks):
     base: k.Text | None = key(None, "the policy before fine-tuning; null: what the run or adapter started from")
 
 
-class Stats(Common):
+class Stats(Computing):
     """Work out the action statistics of demonstrations: `stats DIR`; with a policy, write a copy that has them."""
 
     demos: k.Text | None = key(None, "folder that `vla-razor collect` wrote, as DIR is")
-    policy: k.Text | None = key(  # pyright: ignore[reportIncompatibleVariableOverride]
-        None, "whose copy is to use them, on a robot or a suite that it has none of"
-    )
+    policy: k.Text | None = key(None, "whose copy is to use them, on a robot or a suite that it has none of")
+    oft: k.Mapping | None = key(None, "open it as discrete OpenVLA-OFT, as in {chunk: 8}; null: as it says it is")
+    dtype: k.Precision = key("float32", "of the copy's weights")
     unnorm_key: k.Text | None = key(None, "the name that they get; null: the robot's or the suite's")
 
 

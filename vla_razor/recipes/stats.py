@@ -18,7 +18,7 @@ from rich.table import Table
 
 from vla_razor.errors import UserError
 from vla_razor.files import full_disk_reported, write_json
-from vla_razor.policies.opening import open_model
+from vla_razor.policies.load import load_model
 from vla_razor.policies.openvla.conventions import SPOKEN_FOR, convention_of
 from vla_razor.policies.openvla_oft import OpenVLAOFT
 from vla_razor.rollouts import demonstrations
@@ -96,7 +96,8 @@ def report(console: Console, folder: Path, name: str, found: Mapping[str, Any], 
 
 def _copied(config: DictConfig, run: Run, name: str, found: Mapping[str, Any]) -> Path:
     """The policy with these statistics beside its own."""
-    model, folder = open_model(config.policy, config), run.path / "checkpoints" / "step_0"
+    model = load_model(config.policy, device=config.device, dtype=config.dtype, oft=config.oft)
+    folder = run.path / "checkpoints" / "step_0"
     model.config.norm_stats = {**model.config.norm_stats, name: dict(found)}
     if isinstance(model, OpenVLAOFT):  # which decides so many numbers a control step, whatever its statistics
         model.config.dims = len(found["action"]["mean"])
