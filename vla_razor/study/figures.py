@@ -62,7 +62,8 @@ def forgetting(path: Path, points: Sequence[Any], colours: Colours, fitted: Fitt
     with plots.figure(path, 1, 1, (6, 4.2)) as (axis,):
         _scatter(axis, points, measure, "forgotten", colours)
         if fitted:
-            at = np.linspace(*fitted.reach, 200)
+            low, high = fitted.reach
+            at = np.linspace(min(0.0, low), high, 200)
             found = [fitted.forecast(x) for x in at]
             axis.plot(at, [f.forgotten for f in found], color="black", linewidth=1, linestyle="--")
             axis.fill_between(

@@ -40,7 +40,7 @@ class Forecast(NamedTuple):
 class FittedLaw(NamedTuple):
     """Prior success lost as a polynomial in a measure on the probe set, and how far runs lie from it.
 
-    `reach` is from the smallest divergence among the runs and their base to the largest; from `below` to `above` is
+    `reach` is from the smallest divergence among the runs to the largest; from `below` to `above` is
     where truth minus forecast lies in 90% of unseen runs, at all checkpoints of each.
     """
 
@@ -57,7 +57,8 @@ class FittedLaw(NamedTuple):
         """At a divergence, in the measure's unit."""
         low, high = self.reach
         expected = law.value(self.coefficients, divergence, self.reach)
-        return Forecast(expected, expected + self.below, expected + self.above, low <= divergence <= high)
+        known = min(0.0, low) <= divergence <= high  # the base, at 0, is known too
+        return Forecast(expected, expected + self.below, expected + self.above, known)
 
 
 def fit(results: Sequence[Result], measure: str = FORWARD_KL) -> FittedLaw:

@@ -165,16 +165,19 @@ def validation(results: Sequence[Result], measure: str, held: Callable[[Result],
 
 
 def value(coefficients: Sequence[float], x: float, reach: tuple[float, float]) -> float:
-    """The law at a divergence x. Beyond `reach`, where it was fitted to nothing, it goes on as it ends there: a
-    polynomial would rise or fall without limit.
+    """The law at a divergence x. Beyond `reach`, where it was fitted to nothing, it stays where it ends: a polynomial
+    would rise or fall without limit. Below a reach that begins above 0 it goes straight to the base, which is at 0 and
+    has lost nothing.
     """
-    return float(np.polynomial.Polynomial(coefficients)(np.clip(x, *reach)))
+    low, high = reach
+    within = float(np.polynomial.Polynomial(coefficients)(np.clip(x, low, high)))
+    return within * max(x, 0.0) / low if low > 0 and x < low else within
 
 
 def reach_of(results: Sequence[Result], measure: str) -> tuple[float, float]:
-    """The least and the greatest of the results' divergences, with the base's, which is 0."""
+    """The least and the greatest of the results' divergences."""
     values = [result.measures[measure] for result in results]
-    return min(0.0, *values), max(0.0, *values)
+    return min(values), max(values)
 
 
 def _split(results: Sequence[Result], held: Callable[[Result], Any]) -> list[tuple[list[Result], list[Result]]]:

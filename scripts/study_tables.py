@@ -1,0 +1,67 @@
+"""The tables of docs/study.md, in Markdown, from the summary of a finished `vla-razor report`.
+
+python scripts/study_tables.py REPORT
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from vla_razor.statistics import Difference
+from vla_razor.study import law
+from vla_razor.study.measures import FORWARD_KL, MEASURES
+from vla_razor.tables import in_words
+
+
+def predictors(domain: Mapping[str, Any]) -> Iterator[str]:
+    """A line a measure, the best first."""
+    yield from ("| measure | R2 [95% over runs] | Kendall's tau |", "| --- | --- | --- |")
+    for name, found in sorted(domain["predictors"].items(), key=lambda item: -item[1]["r2"]):
+        shown = f"**{MEASURES[name]}**" if name == FORWARD_KL else str(MEASURES[name])
+        yield f"| {shown} | {law.in_words(found)} | {found['kendall_tau']:.2f} |"
+
+
+def residuals(domain: Mapping[str, Any]) -> Iterator[str]:
+    """A line a method: by how much it forgets more than the law of all says."""
+    yield from ("| method | forgotten more than the law says [95% over runs] |", "| --- | --- |")
+    for name, found in domain["residuals"].items():
+        yield f"| {name} | {in_words(Difference(**found))} |"
+
+
+def matched(domain: Mapping[str, Any]) -> Iterator[str]:
+    """A line a level of the new task: what the policy of each method lost there that lost least."""
+    names = list(domain["frontiers"])
+    yield "| the can, at least | " + " | ".join(names) + " |"
+    yield "| --- |" + " --- |" * len(names)
+    for level, by_name in domain["matched"].items():
+        cells = (f"{by_name[name]['forgotten']:+.1%}" if name in by_name else "" for name in names)
+        yield f"| {level} | " + " | ".join(cells) + " |"
+
+
+def held_out(domain: Mapping[str, Any]) -> Iterator[str]:
+    """A line a part that the law had not seen."""
+    yield from (
+        "| held out | runs | mean absolute error | bias | runs within the 90% interval |",
+        "| --- |" + " --- |" * 4,
+    )
+    for kind, parts in domain["validation"].get(FORWARD_KL, {}).items():
+        for name, one in parts.items():
+            error, bias = f"{100 * one['mean_absolute_error']:.1f} points", f"{100 * one['bias']:+.1f}"
+            covered = "no interval" if one["covered"] is None else f"{one['covered']:.0%}"
+            yield f"| {kind} {name} | {one['runs']} | {error} | {bias} | {covered} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("report", type=Path)
+    summary = json.loads((parser.parse_args().report / "summary.json").read_text())
+    for name, domain in summary["domains"].items():
+        print(f"{name}: {domain['policies']} policies\n")
+        for part in (predictors, residuals, matched, held_out):
+            print("\n".join(part(domain)) + "\n")
+
+
+if __name__ == "__main__":
+    main()
