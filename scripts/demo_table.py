@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vla_razor.recipes.comparison import hits_in
 from vla_razor.statistics import PRIMARY, READINGS, Difference, Success, clustered, pooled, pooled_rate
 from vla_razor.tables import in_words, shown
+from vla_razor.verbs.study.comparison import hits_in
 
 IN_WORDS = {"success_once": "", "success_at_end": ", at the end"}
 

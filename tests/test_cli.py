@@ -120,13 +120,13 @@ def test_bad_arguments_exit_2_with_one_message(arguments: list[str], message: st
         (KeyboardInterrupt(), 130, "vla-razor: interrupted; go on with: vla-razor resume {out}\n"),
     ],
 )
-def test_a_recipes_end_becomes_the_exit_status(monkeypatch, tmp_path, raised, status, message) -> None:
+def test_a_verbs_end_becomes_the_exit_status(monkeypatch, tmp_path, raised, status, message) -> None:
     class Recipe:
         @staticmethod
         def run(config, run):
             raise raised
 
-    monkeypatch.setitem(sys.modules, "vla_razor.recipes.sft", Recipe)
+    monkeypatch.setitem(sys.modules, "vla_razor.verbs.learn.sft", Recipe)
     out = tmp_path / "run"
     result = runner.invoke(cli.app, ["sft", f"out={out}"])
     assert result.exit_code == status

@@ -11,9 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 from vla_razor import config
 from vla_razor.config import compose
 from vla_razor.errors import UserError
-from vla_razor.recipes import mnist
-from vla_razor.recipes.language import Language
-from vla_razor.recipes.robot import Robot
+from vla_razor.verbs.study import mnist
+from vla_razor.verbs.study.language import Language
+from vla_razor.verbs.study.robot import Robot
 
 RATES = {
     "robot": (1e-6, 3e-6, 5e-6, 7e-6, 9e-6, 1e-5, 3e-5),  # B.2, Supervised Fine-Tuning; B.2, RL: the same

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import vla_razor
-from tests.recipes.support import random_demonstration, write_store
+from tests.verbs.support import random_demonstration, write_store
 from vla_razor import public
 from vla_razor.errors import UserError
 from vla_razor.policies.load import load_model

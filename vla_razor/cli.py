@@ -1,4 +1,4 @@
-"""The command line: verbs -> composed configuration -> recipe, and nothing else.
+"""The command line: verb -> composed configuration -> what the verb does, and nothing else.
 
 Exit status: 0 done; 1 a run failed or a check did not hold; 2 bad input; 130 interrupted with the state saved.
 """
@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 from vla_razor import __version__, config
 from vla_razor.config import GROUPS, VERBS, command, name_of
 from vla_razor.errors import RunFailed, UserError
-from vla_razor.recipes import LLM_TRAINING, recipe_of
+from vla_razor.verbs import LLM_TRAINING, module_of
 
 if TYPE_CHECKING:
     from vla_razor.runs import Run
@@ -150,7 +150,7 @@ def fetch_assets(
     file checked; what is there already is kept.
     """
     with _clean_errors():
-        from vla_razor.recipes.assets import fetch
+        from vla_razor.verbs.assets import fetch
 
         fetch(source)
 
@@ -217,10 +217,10 @@ def _launch(verb: str, arguments: list[str] | None, show: bool) -> None:
             typer.echo(config.to_yaml(settings), nl=False)
             return
         if verb.startswith("llm_"):
-            importlib.import_module("vla_razor.recipes.llm_steps").check_models(settings)
+            importlib.import_module("vla_razor.verbs.language.steps").check_models(settings)
         if settings.get("dry_run"):
-            plan = "llm_plan" if verb.startswith("llm_") else "plan"
-            importlib.import_module(f"vla_razor.recipes.{plan}").show(settings)
+            plan = "language" if verb.startswith("llm_") else "plan"
+            importlib.import_module(f"vla_razor.verbs.planning.{plan}").show(settings)
             return
         from vla_razor.runs import FollowedRun, Run
 
@@ -258,13 +258,13 @@ def _execute(run: "Run") -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch's idle threads must leave the cores to the simulation
     from vla_razor.files import full_disk_reported
     from vla_razor.interruption import stoppable
-    from vla_razor.recipes.assets import check
+    from vla_razor.verbs.assets import check
 
     check(run.config)
     advice = f"free some space, then go on with: vla-razor resume {run.path}"
     try:
         with stoppable(), full_disk_reported(run.path, advice):
-            recipe_of(run.config.verb).run(run.config, run)
+            module_of(run.config.verb).run(run.config, run)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted; go on with: vla-razor resume {run.path}") from None
 
@@ -290,14 +290,14 @@ def _show_demonstrations(arguments: list[str]) -> None:
     with _clean_errors():
         if len(arguments) != 1:
             raise UserError("collect show takes one folder: vla-razor collect show DIR")
-        from vla_razor.recipes.collect import show
+        from vla_razor.verbs.learn.collect import show
 
         show(Path(arguments[0]))
 
 
 def _show_theory() -> None:
     with _clean_errors():
-        from vla_razor.recipes.mnist import show_theory
+        from vla_razor.verbs.study.mnist import show_theory
 
         show_theory()
 

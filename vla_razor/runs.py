@@ -1,4 +1,4 @@
-"""The run folder, the contract between recipes and with a user's own scripts.
+"""The run folder, the contract between verbs and with a user's own scripts.
 
     config.yaml             the resolved settings, with the verb
     metrics.jsonl           one object per line: step, wall_seconds, scalars
@@ -165,7 +165,7 @@ class Run:
         return checkpoints[-1][1] if checkpoints else None
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Write summary.json, which marks the run as finished: the run's own facts, then the recipe's `summary`."""
+        """Write summary.json, which marks the run as finished: the run's own facts, then the verb's `summary`."""
         facts = {
             "schema": SCHEMA,
             "verb": self.config.verb,

@@ -29,13 +29,13 @@ from vla_razor.config import compose
 from vla_razor.policies.load import load_model
 from vla_razor.policies.openvla.policy import PrismaticPolicy
 from vla_razor.policies.openvla.prismatic import PrismaticVLA
-from vla_razor.recipes import collect
 from vla_razor.rollouts import demonstrations
 from vla_razor.rollouts.demonstrations import Demonstrations
 from vla_razor.runs import Run
 from vla_razor.training.algorithms import sft, supervised
 from vla_razor.training.base import open_policies
 from vla_razor.training.trainer import Trainer
+from vla_razor.verbs.learn import collect
 
 DTYPES = ("float32", "bfloat16")
 EVALUATED = 1000

@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from tests.llm.teaching import RIGHT, WRONG, Handler, Server, right, serving
-from tests.recipes.support import CommandLine, until
+from tests.verbs.support import CommandLine, until
 from vla_razor import cli, config
 from vla_razor.errors import RunFailed
 from vla_razor.llm import annotations
@@ -25,8 +25,8 @@ from vla_razor.llm.local_teacher import LocalTeacher
 from vla_razor.llm.models import open_model
 from vla_razor.llm.tasks import science
 from vla_razor.llm.teacher import Request
-from vla_razor.recipes import llm_annotate
 from vla_razor.runs import Run
+from vla_razor.verbs.language import annotate as llm_annotate
 
 
 def write_questions(folder: Path, count: int) -> Path:
@@ -62,7 +62,7 @@ def composed(*overrides: str) -> DictConfig:
 
 
 def annotated(*overrides: str) -> list[Annotation]:
-    """Runs the recipe here."""
+    """Runs the verb here."""
     found = composed(*overrides)
     with Run.create(found.out, found, "llm_annotate") as run:
         llm_annotate.run(run.config, run)

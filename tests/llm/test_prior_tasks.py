@@ -14,14 +14,14 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from tests.llm.support import small_data, small_model
-from tests.recipes.support import until
+from tests.verbs.support import until
 from vla_razor import cli
 from vla_razor.config import compose
 from vla_razor.errors import UserError
 from vla_razor.llm import code, humaneval, prior_tasks, punkt
 from vla_razor.llm.models import open_model
 from vla_razor.llm.prior_tasks import BENCHMARKS, Score
-from vla_razor.recipes import llm_eval
+from vla_razor.verbs.language import evaluate as llm_eval
 
 
 @pytest.fixture(autouse=True)

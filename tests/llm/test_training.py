@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from tests.llm.support import QWEN_WORDS, small_data, small_model
-from tests.recipes.support import MAIN
+from tests.verbs.support import MAIN
 from vla_razor import cli
 from vla_razor.config import compose
 from vla_razor.core import losses

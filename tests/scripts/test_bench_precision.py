@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.recipes.support import random_demonstration, small_policy, write_store
+from tests.verbs.support import random_demonstration, small_policy, write_store
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "bench" / "precision.py"
 

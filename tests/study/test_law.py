@@ -111,7 +111,7 @@ def test_an_interval_is_as_wide_as_ten_runs_can_tell() -> None:
         )
         ends = law.reach_of(rest, "forward_kl_per_token")
         own = [r for r in known if r.seed == run]
-        law_of_rest = fitted.convert().coef
+        law_of_rest = [float(number) for number in fitted.convert().coef]
         farthest = max(
             farthest,
             *(abs(r.forgotten - law.value(law_of_rest, r.measures["forward_kl_per_token"], ends)) for r in own),

@@ -1,0 +1,19 @@
+"""One file a verb, read top to bottom: `run(config, run)`. The folders are the groups of the command line."""
+
+import importlib
+from types import ModuleType
+
+from vla_razor.config import GROUPS, VERBS
+from vla_razor.config.groups import SWEEPS
+
+LLM_TRAINING = ("sft", "grpo", "reinforce", "simpo")
+_FOLDERS = {"Learn": "learn", "Measure": "measure", "Study": "study", "Language models": "language"}
+_FILES = {"eval": "evaluate", "llm_eval": "evaluate"} | {f"llm_{method}": "train" for method in LLM_TRAINING}
+
+
+def module_of(verb: str) -> ModuleType:
+    """The module whose `run` does what the verb says."""
+    if verb in SWEEPS:
+        return importlib.import_module("vla_razor.verbs.study.sweep")
+    folder = next(_FOLDERS[title] for title, group in GROUPS.items() if VERBS[verb] in group)
+    return importlib.import_module(f"vla_razor.verbs.{folder}.{_FILES.get(verb, verb.removeprefix('llm_'))}")

@@ -1,0 +1,120 @@
+"""`vla-razor llm annotate`: right answers to learn from, sampled from a teacher (RL's Razor, Appendix B.1).
+
+Each training prompt is put to the teacher until a response earns the task's reward, 16 times at most; that response, a
+reasoning model's chain included, is what SFT trains on, and with `rejected=true` the first wrong one is SimPO's other
+half. The teacher is an endpoint that speaks OpenAI's interface, or a local model. Every finished prompt is on the disk
+at once, so that a run that was interrupted loses no more than the prompts that were being asked.
+
+Where it departs from the paper: its teachers were DeepSeek R1 (math, 96% covered) and GPT-4o (science, all of it), here
+`teacher` is any. Of the wrong responses it says only that they are an external model's; here they are the teacher's.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from vla_razor.errors import RunFailed, UserError
+from vla_razor.llm import annotations
+from vla_razor.llm.annotating import annotate
+from vla_razor.llm.annotations import Annotation
+from vla_razor.llm.tasks import Example, Task, open_task, subset
+from vla_razor.llm.teacher import Teacher
+from vla_razor.progress import progress
+from vla_razor.runs import Run
+from vla_razor.statistics import Rate
+from vla_razor.verbs.language.steps import splits_of
+
+
+def run(config: DictConfig, run: Run) -> None:
+    """Fills the store in the run's folder; goes on where a resumed run stopped."""
+    run.restore()
+    task = open_task(config.task)
+    examples = _examples(task, config)
+    path = run.path / annotations.FILE
+    kept = annotations.take_up(path, {example.prompt: example.gold for example in examples})
+    done = {annotation.prompt for annotation in kept}
+    missing = [(index, example) for index, example in enumerate(examples) if example.prompt not in done]
+    for step, annotation in enumerate(kept, 1):
+        run.log(step, **_scalars(annotation))
+    made = annotate(missing, _teacher(config), task.rewards, samples=config.samples, rejected=config.rejected)
+    covered = sum(annotation.chosen is not None for annotation in kept)
+    with _keeping(run, kept), progress("annotate", len(examples), len(kept)) as advance:
+        for annotation in made:
+            annotations.append(path, annotation)
+            kept.append(annotation)
+            covered += annotation.chosen is not None
+            run.log(len(kept), **_scalars(annotation))
+            advance(coverage=covered / len(kept))
+    summary = annotations.coverage(kept, len(examples))
+    run.finish({"annotations": summary})
+    _report(Console(), config, summary)
+
+
+def _examples(task: Task, config: DictConfig) -> list[Example]:
+    """The training split's, each prompt once."""
+    distinct: dict[str, Example] = {}
+    for example in splits_of(config, task).train:
+        distinct.setdefault(example.prompt, example)
+    if not distinct:
+        raise UserError(f"task={config.task}: there is no training prompt in {config.data_dir or 'its data set'}.")
+    return subset(list(distinct.values()), config.max_examples)
+
+
+def _teacher(config: DictConfig) -> Teacher:
+    settings = {"temperature": config.temperature, "max_new_tokens": config.max_new_tokens}
+    if config.endpoint is None:
+        from vla_razor.llm.local_teacher import LocalTeacher
+        from vla_razor.llm.models import open_model
+
+        model = open_model(config.teacher or config.model, device=config.device, dtype=config.dtype)
+        return LocalTeacher(model, responses_at_once=config.concurrency, seed=config.seed, **settings)
+    from vla_razor.llm.endpoint import Endpoint
+
+    if config.teacher is None:
+        raise UserError(f"endpoint={config.endpoint}: say teacher=, the name that the model has there.")
+    return Endpoint(
+        config.endpoint,
+        config.teacher,
+        key=os.environ.get(config.api_key_variable, "").strip() or None,
+        concurrency=config.concurrency,
+        requests_per_minute=config.requests_per_minute,
+        timeout=config.timeout,
+        **settings,
+    )
+
+
+@contextmanager
+def _keeping(run: Run, kept: list[Annotation]) -> Iterator[None]:
+    """Says how to go on after a failure; a teacher that refuses the very first prompts is bad input."""
+    try:
+        yield
+    except (UserError, RunFailed) as error:
+        if isinstance(error, UserError) and not kept:
+            raise
+        held = f"{len(kept)} annotated prompts are kept; go on with: vla-razor resume {run.path}"
+        raise RunFailed(f"{error} {held}") from error
+
+
+def _scalars(annotation: Annotation) -> dict[str, int]:
+    return {"covered": annotation.chosen is not None, "samples": annotation.samples}
+
+
+def _report(console: Console, config: DictConfig, summary: dict[str, Any]) -> None:
+    table = Table("", "", title=f"{config.teacher or config.model} on the training prompts of {config.task}")
+    table.add_row("prompts", str(summary["prompts"]))
+    table.add_row("with a right response", _share(summary["covered"]))
+    if config.rejected:
+        table.add_row("with a right and a wrong one", _share(summary["pairs"]))
+    table.add_row("responses drawn", f"{summary['samples']}, {summary['samples'] / summary['prompts']:.3g} a prompt")
+    for kind, count in summary["failures"].items():
+        table.add_row(f"  {kind.replace('_', ' ')}", str(count))
+    console.print(table)
+
+
+def _share(rate: Rate) -> str:
+    return f"{rate['successes']}/{rate['episodes']} = {rate['rate']:.1%} ({rate['low']:.1%} to {rate['high']:.1%})"

@@ -1,0 +1,215 @@
+"""`vla-razor plasticity RUNS...`: how well a policy that has been fine-tuned still learns something else.
+
+RUNS are fine-tunings of one base, such as a sweep's. The base and the last policy of each run are trained on `env`, all
+in the same way and from the same starts or demonstrations; every training is a run folder below `out`, so that an
+interrupted comparison goes on. What each learned is set against the forward KL that its run had spent on the task
+before, and against the entropy of its distribution at the beginning: where a policy hardly explores any more, REINFORCE
+has nothing to choose from.
+
+By REINFORCE (`method=rl`) the learning curve is the success of each iteration's episodes, on the grid that is learned
+from. A task that no policy ever solves has no reward to learn from: `method=sft` learns it from the scripted expert's
+demonstrations, and the curve is the success of each checkpoint, the policy before among them, from random starts. The
+paper measures forgetting alone.
+
+Success is success once in an episode. At the end it is known of evaluations alone: REINFORCE's episodes end there.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import kendalltau
+
+from vla_razor.errors import UserError
+from vla_razor.policies.opening import open_trainable
+from vla_razor.rollouts import probe_set
+from vla_razor.rollouts.starts import points_of
+from vla_razor.runs import Run, origin_of, read_config
+from vla_razor.statistics import READINGS, Rate, clustered, pooled_rate, wilson
+from vla_razor.study import figures, measures
+from vla_razor.tables import shown
+from vla_razor.verbs.study.comparison import hits_in, step_of
+from vla_razor.verbs.study.stages import stage
+
+SEED = 0
+"""Of the demonstrations and of the starts that are evaluated."""
+NAMES = {"rl": "REINFORCE", "sft": "SFT on demonstrations"}
+WINDOWS = {"rl": (3, "iterations"), "sft": (1, "evaluation")}
+"""How many points of the curve are pooled at its beginning and at its end, and what they are."""
+
+
+class Learned(NamedTuple):
+    """How a policy learned the second task.
+
+    `spent` is the forward KL of its fine-tuning before, in nats an action, 0 for the base; `method` the verb of that;
+    `curve` the success at each of `steps`; `entropy`, at the beginning, is in nats a token. `all` pools the whole
+    curve: the area below it. `at_end` are these three rates (first, last, all) of success at the end, where that was
+    evaluated.
+    """
+
+    name: str
+    method: str
+    seed: int
+    spent: float
+    entropy: float
+    steps: list[int]
+    curve: list[float]
+    first: Rate
+    last: Rate
+    all: Rate
+    at_end: tuple[Rate, Rate, Rate] | None = None
+
+
+class History(NamedTuple):
+    """A policy before the second training: what to load, the verb that made it (`base` for the base), and the forward
+    KL that this spent, in nats an action.
+    """
+
+    policy: str
+    method: str
+    spent: float
+
+
+def run(config: DictConfig, run: Run) -> None:
+    """Train the base and every run's policy on `config.env`, then show how each learned."""
+    run.restore()
+    out, console = run.path.resolve(), Console()
+    trainings = [
+        (name, history, seed)
+        for name, history in histories(config.runs, config.env.name).items()
+        for seed in config.seeds
+    ]
+    teach = {"rl": practise, "sft": imitate}[config.method]
+    learned = [
+        teach(console, config, out / f"{name}_seed{seed}", name, history, seed) for name, history, seed in trainings
+    ]
+    console.print(table(config, learned))
+    figures.plasticity(out / "plots" / "plasticity", learned, config.env.name)
+    console.print(f"figures in {out / 'plots'}", highlight=False)
+    run.finish({"learned": [one._asdict() for one in learned], "kendall_tau": correlation(learned)})
+
+
+def histories(runs: Sequence[str], task: str) -> dict[str, History]:
+    """The base of all runs and their last policies, by name.
+
+    Raises UserError where there is no run, one has not finished, never measured forward KL or learned the `task` (an
+    env's name) that is to be learned now, two have one name, or their bases differ.
+    """
+    if not runs:
+        raise UserError("plasticity is of fine-tunings that there are: vla-razor plasticity DIR... --env TASK")
+    for folder in map(Path, runs):
+        verb = read_config(folder / "config.yaml").verb if (folder / "config.yaml").is_file() else None
+        if verb not in ("sft", "rl", "distill", "interpolate") or not (folder / "summary.json").is_file():
+            example = f" Give the runs below it, such as {folder}/*_seed0." if verb in ("sweep", "demo") else ""
+            raise UserError(f"{folder} is no finished run of sft, rl or distill.{example}")
+    bases = {origin_of(folder, "policy") for folder in runs}
+    if len(bases) > 1:
+        raise UserError(
+            f"the runs began with different policies, {' and '.join(sorted(bases))}: compare like with like."
+        )
+    found = {"base": History(bases.pop(), "base", 0.0)}
+    for folder in map(Path, runs):
+        measured = [row for row in measures.read_rows(folder) if "forward_kl_per_action" in row]
+        if not measured:
+            raise UserError(f"{folder} never measured forward KL: it needs probe_every above 0.")
+        if folder.name in found:
+            raise UserError(f"two policies would be called {folder.name}: rename the folder {folder}.")
+        settings = read_config(folder / "config.yaml")
+        if settings.env.name == task:
+            raise UserError(f"{folder} has learned {task} already: give another task, --env TASK.")
+        found[folder.name] = History(str(folder.resolve()), settings.verb, float(measured[-1]["forward_kl_per_action"]))
+    return found
+
+
+def practise(console: Console, config: DictConfig, folder: Path, name: str, history: History, seed: int) -> Learned:
+    """A policy trained by REINFORCE into `folder`."""
+    stage(console, config, folder, "rl", policy=history.policy, seed=seed)
+    return read(folder, name, history)
+
+
+def read(folder: Path, name: str, history: History) -> Learned:
+    """What a training by REINFORCE says."""
+    rows, settings = measures.read_rows(folder), read_config(folder / "config.yaml")
+    starts = points_of(settings) * (1 if settings.env.grid else len(settings.env.tasks))
+    curve = {row["step"]: _iteration(row, starts, starts * settings.per_point) for row in rows}
+    rates = [rate["rate"] for rate in curve.values()]
+    ends = _ends("rl", list(curve.values()), pooled_rate)
+    return Learned(
+        name, history.method, settings.seed, history.spent, rows[0]["sampled_entropy"], list(curve), rates, *ends
+    )
+
+
+def _iteration(row: Mapping[str, Any], starts: int, episodes: int) -> Rate:
+    """Of the episodes that an iteration learned from; every iteration draws starts of its own. Earlier versions did not
+    log how much episodes from one start agree: as if they all did.
+    """
+    kept = episodes - row["lost_episodes"]
+    known = min(starts, kept)
+    return wilson(
+        round(row["success"] * kept), kept, starts=known, effective=row.get("effective_episodes", float(known))
+    )
+
+
+def imitate(console: Console, config: DictConfig, folder: Path, name: str, history: History, seed: int) -> Learned:
+    """A policy trained into `folder` on demonstrations that all share, and evaluated at every checkpoint beside it."""
+    demos, evaluation = folder.with_name("demos"), folder.with_name(f"{folder.name}_eval")
+    stage(console, config, demos, "collect", seed=SEED)
+    stage(console, config, folder, "sft", policy=history.policy, demos=str(demos), seed=seed)
+    paths = {step_of(path): path for path in (folder / "checkpoints").iterdir()}
+    policies = {0: history.policy} | {step: str(paths[step]) for step in sorted(paths)}
+    before, *after = policies.values()
+    stage(console, config, evaluation, "eval", policy=before, against=",".join(after), seed=SEED)
+    found = hits_in(evaluation)
+    once, at_end = ([found[policy][reading] for policy in policies.values()] for reading in READINGS)
+    rates = [_over([point])["rate"] for point in once]
+    ends, entropy = _ends("sft", once, _over), entropy_of(history.policy, folder)
+    facts = (name, history.method, seed, history.spent, entropy, list(policies), rates)
+    return Learned(*facts, *ends, at_end=_ends("sft", at_end, _over))
+
+
+def _over(points: Sequence[Mapping[str, np.ndarray]]) -> Rate:
+    """Over several points of a curve, each with the outcomes of one and the same starts by task."""
+    return pooled_rate(clustered([point[task] for point in points]) for task in points[0])
+
+
+def _ends(method: str, points: Sequence[Any], pool: Callable[[Sequence[Any]], Rate]) -> tuple[Rate, Rate, Rate]:
+    """The beginning of a curve, its end, and all of it."""
+    window, _ = WINDOWS[method]
+    return pool(points[:window]), pool(points[-window:]), pool(points)
+
+
+def entropy_of(policy: str, folder: Path) -> float:
+    """In nats a token, of a policy at the states that it visits in the task which was then learned into `folder`."""
+    config = read_config(folder / "config.yaml")
+    opened = open_trainable(policy, config)
+    settings = {key: config[key] for key in ("num_envs", "num_workers")}
+    probe = probe_set.obtain(opened, config.env, states=config.probe_states, **settings)
+    return probe_set.measure(opened, probe)["entropy"]
+
+
+def correlation(learned: Sequence[Learned]) -> float | None:
+    """Kendall's tau of the KL that was spent with the success over the whole curve; None where it says nothing."""
+    pairs = [(one.spent, one.all["rate"]) for one in learned]
+    if min(len(set(column)) for column in zip(*pairs, strict=True)) < 3:
+        return None
+    tau: Any = kendalltau(*zip(*pairs, strict=True))[0]
+    return float(tau)
+
+
+def table(config: DictConfig, learned: Sequence[Learned]) -> Table:
+    """A line a training, by rising KL: success once, and where it was evaluated below it at the end."""
+    title = f"{config.env.name} learned by {NAMES[config.method]} after a fine-tuning [95%, clustered by start]"
+    window, unit = WINDOWS[config.method]
+    found = Table("policy", "seed", "KL spent,\nnats an action", "entropy,\nnats a token", title=title)
+    for name in (f"first {window} {unit}", f"last {window}", "all"):
+        found.add_column(name, justify="right")
+    for one in sorted(learned, key=lambda one: (one.spent, one.name, one.seed)):
+        rates = (shown(rate, "\n") for rate in (one.first, one.last, one.all))
+        found.add_row(one.name, str(one.seed), f"{one.spent:.2f}", f"{one.entropy:.2f}", *rates)
+        if one.at_end:
+            found.add_row("  at the end", "", "", "", *(shown(rate, "\n") for rate in one.at_end))
+    return found

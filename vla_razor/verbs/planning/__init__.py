@@ -1,0 +1,1 @@
+"""`dry_run=true`: what a run would take."""

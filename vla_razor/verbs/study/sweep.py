@@ -1,0 +1,148 @@
+"""`vla-razor sweep`, `demo`, `llm sweep` and `llm demo`: one study. Many fine-tunings of a base, or of several models,
+each measured at several checkpoints: what each learned, what each forgot, and how far each moved (RL's Razor, Sections
+3 and 4, Appendices B and C.2). The paper trained hundreds of models a method to find the frontier; `vla-razor report`
+reads the table. The demos are sweeps with defaults of their own, at the size of a laptop (Figure 3).
+
+What the runs differ in is given in the grammar of Hydra's multirun: `method=sft,rl learning_rate=1e-4,3e-4 seed=0,1,2`.
+A key that one verb alone has, or that differs between verbs, is given with it: `rl.iterations=12,24` (`axes.py`). What
+makes a method another one (`kl_coefficient`, `lora_rank`, ...) stands behind its name in the table where it is not as
+the verb has it.
+
+Methods of a robot: `sft` on demonstrations by `collect.policy`, the scripted expert or another; `sft_far` on those of a
+teacher that acts unlike the base, as the paper's demonstrator does and as `far` says; `sft_own` on the base's own
+successes from the same grid (rejection sampling: what it fits is the base given success, the policy among those that
+succeed that is nearest to it; the paper's Section 5.2); `sft_replay`, sft with demonstrations of the prior tasks, by
+the same policy, in every batch; `rl`; `distill`, the expert's actions at the states that the policy visits. Of language
+models: `sft`, `grpo`, `reinforce`, `simpo`.
+
+`interpolated=[0.5]` measures, beside each run, the policy half of the way from the base to its last one (WiSE-FT).
+
+Every stage is a run folder below `out`, so that an interrupted study goes on where it was, and all that is shown is
+read from finished stages. `launcher=here` does one run after the other in this process; else every run is a process of
+its own, on this machine, on Ray or on Slurm. A run that fails is a row of the table with its reason, and not the end of
+the rest.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from omegaconf import DictConfig
+
+from vla_razor.errors import RunFailed, UserError
+from vla_razor.files import atomic_write
+from vla_razor.rollouts.starts import points_of
+from vla_razor.runs import Run, read_config
+from vla_razor.study.table import FILM
+from vla_razor.training.trainer import NotFinite
+from vla_razor.verbs.study import comparison, launchers, results
+from vla_razor.verbs.study.axes import Training
+from vla_razor.verbs.study.comparison import Outcome
+from vla_razor.verbs.study.robot import Robot
+
+if TYPE_CHECKING:
+    from vla_razor.verbs.study.language import Language  # which loads what a robot's studies do without
+
+DRAWN = 12
+"""Settings up to which all are compared at equal success and drawn; of more, `vla-razor report` says more."""
+
+
+Study: TypeAlias = "Robot | Language"
+"""A domain's part of a study: `plan` its runs, `prepare` what they need, `train` and `evaluate` them, and read what was
+found: `is_done`, `outcomes`, `probed`.
+"""
+
+
+def study_of(config: DictConfig, out: Path) -> Study:
+    """By the verb. Raises UserError for one that was begun before its runs were given as axes."""
+    if "axes" not in config:
+        raise UserError(f"{out} was begun by an earlier version, which planned its runs in other words: begin anew.")
+    if config.verb.startswith("llm_"):
+        from vla_razor.verbs.study.language import Language
+
+        return Language(config, out)
+    return Robot(config, out)
+
+
+def run(config: DictConfig, run: Run) -> None:
+    """Do the runs that have not ended, then show what all of them found."""
+    run.restore()
+    study = study_of(config, run.path.resolve())
+    trainings = study.plan()
+    study.prepare(trainings)
+    if config.launcher == "here":
+        failures = _in_turn(study, trainings)
+    else:
+        write = partial(_write, study, trainings)
+        failures = launchers.carry_out(config, study.out, trainings, study.is_done, write)
+    outcomes = _write(study, trainings, failures)
+    run.finish(present(study, outcomes, trainings, failures))
+
+
+def job(out: Path, number: int) -> None:
+    """One run, in a process of its own: train, then evaluate its checkpoints."""
+    study = study_of(read_config(out / "config.yaml"), out)
+    training = study.plan()[number]
+    study.train(training)
+    study.evaluate([training])
+
+
+def present(
+    study: Study, outcomes: Sequence[Outcome], trainings: Sequence[Training], failures: Mapping[Training, str]
+) -> dict[str, Any]:
+    """Prints the tables, draws the figures and the film, and returns the content of summary.json."""
+    config, out, console = study.config, study.out, study.console
+    columns, probed = comparison.columns_of(outcomes), study.probed(trainings)
+    tables, further = [comparison.table(columns, "At their ends")], {}
+    few = len(columns) <= DRAWN
+    if few and config.checkpoints > 1:  # with one, where a method first reaches a level is its end
+        matched = comparison.matched(outcomes)
+        tables.insert(0, comparison.table(matched.columns, matched.title))
+        further = {"matched": matched.summary(probed)}
+    for table in tables:
+        console.print(table)
+    for training, reason in failures.items():
+        console.print(f"{training.folder.name} failed: {reason}", highlight=False)
+    atomic_write(out / "table.txt", "\n".join(map(comparison.as_text, tables)).encode())
+    if few:
+        results.draw(out / "plots", outcomes, columns, trainings, _episodes(trainings))
+        console.print(f"figures in {out / 'plots'}", highlight=False)
+    if config.get("videos"):
+        results.film(out, columns, config.env.tasks[0], config.videos)
+        console.print(f"film in {out / FILM}", highlight=False)
+    console.print(f"rows in {out / 'results.parquet'}; read them with: vla-razor report {out}", highlight=False)
+    failed = {training.folder.name: reason for training, reason in failures.items()}
+    found = {**comparison.summary(columns, probed), **further, "predictors": results.predictors(out)}
+    return {"runs": len(trainings), "failed": failed, **found}
+
+
+def _in_turn(study: Study, trainings: Sequence[Training]) -> dict[Training, str]:
+    """The runs one after the other, then their evaluation, seed by seed."""
+    failures: dict[Training, str] = {}
+    for seed in dict.fromkeys(training.seed for training in trainings):
+        own = [training for training in trainings if training.seed == seed]
+        # REINFORCE first: the probe set, which all need, is then made in environments that are open anyway.
+        for training in sorted(own, key=lambda training: training.method):
+            try:
+                study.train(training)
+            except NotFinite as failure:
+                failures[training] = str(failure)
+        finished = [training for training in own if training.finished]
+        if not finished:
+            raise RunFailed(f"No run of seed {seed} came to its end: {'; '.join(failures.values())}")
+        study.evaluate(finished)
+    return failures
+
+
+def _write(study: Study, trainings: Sequence[Training], failures: Mapping[Training, str]) -> list[Outcome]:
+    """results.parquet, of what has ended so far."""
+    if outcomes := study.outcomes(trainings):
+        results.write_rows(study.out, outcomes, failures)
+    return outcomes
+
+
+def _episodes(trainings: Sequence[Training]) -> dict[Training, int]:
+    """How many an iteration has, of those runs that play."""
+    settings = {t: read_config(t.folder / "config.yaml") for t in trainings if t.finished}
+    return {t: points_of(own) * own.per_point for t, own in settings.items() if own.verb in ("rl", "distill")}
