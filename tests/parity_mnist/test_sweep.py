@@ -18,7 +18,8 @@ from vla_razor.parity_mnist.sweep import Job, Origin
 from vla_razor.parity_mnist.training import Settings
 
 ORIGIN = Origin(0, WIDTH)
-CONTRACT = "domain method seed run step learning_rate new prior forward_kl reverse_kl total_variation l2_distance"
+CONTRACT = "domain method seed run step learning_rate new prior total_variation l2_distance"
+CONTRACT += " forward_kl_per_token reverse_kl_per_token"
 
 
 @pytest.fixture(scope="module")
@@ -77,12 +78,12 @@ def test_rows_are_sorted_and_hold_what_the_table_promises(job: Job) -> None:
     assert {row["run"] for row in rows if row["method"] != "base"} == {run.name for run in runs}
     assert {(row["domain"], row["status"], row["reason"]) for row in rows} == {("parity_mnist", "done", None)}
     bases = [row for row in rows if row["method"] == "base"]
-    assert [(row["seed"], row["step"], row["forward_kl"]) for row in bases] == [(0, 0, 0.0), (1, 0, 0.0)]
+    assert [(row["seed"], row["step"], row["forward_kl_per_token"]) for row in bases] == [(0, 0, 0.0), (1, 0, 0.0)]
     for run in runs:
         own = [row for row in rows if row["run"] == run.name]
         assert [row["step"] for row in own] == [2, 4]
         assert {tuple(row[name] for name in Settings._fields) for row in own} == {tuple(run)}
-        assert own[-1]["forward_kl"] > 0
+        assert own[-1]["forward_kl_per_token"] > 0
 
 
 @pytest.mark.slow
@@ -143,7 +144,9 @@ def test_a_run_that_diverges_is_recorded(job: Job, monkeypatch: pytest.MonkeyPat
                 ("diverged", "not finite at 2"),
                 ("diverged", "not finite at 4"),
             ]
-            assert all(math.isnan(row[name]) for row in own for name in ("new", "prior", "forward_kl", "weight_l1"))
+            assert all(
+                math.isnan(row[name]) for row in own for name in ("new", "prior", "forward_kl_per_token", "weight_l1")
+            )
 
 
 @pytest.mark.slow

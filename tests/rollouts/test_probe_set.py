@@ -300,10 +300,11 @@ def test_whatever_collecting_reads_names_a_probe_set(base: PrismaticPolicy) -> N
         "make": {"size": 5},
         "grid": {"x": [0, 1], "y": [0, 1]},
         "hold": 2,
+        "starts": {"place": 4},
     }
     assert scene.read == changed.keys()
     origins = [probe_set.origin_of(model, toy | {key: value}, states=5, seed=0) for key, value in changed.items()]
-    assert len({one.key for one in [origin, *origins]}) == 6
+    assert len({one.key for one in [origin, *origins]}) == 7
 
 
 @pytest.mark.usefixtures("toys")

@@ -106,7 +106,8 @@ def test_its_tables_sort_in_a_browser(finished: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_few_runs_are_shown_without_a_law(tmp_path: Path) -> None:
+def test_few_runs_are_shown_without_a_law(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     few = write(tmp_path / "few", rows(seeds=2, noise=0.02))
     result = report(few, f"out={tmp_path / 'run'}")
     assert result.exit_code == 0, result.output

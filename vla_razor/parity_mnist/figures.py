@@ -9,6 +9,7 @@ from vla_razor import plots
 from vla_razor.parity_mnist.analysis import PRECISIONS, WIDTH_STUDY, Point, by_method
 from vla_razor.parity_mnist.model import WIDTH
 from vla_razor.study import figures
+from vla_razor.study.measures import renamed
 
 COLOURS = {
     "grpo": "#0072b2",
@@ -26,6 +27,7 @@ QUADRANTS = ("grpo", "one_zero_reinforce", "sft_1", "simpo")
 
 def draw(folder: Path, points: Sequence[Point], summary: Mapping[str, Any]) -> None:
     """All figures that the rows of a sweep suffice for."""
+    points = [point._replace(measures=renamed(point.measures)) for point in points]  # an answer is one token
     usual = [point for point in points if point.width == WIDTH]
     methods = by_method(usual)
     figures.trade_off(folder / "trade_off", methods, COLOURS)
