@@ -214,6 +214,12 @@ def test_below_the_least_that_was_seen_the_law_goes_to_the_base() -> None:
     assert fitted.forecast(0.0).forgotten == 0 and not fitted.forecast(-0.1).known
 
 
+def test_a_law_of_what_a_policy_does_not_tell_is_one_message() -> None:
+    guard = Guard(FittedLaw("robot", "activation_l2", (0.0, 0.1, 0.0), 1.0, (0.0, 2.0), -0.1, 0.1, 12), 0.05)
+    with pytest.raises(UserError, match="the law is of activation_l2, which this policy does not tell"):
+        guard.forecast({"forward_kl_per_token": 0.1})
+
+
 def test_a_budget_is_spent_where_the_forecast_reaches_it() -> None:
     guard = Guard(FittedLaw("robot", "forward_kl_per_token", (0.0, 0.1, 0.0), 1.0, (0.0, 2.0), -0.1, 0.2, 6), 0.05)
     assert not guard.is_spent({"forward_kl_per_token": 0.4}) and guard.is_spent({"forward_kl_per_token": 0.6})

@@ -23,6 +23,7 @@ GUIDE = Path(__file__).parents[2] / "CONTRIBUTING.md"
 BAD = """
 class Mute:
     name = "mute"
+NUMBER = 3
 def failing(policy): raise RuntimeError("no memory")
 """
 
@@ -65,6 +66,7 @@ def test_it_is_paid_for_and_logged_under_its_name(here: Path, policy: Path, demo
         ("{nowhere:Stay: 1}", "penalties=nowhere:Stay: cannot be imported .*No module named 'nowhere'"),
         ("{mymethods:Mute: 1}", "penalties: mymethods:Mute gives Mute; expected a name and a method cost"),
         ("{mymethods:failing: 1}", "penalties: mymethods:failing cannot be made .RuntimeError: no memory"),
+        ("{mymethods:NUMBER: 1}", "penalties=mymethods:NUMBER: it is int; expected a class or a function"),
         ("{StayNear: 1}", "penalties: StayNear is not of the form package.module:Class"),
         ("{mymethods:StayNear: high}", "a mapping to numbers, at least 0"),
         ("3", "a mapping to numbers"),

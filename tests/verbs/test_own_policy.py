@@ -158,6 +158,15 @@ class Linear(Trainable):
 '''
 
 
+def test_a_study_reads_the_weights_of_whatever_can_be_trained(here: Path) -> None:
+    (here / "mine.py").write_text(LINEAR)
+    settings = config.compose("demo", ["policy=mine:Linear", "device=cpu"])
+    assert set(opening.weights_of("mine:Linear", settings)) == {"weight", "bias"}
+    assert "projector.fc1.weight" in opening.weights_of("tiny", settings)
+    with pytest.raises(UserError, match="policy=mypolicies:Random: it acts, but has no distribution"):
+        opening.weights_of("mypolicies:Random", settings)
+
+
 @pytest.mark.slow
 def test_it_is_trained_and_measured_as_ours_are(here: Path, demos: Path, vla_razor: CommandLine) -> None:
     """A family of the user's own, in a module of its own, through every verb that needs a distribution."""

@@ -62,6 +62,15 @@ def test_every_combination_of_what_a_method_knows() -> None:
     assert found["rl_4_seed0"] == {"learning_rate": 3e-4, "grid": "4x4", "gain_learning_rate": pytest.approx(2e-3)}
 
 
+def test_the_command_line_is_stronger_than_an_experiments_axes() -> None:
+    """Also for a single value, and for a key that the experiment gives with its section."""
+    words = ["experiment=laptop", "method=sft", "learning_rate=1e-4", "seed=3"]
+    (only,) = Robot(compose("demo", words), Path("out")).plan()
+    assert (only.seed, only.learning_rate) == (3, 1e-4)
+    both = Robot(compose("demo", ["experiment=laptop", "method=sft,rl", "seed=3"]), Path("out")).plan()
+    assert len(both) == 3 + 2 and {one.seed for one in both} == {3}
+
+
 def test_one_method_alone_and_what_it_alone_knows() -> None:
     assert runs("method=rl", "seed=3") == {"rl_seed3": {}}
     assert set(runs("method=sft,rl", "epochs=1,2")) == {"sft_1_seed0", "sft_2_seed0", "rl_seed0"}
@@ -200,6 +209,10 @@ def test_a_cluster_that_does_not_answer_is_one_message(address: str, monkeypatch
         (["learning_rat=1e-4"], "unknown key 'learning_rat'"),
         (["learning_rate=1e-4,-1"], "learning_rate=-1"),
         (["seed=0,x"], "seed=x"),
+        (["learning_rate=1e-4,1e-4"], "each value only once"),
+        (["method=sft", "learning_rate=1e-4", "sft.learning_rate=3e-4"], "with its section and without"),
+        (["axes={method: sft}"], "expected a mapping to lists, as in {method: [sft,rl], seed: [0,1]}"),
+        (["eval.greedy=true"], "a sweep compares policies as they act: eval.greedy=false"),
         (["prior=null"], "needs prior tasks"),
         (["launcher=cloud"], "here | local | ray | slurm"),
     ],

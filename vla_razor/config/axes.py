@@ -38,9 +38,16 @@ def is_one(config: DictConfig, key: str) -> bool:
 
 
 def kept(config: DictConfig, given: Mapping[str, list[str]]) -> dict[str, Any]:
-    """Of the axes that an experiment has, those of methods that were not chosen on the command line fall away. A method
-    is called as the verb that trains by it, or begins with its name: sft_own.
+    """Of the axes that an experiment has, those fall away that the command line gives too, with a section or without,
+    and those of methods that were not chosen on it. A method is called as the verb that trains by it, or begins with
+    its name: sft_own.
     """
-    chosen = {method.partition("_")[0] for method in given.get("method", config.axes.method)}
-    sections = {key: str(key).rpartition(".")[0].removeprefix("llm_") for key in config.axes}
-    return {str(key): config.axes[key] for key, section in sections.items() if section in ("", *chosen)}
+    chosen = {method.partition("_")[0] for method in given.get("method", config.axes.get("method", []))}
+    said = {_bare(key) for key in given}
+    sections = {str(key): str(key).rpartition(".")[0].removeprefix("llm_") for key in config.axes}
+    own = {key for key, section in sections.items() if not chosen or section in ("", *chosen)}
+    return {key: config.axes[key] for key in sections if key in own and _bare(key) not in said}
+
+
+def _bare(key: str) -> str:
+    return key.rpartition(".")[2]

@@ -48,7 +48,7 @@ def compose(verb: str, overrides: Iterable[str] = ()) -> DictConfig:
         config[section] = _section(section, config[section], experiment)
     experiment.change(config, verb)
     if verb in SWEEPS:
-        given |= {key: [values.pop(key)] for key in list(values) if axes.is_one(config, key)}
+        given |= {key: [values.pop(key)] for key in list(values) if key in config.axes or axes.is_one(config, key)}
     for key in [key for key in ("robot", "image_size", "sim_backend") if key in values]:
         _assign(config, verb, key, values.pop(key))
     simulation.place_robot(config)

@@ -133,7 +133,7 @@ class LlmProbe(LlmCommon):
 class LlmCompared(Launched, LlmCommon):
     """The demo and the sweep of language models"""
 
-    axes: k.Mapping = key({"method": ["sft", "grpo"]})
+    axes: k.Axes = key({"method": ["sft", "grpo"]})
     checkpoints: k.Count = key(1, "of each run that are evaluated, the last one among them", "checkpoints")
     cold_start: k.Mapping | None = key(
         None,

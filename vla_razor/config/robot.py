@@ -13,7 +13,7 @@ EMBEDDINGS = "of instructions, for RT-1: an .npz, or the Universal Sentence Enco
 class Common(Computing):
     """Every verb about policies"""
 
-    policy: k.Text = key("tiny", "tiny, a run, a checkpoint folder or a Hub id; to act alone: scripted, module:factory")
+    policy: k.Text = key("tiny", "tiny, a run, a checkpoint folder, a Hub id or module:factory; to act alone: scripted")
     oft: k.Mapping | None = key(
         None,
         "open it as discrete OpenVLA-OFT: {chunk: 8, stop_token: true, normalization: bounds_q99}; "

@@ -16,7 +16,7 @@ def section(**settings: object) -> Any:
 class Launched(Verb):
     """Every study of several runs"""
 
-    axes: k.Mapping = key({}, "what the runs differ in, given as method=sft,rl learning_rate=1e-4,3e-4 seed=0,1,2")
+    axes: k.Axes = key({}, "what the runs differ in, given as method=sft,rl learning_rate=1e-4,3e-4 seed=0,1,2")
     launcher: Literal["here", "local", "ray", "slurm"] = key(
         "local", "here: one after the other in this process; local: a process each; on Ray; on Slurm, by submitit"
     )
@@ -56,14 +56,14 @@ class Compared(Launched, BesidePrior):
 class Demo(Compared):
     """The main job: base, SFT and REINFORCE side by side, and what each forgot."""
 
-    axes: k.Mapping = key({"method": ["sft", "sft_far", "rl"]})
+    axes: k.Axes = key({"method": ["sft", "sft_far", "rl"]})
     launcher: Literal["here", "local", "ray", "slurm"] = "here"
 
 
 class Sweep(Compared):
     """Many fine-tunings of one base: method=sft,rl learning_rate=1e-4,3e-4 seed=0,1,2, here, on Ray or on Slurm."""
 
-    axes: k.Mapping = key({"method": ["sft", "rl"]})
+    axes: k.Axes = key({"method": ["sft", "rl"]})
 
 
 class Plasticity(OnTasks):

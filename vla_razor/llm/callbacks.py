@@ -75,6 +75,8 @@ class RunCallback(TrainerCallback):
                 f"Step {state.global_step}: the loss is {scalars.get('loss')}, its gradient's norm "
                 f"{scalars.get('grad_norm')}. {self.run.path}/checkpoints has the last finite model."
             )
+        if "entropy" in scalars:  # TRL's, of what was sampled or taught; the probe set's has the name
+            scalars["sampled_entropy"] = scalars.pop("entropy")
         last = state.global_step >= state.max_steps
         if self.probe_every and (state.global_step % self.probe_every == 0 or last):
             self.measured = self.measure()

@@ -29,7 +29,7 @@ def factory_of(spec: str) -> Callable[..., Any] | None:
     of that name in it.
     """
     for entry in entry_points(group=GROUP, name=spec):
-        return _loaded("policy", spec, entry.load)
+        return _callable("policy", spec, _loaded("policy", spec, entry.load))
     return named(spec, "policy")
 
 
@@ -46,7 +46,7 @@ def named(spec: str, key: str) -> Callable[..., Any] | None:
     if not hasattr(module, found["name"]):
         known = [name for name, thing in vars(module).items() if callable(thing) and not name.startswith("_")]
         raise UserError(f"{key}={spec}: {found['module']} has no {found['name']}. {nearest(found['name'], known)}")
-    return getattr(module, found["name"])
+    return _callable(key, spec, getattr(module, found["name"]))
 
 
 def made_by(factory: Callable[..., Any], spec: str, **offered: Any) -> Policy:
@@ -71,6 +71,12 @@ def made_by(factory: Callable[..., Any], spec: str, **offered: Any) -> Policy:
     if not hasattr(policy, "name"):
         policy.name = spec
     return policy
+
+
+def _callable(key: str, spec: str, thing: Any) -> Callable[..., Any]:
+    if not callable(thing):
+        raise UserError(f"{key}={spec}: it is {type(thing).__name__}; expected a class or a function.")
+    return thing
 
 
 def _loaded(key: str, spec: str, load: Callable[[], Any]) -> Any:

@@ -1,15 +1,16 @@
 """From a configuration's `policy` to what acts, or to what can be trained and measured."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
+from torch import Tensor
 
 from vla_razor.config import robot_of
 from vla_razor.errors import UserError
 from vla_razor.policies import Policy
-from vla_razor.policies.load import load_model
+from vla_razor.policies.load import load_model, stored_weights
 from vla_razor.policies.members import factory_of, made_by
 from vla_razor.policies.openvla.checkpoint import NoCheckpoint
 from vla_razor.policies.openvla.policy import PrismaticPolicy
@@ -45,14 +46,16 @@ def open_trainable(spec: str, config: DictConfig, **dtypes: Any) -> Trainable:
     or a member that does. Raises UserError for a policy that only acts.
     """
     if member := _member(spec):
-        policy = member.opened(config)
-        if not isinstance(policy, Trainable):
-            raise UserError(
-                f"policy={spec}: it acts, but has no distribution that could be trained or compared: {config.verb} "
-                "takes a checkpoint, or a vla_razor.policies.trainable.Trainable. eval and collect take it."
-            )
-        return policy
+        return _trainable(member, config)
     return PrismaticPolicy(open_model(spec, config, **dtypes), config.unnorm_key, robot=_robot_of(config))
+
+
+def weights_of(spec: str | Path, config: DictConfig) -> Mapping[str, Tensor]:
+    """The weights of what `open_trainable` would open, by name; those of a checkpoint are each read from its file when
+    they are asked for. Raises UserError as it does.
+    """
+    member = _member(str(spec))
+    return _trainable(member, config).module.state_dict() if member else stored_weights(spec)
 
 
 def open_model(spec: str, config: DictConfig, **dtypes: Any) -> PrismaticVLA:
@@ -80,6 +83,16 @@ class _Member(NamedTuple):
 def _robot_of(config: DictConfig) -> str | None:
     """None for a verb in which nobody acts."""
     return robot_of(config.env) if config.get("env") else None
+
+
+def _trainable(member: _Member, config: DictConfig) -> Trainable:
+    policy = member.opened(config)
+    if not isinstance(policy, Trainable):
+        raise UserError(
+            f"policy={member.spec}: it acts, but has no distribution that could be trained or compared: {config.verb} "
+            "takes a checkpoint, or a vla_razor.policies.trainable.Trainable. eval and collect take it."
+        )
+    return policy
 
 
 def _member(spec: str) -> _Member | None:

@@ -149,6 +149,8 @@ class Guard:
 
     def forecast(self, measured: Mapping[str, float]) -> Forecast:
         """What the training has probably forgotten, by what was measured on the probe set."""
+        if self.fitted.measure not in measured:
+            raise UserError(f"the law is of {self.fitted.measure}, which this policy does not tell: take another law.")
         return self.fitted.forecast(measured[self.fitted.measure])
 
     def scalars(self, measured: Mapping[str, float]) -> dict[str, float]:

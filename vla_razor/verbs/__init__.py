@@ -5,6 +5,7 @@ from types import ModuleType
 
 from vla_razor.config import GROUPS, VERBS
 from vla_razor.config.groups import SWEEPS
+from vla_razor.errors import UserError, nearest
 
 LLM_TRAINING = ("sft", "grpo", "reinforce", "simpo")
 _FOLDERS = {"Learn": "learn", "Measure": "measure", "Study": "study", "Language models": "language"}
@@ -12,7 +13,9 @@ _FILES = {"eval": "evaluate", "llm_eval": "evaluate"} | {f"llm_{method}": "train
 
 
 def module_of(verb: str) -> ModuleType:
-    """The module whose `run` does what the verb says."""
+    """The module whose `run` does what the verb says. Raises UserError for a verb of another version."""
+    if verb not in VERBS:
+        raise UserError(f"unknown verb {verb!r}. {nearest(verb, VERBS)}")
     if verb in SWEEPS:
         return importlib.import_module("vla_razor.verbs.study.sweep")
     folder = next(_FOLDERS[title] for title, group in GROUPS.items() if VERBS[verb] in group)

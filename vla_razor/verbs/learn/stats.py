@@ -20,6 +20,7 @@ from vla_razor.errors import UserError
 from vla_razor.files import full_disk_reported, write_json
 from vla_razor.policies.load import load_model
 from vla_razor.policies.openvla.conventions import SPOKEN_FOR, convention_of
+from vla_razor.policies.openvla.prismatic import PrismaticVLA
 from vla_razor.policies.openvla_oft import OpenVLAOFT
 from vla_razor.rollouts import demonstrations
 from vla_razor.runs import Run
@@ -34,6 +35,8 @@ def run(config: DictConfig, run: Run) -> None:
     if config.demos is None:
         raise UserError("stats needs demonstrations: vla-razor stats DIR, a folder that `vla-razor collect` wrote.")
     run.restore()
+    wanted = {"device": config.device, "dtype": config.dtype, "oft": config.oft}
+    model = load_model(config.policy, **wanted) if config.policy else None  # before anything is written
     shards = demonstrations.read_store(config.demos, demonstrations.without_images)
     episodes = [episode for shard in shards for episode in shard.demonstrations]
     if not episodes:
@@ -48,7 +51,7 @@ def run(config: DictConfig, run: Run) -> None:
         "num_trajectories": len(episodes),
     }
     write_json(run.path / FILE, {name: found})
-    written = _copied(config, run, name, found) if config.policy else None
+    written = _copied(model, run, name, found) if model else None
     run.finish({"statistics": {name: found}, **({"checkpoint": str(written)} if written else {})})
     report(Console(), run.path, name, found, written)
 
@@ -94,9 +97,8 @@ def report(console: Console, folder: Path, name: str, found: Mapping[str, Any], 
         console.print(f"a policy that has them: {written}", highlight=False, soft_wrap=True)
 
 
-def _copied(config: DictConfig, run: Run, name: str, found: Mapping[str, Any]) -> Path:
+def _copied(model: PrismaticVLA, run: Run, name: str, found: Mapping[str, Any]) -> Path:
     """The policy with these statistics beside its own."""
-    model = load_model(config.policy, device=config.device, dtype=config.dtype, oft=config.oft)
     folder = run.path / "checkpoints" / "step_0"
     model.config.norm_stats = {**model.config.norm_stats, name: dict(found)}
     if isinstance(model, OpenVLAOFT):  # which decides so many numbers a control step, whatever its statistics

@@ -74,6 +74,9 @@ def plan(
     """
     axes: dict[str, list[str]] = {"method": list(verbs)}
     axes |= {str(key): [str(value) for value in values] for key, values in config.axes.items() if key != "seed"}
+    for key, values in axes.items():
+        if len(set(values)) < len(values):
+            raise UserError(f"{key}={','.join(values)}: each value only once, or runs would be the same.")
     methods, seeds = axes.pop("method"), seeds_of(config)
     alone = config.verb.endswith("demo") and len(seeds) == 1
     _check(config, axes, methods, verbs, shared)
@@ -83,6 +86,8 @@ def plan(
         usual = compose(verb)
         known = {*map(str, config[verb]), *shared}
         own = {key: values for key, values in axes.items() if _name(key, verb) in known}
+        if len({_name(key, verb) for key in own}) < len(own):
+            raise UserError(f"{', '.join(own)}: {method} is given one of its keys twice, with its section and without.")
         settings = [dict(zip(own, values, strict=True)) for values in product(*own.values())]
         for setting, texts in enumerate(settings, 1):
             changes = _changes(config[verb], verb, texts)

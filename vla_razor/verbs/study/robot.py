@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.console import Console
 
 from vla_razor.config import scenes
 from vla_razor.errors import UserError
-from vla_razor.policies.load import stored_weights
+from vla_razor.policies.opening import weights_of
 from vla_razor.runs import read_config
 from vla_razor.verbs.measure import interpolate
 from vla_razor.verbs.study import axes, comparison
@@ -62,6 +63,8 @@ class Robot:
                 f"a {config.verb} needs prior tasks, or there is nothing to forget: prior has none beside "
                 f"env={config.env.name}."
             )
+        if config.eval.greedy:
+            raise UserError(f"a {config.verb} compares policies as they act: eval.greedy=false.")
         trainings = axes.plan(config, self.out, {name: verb for name, (verb, _) in METHODS.items()}, variants=VARIANTS)
         if config.verb == "demo" and not config.far:  # whose methods need not have been chosen one by one
             trainings = [training for training in trainings if training.method != "sft_far"] or trainings
@@ -90,7 +93,8 @@ class Robot:
         for one, share in zip(self.between(training), self.config.interpolated, strict=True):
             interpolate.measured(self.config, training.checkpoints(1)[0], one.folder, share, trained)
         for one in (training, *self.between(training)):
-            comparison.measure_weights(self.config.policy, one, self.config.checkpoints, stored_weights)
+            weights = partial(weights_of, config=self.config)
+            comparison.measure_weights(self.config.policy, one, self.config.checkpoints, weights)
 
     def evaluate(self, trainings: Sequence[Training]) -> None:
         """Evaluate the checkpoints of runs, all from the same starts."""

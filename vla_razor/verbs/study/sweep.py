@@ -35,7 +35,6 @@ from vla_razor.files import atomic_write
 from vla_razor.rollouts.starts import points_of
 from vla_razor.runs import Run, read_config
 from vla_razor.study.table import FILM
-from vla_razor.training.trainer import NotFinite
 from vla_razor.verbs.study import comparison, launchers, results
 from vla_razor.verbs.study.axes import Training
 from vla_razor.verbs.study.comparison import Outcome
@@ -109,7 +108,7 @@ def present(
         results.draw(out / "plots", outcomes, columns, trainings, _episodes(trainings))
         console.print(f"figures in {out / 'plots'}", highlight=False)
     if config.get("videos"):
-        results.film(out, columns, config.env.tasks[0], config.videos)
+        results.film(out, columns, next(iter(config.env.tasks)), config.videos)
         console.print(f"film in {out / FILM}", highlight=False)
     console.print(f"rows in {out / 'results.parquet'}; read them with: vla-razor report {out}", highlight=False)
     failed = {training.folder.name: reason for training, reason in failures.items()}
@@ -126,7 +125,7 @@ def _in_turn(study: Study, trainings: Sequence[Training]) -> dict[Training, str]
         for training in sorted(own, key=lambda training: training.method):
             try:
                 study.train(training)
-            except NotFinite as failure:
+            except RunFailed as failure:
                 failures[training] = str(failure)
         finished = [training for training in own if training.finished]
         if not finished:
