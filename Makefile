@@ -1,4 +1,4 @@
-# make demo   the main job on the embedded policy: ten to thirteen minutes on two cores, after set-up
+# make demo   the main job on the embedded policy: seven to twelve minutes on two cores, after set-up
 # make test   the tests
 # make check  lint, types, import direction, and the wheel in an empty environment
 # make setup  what the others begin with: .venv, its packages, and software Vulkan where there is no GPU
