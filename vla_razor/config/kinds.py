@@ -39,6 +39,7 @@ Coefficients = Annotated[dict[str, Number], "a mapping to numbers, at least 0, a
 Grid = Annotated[str, _like(r"[1-9]\d*x[1-9]\d*|random"), "columns x rows, as in 5x5; or random"]
 Device = Annotated[str, _like(rf"auto|cpu|cuda(:\d+)?|{_CARDS}"), "auto | cpu | cuda | cuda:N"]
 Logger = Literal["tensorboard", "wandb", "trackio", "none"]
+Launcher = Literal["here", "local", "ray", "slurm"]
 Precision = Literal["float32", "bfloat16"]
 Schedule = Literal["constant", "cosine"]
 Task = Literal["math", "science", "tool"]

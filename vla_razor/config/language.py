@@ -150,7 +150,7 @@ class LlmCompared(Launched, LlmCommon):
 class LlmDemo(LlmCompared):
     """A small model, SFT and GRPO side by side: the new task, prior tasks and forward KL."""
 
-    launcher: Literal["here", "local", "ray", "slurm"] = "here"
+    launcher: k.Launcher = "here"
     model: k.Text = "smollm"
     task: k.Task = "tool"
     direct: k.Switch = True

@@ -17,7 +17,7 @@ class Launched(Verb):
     """Every study of several runs"""
 
     axes: k.Axes = key({}, "what the runs differ in, given as method=sft,rl learning_rate=1e-4,3e-4 seed=0,1,2")
-    launcher: Literal["here", "local", "ray", "slurm"] = key(
+    launcher: k.Launcher = key(
         "local", "here: one after the other in this process; local: a process each; on Ray; on Slurm, by submitit"
     )
     jobs: k.Count = key(1, "at a time, for launcher=local", "runs")
@@ -57,7 +57,7 @@ class Demo(Compared):
     """The main job: base, SFT and REINFORCE side by side, and what each forgot."""
 
     axes: k.Axes = key({"method": ["sft", "sft_far", "rl"]})
-    launcher: Literal["here", "local", "ray", "slurm"] = "here"
+    launcher: k.Launcher = "here"
 
 
 class Sweep(Compared):

@@ -10,7 +10,7 @@ import importlib
 import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -60,17 +60,25 @@ def made_by(factory: Callable[..., Any], spec: str, **offered: Any) -> Policy:
     names = {p.name for p in parameters}
     if offered.get("checkpoint") and "checkpoint" not in names:
         raise UserError(f"policy={spec}: what makes it takes no checkpoint, and so cannot open what was trained.")
-    try:
-        policy = factory(**{name: value for name, value in offered.items() if name in names})
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"policy={spec}: it cannot be made ({type(error).__name__}: {error}).") from error
+    policy = called(factory, offered, f"policy={spec}: it cannot be made")
     if not callable(getattr(policy, "act", None)):
         raise UserError(f"policy={spec}: it gives {type(policy).__name__}, which has no method act.")
     if not hasattr(policy, "name"):
         policy.name = spec
     return policy
+
+
+def called(factory: Callable[..., Any], offered: Mapping[str, Any], refusal: str) -> Any:
+    """What a factory gives, called with those of what is `offered` that it has parameters for. Raises `UserError`,
+    which begins with the `refusal`, where it fails.
+    """
+    takes = inspect.signature(factory).parameters
+    try:
+        return factory(**{name: value for name, value in offered.items() if name in takes})
+    except UserError:
+        raise
+    except Exception as error:  # whatever the user's code does
+        raise UserError(f"{refusal} ({type(error).__name__}: {error}).") from error
 
 
 def _callable(key: str, spec: str, thing: Any) -> Callable[..., Any]:

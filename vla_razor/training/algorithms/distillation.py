@@ -15,7 +15,7 @@ The paper has no such run on robots; its Section 5 distils a teacher's answers o
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from vla_razor.config import robot_of
 from vla_razor.policies.scripted import Corrected, ScriptedExpert
 from vla_razor.policies.trainable import Trainable
 from vla_razor.rollouts.demonstrations import Demonstrations
-from vla_razor.rollouts.rollout import Episode, Timing, VectorEnv, make_vector_env
+from vla_razor.rollouts.rollout import Episode, Timing, VectorEnv
 from vla_razor.runs import Run
 from vla_razor.training.algorithms import reinforce, supervised
 from vla_razor.training.base import Base
@@ -50,9 +50,7 @@ class Distillation:
 
     def prepare(self, stack: ExitStack) -> None:
         """Make the environments."""
-        config = self.config
-        envs = make_vector_env(config.env, config.num_envs, config.num_workers, self.policy.device)
-        self.envs = stack.enter_context(closing(envs))
+        self.envs = reinforce.environments(self.config, self.policy, stack)
 
     def gather(self, number: int) -> tuple[list[Episode], Timing, float]:
         """An iteration's episodes, with the expert's actions, and its share of the steps."""

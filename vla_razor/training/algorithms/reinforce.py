@@ -63,9 +63,7 @@ class Reinforce:
 
     def prepare(self, stack: ExitStack) -> None:
         """Make the environments."""
-        config = self.config
-        envs = make_vector_env(config.env, config.num_envs, config.num_workers, self.policy.device)
-        self.envs = stack.enter_context(closing(envs))
+        self.envs = environments(self.config, self.policy, stack)
 
     def gather(self, number: int) -> tuple[list[Episode], Timing]:
         """An iteration's episodes."""
@@ -85,6 +83,12 @@ class Reinforce:
         if any(row["success"] for row in read_lines(run.path / "metrics.jsonl")):
             return "no episode was better or worse than those it is compared with, nothing was learned"
         return "no reward was ever seen, nothing was learned"
+
+
+def environments(config: DictConfig, policy: Trainable, stack: ExitStack) -> VectorEnv:
+    """Those that a training plays in, closed with the stack."""
+    envs = make_vector_env(config.env, config.num_envs, config.num_workers, policy.device)
+    return stack.enter_context(closing(envs))
 
 
 def episodes_of(config: DictConfig) -> int:

@@ -4,8 +4,7 @@
 one from anywhere. A class is made once, for a whole training, of those of `policy`, `base` and `config` that it takes.
 """
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +14,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from vla_razor.errors import UserError
-from vla_razor.policies.members import named
+from vla_razor.policies.members import called, named
 from vla_razor.policies.trainable import Trainable
 from vla_razor.training.base import Base
 from vla_razor.training.penalties.penalty import Penalty, States
@@ -70,16 +69,10 @@ class Penalties:
 
 
 def _made(spec: str, offered: dict[str, Any]) -> Penalty:
-    factory: Callable[..., Any] | None = named(spec, "penalties")
+    factory = named(spec, "penalties")
     if factory is None:
         raise UserError(f"penalties: {spec} is not of the form package.module:Class.")
-    takes = inspect.signature(factory).parameters
-    try:
-        penalty = factory(**{name: value for name, value in offered.items() if name in takes})
-    except UserError:
-        raise
-    except Exception as error:  # whatever a class of the user's does
-        raise UserError(f"penalties: {spec} cannot be made ({type(error).__name__}: {error}).") from error
+    penalty = called(factory, offered, f"penalties: {spec} cannot be made")
     if not callable(getattr(penalty, "cost", None)) or not isinstance(getattr(penalty, "name", None), str):
         raise UserError(f"penalties: {spec} gives {type(penalty).__name__}; expected a name and a method cost.")
     return penalty

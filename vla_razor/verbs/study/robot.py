@@ -92,8 +92,8 @@ class Robot:
         trained = read_config(training.folder / "config.yaml")
         for one, share in zip(self.between(training), self.config.interpolated, strict=True):
             interpolate.measured(self.config, training.checkpoints(1)[0], one.folder, share, trained)
+        weights = partial(weights_of, config=self.config)
         for one in (training, *self.between(training)):
-            weights = partial(weights_of, config=self.config)
             comparison.measure_weights(self.config.policy, one, self.config.checkpoints, weights)
 
     def evaluate(self, trainings: Sequence[Training]) -> None:

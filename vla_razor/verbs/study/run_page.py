@@ -11,7 +11,7 @@ from vla_razor.runs import read_config
 from vla_razor.statistics import READINGS
 from vla_razor.study import measures
 from vla_razor.study.measures import MEASURES
-from vla_razor.tables import shown
+from vla_razor.tables import by_task, shown
 
 PANELS = {
     "success": ("success", "reward"),
@@ -96,12 +96,9 @@ def _cells(summary: Mapping[str, Any], config: Mapping[str, Any]) -> Cells:
 
 def _of_policy(entry: Mapping[str, Any]) -> dict[str, str]:
     """Success by task, once and at the end, and how far the policy moved."""
-    tasks = {**entry["new_task"], **entry["prior_tasks"]}
-    if entry["prior_mean"] and len(entry["prior_tasks"]) > 1:
-        tasks["all prior tasks"] = entry["prior_mean"]
     rates = {
         label: shown(success[reading])
-        for task, success in tasks.items()
+        for task, success in by_task(entry).items()
         for reading, label in zip(READINGS, (task, f"{task}, at the end"), strict=True)
     }
     return rates | _moved(entry["forward_kl"] or {})
