@@ -9,8 +9,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from vla_razor.statistics import Difference
-from vla_razor.study import law
+from vla_razor.study import law, table
 from vla_razor.study.measures import FORWARD_KL, MEASURES
 from vla_razor.tables import in_words
 
@@ -21,6 +23,19 @@ def predictors(domain: Mapping[str, Any]) -> Iterator[str]:
     for name, found in sorted(domain["predictors"].items(), key=lambda item: -item[1]["r2"]):
         shown = f"**{MEASURES[name]}**" if name == FORWARD_KL else str(MEASURES[name])
         yield f"| {shown} | {law.in_words(found)} | {found['kendall_tau']:.2f} |"
+
+
+def among(report: Path) -> Iterator[str]:
+    """A line a group of methods: how well forward KL predicts forgetting among their policies alone."""
+    runs = OmegaConf.load(report / "config.yaml").runs
+    results = table.read([Path(folder) for folder in runs if (Path(folder) / table.FILE).is_file()]).results
+    methods = list(dict.fromkeys(result.method for result in results))
+    taught = [method for method in methods if method.startswith("sft")]
+    yield from ("| policies of | policies | R2 [95% over runs] | Kendall's tau |", "| --- | --- | --- | --- |")
+    for group in [methods, taught, *([method] for method in methods)]:
+        own = [result for result in results if result.method in group]
+        found = law.predictors(own, [FORWARD_KL])[FORWARD_KL]
+        yield f"| {', '.join(group)} | {len(own)} | {law.in_words(found)} | {found['kendall_tau']:.2f} |"
 
 
 def residuals(domain: Mapping[str, Any]) -> Iterator[str]:
@@ -56,7 +71,9 @@ def held_out(domain: Mapping[str, Any]) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("report", type=Path)
-    summary = json.loads((parser.parse_args().report / "summary.json").read_text())
+    report = parser.parse_args().report
+    summary = json.loads((report / "summary.json").read_text())
+    print("\n".join(among(report)) + "\n")
     for name, domain in summary["domains"].items():
         print(f"{name}: {domain['policies']} policies\n")
         for part in (predictors, residuals, matched, held_out):
