@@ -84,6 +84,12 @@ def test_the_verbs_settings_are_those_of_all_its_methods() -> None:
     assert found["sft_own_2_seed0"] == found["sft_2_seed0"] == {"epochs": 2}
 
 
+def test_a_penalty_from_outside_makes_a_method_another_one() -> None:
+    (paid,) = plan("method=sft", "sft.penalties={mymethods:StayNear: 0.1}")
+    assert paid.label == "sft penalties={'mymethods:StayNear': 0.1}"
+    assert paid.changes == {"penalties": {"mymethods:StayNear": 0.1}}
+
+
 def test_what_makes_a_method_another_one_is_in_its_name() -> None:
     words = ["method=sft,rl", "kl_coefficient=0,0.1", "rl.lora_rank=0,8", "learning_rate=1e-4,2e-4"]
     labels = {training.label for training in plan(*words)}
