@@ -41,12 +41,19 @@ def trained(model: PrismaticVLA, batch: int) -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 8], ids=["all weights", "LoRA"])
-@pytest.mark.parametrize(("size", "dtype"), [("tiny", "float32"), ("mid-size", "float32"), ("mid-size", "bfloat16")])
-def test_the_memory_of_an_update_is_what_is_measured(tmp_path: Path, size: str, dtype: str, rank: int) -> None:
+@pytest.mark.parametrize(
+    ("size", "dtype", "again"),
+    [("tiny", "float32", False), ("mid-size", "float32", False), ("mid-size", "bfloat16", False)]
+    + [("mid-size", "float32", True)],
+)
+def test_the_memory_of_an_update_is_what_is_measured(
+    tmp_path: Path, size: str, dtype: str, again: bool, rank: int
+) -> None:
     statistics = {"vla_razor_panda": {"action": ACTION}}
     model = make_tiny(["pick coke can"], torch.Generator().manual_seed(0), norm_stats=statistics, **SIZES[size])
     model.save_pretrained(tmp_path / "policy")
     words = [f"policy={tmp_path / 'policy'}", f"lora_rank={rank}", f"dtype={dtype}", "train_vision=true", "device=cpu"]
+    words += [f"gradient_checkpointing={again}"]
     config = compose("rl", words)
     planned = plan.footprint(plan.model_of(config), config)
     with Run.create(tmp_path / "run", config, "rl") as run:

@@ -67,6 +67,9 @@ class Training(Probed, BesidePrior):
     gain_learning_rate: k.Positive | None = key(1e-3, "of the language model's norm gains; null: learning_rate")
     lora_rank: k.Whole = key(0, "of adapters; 0 trains the weights themselves")
     lora_alpha: k.Positive = key(16, "adapters are scaled by lora_alpha / lora_rank")
+    gradient_checkpointing: k.Switch = key(
+        False, "compute activations again in the backward pass, for memory", before=False
+    )
     betas: k.Betas = key([0.9, 0.99], "of AdamW")
     eps: k.Positive = key(1e-6, "of AdamW")
     weight_decay: k.Number = key(0.0, "of AdamW")

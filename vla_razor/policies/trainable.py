@@ -129,6 +129,10 @@ class Trainable(ABC):
     def device(self) -> torch.device:
         return next(self.module.parameters()).device
 
+    def recompute_activations(self) -> None:
+        """From now on compute activations again in the backward pass instead of keeping them."""
+        raise UserError(f"{self.name} keeps its activations: gradient_checkpointing=false.")
+
     # Adapters
 
     @property

@@ -69,6 +69,8 @@ def open_policies(config: DictConfig, run: Run) -> tuple[Trainable, Base]:
         policy.merge_lora()
     if checkpoint is None and config.lora_rank:
         policy.add_lora(config.lora_rank, config.lora_alpha, generator(config.seed, "lora"))
+    if config.gradient_checkpointing:
+        policy.recompute_activations()
     return policy, Base(policy, config)
 
 

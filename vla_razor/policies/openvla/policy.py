@@ -143,6 +143,10 @@ class PrismaticPolicy(Trainable):
         """As `PrismaticVLA.save_pretrained`."""
         self.model.save_pretrained(folder)
 
+    def recompute_activations(self) -> None:
+        """In every block of the vision stacks and the decoder."""
+        self.model.gradient_checkpointing()
+
     def add_lora(self, rank: int, alpha: int, generator: torch.Generator) -> None:
         """On every linear layer that is run."""
         self.model.add_lora(rank, alpha, generator=generator)

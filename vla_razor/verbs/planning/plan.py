@@ -139,6 +139,7 @@ def model_of(config: DictConfig) -> PrismaticVLA:
     products = products_of(config)
     model.cast(torch.float32, products if config.lora_rank else None)
     model.products = products
+    model.gradient_checkpointing(config.gradient_checkpointing)
     if config.lora_rank:
         depths = [len(stack.blocks) for stack in model.vision_backbone.stacks]
         lora.add(model, lora.configuration(config.lora_rank, config.lora_alpha, depths))
