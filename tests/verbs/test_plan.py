@@ -43,8 +43,12 @@ def trained(model: PrismaticVLA, batch: int) -> None:
 @pytest.mark.parametrize("rank", [0, 8], ids=["all weights", "LoRA"])
 @pytest.mark.parametrize(
     ("size", "dtype", "again"),
-    [("tiny", "float32", False), ("mid-size", "float32", False), ("mid-size", "bfloat16", False)]
-    + [("mid-size", "float32", True)],
+    [
+        ("tiny", "float32", False),
+        ("mid-size", "float32", False),
+        ("mid-size", "bfloat16", False),
+        ("mid-size", "float32", True),
+    ],
 )
 def test_the_memory_of_an_update_is_what_is_measured(
     tmp_path: Path, size: str, dtype: str, again: bool, rank: int
