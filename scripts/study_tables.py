@@ -5,7 +5,7 @@ python scripts/study_tables.py REPORT
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from vla_razor.statistics import Difference
 from vla_razor.study import law, table
 from vla_razor.study.measures import FORWARD_KL, MEASURES
+from vla_razor.study.table import Result
 from vla_razor.tables import in_words
 
 
@@ -25,17 +26,40 @@ def predictors(domain: Mapping[str, Any]) -> Iterator[str]:
         yield f"| {shown} | {law.in_words(found)} | {found['kendall_tau']:.2f} |"
 
 
-def among(report: Path) -> Iterator[str]:
+def ends(results: Sequence[Result]) -> Iterator[str]:
+    """A line a method and learning rate: where its runs ended, the mean over them and the range."""
+    lines = (
+        "| method | learning rate | runs | the can | prior success lost | forward KL, nats an action |",
+        "|" + " --- |" * 6,
+    )
+    yield from lines
+    by_rate: dict[tuple[str, float], dict[str, Result]] = {}
+    for result in sorted(results, key=lambda one: one.step):
+        by_rate.setdefault((result.method, result.learning_rate or 0.0), {})[result.run] = result
+    for (method, rate), runs in sorted(by_rate.items()):
+        last = list(runs.values())
+        can, lost = ranged([one.new for one in last], ".0%"), ranged([one.forgotten for one in last], "+.0%")
+        # The two parts are in nats an action, and add up to forward KL.
+        moved = ranged([one.measures["sharpening"] + one.measures["displacement"] for one in last], ".1f")
+        yield f"| {method} | {rate:g} | {len(last)} | {can} | {lost} | {moved} |"
+
+
+def ranged(values: Sequence[float], form: str) -> str:
+    """The mean, and the range where there are several."""
+    mean = format(sum(values) / len(values), form)
+    return f"{mean} ({min(values):{form}} to {max(values):{form}})" if len(values) > 1 else mean
+
+
+def among(results: Sequence[Result]) -> Iterator[str]:
     """A line a group of methods: how well forward KL predicts forgetting among their policies alone."""
-    runs = OmegaConf.load(report / "config.yaml").runs
-    results = table.read([Path(folder) for folder in runs if (Path(folder) / table.FILE).is_file()]).results
     methods = list(dict.fromkeys(result.method for result in results))
     taught = [method for method in methods if method.startswith("sft")]
     yield from ("| policies of | policies | R2 [95% over runs] | Kendall's tau |", "| --- | --- | --- | --- |")
     for group in [methods, taught, *([method] for method in methods)]:
         own = [result for result in results if result.method in group]
-        found = law.predictors(own, [FORWARD_KL])[FORWARD_KL]
-        yield f"| {', '.join(group)} | {len(own)} | {law.in_words(found)} | {found['kendall_tau']:.2f} |"
+        # Of too few policies there is no law.
+        for found in law.predictors(own, [FORWARD_KL]).values():
+            yield f"| {', '.join(group)} | {len(own)} | {law.in_words(found)} | {found['kendall_tau']:.2f} |"
 
 
 def residuals(domain: Mapping[str, Any]) -> Iterator[str]:
@@ -73,7 +97,10 @@ def main() -> None:
     parser.add_argument("report", type=Path)
     report = parser.parse_args().report
     summary = json.loads((report / "summary.json").read_text())
-    print("\n".join(among(report)) + "\n")
+    runs = OmegaConf.load(report / "config.yaml").runs
+    results = table.read([Path(folder) for folder in runs if (Path(folder) / table.FILE).is_file()]).results
+    for part in (ends, among):
+        print("\n".join(part(results)) + "\n")
     for name, domain in summary["domains"].items():
         print(f"{name}: {domain['policies']} policies\n")
         for part in (predictors, residuals, matched, held_out):
