@@ -399,7 +399,7 @@ def _show_mnist(console: Console, config: DictConfig) -> None:
     from vla_razor.parity_mnist import model
     from vla_razor.verbs.study import mnist
 
-    runs = mnist._runs(config)
+    runs = mnist.runs_of(config)
     count = sum(value.numel() for value in model.initialize(1, torch.Generator()).values())
     console.print(f"mnist: {len(runs)} models of about {count:,} parameters, all trainable", highlight=False)
     console.print("Nothing was started.", highlight=False)
