@@ -30,6 +30,8 @@ from vla_razor.llm.sampling import Done, prompt_ids, sample
 from vla_razor.llm.tasks import Example
 
 SCHEMA = 1
+SCALES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+"""What models' configurations call a change of their logits."""
 TEMPERATURE = 1.0
 """Of the completions: a language model's distribution is the softmax of its logits as they are."""
 
@@ -160,7 +162,8 @@ def output_head(language: LanguageModel) -> Tensor:
     Raises UserError for a model whose logits are more than that product.
     """
     layer = language.model.get_output_embeddings()
-    scaled = [name for name in ("final_logit_softcapping", "logit_scale", "logits_scaling") if _set(language, name)]
+    scales = {name: getattr(language.model.config, name, None) for name in SCALES}
+    scaled = [name for name, value in scales.items() if value not in (None, 1)]
     if getattr(layer, "bias", None) is not None or scaled:
         raise UserError(
             f"{language.name}: its logits are not hidden states times a matrix ({', '.join(scaled) or 'bias'})."
@@ -230,7 +233,3 @@ def _states(model: Any, **given: Any) -> Float[Tensor, "B T H"]:
         if wrapped is not None:
             model.forward = wrapped
     return kept[0]
-
-
-def _set(language: LanguageModel, name: str) -> bool:
-    return getattr(language.model.config, name, None) not in (None, 1, 1.0)

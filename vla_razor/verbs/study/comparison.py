@@ -175,6 +175,10 @@ class Column(NamedTuple):
         """Of some tasks together, or all."""
         return self.scale.rate(tables(self.members, kind, reading, tasks))
 
+    def changes(self, kind: str) -> dict[str, Difference]:
+        """By reading, how much more is earned than by the base from the same starts, over all seeds and tasks."""
+        return {reading: change(self.members, [self.base], kind, reading) for reading in self.scale.readings}
+
     def drift(self, name: str) -> float:
         """The mean over seeds of a measure on the probe set; 0 for the base."""
         return float(np.mean([member.drift[name] if member.drift else 0.0 for member in self.members]))
@@ -334,10 +338,7 @@ def summary(columns: Sequence[Column], probed: Mapping[str, int]) -> dict[str, A
         "policies": {column.name: column.entry(probed) for column in columns},
         "changes": {
             column.name: {
-                kind: {
-                    reading: change(column.members, [column.base], kind, reading)._asdict()
-                    for reading in column.scale.readings
-                }
+                kind: {reading: found._asdict() for reading, found in column.changes(kind).items()}
                 for kind in column.base.earned
                 if column.base.tasks(kind)
             }
@@ -368,10 +369,7 @@ def table(columns: Sequence[Column], heading: str = "") -> Table:
                 cells = (scale.shown(column.rate(kind, reading, tasks), gap) for column in columns)
                 found.add_row(f"  {below}" if below else label, *cells)
         for reading, below in scale.readings.items() if base.tasks(kind) else ():
-            cells = [
-                "" if one.members[0] is one.base else scale.in_words(change(one.members, [one.base], kind, reading))
-                for one in columns
-            ]
+            cells = ["" if o.members[0] is o.base else scale.in_words(o.changes(kind)[reading]) for o in columns]
             found.add_row(f"  change {below}".rstrip(), *cells)
         found.add_section()
     for name in scale.moved:
