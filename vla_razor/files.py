@@ -1,7 +1,5 @@
 """Writing files and folders so that a kill or a full disk leaves the old or the new one, never half of one."""
 
-from __future__ import annotations
-
 import errno
 import json
 import math

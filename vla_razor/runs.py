@@ -10,8 +10,6 @@ Whole files are written aside and renamed, so that a kill leaves the old or the 
 which ends with its process, lets one process write at a time.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import shutil

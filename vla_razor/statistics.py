@@ -5,8 +5,6 @@ episodes and more than 96. All intervals here are clustered by start, through `e
 policies at hand on starts of the same kind, and say nothing about seeds that were not trained.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypedDict

@@ -22,8 +22,6 @@ A package registers a suite as an entry point of the group `vla_razor.suites`: t
 that takes the entry point's name and gives a mapping with the keys above.
 """
 
-from __future__ import annotations
-
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any

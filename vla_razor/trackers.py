@@ -1,7 +1,5 @@
 """Where a run's scalars go beside metrics.jsonl: TensorBoard, Weights & Biases, trackio or nowhere."""
 
-from __future__ import annotations
-
 import importlib
 import secrets
 from collections.abc import Mapping

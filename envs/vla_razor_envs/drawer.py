@@ -7,8 +7,6 @@ Which drawer, and whether to open or close it, is the task, and one built scene 
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportIncompatibleMethodOverride=false
 # pyright: reportIncompatibleVariableOverride=false, reportOperatorIssue=false, reportReturnType=false
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -4,8 +4,6 @@
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportIncompatibleMethodOverride=false
 # pyright: reportIncompatibleVariableOverride=false, reportOperatorIssue=false, reportReturnType=false, reportCallIssue=false
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 import numpy as np

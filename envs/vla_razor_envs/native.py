@@ -1,7 +1,5 @@
 """The vector face on a GPU: one ManiSkill simulation of the whole batch."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from typing import Any
 

@@ -4,8 +4,6 @@
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportIncompatibleMethodOverride=false
 # pyright: reportIncompatibleVariableOverride=false, reportOperatorIssue=false, reportReturnType=false
 
-from __future__ import annotations
-
 import sapien
 from mani_skill.agents.controllers.base_controller import ControllerConfig
 from mani_skill.agents.registration import register_agent

@@ -1,7 +1,5 @@
 """Jerk-limited joint paths for one scene on a CPU, planned by ruckig (Berscheid and Kröger, 2021)."""
 
-from __future__ import annotations
-
 import numpy as np
 import ruckig
 from numba import njit

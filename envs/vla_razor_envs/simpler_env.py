@@ -6,8 +6,6 @@ actions travel through shared memory. Whatever the original leaves to chance or 
 passed to it at each reset: the robot's place and colours, the can's place, the photo behind the scene.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math

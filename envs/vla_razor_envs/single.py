@@ -1,7 +1,5 @@
 """A task as `gymnasium.make` gives it: one environment, unbatched numpy."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import replace
 from functools import cached_property

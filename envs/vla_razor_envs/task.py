@@ -10,8 +10,6 @@ seed, from which whatever they leave open is drawn.
 # pyright: reportIncompatibleVariableOverride=false, reportOperatorIssue=false, reportReturnType=false
 # pyright: reportOptionalMemberAccess=false
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, ClassVar
 

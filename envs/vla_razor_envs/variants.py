@@ -5,8 +5,6 @@ light, camera, table, background, distractors or cabinet. All numbers are the or
 (github.com/simpler-env/SimplerEnv, commit 4ab7178). A variant whose files are missing raises when it is built.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import sqrt

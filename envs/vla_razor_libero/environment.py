@@ -1,7 +1,5 @@
 """A suite of LIBERO's as one Gymnasium environment, whose reset says which task."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Sampling a teacher until every prompt has what it needs, several prompts at a time."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait

@@ -4,8 +4,6 @@
 prompts were finished. A line counts once its newline is written.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections import Counter
@@ -102,11 +100,11 @@ def _annotations(path: Path) -> Iterator[tuple[str, Annotation]]:
     """Each with its place in the file."""
     places: dict[str, str] = {}
     for row in from_lines(path):
+        texts: dict[str, Any] = {name: _text(row, name) for name in ("prompt", "gold", "group", "teacher")}
+        texts |= {name: None if row.get(name) is None else _text(row, name) for name in ("chosen", "rejected")}
         kinds = row.get("failures")
         if not isinstance(kinds, Mapping):
             raise UserError(f"{row.where}: field 'failures' is {kinds!r}, expected an object of counts.")
-        texts: dict[str, Any] = {name: _text(row, name) for name in ("prompt", "gold", "group", "teacher")}
-        texts |= {name: None if row.get(name) is None else _text(row, name) for name in ("chosen", "rejected")}
         failures = {kind: _count(row, "failures", kind) for kind in kinds}
         annotation = Annotation(**texts, samples=_count(row, "samples"), failures=failures)
         if earlier := places.get(annotation.prompt):

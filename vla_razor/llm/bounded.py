@@ -1,7 +1,5 @@
 """Calls that may never return, run in processes that are stopped after some seconds."""
 
-from __future__ import annotations
-
 import atexit
 import resource
 from collections.abc import Callable, Iterable

@@ -1,7 +1,5 @@
 """What a run adds to TRL's trainers: metrics, forward KL on the probe set, checkpoints, and a progress bar."""
 
-from __future__ import annotations
-
 import math
 import os
 import shutil

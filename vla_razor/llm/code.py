@@ -10,8 +10,6 @@ read and handed back once the last line has run. No way of ending early produces
 secret in its own process will find it.
 """
 
-from __future__ import annotations
-
 import os
 import resource
 import secrets

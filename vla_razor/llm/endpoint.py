@@ -8,8 +8,6 @@ connection, a body that is cut off or no completion. Every other refusal is fina
 is sent, since not every server takes one.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import socket

@@ -1,7 +1,5 @@
 """HumanEval's problems (MIT), from a folder of local data sets or from the package that its authors publish."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A teacher on this machine: a language model that samples several responses to one prompt together."""
 
-from __future__ import annotations
-
 from collections import Counter
 from concurrent.futures import Future
 from typing import Any

@@ -1,7 +1,5 @@
 """From what a user types (`smollm`, a run folder, a checkpoint, a Hub id) to a language model and its tokenizer."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -2,8 +2,6 @@
 never built, installed or imported.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import tempfile

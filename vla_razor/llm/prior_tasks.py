@@ -5,8 +5,6 @@ prompts, metrics and few-shot examples stay lm-eval's. HumanEval runs what the m
 asked for. `text` is not a benchmark but a text of the user's, scored by lm-eval's rolling log-likelihood.
 """
 
-from __future__ import annotations
-
 import csv
 import gzip
 import hashlib

@@ -5,8 +5,6 @@ vocabulary in closed form (RL's Razor, Section 4). The base's distributions woul
 follow from its last hidden states and its output head, which are kept instead.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

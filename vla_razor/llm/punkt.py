@@ -1,7 +1,5 @@
 """NLTK's punkt_tab, with which IFEval counts sentences, from a package that ships it."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Reading rows of published data: from files, with the place of every mistake, or from the Hugging Face Hub."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path

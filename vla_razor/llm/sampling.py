@@ -1,7 +1,5 @@
 """Completions of a language model, in batches; the same seed gives the same completions."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 

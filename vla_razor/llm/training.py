@@ -7,8 +7,6 @@
   tokens; TRL averages them over its length, as the SimPO paper does. `log_probs` chooses.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from importlib.util import find_spec

@@ -5,8 +5,6 @@ The interval of a forecast holds 90% of unseen *runs*: a run is held where all o
 checkpoints are not independent, and whoever watches a training watches all of them.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple

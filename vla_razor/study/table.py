@@ -1,7 +1,5 @@
 """The results table of any domain (robot, language, ParityMNIST): results.parquet, a row a policy."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path

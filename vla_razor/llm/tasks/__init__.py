@@ -3,8 +3,6 @@
 Splits are fixed by rules, not by seeds, so that they are the same everywhere; each task's docstring holds its rule.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from importlib import import_module

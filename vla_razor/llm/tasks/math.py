@@ -9,8 +9,6 @@ a completion with several answers has given the last one. What a computer algebr
 seconds, such as a tower of powers, is wrong.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -9,8 +9,6 @@ the letter, with or without the option's own text, and nothing else: neither two
 counts if it is the gold one up to spaces and the kind of arrow.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence
