@@ -207,7 +207,9 @@ def figure(path: Path, rows: int, columns: int, size: tuple[float, float]) -> It
 
 
 def inline_svg(path: Path, name: str) -> str:
-    """The SVG element of a file. Its ids are prefixed with the figure's name, since a page has one space of ids."""
+    """The SVG element of a file. Its ids are prefixed with the figure's name, since all figures of a page share one
+    space of ids.
+    """
     text = path.read_text()
     text = re.sub(r'\bid="', f'id="{name}-', text[text.index("<svg") :])
     return re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", text)

@@ -149,6 +149,7 @@ def evaluate(
     composed = compose("eval", [f"env={scene}", f"robot={robot}"])
     together = composed.num_envs if num_envs is None else num_envs
     settings = {"episodes": episodes, "seed": seed, "num_envs": together, "num_workers": num_workers, "device": device}
+    # A suite may say that fewer environments fit together, as each of LIBERO's takes 0.7 GB.
     played = evaluation.evaluate_policy(policy, scenes(composed.env), **settings)
     return {task: success_summary(found) for task, found in played.items()}
 

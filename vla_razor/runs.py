@@ -55,7 +55,7 @@ class Run:
         """
         path = Path(out)
         settings = OmegaConf.merge({"verb": verb}, config, {"verb": verb})
-        OmegaConf.resolve(settings)
+        OmegaConf.resolve(settings)  # a resumed run must not depend on what its settings once referred to
         closed = _settings(settings)
         check(closed)
         # Before the lock, which is a file: a folder of something else is left exactly as it was.
@@ -140,7 +140,7 @@ class Run:
             atomic_folder(self.path / "checkpoints" / f"step_{step}", model_saver)
             newest = self.path / "trainer_state" / f"step_{step}.pt"
             atomic_write(newest, lambda file: torch.save(content, file))
-        for _, path in _numbered(self.path / "trainer_state", ".pt"):
+        for _, path in _numbered(self.path / "trainer_state", ".pt"):  # after the new one is whole
             if path != newest:
                 path.unlink()
 

@@ -102,7 +102,7 @@ def effective_episodes(outcomes: ArrayLike) -> float:
     table = _table(outcomes)
     kept = table[:, ~np.isnan(table).all(0)]
     starts, episodes = kept.shape[1], int((~np.isnan(kept)).sum())
-    if starts == episodes:  # also where there are none
+    if starts == episodes:  # one each, so that nothing is clustered; also where there are none
         return float(episodes)
     rate, copies = float(np.nanmean(kept)), episodes / starts
     extreme = (rate**2 + (1 - rate) ** 2) / 2  # the squared residual of the made-up start
@@ -259,4 +259,5 @@ def _wilson_limits(rate: float, size: float) -> tuple[float, float]:
     centre, shrunk = rate + Z**2 / (2 * size), 1 + Z**2 / size
     reach = Z * math.sqrt(rate * (1 - rate) / size + Z**2 / (4 * size**2))
     low, high = (centre - reach) / shrunk, (centre + reach) / shrunk
+    # At rates of 0 and 1 the limit is exact: rounding must not put it a little to the wrong side.
     return (max(low, 0.0) if rate > 0 else 0.0), (min(high, 1.0) if rate < 1 else 1.0)

@@ -63,13 +63,14 @@ def compose(verb: str, overrides: Iterable[str] = ()) -> DictConfig:
     experiment.change(config, verb)
     if verb in SWEEPS:
         given |= {key: [values.pop(key)] for key in list(values) if key in config.axes or axes.is_one(config, key)}
+    # Before the other keys: what the robot brings with it is a default, which `env.make...` may then change.
     for key in [key for key in ("robot", "image_size", "sim_backend") if key in values]:
         _assign(config, verb, key, values.pop(key))
     simulation.place_robot(config)
     for key, text in values.items():
         _assign(config, verb, key, text)
     simulation.check(config)
-    simulation.set_prior_apart(config)
+    simulation.set_prior_apart(config)  # last: only now is it known which tasks are learned
     if given:
         config.axes = {**axes.kept(config, given), **given}
     if config.out is None:
@@ -144,7 +145,7 @@ def _compose_files(verb: str, groups: dict[str, str]) -> DictConfig:
 
 
 def _composed(name: str, *overrides: str) -> DictConfig:
-    return deepcopy(_composed_once(name, *overrides))
+    return deepcopy(_composed_once(name, *overrides))  # the caller changes it, the cache must not
 
 
 @cache

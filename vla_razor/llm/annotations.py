@@ -63,7 +63,7 @@ def take_up(path: Path, golds: Mapping[str, str]) -> list[Annotation]:
     """
     if not path.exists():
         return []
-    os.truncate(path, _whole(path))
+    os.truncate(path, _whole(path))  # a line counts once its newline is written
     found = list(_annotations(path))
     for where, annotation in found:
         if golds.get(annotation.prompt) != annotation.gold:

@@ -131,7 +131,7 @@ def measure(language: LanguageModel, probe: ProbeSet, batch_size: int) -> dict[s
             f"{probe.head.shape[0]}. Compare models whose embeddings have the same size."
         )
     was_training = language.model.training
-    language.model.eval()
+    language.model.eval()  # without dropout, or a policy would be measured as far from itself
     hidden = _hidden_states(language, probe, batch_size)
     language.model.train(was_training)
     if not hidden.isfinite().all():

@@ -148,7 +148,7 @@ def summarize(points: Sequence[Point]) -> dict[str, Any]:
     all models, for those below each bound on forward KL, and for the methods of the paper's own fit. Per width: the
     frontier of SFT. All but the last are for the paper's width alone.
     """
-    usual = [point for point in points if point.width == WIDTH]
+    usual = [point for point in points if point.width == WIDTH]  # the other widths answer one question of their own
     matched = matched_accuracy(usual)
     ranges = {
         f"forward_kl<={bound:g}": predictors([p for p in usual if p.measures["forward_kl"] <= bound])

@@ -58,6 +58,7 @@ def load(data_dir: Path | None, *, direct: bool) -> Splits:
 def rewards(completions: Sequence[str], golds: Sequence[str]) -> list[float]:
     r"""1 where the last \boxed{} holds the gold answer, by math-verify, else 0."""
     answers = [final_answer(answer_in(completion)) for completion in completions]
+    # What is the same text needs no algebra, which takes a process and may take seconds.
     verdicts = [
         answer is not None and same_text(answer) == same_text(gold) for answer, gold in zip(answers, golds, strict=True)
     ]

@@ -48,6 +48,7 @@ def run(config: DictConfig, run: Run) -> None:
         if not kept.is_file():
             write_json(kept, answers_of(config, language, task, asked, "base answers") if asked else [])
         base: list[bool] = json.loads(kept.read_text())
+    # The probe set and the answers are the base's: both are made before the first update.
     callback = RunCallback(run, config.probe_every, lambda: _moved(config, language, probe))
     folder, callbacks = trainer_folder(run), [callback]
     if config.verb == "llm_sft":

@@ -184,7 +184,7 @@ def _ends(method: str, points: Sequence[Any], pool: Callable[[Sequence[Any]], Ra
 def correlation(learned: Sequence[Learned]) -> float | None:
     """Kendall's tau of the KL that was spent with the success over the whole curve; None where it says nothing."""
     pairs = [(one.spent, one.all["rate"]) for one in learned]
-    if min(len(set(column)) for column in zip(*pairs, strict=True)) < 3:
+    if min(len(set(column)) for column in zip(*pairs, strict=True)) < 3:  # two points are always in some order
         return None
     tau: Any = kendalltau(*zip(*pairs, strict=True))[0]
     return float(tau)

@@ -248,6 +248,7 @@ def work_of(config: DictConfig) -> Work:
         return Work(most, learnt, config.iterations)
     states, assumed = _demonstrated(config)
     new = config.batch_size - replayed_per_batch(config)
+    # An epoch is one of the new task: what is replayed in a batch does not make it longer.
     return Work(0, config.batch_size, config.epochs * -(-states // new), assumed)
 
 

@@ -78,7 +78,7 @@ def plan(
         if len(set(values)) < len(values):
             raise UserError(f"{key}={','.join(values)}: each value only once, or runs would be the same.")
     methods, seeds = axes.pop("method"), seeds_of(config)
-    alone = config.verb.endswith("demo") and len(seeds) == 1
+    alone = config.verb.endswith("demo") and len(seeds) == 1  # a demo's folders: demos, sft, rl, without a number
     for method in methods:
         if method not in verbs:
             raise UserError(f"unknown method {method!r}. {nearest(method, verbs)}")
@@ -105,6 +105,7 @@ def plan(
             if "learning_rate" in changes and "gain_learning_rate" not in changes and gains is not None:
                 changes["gain_learning_rate"] = gains * changes["learning_rate"] / config[verb].learning_rate
             name = f"{method}_{setting}" if len(settings) > 1 else method
+            # A setting keeps its number over all seeds, so that its runs are found and averaged together.
             rate = changes.get("learning_rate", config[verb].learning_rate)
             used = {**config[verb], **changes}
             variant = " ".join(f"{k}={used[k]}" for k in variants if k in used and used[k] != usual[k])

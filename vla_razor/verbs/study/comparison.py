@@ -320,6 +320,7 @@ def matched(outcomes: Sequence[Outcome]) -> Matched:
         if outcome.method != "base":
             runs.setdefault(outcome.setting, {}).setdefault(outcome.run, []).append(outcome)
     stages = {
+        # Not strict: a run of one seed may have ended early, at its budget; then the others' later ones do not count.
         name: [Column(name, own, bases[own[0].model]) for own in zip(*by_run.values(), strict=False)]
         for name, by_run in runs.items()
     }
@@ -404,7 +405,7 @@ def hits_in(folder: Path) -> dict[str, dict[str, dict[str, np.ndarray]]]:
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
     for row in read_lines(folder / "episodes.jsonl"):
         for reading in READINGS:
-            value = float("nan") if row["lost"] else float(row[reading])
+            value = float("nan") if row["lost"] else float(row[reading])  # keeps its place: starts must stay paired
             of_policy = found.setdefault(row["policy"], {}).setdefault(reading, {})
             of_policy.setdefault(row["task"], []).append(value)
     return {

@@ -134,7 +134,7 @@ def work(out: str, number: int, name: str, cards: Cards | None = None) -> str | 
             command, env=os.environ | own, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
         ) as child,
     ):
-        RUNNING.add(child)
+        RUNNING.add(child)  # so that `launch` can stop it from another thread
         try:
             status = child.wait()
         except BaseException:  # Ray ends a worker by SystemExit
@@ -145,6 +145,7 @@ def work(out: str, number: int, name: str, cards: Cards | None = None) -> str | 
     if status == 0:
         return None
     said = log.read_text(errors="replace").strip().splitlines()
+    # The last line of its output is the message; a process that a signal ended has said nothing.
     return said[-1] if said and status > 0 else f"its process died with status {status}; see {log}"
 
 
