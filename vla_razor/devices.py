@@ -75,15 +75,10 @@ def remember_check(tasks: Sequence[str], device: torch.device) -> Path:
 
 def simulator_of(device: torch.device) -> Mapping[str, Any]:
     """What decides how a GPU simulates: its name, its driver, and the simulator's versions."""
+    driver = Path("/proc/driver/nvidia/version")  # of Linux alone
+    found = driver.read_text().partition("\n")[0].strip() if driver.is_file() else "unknown"
     versions = {name: metadata.version(name) for name in ("mani_skill", "sapien")}
-    return {"gpu": torch.cuda.get_device_name(device), "driver": _driver(), **versions}
-
-
-def _driver() -> str:
-    try:
-        return Path("/proc/driver/nvidia/version").read_text().partition("\n")[0].strip()
-    except OSError:
-        return "unknown"
+    return {"gpu": torch.cuda.get_device_name(device), "driver": found, **versions}
 
 
 def _kept() -> Path:

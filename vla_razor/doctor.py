@@ -42,11 +42,18 @@ class Check:
 def main(as_json: bool = False) -> int:
     """Prints a table, or one JSON object, and returns the exit status: 1 if the main job could not run here."""
     checks = {name: check() for name, check in CHECKS.items()}
-    ready = all(check.ok is not False for check in checks.values())
+    ready = all(check.ok is not False for check in checks.values())  # None, of something optional, is no failure
     if as_json:
         print(json.dumps({"ready": ready, "checks": {name: asdict(check) for name, check in checks.items()}}, indent=2))
-    else:
-        _print_table(checks, ready)
+        return 0 if ready else 1
+    table = Table("", "check", "found, and what to do", show_lines=True)
+    marks = {True: "[green]ok[/green]", False: "[red]fails[/red]", None: "optional"}
+    for name, check in checks.items():
+        remedy = f"\n[bold]{escape(check.remedy)}[/bold]" if check.remedy else ""
+        table.add_row(marks[check.ok], name, escape(check.found) + remedy)
+    console = Console()
+    console.print(table)
+    console.print("The main job can run here: vla-razor demo" if ready else "The main job cannot run here.")
     return 0 if ready else 1
 
 
@@ -180,14 +187,3 @@ CHECKS: dict[str, Callable[[], Check]] = {
     "base checkpoint": check_base,
     "disk": check_disk,
 }
-
-
-def _print_table(checks: dict[str, Check], ready: bool) -> None:
-    table = Table("", "check", "found, and what to do", show_lines=True)
-    marks = {True: "[green]ok[/green]", False: "[red]fails[/red]", None: "optional"}
-    for name, check in checks.items():
-        remedy = f"\n[bold]{escape(check.remedy)}[/bold]" if check.remedy else ""
-        table.add_row(marks[check.ok], name, escape(check.found) + remedy)
-    console = Console()
-    console.print(table)
-    console.print("The main job can run here: vla-razor demo" if ready else "The main job cannot run here.")

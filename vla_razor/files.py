@@ -1,7 +1,5 @@
 """Writing files and folders so that a kill or a full disk leaves the old or the new one, never half of one."""
 
-from __future__ import annotations
-
 import errno
 import json
 import math
@@ -36,7 +34,7 @@ def atomic_write(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
             _ = file.write(content) if isinstance(content, bytes) else content(file)
             file.flush()
             os.fsync(file.fileno())
-        aside.chmod(0o644)
+        aside.chmod(0o644)  # mkstemp's files are for their owner alone
         aside.replace(path)
     except BaseException:
         aside.unlink(missing_ok=True)
@@ -55,8 +53,14 @@ def atomic_folder(path: Path, fill: Callable[[Path], object]) -> None:
     try:
         fill(aside)
         aside.chmod(0o755)
-        for file in aside.rglob("*"):
-            _sync(file)
+        for file in aside.rglob(
+            "*"
+        ):  # on the disk before the rename: else a power cut leaves a whole name, empty files
+            descriptor = os.open(file, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
         if path.exists():
             path.rename(earlier)
         aside.rename(path)
@@ -92,17 +96,14 @@ def remove_unfinished(folder: Path) -> None:
     replacement never took its place, is put back.
     """
     for leftover in list(folder.rglob(f"*{ASIDE}*")):
-        if leftover.name.endswith(EARLIER) and not (place := _place_of(leftover)).exists():
+        # The name of what is replaced stands between the mark and eight random letters.
+        place = leftover.with_name(leftover.name.removeprefix(ASIDE).removesuffix(EARLIER).rpartition("-")[0])
+        if leftover.name.endswith(EARLIER) and not place.exists():
             leftover.rename(place)
         elif leftover.is_dir():
             shutil.rmtree(leftover)
         else:
             leftover.unlink(missing_ok=True)
-
-
-def _place_of(earlier: Path) -> Path:
-    """Where a folder was before it was set aside: its name stands between the mark and eight random letters."""
-    return earlier.with_name(earlier.name.removeprefix(ASIDE).removesuffix(EARLIER).rpartition("-")[0])
 
 
 @contextmanager
@@ -113,22 +114,10 @@ def full_disk_reported(path: Path, advice: str = "free some space.") -> Iterator
     except RunFailed:
         raise
     except Exception as error:
-        if not _says_disk_full(error):
-            raise
-        raise RunFailed(f"out of disk while writing {path}: {advice}") from error
-
-
-def _says_disk_full(error: BaseException | None) -> bool:
-    while error is not None:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        # safetensors, h5py and pyarrow wrap the system's error in one of their own, or keep its text alone.
+        cause: BaseException | None = error
+        while cause is not None:
+            if getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(cause):
+                raise RunFailed(f"out of disk while writing {path}: {advice}") from error
+            cause = cause.__cause__ or cause.__context__
+        raise

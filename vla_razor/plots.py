@@ -92,12 +92,25 @@ def learning_curves(path: Path, curves: Sequence[Curve], measure: str) -> None:
         success, loss, drift = axes
         for curve in curves:
             colour = _shade(curve, curves)
-            if curve.episodes:
-                _rate_band(success, curve.rows, curve.episodes, colour, curve.name)
+            if count := curve.episodes:
+                # Windows of five iterations, each with the interval of its episodes together. Episodes from one start
+                # count as `effective_episodes` says, where that was logged.
+                steps, rates = _column(curve.rows, "success")
+                known = [row.get("effective_episodes", count) for row in curve.rows if row.get("success") is not None]
+                each = [wilson(round(r * count), count, effective=e) for r, e in zip(rates, known, strict=True)]
+                windows = [slice(start, start + 5) for start in range(0, len(rates), 5)]
+                pooled = [pooled_rate(each[window]) for window in windows]
+                middles = [steps[window].mean() for window in windows]
+                low, high = [rate["low"] for rate in pooled], [rate["high"] for rate in pooled]
+                success.plot(steps, rates, color=colour, alpha=0.25, linewidth=0.8)
+                success.plot(middles, [rate["rate"] for rate in pooled], color=colour, label=curve.name)
+                success.fill_between(middles, low, high, color=colour, alpha=0.15, linewidth=0)
             else:
                 steps, values = _column(curve.rows, "loss")
+                ends = [(max(0, i - 7), i + 8) for i in range(len(values))]  # a running mean, shorter at the ends
+                smooth = [values[low:high].mean() for low, high in ends]
                 loss.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
-                loss.plot(steps, _smooth(values, 15), color=colour, label=curve.name)
+                loss.plot(steps, smooth, color=colour, label=curve.name)
             steps, values = _column(curve.rows, measure)
             done = 100 * np.append(0, steps) / max(1, curve.rows[-1]["step"])
             drift.plot(done, np.append(0, values), color=colour, marker=".", label=curve.name)
@@ -128,7 +141,12 @@ def success_against_kl(path: Path, points: Sequence[Point], measure: str) -> Non
             for point in points:
                 rate = getattr(point, field)
                 _point(axis, point.forward_kl, rate["rate"], _whiskers([rate]), point, colours)
-            _join_runs(axis, points, "forward_kl", field, colours)
+            base = [point for point in points if point.method == "base"]
+            for run in dict.fromkeys(point.run for point in points if point.method != "base"):
+                line = base + [point for point in points if point.run == run]  # from the base through its checkpoints
+                up = [getattr(point, field)["rate"] for point in line]
+                colour = colours[line[-1].method]
+                axis.plot([point.forward_kl for point in line], up, color=colour, alpha=0.35, linewidth=1)
             _percent(axis, label)
             axis.set(xlabel=f"{MEASURES[measure]}, on the new task")
         axes[0].set_title("Learned")
@@ -189,7 +207,9 @@ def figure(path: Path, rows: int, columns: int, size: tuple[float, float]) -> It
 
 
 def inline_svg(path: Path, name: str) -> str:
-    """The SVG element of a file. Its ids are prefixed with the figure's name, since a page has one space of ids."""
+    """The SVG element of a file. Its ids are prefixed with the figure's name, since all figures of a page share one
+    space of ids.
+    """
     text = path.read_text()
     text = re.sub(r'\bid="', f'id="{name}-', text[text.index("<svg") :])
     return re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", text)
@@ -202,28 +222,6 @@ def _column(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, n
     return np.array(steps, float), np.array(values, float)
 
 
-def _smooth(values: np.ndarray, width: int) -> np.ndarray:
-    """A centred running mean whose window shrinks at the ends."""
-    ends = [(max(0, i - width // 2), min(len(values), i + width // 2 + 1)) for i in range(len(values))]
-    return np.array([values[low:high].mean() for low, high in ends])
-
-
-def _rate_band(axis: Axes, rows: Sequence[Mapping[str, Any]], episodes: int, colour: Any, name: str) -> None:
-    """A success curve over windows of five iterations, with the interval of each window's episodes together. Episodes
-    from one start count as `effective_episodes` says, where that was logged.
-    """
-    steps, rates = _column(rows, "success")
-    effective = [row.get("effective_episodes", episodes) for row in rows if row.get("success") is not None]
-    each = [wilson(round(rate * episodes), episodes, effective=e) for rate, e in zip(rates, effective, strict=True)]
-    windows = [slice(start, start + 5) for start in range(0, len(rates), 5)]
-    pooled = [pooled_rate(each[window]) for window in windows]
-    middles = [steps[window].mean() for window in windows]
-    low, high = [rate["low"] for rate in pooled], [rate["high"] for rate in pooled]
-    axis.plot(steps, rates, color=colour, alpha=0.25, linewidth=0.8)
-    axis.plot(middles, [rate["rate"] for rate in pooled], color=colour, label=name)
-    axis.fill_between(middles, low, high, color=colour, alpha=0.15, linewidth=0)
-
-
 def _point(axis: Axes, x: float, y: float, whiskers: np.ndarray, point: Point, colours: Mapping[str, str]) -> None:
     """A marker with its whisker; checkpoints on the way are small and pale."""
     size, alpha = (11 if point.method == "base" else 6.5, 1.0) if point.last else (4, 0.45)
@@ -231,15 +229,6 @@ def _point(axis: Axes, x: float, y: float, whiskers: np.ndarray, point: Point, c
         [x], [y], whiskers, fmt=MARKERS.get(point.method, "o"), color=colours[point.method], markersize=size,
         alpha=alpha, capsize=2 if point.last else 0, elinewidth=1, zorder=3 if point.last else 2,
     )  # fmt: skip
-
-
-def _join_runs(axis: Axes, points: Sequence[Point], x: str, y: str, colours: Mapping[str, str]) -> None:
-    """A thin line from the base through the checkpoints of each run."""
-    base = [point for point in points if point.method == "base"]
-    for run in dict.fromkeys(point.run for point in points if point.method != "base"):
-        path = base + [point for point in points if point.run == run]
-        across, up = [getattr(point, x) for point in path], [getattr(point, y)["rate"] for point in path]
-        axis.plot(across, up, color=colours[path[-1].method], alpha=0.35, linewidth=1)
 
 
 def _shade(one: Curve | Bars, among: Sequence[Curve | Bars]) -> tuple[float, ...]:

@@ -4,7 +4,7 @@ Demonstrations, read_results`, and `random_starts` and `grid_starts`, which say 
 Scenes are called as on the command line (pick_can, drawer, open_top_drawer ...). Images are uint8 arrays or tensors.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from jaxtyping import UInt8
 from omegaconf import DictConfig, OmegaConf
 
+from vla_razor import __all__ as __all__
 from vla_razor.config import compose, scenes
 from vla_razor.errors import UserError, nearest
 from vla_razor.policies import Policy
@@ -21,7 +22,7 @@ from vla_razor.policies.opening import open_policy
 from vla_razor.policies.trainable import Trainable
 from vla_razor.rollouts import evaluation, probe_set
 from vla_razor.rollouts import rollout as rollouts
-from vla_razor.rollouts.demonstrations import Demonstrations
+from vla_razor.rollouts.demonstrations import Demonstrations as Demonstrations
 from vla_razor.rollouts.rollout import Episode, VectorEnv
 from vla_razor.rollouts.starts import Start, random_starts
 from vla_razor.rollouts.starts import grid_starts as _grid_starts
@@ -29,20 +30,6 @@ from vla_razor.statistics import success_summary
 from vla_razor.study import table
 from vla_razor.study.table import Study
 
-__all__ = [
-    "Demonstrations",
-    "Episode",
-    "Start",
-    "evaluate",
-    "forward_kl",
-    "grid_starts",
-    "load_policy",
-    "make_env",
-    "make_vec",
-    "random_starts",
-    "read_results",
-    "rollout",
-]
 SETTINGS = ("dtype", "greedy", "unnorm_key", "temperature", "prompt", "oft", "embeddings")
 Images = UInt8[np.ndarray, "N H W 3"] | UInt8[torch.Tensor, "N H W 3"]
 
@@ -83,7 +70,10 @@ def make_env(scene: str, *, robot: str = "panda", **make: Any) -> gymnasium.Env[
         rollouts.env_spec(scene)
         return gymnasium.make(scene, **make)
     found = _scene(scene, robot)
-    return gymnasium.make(found.id, **{**_plain(found.make), **_own_task(found), **make})
+    # An environment that serves several tasks is told the one that the scene has, which its reset options would name.
+    (start,) = random_starts(list(found.tasks)[:1], 1, 0)
+    own = {str(key): str(value) for key, value in start.options.items()}
+    return gymnasium.make(found.id, **{**_plain(found.make), **own, **make})
 
 
 def make_vec(
@@ -159,6 +149,7 @@ def evaluate(
     composed = compose("eval", [f"env={scene}", f"robot={robot}"])
     together = composed.num_envs if num_envs is None else num_envs
     settings = {"episodes": episodes, "seed": seed, "num_envs": together, "num_workers": num_workers, "device": device}
+    # A suite may say that fewer environments fit together, as each of LIBERO's takes 0.7 GB.
     played = evaluation.evaluate_policy(policy, scenes(composed.env), **settings)
     return {task: success_summary(found) for task, found in played.items()}
 
@@ -209,21 +200,10 @@ def read_results(*folders: str | Path) -> Study:
 
 
 def _scene(name: str, robot: str) -> DictConfig:
-    several = scenes(_composed(name, robot))
+    several = scenes(compose("eval", [f"env={name}", f"robot={robot}"]).env)
     if len(several) != 1:
         raise UserError(f"{name} is several scenes; expected one, such as pick_can or drawer.")
     return several[0]
-
-
-def _composed(scene: str, robot: str) -> DictConfig:
-    return compose("eval", [f"env={scene}", f"robot={robot}"]).env
-
-
-def _own_task(scene: Mapping[str, Any]) -> dict[str, str]:
-    """What an environment that serves several tasks is told where the scene has one of them."""
-    tasks: Iterable[str] = scene["tasks"]
-    (start,) = random_starts(list(tasks)[:1], 1, 0)
-    return {str(key): str(value) for key, value in start.options.items()}
 
 
 def _plain(make: Any) -> dict[str, Any]:

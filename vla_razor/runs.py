@@ -10,8 +10,6 @@ Whole files are written aside and renamed, so that a kill leaves the old or the 
 which ends with its process, lets one process write at a time.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import shutil
@@ -57,13 +55,19 @@ class Run:
         """
         path = Path(out)
         settings = OmegaConf.merge({"verb": verb}, config, {"verb": verb})
-        OmegaConf.resolve(settings)
+        OmegaConf.resolve(settings)  # a resumed run must not depend on what its settings once referred to
         closed = _settings(settings)
         check(closed)
-        _refuse_foreign(path)
+        # Before the lock, which is a file: a folder of something else is left exactly as it was.
+        names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+        if any(not name.startswith(ASIDE) for name in names - {".lock"}) and "config.yaml" not in names:
+            raise UserError(f"{path} is not empty and holds no run: choose another out=.")
         lock = _locked(path)
         try:
-            _refuse_used(path)
+            if (path / "summary.json").exists():
+                raise UserError(f"{path} holds a finished run: choose another out=.")
+            if (path / "config.yaml").exists():
+                raise UserError(f"{path} holds an unfinished run: go on with: vla-razor resume {path}")
             with full_disk_reported(path / "config.yaml"):
                 atomic_write(path / "config.yaml", OmegaConf.to_yaml(settings).encode())
         except BaseException:
@@ -136,7 +140,7 @@ class Run:
             atomic_folder(self.path / "checkpoints" / f"step_{step}", model_saver)
             newest = self.path / "trainer_state" / f"step_{step}.pt"
             atomic_write(newest, lambda file: torch.save(content, file))
-        for _, path in _numbered(self.path / "trainer_state", ".pt"):
+        for _, path in _numbered(self.path / "trainer_state", ".pt"):  # after the new one is whole
             if path != newest:
                 path.unlink()
 
@@ -146,9 +150,7 @@ class Run:
         What came after it is deleted: metrics rows, and a checkpoint whose state was not written in time. Raises
         UserError where a file of the run cannot be read.
         """
-        states = _numbered(self.path / "trainer_state", ".pt")
-        content = _read_state(states[-1][1]) if states else None
-        self.step = content["step"] if content else 0
+        content = self._newest_state()
         self._earlier_seconds = content["wall_seconds"] if content else 0.0
         self._began = time.monotonic()
         if content and not (self.path / "checkpoints" / f"step_{self.step}").is_dir():
@@ -156,8 +158,27 @@ class Run:
         for number, path in _numbered(self.path / "checkpoints"):
             if not content or number > self.step:
                 shutil.rmtree(path)
-        _drop_rows_after(self.path / "metrics.jsonl", self.step if content else -1)
+        rows, last = self.path / "metrics.jsonl", self.step if content else -1
+        lines = rows.read_bytes().splitlines(keepends=True) if rows.exists() else []
+        kept = []
+        for number, line in enumerate(lines, 1):
+            if not line.endswith(b"\n"):  # a kill has cut the last one
+                continue
+            try:
+                if int(json.loads(line)["step"]) <= last:
+                    kept.append(line)
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{rows}, line {number}: not a metrics row. Remove the line to go on.") from error
+        if kept != lines:
+            atomic_write(rows, b"".join(kept))
         return content["state"] if content else None
+
+    def _newest_state(self) -> dict[str, Any] | None:
+        """The content of the newest file in trainer_state/, whose step becomes this run's; None where there is none."""
+        states = _numbered(self.path / "trainer_state", ".pt")
+        content = _read_state(states[-1][1]) if states else None
+        self.step = content["step"] if content else 0
+        return content
 
     def newest_checkpoint(self) -> Path | None:
         """The folder of the last policy saved; after `restore`, the one that belongs to the restored state."""
@@ -201,9 +222,7 @@ class FollowedRun(Run):
 
     def restore(self) -> dict[str, Any] | None:
         """As `Run.restore`, but what came after the state is left to the first process."""
-        states = _numbered(self.path / "trainer_state", ".pt")
-        content = _read_state(states[-1][1]) if states else None
-        self.step = content["step"] if content else 0
+        content = self._newest_state()
         return content["state"] if content else None
 
 
@@ -271,20 +290,6 @@ def _locked(path: Path) -> BaseFileLock:
     return lock
 
 
-def _refuse_foreign(path: Path) -> None:
-    """Raises before anything is written, so that a folder of something else is left exactly as it was."""
-    names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
-    if any(not name.startswith(ASIDE) for name in names - {".lock"}) and "config.yaml" not in names:
-        raise UserError(f"{path} is not empty and holds no run: choose another out=.")
-
-
-def _refuse_used(path: Path) -> None:
-    if (path / "summary.json").exists():
-        raise UserError(f"{path} holds a finished run: choose another out=.")
-    if (path / "config.yaml").exists():
-        raise UserError(f"{path} holds an unfinished run: go on with: vla-razor resume {path}")
-
-
 def _settings(config: Any) -> DictConfig:
     """Closed: reading a key that is not there is an error, not None."""
     settings = cast(DictConfig, OmegaConf.create(config))
@@ -306,23 +311,6 @@ def _read_state(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not {"step", "wall_seconds", "state"} <= content.keys():
         raise UserError(f"{path} is not a trainer state. {remedy}")
     return content
-
-
-def _drop_rows_after(path: Path, step: int) -> None:
-    if not path.exists():
-        return
-    lines = path.read_bytes().splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith(b"\n")]  # a kill may have cut the last one
-    kept = [line for number, line in enumerate(whole, 1) if _row_step(path, number, line) <= step]
-    if kept != lines:
-        atomic_write(path, b"".join(kept))
-
-
-def _row_step(path: Path, number: int, line: bytes) -> int:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}, line {number}: not a metrics row. Remove the line to go on.") from error
 
 
 def _numbered(folder: Path, suffix: str = "") -> list[tuple[int, Path]]:

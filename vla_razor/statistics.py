@@ -5,8 +5,6 @@ episodes and more than 96. All intervals here are clustered by start, through `e
 policies at hand on starts of the same kind, and say nothing about seeds that were not trained.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypedDict
@@ -104,7 +102,7 @@ def effective_episodes(outcomes: ArrayLike) -> float:
     table = _table(outcomes)
     kept = table[:, ~np.isnan(table).all(0)]
     starts, episodes = kept.shape[1], int((~np.isnan(kept)).sum())
-    if starts == episodes:  # also where there are none
+    if starts == episodes:  # one each, so that nothing is clustered; also where there are none
         return float(episodes)
     rate, copies = float(np.nanmean(kept)), episodes / starts
     extreme = (rate**2 + (1 - rate) ** 2) / 2  # the squared residual of the made-up start
@@ -211,7 +209,14 @@ def paired_difference(a: ArrayLike, b: ArrayLike) -> Difference:
     rate_a, rate_b = float(x.mean()), float(y.mean())
     low_a, high_a = _wilson_limits(rate_a, effective_episodes(one))
     low_b, high_b = _wilson_limits(rate_b, effective_episodes(other))
-    difference, correlation = float((x - y).mean()), _correlation(x, y)
+    difference = float((x - y).mean())
+    # Newcombe's phi of the means at the starts. Where it is positive its numerator is reduced by n/2; where one side
+    # is the same at every start it is 0.
+    n = len(x)
+    spreads = [float(n * (side**2).sum() - side.sum() ** 2) for side in (x, y)]
+    product = float(n * (x * y).sum() - x.sum() * y.sum())
+    corrected = max(product - n / 2, 0.0) if product > 0 else product
+    correlation = corrected / math.sqrt(spreads[0] * spreads[1]) if min(spreads) > 1e-9 else 0.0
 
     def reach(one: float, other: float) -> float:
         return math.sqrt(max(one**2 - 2 * correlation * one * other + other**2, 0.0))
@@ -254,15 +259,5 @@ def _wilson_limits(rate: float, size: float) -> tuple[float, float]:
     centre, shrunk = rate + Z**2 / (2 * size), 1 + Z**2 / size
     reach = Z * math.sqrt(rate * (1 - rate) / size + Z**2 / (4 * size**2))
     low, high = (centre - reach) / shrunk, (centre + reach) / shrunk
+    # At rates of 0 and 1 the limit is exact: rounding must not put it a little to the wrong side.
     return (max(low, 0.0) if rate > 0 else 0.0), (min(high, 1.0) if rate < 1 else 1.0)
-
-
-def _correlation(x: np.ndarray, y: np.ndarray) -> float:
-    """Newcombe's phi of the means at the starts: where it is positive its numerator is reduced by n/2, and where one
-    side is the same at every start it is 0.
-    """
-    n = len(x)
-    spreads = [float(n * (side**2).sum() - side.sum() ** 2) for side in (x, y)]
-    product = float(n * (x * y).sum() - x.sum() * y.sum())
-    corrected = max(product - n / 2, 0.0) if product > 0 else product
-    return corrected / math.sqrt(spreads[0] * spreads[1]) if min(spreads) > 1e-9 else 0.0

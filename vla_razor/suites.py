@@ -22,8 +22,6 @@ A package registers a suite as an entry point of the group `vla_razor.suites`: t
 that takes the entry point's name and gives a mapping with the keys above.
 """
 
-from __future__ import annotations
-
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -101,7 +99,7 @@ def _env(where: str | Path, node: Any, given: Any, name: str) -> DictConfig:
     suite = _completed(where, node, given, DEFAULTS, "a task suite")
     _check(where, suite)
     suite["tasks"] = {
-        task: _completed(where, _value_at(_value_at(node, "tasks"), task), facts, OF_TASK, f"the task {task}")
+        task: _completed(where, _at(_at(node, "tasks")[1], task)[1], facts, OF_TASK, f"the task {task}")
         for task, facts in suite["tasks"].items()
     }
     for task, facts in suite["tasks"].items():
@@ -131,7 +129,7 @@ def _completed(where: str | Path, node: Any, given: Any, defaults: dict[str, Any
     if not isinstance(given, dict):
         raise UserError(f"{where}{_line(node)}: {what} is {given!r}; expected a mapping of {', '.join(defaults)}.")
     for key, value in given.items():
-        at = _line(_key_at(node, key))
+        at = _line(_at(node, key)[0])
         if key not in defaults:
             raise UserError(f"{where}{at}: {what} has no key {key!r}. {nearest(str(key), defaults)}")
         if isinstance(defaults[key], dict) and not isinstance(value, dict):
@@ -165,16 +163,10 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and value > 0
 
 
-def _pairs(node: Any) -> list[tuple[Any, Any]]:
-    return node.value if isinstance(node, yaml.MappingNode) else []
-
-
-def _key_at(node: Any, key: Any) -> Any:
-    return next((name for name, _ in _pairs(node) if name.value == str(key)), None)
-
-
-def _value_at(node: Any, key: Any) -> Any:
-    return next((value for name, value in _pairs(node) if name.value == str(key)), None)
+def _at(node: Any, key: Any) -> tuple[Any, Any]:
+    """The nodes of a key and of its value in a mapping of YAML's; None where there is no such key."""
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    return next((pair for pair in pairs if pair[0].value == str(key)), (None, None))
 
 
 def _line(node: Any) -> str:

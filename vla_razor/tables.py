@@ -24,7 +24,10 @@ def report(
     for task in by_task(next(iter(entries.values()))):
         for reading, label in zip(READINGS, (task, "  at the end"), strict=True):
             cells = [shown(by_task(entry)[task][reading]) for entry in entries.values()]
-            table.add_row(label, *cells, *([_difference(comparison, task, reading)] if comparison else []))
+            if comparison:
+                pair = comparison["tasks"].get(task, comparison["prior_mean"])
+                cells.append(in_words(Difference(**pair[reading])) if pair["episodes"] else "every pair was lost")
+            table.add_row(label, *cells)
     console.print(table)
 
 
@@ -43,13 +46,6 @@ def by_task(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Success by task, and that of all prior tasks where there are several."""
     prior = {"all prior tasks": entry["prior_mean"]} if len(entry["prior_tasks"]) > 1 else {}
     return {**entry["new_task"], **entry["prior_tasks"], **prior}
-
-
-def _difference(comparison: Mapping[str, Any], task: str, reading: str) -> str:
-    pair = comparison["tasks"].get(task, comparison["prior_mean"])
-    if not pair["episodes"]:
-        return "every pair was lost"
-    return in_words(Difference(**pair[reading]))
 
 
 def _short(name: str, length: int = 20) -> str:

@@ -1,7 +1,5 @@
 """Where a run's scalars go beside metrics.jsonl: TensorBoard, Weights & Biases, trackio or nowhere."""
 
-from __future__ import annotations
-
 import importlib
 import secrets
 from collections.abc import Mapping
@@ -79,7 +77,10 @@ class _Online:
 
     def __init__(self, name: str, folder: Path, config: DictConfig) -> None:
         self._module = importlib.import_module(name)
-        identity = _identity(folder)
+        path = folder / IDENTITY  # kept in the folder, so that it holds wherever the folder is moved to
+        if not path.is_file():
+            atomic_write(path, secrets.token_hex(8).encode())
+        identity = path.read_text()
         own = {"name": f"{folder.name}-{identity}"}
         if name == "wandb":
             own = {"name": folder.name, "id": identity, "dir": str(folder)}
@@ -90,11 +91,3 @@ class _Online:
 
     def close(self) -> None:
         self._module.finish()
-
-
-def _identity(folder: Path) -> str:
-    """Drawn once for a run folder and kept in it, so that it holds wherever the folder is moved to."""
-    path = folder / IDENTITY
-    if not path.is_file():
-        atomic_write(path, secrets.token_hex(8).encode())
-    return path.read_text()

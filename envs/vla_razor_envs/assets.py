@@ -6,8 +6,6 @@ scripts/make_asset_list.py, names every file with its checksum, in groups of wha
 the environment variable VLA_RAZOR_ASSETS names a folder to use instead.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

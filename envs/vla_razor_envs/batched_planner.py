@@ -14,8 +14,6 @@ instead of speeding up; until both arrive, at the same time, its path and this o
 Everything is float64 over N environments and J joints, in radians and seconds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -7,8 +7,6 @@ Which drawer, and whether to open or close it, is the task, and one built scene 
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportIncompatibleMethodOverride=false
 # pyright: reportIncompatibleVariableOverride=false, reportOperatorIssue=false, reportReturnType=false
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -70,16 +68,11 @@ class Drawer(ManipulationTask):
         qpos = self.xp.asarray(self.cabinet.get_qpos())[:, self.columns]
         moved = qpos[self._rows, self.drawer_of]
         success = self.xp.where(self.opening, moved >= self.setup.open_at, moved <= self.setup.closed_at)
-        handle = self._handle(moved)
+        handle = self._handles[self.drawer_of]  # its bar in the world, of a closed drawer; the cabinet stands square
+        handle[:, 0] += self.setup.slide * moved
         return {
             "success": success,
             "drawer_qpos": qpos,
             "object_pose": handle,
             "target_pose": self.in_base(handle),
         }
-
-    def _handle(self, moved: Any) -> Any:
-        """The world pose [N, 7] of the target drawer's handle bar; the cabinet stands square to the world."""
-        pose = self._handles[self.drawer_of]  # of a closed drawer
-        pose[:, 0] += self.setup.slide * moved
-        return pose

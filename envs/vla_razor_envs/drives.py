@@ -3,8 +3,6 @@
 # ManiSkill's and SAPIEN's annotations are narrower than what they take.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

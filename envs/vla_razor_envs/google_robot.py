@@ -4,9 +4,6 @@
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportIncompatibleMethodOverride=false
 # pyright: reportIncompatibleVariableOverride=false, reportOperatorIssue=false, reportReturnType=false, reportCallIssue=false
 
-from __future__ import annotations
-
-from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -153,23 +150,20 @@ class GoogleRobot(BaseAgent):
         wanted = xp.concatenate([arm.waypoints, gripper.waypoints], 2)
         velocities = xp.zeros_like(wanted)
         velocities[..., -len(FINGERS) :] = gripper.speeds  # the arm's are left to the positions
-        if xp is np:
-            self._commands = self._like_the_original(wanted[:, 0], velocities[:, 0])
+        if xp is np:  # along the waypoints as in the original, pushing as its drives do
+            robot, order, model = self.robot._objs[0], self._order, self._model
+
+            def inertia_at(position: np.ndarray) -> np.ndarray:
+                qpos = np.empty(len(position), np.float32)
+                qpos[order] = position
+                return model.compute_generalized_mass_matrix(qpos)[self._among]
+
+            factor = FACTOR if self.pinching[0] else np.ones_like(FACTOR)
+            now = robot.qpos[order], robot.qvel[order]
+            targets, share = ORIGINAL.targets(*now, wanted[:, 0], velocities[:, 0], inertia_at, factor)
+            self._commands = self._drives.follow(targets, share * STIFFNESS, share * DAMPING)
         else:  # no velocities are commanded there: a target further on makes the drive push as much
             self._commands = self._drives.follow(wanted + velocities * velocities.new_tensor(DAMPING / STIFFNESS))
-
-    def _like_the_original(self, wanted: np.ndarray, velocities: np.ndarray) -> Iterator[None]:
-        """Drives that move the joints along the waypoints [T, J] as in the original, and push as its drives do."""
-        articulation, order = self.robot._objs[0], self._order
-        now = articulation.qpos[order], articulation.qvel[order]
-        factor = FACTOR if self.pinching[0] else np.ones_like(FACTOR)
-        targets, share = ORIGINAL.targets(*now, wanted, velocities, self._inertia_at, factor)
-        return self._drives.follow(targets, share * STIFFNESS, share * DAMPING)
-
-    def _inertia_at(self, position: np.ndarray) -> np.ndarray:
-        qpos = np.empty(len(position), np.float32)
-        qpos[self._order] = position
-        return self._model.compute_generalized_mass_matrix(qpos)[self._among]
 
     def before_simulation_step(self) -> None:
         """Commands the next targets."""

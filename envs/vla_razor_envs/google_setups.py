@@ -3,8 +3,6 @@
 The figures are the original's (github.com/simpler-env/SimplerEnv, commit 4ab7178).
 """
 
-from __future__ import annotations
-
 from math import atan, cos, pi, radians, sin
 
 from .records import (

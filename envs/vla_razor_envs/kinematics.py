@@ -3,8 +3,6 @@
 # SAPIEN's annotations are narrower than what it takes.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportOptionalCall=false
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """From a task's family to its vector environment: worker processes on a CPU, or one batch on a GPU."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from . import TASKS

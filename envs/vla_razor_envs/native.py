@@ -1,7 +1,5 @@
 """The vector face on a GPU: one ManiSkill simulation of the whole batch."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -10,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .single import build, check_size, check_start, find_setup, find_spaces, known_robot
-from .vector import Observations, SlotVectorEnv, Start, Tick, check_action
+from .vector import SlotVectorEnv, Start, Tick, check_action
 
 
 class NativeVectorEnv(SlotVectorEnv):
@@ -59,7 +57,8 @@ class NativeVectorEnv(SlotVectorEnv):
             slots = torch.tensor(sorted(starts), device=self.task.device)
             chosen = [self._checked(*starts[slot]) for slot in sorted(starts)]
             observation, info = self.task.reset(options={"env_idx": slots, "starts": chosen})
-        self._result = _observed(observation), rewards, terminated, truncated, self._described(info)
+        seen = {key: value.cpu().numpy().copy() for key, value in observation.items()}
+        self._result = seen, rewards, terminated, truncated, self._described(info)
 
     def receive(self) -> Tick:
         return self._result
@@ -75,7 +74,3 @@ class NativeVectorEnv(SlotVectorEnv):
         facts = {key: value.cpu().numpy().copy() for key, value in info.items() if isinstance(value, Tensor)}
         lost = np.zeros(self.num_envs, bool)
         return {"instruction": np.array(self.task.instructions(), object), **facts, "lost": lost}
-
-
-def _observed(observation: Mapping[str, Tensor]) -> Observations:
-    return {key: value.cpu().numpy().copy() for key, value in observation.items()}

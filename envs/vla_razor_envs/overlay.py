@@ -1,7 +1,5 @@
 """Visual matching, as SimplerEnv does it: a photograph of the real scene behind the simulated robot and objects."""
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 

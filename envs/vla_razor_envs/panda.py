@@ -4,13 +4,10 @@
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportIncompatibleMethodOverride=false
 # pyright: reportIncompatibleVariableOverride=false, reportOperatorIssue=false, reportReturnType=false
 
-from __future__ import annotations
-
 import sapien
 from mani_skill.agents.controllers.base_controller import ControllerConfig
 from mani_skill.agents.registration import register_agent
 from mani_skill.agents.robots.panda.panda import Panda
-from sapien.wrapper.articulation_builder import ArticulationBuilder
 from torch import Tensor
 
 from .controller import EndEffectorDeltaConfig, GripperClosednessConfig
@@ -19,30 +16,6 @@ from .setups import PANDA_REACH
 
 TOUCHING = ("panda_hand", "panda_leftfinger", "panda_rightfinger")
 LIGHT, GREEN = (0.85, 0.86, 0.88), (0.05, 0.75, 0.15)
-
-
-def show_collision_shapes(builder: ArticulationBuilder) -> None:
-    """Replaces a robot's visual meshes by its collision meshes: at 64 x 64 pixels they look alike, and render ten times
-    faster. The fingers are green, to stand out from what they touch.
-    """
-    for link in builder.link_builders:
-        colour = GREEN if "finger" in link.name else LIGHT
-        material = sapien.render.RenderMaterial(base_color=(*colour, 1), roughness=0.6)
-        link.visual_records.clear()
-        for shape in link.collision_records:
-            if shape.type == "box":
-                link.add_box_visual(shape.pose, shape.scale, material)
-            else:
-                link.add_visual_from_file(shape.filename, shape.pose, shape.scale, material)
-
-
-def touch_with_the_hand_alone(builder: ArticulationBuilder) -> None:
-    """Lets everything but hand and fingers pass through whatever is there. The rest of the arm could only meet the
-    fingers, and PhysX would look for such contacts in every step.
-    """
-    for link in builder.link_builders:
-        if not link.name.startswith(TOUCHING):
-            link.collision_groups = [0, 0, 0, 0]
 
 
 @register_agent()
@@ -74,7 +47,20 @@ class EmbeddedPanda(Panda):
 
     def _load_articulation(self, initial_pose: sapien.Pose | None = None) -> None:
         builder = load_robot(self, initial_pose)
-        show_collision_shapes(builder)
-        touch_with_the_hand_alone(builder)
+        for link in builder.link_builders:
+            # At 64 x 64 pixels the collision meshes look like the visual ones, and render ten times faster. The fingers
+            # are green, to stand out from what they touch.
+            colour = GREEN if "finger" in link.name else LIGHT
+            material = sapien.render.RenderMaterial(base_color=(*colour, 1), roughness=0.6)
+            link.visual_records.clear()
+            for shape in link.collision_records:
+                if shape.type == "box":
+                    link.add_box_visual(shape.pose, shape.scale, material)
+                else:
+                    link.add_visual_from_file(shape.filename, shape.pose, shape.scale, material)
+            # The rest of the arm could only meet the fingers, and PhysX would look for such contacts in every step: it
+            # passes through whatever is there.
+            if not link.name.startswith(TOUCHING):
+                link.collision_groups = [0, 0, 0, 0]
         self.robot = builder.build()
         self.robot_link_names = [link.name for link in self.robot.get_links()]

@@ -18,8 +18,6 @@ steps follow it. The last is a factor on the gains. Constants are the original's
 DyFeatherstoneArticulation.cpp and DyTGSDynamics.cpp of github.com/NVIDIAGameWorks/PhysX at ae80dede.)
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -9,8 +9,6 @@ of the episode in which the can was lifted significantly. Details in which the r
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportIncompatibleMethodOverride=false
 # pyright: reportIncompatibleVariableOverride=false, reportOperatorIssue=false, reportReturnType=false
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -26,7 +26,7 @@ import gymnasium
 import numpy as np
 from gymnasium import Space, spaces
 
-from .serving import Layout, SharedArrays, serve
+from .serving import SharedArrays, serve
 from .vector import SlotVectorEnv, Start, Tick, check_action
 
 # Starts a worker for some slots: its process, with the face of multiprocessing's, and the connection to it.
@@ -61,7 +61,8 @@ class PoolVectorEnv(SlotVectorEnv):
         """Starts the workers. They keep `launch`, which must hold no reference to this object, or it is never freed."""
         if num_envs < 1 or (num_workers is not None and num_workers < 1):
             raise ValueError(f"num_envs={num_envs}, num_workers={num_workers}: expected at least 1 of each")
-        count = min(num_workers or _cores(), num_envs)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        count = min(num_workers or cores, num_envs)
         # Interleaved, so that a partly idle batch keeps every worker busy.
         self._workers = [_Worker(launch, range(index, num_envs, count)) for index in range(count)]
         self._memory: list[SharedArrays] = []
@@ -73,7 +74,13 @@ class PoolVectorEnv(SlotVectorEnv):
             SlotVectorEnv.__init__(self, num_envs, *self._face(_start(self._workers)[0]))
             # Each worker has slots of both halves.
             self.groups = [half.tolist() for half in np.array_split(np.arange(num_envs), 2) if len(half)]
-            self._memory.append(SharedArrays(_layout(self.observation_space, self.action_space)))
+            if not isinstance(self.observation_space, spaces.Dict):
+                raise ValueError(
+                    f"the pool serves dictionaries of arrays as observations, not {self.observation_space}"
+                )
+            parts = {**self.observation_space.spaces, "action": self.action_space}
+            layout = {key: (tuple(part.shape or ()), np.dtype(part.dtype).str) for key, part in parts.items()}
+            self._memory.append(SharedArrays(layout))
             for worker in self._workers:
                 worker.attach(self._arrays)
         except BaseException:
@@ -127,8 +134,21 @@ class PoolVectorEnv(SlotVectorEnv):
             elif not isinstance(reply, Exception):
                 for slot, reward, done, cut, info in reply:
                     rewards[slot], terminated[slot], truncated[slot] = reward, done, cut
-                    self._keep(slot, info)
-        self._restart([worker for worker, reply in replies.items() if reply is None], lost)
+                    for key, value in info.items():
+                        if key not in self._infos:  # the pool knows no key before an environment has sent it
+                            like = np.asarray(value)
+                            numeric = like.dtype.kind in "biuf"
+                            shape, dtype = (like.shape, like.dtype) if numeric else ((), np.dtype(object))
+                            self._infos[key] = np.zeros((self.num_envs, *shape), dtype)
+                        self._infos[key][slot] = value
+        if dead := [worker for worker, reply in replies.items() if reply is None]:
+            # All slots of a dead worker are lost: now, or in the tick that is still to be received.
+            sent = [slot for requests in self._sent for one in requests for slot in one.slots]
+            for worker in dead:
+                lost[[slot for slot in worker.slots if slot not in sent]] = True
+            _start(dead)
+            for worker in dead:
+                worker.attach(self._arrays)
         for reply in replies.values():
             if isinstance(reply, Exception):
                 # The caller will not receive what it sent ahead. Left in the pipes, those replies would be taken for
@@ -143,24 +163,6 @@ class PoolVectorEnv(SlotVectorEnv):
     def _answers(self, requests: list[_Request]) -> dict[_Worker, Any]:
         """The replies of the workers that have not been restarted since they were asked; the others have none."""
         return _replies([one.worker for one in requests if one.worker.process is one.process], self.timeout)
-
-    def _restart(self, dead: list[_Worker], lost: np.ndarray) -> None:
-        """Replaces dead workers. All their slots are lost: now, or in the tick that is still to be received."""
-        if dead:
-            sent = [slot for requests in self._sent for one in requests for slot in one.slots]
-            for worker in dead:
-                lost[[slot for slot in worker.slots if slot not in sent]] = True
-            _start(dead)
-            for worker in dead:
-                worker.attach(self._arrays)
-
-    def _keep(self, slot: int, info: Mapping[str, Any]) -> None:
-        for key, value in info.items():
-            if key not in self._infos:  # the pool knows no key before an environment has sent it
-                like = np.asarray(value)
-                shape, dtype = (like.shape, like.dtype) if like.dtype.kind in "biuf" else ((), np.dtype(object))
-                self._infos[key] = np.zeros((self.num_envs, *shape), dtype)
-            self._infos[key][slot] = value
 
     def close_extras(self, **kwargs: Any) -> None:
         self._finalizer()
@@ -272,10 +274,6 @@ def _inheritance() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _spawn(env_id: str, kwargs: dict[str, Any], slots: range) -> tuple[Any, Connection]:
     """A worker of this interpreter."""
     context = get_context("spawn")
@@ -295,10 +293,3 @@ def _serve(connection: Connection, env_id: str, kwargs: dict[str, Any], indices:
         return envs, (first.observation_space, first.action_space, getattr(first.unwrapped, "setup", None))
 
     serve(connection, build)
-
-
-def _layout(observations: Space, actions: Space) -> Layout:
-    if not isinstance(observations, spaces.Dict):
-        raise ValueError(f"the pool serves dictionaries of arrays as observations, not {observations}")
-    parts = {**observations.spaces, "action": actions}
-    return {key: (tuple(part.shape or ()), np.dtype(part.dtype).str) for key, part in parts.items()}

@@ -3,8 +3,6 @@
 Units are metres, radians, seconds and kilograms; poses are x, y, z, qw, qx, qy, qz; colours are linear RGB.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any

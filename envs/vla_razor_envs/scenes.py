@@ -3,8 +3,6 @@
 # ManiSkill's and SAPIEN's annotations are narrower than what they take.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from functools import singledispatch
 from pathlib import Path
@@ -116,7 +114,7 @@ def _(table: BoxTable, scene: Any) -> list[Actor]:
 @build_table.register
 def _(table: Stage, scene: Any) -> list[Actor]:
     builder = scene.create_actor_builder()
-    if stands_in(table):
+    if table.stand_in is not None and not has(table.assets):  # its mesh has not been downloaded
         path, pose = PACKAGED / str(table.stand_in), sapien.Pose()
         builder.initial_pose = pose
         builder.add_visual_from_file(str(path), material=material((0.62, 0.48, 0.34)))
@@ -131,11 +129,6 @@ def _(table: Stage, scene: Any) -> list[Actor]:
             shape.contact_offset = MESH_CONTACT_OFFSET
     arena.set_collision_group_bit(2, FIXED_BIT, 1)
     return [arena]
-
-
-def stands_in(stage: Stage) -> bool:
-    """Whether a table of the same height takes a stage's place, because its mesh has not been downloaded."""
-    return stage.stand_in is not None and not has(stage.assets)
 
 
 def stage_file(stage: Stage) -> Path:
@@ -223,42 +216,21 @@ def _(cabinet: BoxCabinet, scene: Any, setup: DrawerSetup) -> Articulation:
     builder.disable_self_collisions = True  # the joints hold the drawers where they run
     body = builder.create_link_builder()
     body.set_name("body")
-    for centre, half in _body_boxes(cabinet, setup.drawer_z):
-        body.add_box_collision(sapien.Pose(centre), half)
-        body.add_box_visual(sapien.Pose(centre), half, material(WOOD))
-    for name, z in zip(DRAWERS, setup.drawer_z, strict=True):
-        drawer = builder.create_link_builder(body)
-        drawer.set_name(name)
-        drawer.set_joint_name(f"{name}_joint")
-        pose = sapien.Pose([0, 0, z], TOWARDS_ROBOT)
-        drawer.set_joint_properties(
-            "prismatic", [[0, cabinet.travel]], pose, sapien.Pose(q=TOWARDS_ROBOT), setup.friction, setup.damping
-        )
-        _add_drawer(drawer, cabinet)
-    builder.initial_pose = sapien.Pose(setup.cabinet_pose)
-    return builder.build("cabinet", fix_root_link=True)
-
-
-def _body_boxes(cabinet: BoxCabinet, drawer_z: tuple[float, float, float]) -> list[tuple[list[float], list[float]]]:
-    """Sides, back, top and plinth; x = 0 is the drawers' front plane, +x leads into the cabinet."""
-    depth, width, _ = cabinet.size
-    high, low = max(drawer_z), min(drawer_z)
-    half_panel = cabinet.panel[2]
-    top, bottom, wall = high + half_panel + 0.005, low - half_panel - 0.005, 0.01
+    # Sides, back, top and plinth; x = 0 is the drawers' front plane, +x leads into the cabinet.
+    (depth, width, _), (thick, half_width, half_height) = cabinet.size, cabinet.panel
+    top, bottom, wall = max(setup.drawer_z) + half_height + 0.005, min(setup.drawer_z) - half_height - 0.005, 0.01
     middle, tall = (top + bottom) / 2, (top - bottom) / 2
-    return [
+    for centre, half in (
         ([depth / 2, width / 2 + wall, middle], [depth / 2, wall, tall]),
         ([depth / 2, -width / 2 - wall, middle], [depth / 2, wall, tall]),
         ([depth - wall, 0, middle], [wall, width / 2, tall]),
         ([depth / 2, 0, top + wall], [depth / 2, width / 2 + 2 * wall, wall]),
         ([depth / 2, 0, bottom / 2], [depth / 2, width / 2 + 2 * wall, bottom / 2]),
-    ]
-
-
-def _add_drawer(link: Any, cabinet: BoxCabinet) -> None:
-    thick, half_width, half_height = cabinet.panel
-    bar_x = -cabinet.handle_gap
-    bar_thick, bar_width, bar_height = cabinet.handle
+    ):
+        body.add_box_collision(sapien.Pose(centre), half)
+        body.add_box_visual(sapien.Pose(centre), half, material(WOOD))
+    # A drawer's front, its handle on two posts, and the floor and sides of its box, which nothing collides with.
+    bar_x, (bar_thick, bar_width, bar_height) = -cabinet.handle_gap, cabinet.handle
     boxes = [
         ([thick, 0, 0], [thick, half_width, half_height], FACE, True),
         ([bar_x, 0, 0], [bar_thick, bar_width, bar_height], METAL, True),
@@ -268,7 +240,17 @@ def _add_drawer(link: Any, cabinet: BoxCabinet) -> None:
         ([0.14, half_width - 0.012, -0.01], [0.13, 0.004, half_height - 0.02], WOOD, False),
         ([0.14, -half_width + 0.012, -0.01], [0.13, 0.004, half_height - 0.02], WOOD, False),
     ]
-    for centre, half, colour, solid in boxes:
-        link.add_box_visual(sapien.Pose(centre), half, material(colour))
-        if solid:
-            link.add_box_collision(sapien.Pose(centre), half, density=400)
+    for name, z in zip(DRAWERS, setup.drawer_z, strict=True):
+        drawer = builder.create_link_builder(body)
+        drawer.set_name(name)
+        drawer.set_joint_name(f"{name}_joint")
+        pose = sapien.Pose([0, 0, z], TOWARDS_ROBOT)
+        drawer.set_joint_properties(
+            "prismatic", [[0, cabinet.travel]], pose, sapien.Pose(q=TOWARDS_ROBOT), setup.friction, setup.damping
+        )
+        for centre, half, colour, solid in boxes:
+            drawer.add_box_visual(sapien.Pose(centre), half, material(colour))
+            if solid:
+                drawer.add_box_collision(sapien.Pose(centre), half, density=400)
+    builder.initial_pose = sapien.Pose(setup.cabinet_pose)
+    return builder.build("cabinet", fix_root_link=True)

@@ -2,8 +2,6 @@
 tasks (github.com/simpler-env/SimplerEnv) with the Panda and scenes built of primitives.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from math import pi
 from typing import Any

@@ -5,8 +5,6 @@ per pixel, and when a process first renders SAPIEN integrates a table for its re
 renderer is most of a process's start. A copy of its shaders without these lookups renders the same images.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 import tempfile

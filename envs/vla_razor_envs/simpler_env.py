@@ -6,8 +6,6 @@ actions travel through shared memory. Whatever the original leaves to chance or 
 passed to it at each reset: the robot's place and colours, the can's place, the photo behind the scene.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math
@@ -118,21 +116,17 @@ class SimplerVectorEnv(PoolVectorEnv):
     def send(
         self, actions: np.ndarray, active: np.ndarray, starts: Mapping[int, Start], unseen: Collection[int] = ()
     ) -> None:
-        super().send(actions, active, {slot: self._begun(*start) for slot, start in starts.items()}, unseen)
-
-    def _begun(self, seed: int | None, options: dict[str, Any]) -> Start:
-        drawn = int(self.np_random.integers(2**31)) if seed is None else int(seed)
-        return drawn, self._plan(drawn, options)
+        plans: dict[int, Start] = {}
+        for slot, (seed, options) in starts.items():
+            drawn = int(self.np_random.integers(2**31)) if seed is None else int(seed)
+            plans[slot] = drawn, self._plan(drawn, options)
+        super().send(actions, active, plans, unseen)
 
     def _plan(self, seed: int, options: dict[str, Any]) -> dict[str, Any]:
         """An episode in plain values, as simpler_worker.py takes it."""
         setup, start = self.setup, self.default_start | check_start(self.family, self.setup, options)
         plan = _can_scene(setup, seed, start) if isinstance(setup, PickCanSetup) else _drawer_scene(setup, seed, start)
-        return {
-            **plan,
-            "make": {**plan["make"], **self.arguments},
-            "image_size": list(self.image_size),
-        }
+        return {**plan, "make": {**plan["make"], **self.arguments}, "image_size": list(self.image_size)}
 
     def _face(self, description: Any) -> Face:
         low, high = (np.array(description[end], np.float32) for end in ("low", "high"))

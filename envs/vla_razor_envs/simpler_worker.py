@@ -27,14 +27,17 @@ def main(descriptor: str, arguments: str) -> None:
     connection = Connection(int(descriptor))
     slots, plan = json.loads(arguments)
     try:
-        serve = import_serve()
+        # This script's folder leaves the path again, so that no file in it hides another module.
+        folder = Path(__file__).resolve().parent
+        sys.path.insert(0, str(folder))
+        from serving import serve  # pyright: ignore[reportMissingImports]
+
+        sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != folder]
         check_numpy()
         import simpler_env  # noqa: F401  # pyright: ignore[reportMissingImports]
     except Exception as error:
-        text = (
-            f"{sys.executable} cannot run SimplerEnv ({type(error).__name__}: {error}); expected the interpreter of an "
-        )
-        text += "environment where SimplerEnv and ManiSkill2_real2sim are installed"
+        text = f"{sys.executable} cannot run SimplerEnv ({type(error).__name__}: {error}); expected the interpreter of "
+        text += "an environment where SimplerEnv and ManiSkill2_real2sim are installed"
         connection.send((ValueError(text), 0.0))
         return
 
@@ -43,16 +46,6 @@ def main(descriptor: str, arguments: str) -> None:
         return envs, envs[slots[0]].described()
 
     serve(connection, build, foreign=True)
-
-
-def import_serve() -> Any:
-    """The loop of serving.py. This script's folder then leaves the path, so that no file in it hides another module."""
-    folder = Path(__file__).resolve().parent
-    sys.path.insert(0, str(folder))
-    from serving import serve  # pyright: ignore[reportMissingImports]
-
-    sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != folder]
-    return serve
 
 
 def check_numpy() -> None:
@@ -88,21 +81,20 @@ class Original:
         # copy is for what the builders themselves change.
         arguments = copy.deepcopy(plan["make"])
         if plan["photo"]:
-            arguments["rgb_overlay_path"] = str(_assets() / plan["photo"])
+            from mani_skill2_real2sim import ASSET_DIR  # pyright: ignore[reportMissingImports]
+
+            arguments["rgb_overlay_path"] = str(Path(ASSET_DIR) / plan["photo"])
             arguments["rgb_overlay_cameras"] = [CAMERA]
         self.env = build_maniskill2_env(
             plan["env_id"], obs_mode="rgbd", camera_cfgs=_cameras(*plan["image_size"]), **arguments
         )
-        self._check_stage(plan["make"]["scene_name"])
-        self.built = {key: value for key, value in plan.items() if key != "options"}
-
-    def _check_stage(self, name: str) -> None:
-        """Raises FileNotFoundError without the scene's file: SAPIEN would go on, and everything would fall for ever."""
+        # Without the scene's file SAPIEN would go on, and everything would fall for ever.
+        name = plan["make"]["scene_name"]
         stage = Path(self.env.unwrapped.scene_root, "stages", f"{name}.glb")
         if "dummy" not in name and not stage.is_file():
-            raise FileNotFoundError(
-                f"SimplerEnv's assets lack the scene {stage}; expected all of ManiSkill2_real2sim's"
-            )
+            lacks = f"SimplerEnv's assets lack the scene {stage}; expected all of ManiSkill2_real2sim's"
+            raise FileNotFoundError(lacks)
+        self.built = {key: value for key, value in plan.items() if key != "options"}
 
     def reset(self, seed: int, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Begins the episode of the plan `options`; `seed` is for what the original itself may draw."""
@@ -153,12 +145,6 @@ class Original:
 def _plain(pose: Any) -> list[float]:
     """x, y, z, qw, qx, qy, qz of a SAPIEN pose."""
     return [float(value) for value in (*pose.p, *pose.q)]
-
-
-def _assets() -> Path:
-    from mani_skill2_real2sim import ASSET_DIR  # pyright: ignore[reportMissingImports]
-
-    return Path(ASSET_DIR)
 
 
 def _cameras(height: int, width: int) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """A task as `gymnasium.make` gives it: one environment, unbatched numpy."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import replace
 from functools import cached_property
@@ -74,7 +72,10 @@ def check_start(family: str, setup: Setup, start: dict[str, Any]) -> dict[str, A
         if key not in START_KEYS[family]:
             expected = ", ".join(START_KEYS[family])
             raise StartRefused(f"reset option {key!r} is unknown to {family}; expected {expected}")
-        if isinstance(setup, PickCanSetup) and key == "object_xy" and not _on_table(setup, value):
+        if isinstance(setup, PickCanSetup) and key == "object_xy":
+            place, (low, high) = np.asarray(value, float), np.transpose([setup.table_x, setup.table_y])
+            if place.shape == (2,) and ((low <= place) & (place <= high)).all():
+                continue
             table = f"x in {list(setup.table_x)}, y in {list(setup.table_y)} metres"
             raise StartRefused(f"reset option object_xy is {value!r}; expected a place on the table: {table}")
         known = {
@@ -85,11 +86,6 @@ def check_start(family: str, setup: Setup, start: dict[str, Any]) -> dict[str, A
         if known is not None and value not in known:
             raise StartRefused(f"reset option {key} is {value!r}; expected one of {', '.join(known)}")
     return dict(start)
-
-
-def _on_table(setup: PickCanSetup, place: Any) -> bool:
-    place, (low, high) = np.asarray(place, float), np.transpose([setup.table_x, setup.table_y])
-    return place.shape == (2,) and bool(((low <= place) & (place <= high)).all())
 
 
 def build(family: str, setup: Setup, image_size: tuple[int, int], task: str | None, device: str, num_envs: int) -> Any:

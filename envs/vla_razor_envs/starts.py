@@ -1,7 +1,5 @@
 """Where an episode starts when its reset options leave it open: pure functions of the setup and the seed."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -5,8 +5,6 @@ A suite, which is a mapping, describes it: the environment's `id` and `make`; it
 are found; and after how many control steps an episode ends (`horizon`).
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace

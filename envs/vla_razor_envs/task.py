@@ -10,8 +10,6 @@ seed, from which whatever they leave open is drawn.
 # pyright: reportIncompatibleVariableOverride=false, reportOperatorIssue=false, reportReturnType=false
 # pyright: reportOptionalMemberAccess=false
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -150,11 +148,6 @@ class ManipulationTask(BaseEnv):
         for robot in self.agent.robot._objs:
             robot.set_solver_position_iterations(iterations)
 
-    def _hang_photos(self, photo: str, env_idx: Tensor, starts: list[Start]) -> None:
-        """Puts behind each scene the photograph of its station."""
-        files = [asset_root() / photo.format(station=self._station(start)) for start in starts]
-        self._photos[env_idx] = torch.stack([load_photo(file, *self.image_size) for file in files]).to(self.device)
-
     def _initialize_episode(self, env_idx: Tensor, options: dict[str, Any]) -> None:
         starts = options.get("starts") or [
             {"seed": int(seed)} for seed in np.broadcast_to(self._episode_seed, len(env_idx))
@@ -167,7 +160,9 @@ class ManipulationTask(BaseEnv):
         self.agent.reset(self._rest_qpos(starts))
         self._place(env_idx, starts)
         if self.setup.photo:
-            self._hang_photos(self.setup.photo, env_idx, starts)
+            files = [asset_root() / self.setup.photo.format(station=self._station(start)) for start in starts]
+            photos = [load_photo(file, *self.image_size) for file in files]
+            self._photos[env_idx] = torch.stack(photos).to(self.device)
         self._base = Frame.at(self.agent.robot.pose.raw_pose, self.xp)  # stands still during an episode
 
     def _renew_physics(self, temporal: bool) -> None:

@@ -5,8 +5,6 @@ light, camera, table, background, distractors or cabinet. All numbers are the or
 (github.com/simpler-env/SimplerEnv, commit 4ab7178). A variant whose files are missing raises when it is built.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import sqrt
@@ -97,10 +95,6 @@ CAN_VARIANTS = {
 # ---------------------------------------------------------------------- variant aggregation: drawers
 
 
-def _sun(grey: float) -> Lighting:
-    return _lights(((-0.2, 0, -1), grey), ((-1, 1, -0.05), 0.5), ((-1, -1, -0.05), 0.5), shadow=5.0)
-
-
 def _room(name: str, group: str, shift: tuple[float, float, float], turn: tuple[float, ...]) -> Stage:
     """A stage that is first turned, then shifted, then put as all are."""
     x, y, z = (a + b for a, b in zip(shift, TABLE_OFFSET, strict=True))
@@ -117,7 +111,7 @@ def _drawers(number: str = "", stage: Stage = APARTMENT, grey: float = 1.0) -> V
     return Variant(
         {
             "cabinet": UrdfCabinet(f"data/custom/mk_station{number}.urdf", "cabinets", stage),
-            "lighting": _sun(grey),
+            "lighting": _lights(((-0.2, 0, -1), grey), ((-1, 1, -0.05), 0.5), ((-1, -1, -0.05), 0.5), shadow=5.0),
             "camera": replace(GOOGLE_PICK_CAN.camera, shader="default"),  # which alone shows shadows
             "robot_material": GOOGLE_PICK_CAN.robot_material,
             "stations": {

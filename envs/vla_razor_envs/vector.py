@@ -1,7 +1,5 @@
 """Many environments at once behind `gymnasium.vector.VectorEnv`: worker processes on a CPU, one batch on a GPU."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from typing import Any
 

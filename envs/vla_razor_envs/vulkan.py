@@ -39,16 +39,12 @@ def use_software_vulkan() -> None:
     for name in (folder / "preload.txt").read_text().split():
         ctypes.CDLL(str(folder / "lib" / name))
     if not any(os.environ.get(name) for name in DRIVER_VARIABLES):
-        os.environ["VK_DRIVER_FILES"] = ":".join(map(str, [*_system_drivers(), driver]))
-
-
-def _system_drivers() -> list[Path]:
-    """The system's drivers, so that a GPU is never hidden. Those that do not load or are too old are passed over."""
-    found = [path for folder in _DRIVER_FOLDERS for path in sorted(Path(folder).glob("*.json"))]
-    sapien = find_spec("sapien")
-    if sapien and sapien.origin and not any("nvidia" in path.name for path in found):
-        found.append(Path(sapien.origin).parent / "vulkan_library" / "nvidia_icd.json")  # sapien's own stand-in
-    return found
+        # Behind the system's, so that a GPU is never hidden; those that do not load or are too old are passed over.
+        found = [path for place in _DRIVER_FOLDERS for path in sorted(Path(place).glob("*.json"))]
+        sapien = find_spec("sapien")
+        if sapien and sapien.origin and not any("nvidia" in path.name for path in found):
+            found.append(Path(sapien.origin).parent / "vulkan_library" / "nvidia_icd.json")  # sapien's own stand-in
+        os.environ["VK_DRIVER_FILES"] = ":".join(map(str, [*found, driver]))
 
 
 def render_one_frame() -> dict[str, str]:
@@ -90,19 +86,17 @@ def _devices() -> list[dict[str, str]]:
     vulkan.vkEnumeratePhysicalDevices(instance, ctypes.byref(count), None)
     handles = (ctypes.c_void_p * count.value)()
     vulkan.vkEnumeratePhysicalDevices(instance, ctypes.byref(count), handles)
-    devices = [_describe(vulkan, ctypes.c_void_p(handle)) for handle in handles]
+    devices = []
+    for handle in handles:
+        about = ctypes.create_string_buffer(struct.pack("@iPI", 1000196000, 0, 0), 1024)  # of the driver
+        properties = ctypes.create_string_buffer(struct.pack("@iP", 1000059001, ctypes.addressof(about)), 4096)
+        vulkan.vkGetPhysicalDeviceProperties2(ctypes.c_void_p(handle), properties)
+        (device,) = struct.unpack_from("@20x256s", properties, struct.calcsize("@iP"))
+        name, info = struct.unpack_from("@256s256s", about, struct.calcsize("@iPI"))
+        device, name, info = (text.split(b"\0")[0].decode() for text in (device, name, info))
+        devices.append({"device": device, "driver": f"{name} {info}"})
     vulkan.vkDestroyInstance(instance, None)
     return devices
-
-
-def _describe(vulkan: ctypes.CDLL, handle: ctypes.c_void_p) -> dict[str, str]:
-    driver = ctypes.create_string_buffer(struct.pack("@iPI", 1000196000, 0, 0), 1024)
-    properties = ctypes.create_string_buffer(struct.pack("@iP", 1000059001, ctypes.addressof(driver)), 4096)
-    vulkan.vkGetPhysicalDeviceProperties2(handle, properties)
-    (device,) = struct.unpack_from("@20x256s", properties, struct.calcsize("@iP"))
-    name, info = struct.unpack_from("@256s256s", driver, struct.calcsize("@iPI"))
-    device, name, info = (text.split(b"\0")[0].decode() for text in (device, name, info))
-    return {"device": device, "driver": f"{name} {info}"}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """A suite of LIBERO's as one Gymnasium environment, whose reset says which task."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
@@ -44,9 +42,13 @@ class LiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
 
     def __init__(self, suite: str, render_mode: str | None = None) -> None:
         versions()
-        with _without_warnings():
+        silent = logging.root.manager.disable
+        logging.disable(logging.WARNING)  # robosuite's, when it is imported, that it has no settings of the user's
+        try:
             from libero.libero.benchmark import task_maps  # pyright: ignore[reportMissingImports]
             from libero.libero.envs import OffScreenRenderEnv  # noqa: F401  # pyright: ignore[reportMissingImports]
+        finally:
+            logging.disable(silent)
         self.render_mode = render_mode
         self._tasks = task_maps[suite]
         self._looking, self._image = True, np.zeros((PIXELS, PIXELS, 3), np.uint8)
@@ -68,14 +70,27 @@ class LiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         if asked["task"] != self._task:
             self._open(asked["task"])
         self._make_current()  # what is drawn with is freed in whichever context is current, be it another simulation's
-        with _numpys_seed(SEED), self._not_looking():
-            # LIBERO draws where fixtures stand, to a centimetre, from numpy's global generator. It also keeps what each
-            # reset is to draw for those to come; without that, every reset is like the first of a new simulation.
-            del self._domain.object_property_initializers[self._drawn_at_first :]
-            self._reset_until_placed()
-            self._simulation.set_init_state(self._states[asked["init_state"]])
-            for _ in range(SETTLING_STEPS - 1):
-                self._domain.step(SETTLING)
+        from robosuite.utils.errors import RandomizationError  # pyright: ignore[reportMissingImports]
+
+        # LIBERO draws where fixtures stand, to a centimetre, from numpy's global generator, which is put back after.
+        before = np.random.get_state()  # noqa: NPY002
+        np.random.seed(SEED)  # noqa: NPY002
+        try:
+            with self._not_looking():
+                # It also keeps what each reset is to draw for those to come; without that, every reset is like the
+                # first of a new simulation.
+                del self._domain.object_property_initializers[self._drawn_at_first :]
+                placed = False
+                while not placed:
+                    # LIBERO's own loop does this too, but goes on for ever after any other error.
+                    with contextlib.suppress(RandomizationError):  # there was no place for an object
+                        self._domain.reset()
+                        placed = True
+                self._simulation.set_init_state(self._states[asked["init_state"]])
+                for _ in range(SETTLING_STEPS - 1):
+                    self._domain.step(SETTLING)
+        finally:
+            np.random.set_state(before)  # noqa: NPY002
         observation, *_ = self._domain.step(SETTLING)
         return self._shown(observation), {"success": False}
 
@@ -127,25 +142,23 @@ class LiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self._drawn_at_first = len(self._domain.object_property_initializers)
         cameras = self._domain._create_camera_sensors
 
+        # Cameras that draw only when somebody looks. The simulation asks them at the same moments in any case: it takes
+        # what they show a little before a control step ends, and when exactly depends on how often it was asked.
+        def when_looking(draw: Callable[[Any], np.ndarray]) -> Callable[[Any], np.ndarray]:
+            def camera(cache: Any) -> np.ndarray:
+                if self._looking:
+                    self._make_current()  # the simulation draws into whichever context is current
+                    self._image = draw(cache)
+                return self._image
+
+            camera.__modality__ = "image"  # pyright: ignore[reportFunctionMemberAccess]
+            return camera
+
         def seen(*args: Any, **kwargs: Any) -> tuple[list[Any], list[str]]:
             sensors, names = cameras(*args, **kwargs)
-            return [self._when_looking(sensor) for sensor in sensors], names
+            return list(map(when_looking, sensors)), names
 
         self._domain._create_camera_sensors = seen
-
-    def _when_looking(self, draw: Callable[[Any], np.ndarray]) -> Callable[[Any], np.ndarray]:
-        """A camera that draws only when somebody looks. The simulation asks it at the same moments in any case: it
-        takes what it shows a little before a control step ends, and when exactly depends on how often it was asked.
-        """
-
-        def camera(cache: Any) -> np.ndarray:
-            if self._looking:
-                self._make_current()  # the simulation draws into whichever context is current
-                self._image = draw(cache)
-            return self._image
-
-        camera.__modality__ = "image"  # pyright: ignore[reportFunctionMemberAccess]
-        return camera
 
     def _make_current(self) -> None:
         self._domain.sim._render_context_offscreen.gl_ctx.make_current()
@@ -158,41 +171,8 @@ class LiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         finally:
             self._looking = True
 
-    def _reset_until_placed(self) -> None:
-        # LIBERO's own loop does this too, but goes on for ever after any other error.
-        from robosuite.utils.errors import RandomizationError  # pyright: ignore[reportMissingImports]
-
-        while True:
-            try:
-                self._domain.reset()
-            except RandomizationError:  # there was no place for an object
-                continue
-            return
-
     def _shown(self, observation: Any) -> dict[str, np.ndarray]:
         from robosuite.utils.transform_utils import quat2axisangle  # pyright: ignore[reportMissingImports]
 
         place, turn, fingers = (observation[f"robot0_{name}"] for name in ("eef_pos", "eef_quat", "gripper_qpos"))
         return {"image": self._image, "state": np.concatenate([place, quat2axisangle(turn.copy()), fingers])}
-
-
-@contextlib.contextmanager
-def _numpys_seed(seed: int) -> Iterator[None]:
-    """numpy's global generator at a seed; afterwards it is where it was."""
-    before = np.random.get_state()  # noqa: NPY002
-    np.random.seed(seed)  # noqa: NPY002
-    try:
-        yield
-    finally:
-        np.random.set_state(before)  # noqa: NPY002
-
-
-@contextlib.contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Without what robosuite logs when it is imported: that it has no settings of the user's."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

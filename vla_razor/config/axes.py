@@ -43,11 +43,7 @@ def kept(config: DictConfig, given: Mapping[str, list[str]]) -> dict[str, Any]:
     its name: sft_own.
     """
     chosen = {method.partition("_")[0] for method in given.get("method", config.axes.get("method", []))}
-    said = {_bare(key) for key in given}
+    said = {key.rpartition(".")[2] for key in given}
     sections = {str(key): str(key).rpartition(".")[0].removeprefix("llm_") for key in config.axes}
     own = {key for key, section in sections.items() if not chosen or section in ("", *chosen)}
-    return {key: config.axes[key] for key in sections if key in own and _bare(key) not in said}
-
-
-def _bare(key: str) -> str:
-    return key.rpartition(".")[2]
+    return {key: config.axes[key] for key in sections if key in own and str(key).rpartition(".")[2] not in said}

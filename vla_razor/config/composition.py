@@ -14,7 +14,7 @@ from copy import deepcopy
 from datetime import datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -34,28 +34,43 @@ def compose(verb: str, overrides: Iterable[str] = ()) -> DictConfig:
     Raises `UserError` for an unknown key, environment or experiment, for an experiment that has nothing for the verb,
     and for a value of the wrong type or out of range.
     """
-    values = dict(_split(override) for override in overrides)
+    values: dict[str, str] = {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"cannot read {override!r}: expected key=value or --key value.")
+        values[key] = text
     folder = values.pop("config_dir", None)
-    for group in CHOICES:
-        if group in values:
-            values[group] = _suite_of(values[group], folder)
+    for group in [group for group in CHOICES if group in values and folder is not None]:
+        # A suite's file in the user's own folder goes before what is described here under the same name.
+        if not Path(str(folder)).is_dir():
+            raise UserError(f"config_dir={folder}: no such folder; expected one with env/NAME.yaml.")
+        path = Path(str(folder)) / "env" / f"{values[group]}.yaml"
+        values[group] = str(path) if path.is_file() else values[group]
     given = axes.taken_out(values) if verb in SWEEPS else {}
     experiment = Experiment.named(values.pop("experiment", None))
     config = _compose_files(verb, {group: values.pop(group) for group in CHOICES if group in values})
     sections = [str(key) for key in config if key in VERBS]
     experiment.check(verb, sections)
     for section in sections:
-        config[section] = _section(section, config[section], experiment)
+        # The verb's own keys, under what the verb that is made of it has instead, under what the experiment says.
+        composed = _composed(section)
+        keys = [key.name for key in own_keys(section) if key.name != "env"]
+        own = OmegaConf.create({key: composed[key] for key in keys}, flags={"struct": True})
+        own.merge_with(config[section])
+        experiment.change(own, section, known_alone=True)
+        config[section] = own
     experiment.change(config, verb)
     if verb in SWEEPS:
         given |= {key: [values.pop(key)] for key in list(values) if key in config.axes or axes.is_one(config, key)}
+    # Before the other keys: what the robot brings with it is a default, which `env.make...` may then change.
     for key in [key for key in ("robot", "image_size", "sim_backend") if key in values]:
         _assign(config, verb, key, values.pop(key))
     simulation.place_robot(config)
     for key, text in values.items():
         _assign(config, verb, key, text)
     simulation.check(config)
-    simulation.set_prior_apart(config)
+    simulation.set_prior_apart(config)  # last: only now is it known which tasks are learned
     if given:
         config.axes = {**axes.kept(config, given), **given}
     if config.out is None:
@@ -101,31 +116,21 @@ class Experiment:
         """
         for part in parts(verb):
             said = self.settings.get(part, {})
-            left_out = {key for key in said if key not in config and (known_alone or _known_elsewhere(part, key))}
+            others = {key for one in VERBS if part in parts(one) for key in VERBS[one].definitions()}
+            left_out = {key for key in said if key not in config and (known_alone or key in others)}
             said = {key: value for key, value in said.items() if key not in left_out}
             _set(config, verb, said, part, f"experiment={self.name}: ")
 
 
-def _split(override: str) -> tuple[str, str]:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise UserError(f"cannot read {override!r}: expected key=value or --key value.")
-    return key, text
-
-
-def _suite_of(name: str, folder: str | None) -> str:
-    """The choice of an environment: the file of a suite where `folder`/env has one of that name, else as it stands."""
-    if folder is None:
-        return name
-    if not Path(folder).is_dir():
-        raise UserError(f"config_dir={folder}: no such folder; expected one with env/NAME.yaml.")
-    path = Path(folder) / "env" / f"{name}.yaml"
-    return str(path) if path.is_file() else name
-
-
 def _compose_files(verb: str, groups: dict[str, str]) -> DictConfig:
     plain = _composed(verb)
-    outside = {key: name for key, name in groups.items() if key in plain and _is_outside(name)}
+    outside = {
+        key: name
+        for key, name in groups.items()
+        # What is described here keeps its name, whatever a package registers. Asking packages takes long: at last.
+        if key in plain
+        and (suites.is_file(name) or (name not in simulation.built_in() and name in suites.registered()))
+    }
     chosen = {key: name for key, name in groups.items() if key not in outside}
     config = _composed(verb, *(_group_override(verb, key, name) for key, name in chosen.items()))
     OmegaConf.set_struct(config, False)
@@ -139,13 +144,8 @@ def _compose_files(verb: str, groups: dict[str, str]) -> DictConfig:
     return config
 
 
-def _is_outside(name: str) -> bool:
-    """Whether the choice of an environment is a suite from outside. What is described here keeps its name."""
-    return suites.is_file(name) or (name not in simulation.built_in() and name in suites.registered())
-
-
 def _composed(name: str, *overrides: str) -> DictConfig:
-    return deepcopy(_composed_once(name, *overrides))
+    return deepcopy(_composed_once(name, *overrides))  # the caller changes it, the cache must not
 
 
 @cache
@@ -163,11 +163,6 @@ def _composed_once(name: str, *overrides: str) -> DictConfig:
         return hydra.compose(name, list(overrides))
 
 
-def _known_elsewhere(part: str, key: Any) -> bool:
-    """Whether another verb that is made of it has the key."""
-    return any(part in parts(verb) and key in VERBS[verb].definitions() for verb in VERBS)
-
-
 def _group_override(verb: str, key: str, name: str) -> str:
     """The choice of a group in Hydra's words. Raises `UserError` for a group the verb lacks or a name unknown to it."""
     known_keys = VERBS[verb].definitions()
@@ -182,16 +177,6 @@ def _group_override(verb: str, key: str, name: str) -> str:
     return f"{CHOICES[key]}={name}"
 
 
-def _section(verb: str, settings: DictConfig, experiment: Experiment) -> DictConfig:
-    """The verb's own keys under `settings`, then under what the experiment says of the verb."""
-    composed = _composed(verb)
-    keys = [key.name for key in own_keys(verb) if key.name != "env"]
-    own = OmegaConf.create({key: composed[key] for key in keys}, flags={"struct": True})
-    own.merge_with(settings)
-    experiment.change(own, verb, known_alone=True)
-    return own
-
-
 def _assign(config: DictConfig, verb: str, key: str, text: str) -> None:
     known = list(_paths(config))
     if key in GONE.get(verb, {}):
@@ -203,8 +188,10 @@ def _assign(config: DictConfig, verb: str, key: str, text: str) -> None:
     kind = defined or kinds.like(_plain(before))
     value: Any = _parse(text, kind)
     named = key.endswith(".tasks") and isinstance(before, DictConfig) and isinstance(value, list)
-    if named:
-        value = _some_of(key, before, value)
+    if named:  # of a suite's tasks, which are a mapping, some are chosen by their names
+        for name in [name for name in value if name not in before]:
+            raise UserError(f"{key}: unknown task {name!r}. {nearest(str(name), map(str, before))}")
+        value = {str(name): before[name] for name in value}
     elif not kinds.holds(kind, value):
         raise UserError(f"bad value {key}={text}: expected {kinds.words(kind)}.")
     if key in VERBS:
@@ -227,14 +214,6 @@ def _set(config: DictConfig, verb: str, said: Mapping[Any, Any], where: str, sou
             config[key] = value
 
 
-def _some_of(key: str, tasks: DictConfig, names: Iterable[Any]) -> dict[str, Any]:
-    """Of a suite's tasks those that are named. Raises `UserError` for one that it does not have."""
-    for name in names:
-        if name not in tasks:
-            raise UserError(f"{key}: unknown task {name!r}. {nearest(str(name), map(str, tasks))}")
-    return {str(name): tasks[name] for name in names}
-
-
 def _paths(config: DictConfig, prefix: str = "") -> Iterator[str]:
     for key in config:
         yield f"{prefix}{key}"
@@ -253,11 +232,11 @@ def _parse(text: str, kind: Any) -> Any:
 
     if text == "null":
         return None
-    if kinds.is_text(kind):
+    if kinds.plain_type(kind) in (str, Literal):
         text = text.replace("${", "\\${")
         return text[1:-1] if len(text) >= 2 and text[0] == text[-1] and text[0] in "'\"" else text
     try:
-        if kinds.is_mapping(kind) and text.startswith("{"):
+        if kinds.plain_type(kind) is dict and text.startswith("{"):
             return OmegaConf.to_container(OmegaConf.create(text))
         override = OverridesParser.create().parse_override(f"key={text}")
     except (HydraException, OmegaConfBaseException, YAMLError):

@@ -45,7 +45,6 @@ Schedule = Literal["constant", "cosine"]
 Task = Literal["math", "science", "tool"]
 Size = Annotated[list[Count], Len(2, 2), "[height, width], as in [512,640]"]
 Betas = Annotated[list[Annotated[float, Ge(0), Lt(1)]], Len(2, 2), "two numbers in [0, 1), as in [0.9,0.99]"]
-Changes = Annotated[list[dict[str, Any]], "a list, as in [{learning_rate: 1e-4}]"]
 Seeds = Annotated[list[Whole], MinLen(1), _ONCE, "a list of whole numbers"]
 Lengths = Annotated[list[Count], MinLen(1), _ONCE, "a list of whole numbers, at least 1"]
 Widths = Annotated[list[Annotated[int, Ge(2)]], _ONCE, "a list of whole numbers, at least 2"]
@@ -98,18 +97,11 @@ def choices(kind: Any) -> list[str]:
     return text.split(" | ") if " | " in text else []
 
 
-def is_mapping(kind: Any) -> bool:
-    """Whether the values are mappings."""
+def plain_type(kind: Any) -> Any:
+    """What the values are before any rule: str, dict, Literal ...; of `kind | null` that of the kind."""
     if get_origin(kind) in (Union, UnionType):
         kind = get_args(kind)[0]
-    return get_origin(kind.__origin__) is dict
-
-
-def is_text(kind: Any) -> bool:
-    """Whether the values are texts, and so need no grammar."""
-    if get_origin(kind) in (Union, UnionType):
-        kind = get_args(kind)[0]
-    return kind.__origin__ in (str, Literal)
+    return get_origin(kind.__origin__) or kind.__origin__
 
 
 def like(value: Any) -> Any:

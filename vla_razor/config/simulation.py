@@ -87,7 +87,11 @@ def set_prior_apart(config: DictConfig) -> None:
     for part in [config, *(config[key] for key in config if key in VERBS)]:
         if part.get("prior"):
             for scene in scenes(part.prior):
-                scene.tasks = _without(scene.tasks, learned)
+                left = [task for task in scene.tasks if task not in learned]
+                # By name, with their options, or as a list of names.
+                scene.tasks = (
+                    {task: scene.tasks[task] for task in left} if isinstance(scene.tasks, DictConfig) else left
+                )
             if not any(scene.tasks for scene in scenes(part.prior)):
                 part.prior = None
 
@@ -102,9 +106,3 @@ def _known_tasks() -> dict[str, list[str]]:
 def _unversioned(env_id: str) -> str:
     """A Gymnasium id without its version; SimplerEnv's own task is the same one."""
     return re.sub(r"-v\d+$", "", env_id.replace("/Simpler", "/"))
-
-
-def _without(tasks: Any, learned: set[str]) -> Any:
-    if isinstance(tasks, DictConfig):
-        return {task: options for task, options in tasks.items() if task not in learned}
-    return [task for task in tasks if task not in learned]

@@ -1,7 +1,5 @@
 """Sampling a teacher until every prompt has what it needs, several prompts at a time."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -34,8 +32,13 @@ def annotate(
             return
         done, _ = wait(asked, return_when=FIRST_COMPLETED)
         answered = [(asked.pop(future), future.result()) for future in done]
-        _judge(answered, rewards)
-        for draft, _ in answered:
+        # All the responses in one call, since a reward may start processes and wait for them.
+        responses = [(draft, response) for draft, answer in answered for response in answer.responses]
+        earned = rewards([response.text for _, response in responses], [draft.example.gold for draft, _ in responses])
+        for (draft, response), reward in zip(responses, earned, strict=True):
+            draft.add(response, reward)
+        for draft, answer in answered:
+            draft.failures.update(answer.failures)
             if draft.wants_more and draft.drawn < samples:
                 asked[_ask(teacher, draft, samples)] = draft
             else:
@@ -79,13 +82,3 @@ class _Draft:
 def _ask(teacher: Teacher, draft: _Draft, samples: int) -> Future[Answer]:
     wanted = min(teacher.responses_at_once, samples - draft.drawn)
     return teacher.ask(Request(draft.example.messages, draft.index, draft.drawn, wanted))
-
-
-def _judge(answered: Sequence[tuple[_Draft, Answer]], rewards: Rewards) -> None:
-    """Rewards all the responses in one call, since a reward may start processes and wait for them."""
-    responses = [(draft, response) for draft, answer in answered for response in answer.responses]
-    earned = rewards([response.text for _, response in responses], [draft.example.gold for draft, _ in responses])
-    for (draft, response), reward in zip(responses, earned, strict=True):
-        draft.add(response, reward)
-    for draft, answer in answered:
-        draft.failures.update(answer.failures)

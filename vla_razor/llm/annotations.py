@@ -4,12 +4,10 @@
 prompts were finished. A line counts once its newline is written.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,7 +63,7 @@ def take_up(path: Path, golds: Mapping[str, str]) -> list[Annotation]:
     """
     if not path.exists():
         return []
-    os.truncate(path, _whole(path))
+    os.truncate(path, _whole(path))  # a line counts once its newline is written
     found = list(_annotations(path))
     for where, annotation in found:
         if golds.get(annotation.prompt) != annotation.gold:
@@ -78,20 +76,16 @@ def coverage(annotations: Sequence[Annotation], prompts: int) -> dict[str, Any]:
     """For summary.json: for how many prompts there is a right response, and for how many a wrong one too."""
     covered = sum(annotation.chosen is not None for annotation in annotations)
     pairs = sum(None not in (annotation.chosen, annotation.rejected) for annotation in annotations)
+    failures: Counter[str] = Counter()
+    for annotation in annotations:
+        failures.update(annotation.failures)
     return {
         "prompts": prompts,
         "covered": wilson(covered, prompts),
         "pairs": wilson(pairs, prompts),
         "samples": sum(annotation.samples for annotation in annotations),
-        "failures": dict(_total(annotation.failures for annotation in annotations).most_common()),
+        "failures": dict(failures.most_common()),
     }
-
-
-def _total(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
-    total: Counter[str] = Counter()
-    for one in counts:
-        total.update(one)
-    return total
 
 
 def _whole(path: Path) -> int:
@@ -106,24 +100,17 @@ def _annotations(path: Path) -> Iterator[tuple[str, Annotation]]:
     """Each with its place in the file."""
     places: dict[str, str] = {}
     for row in from_lines(path):
-        annotation = _annotation(row)
+        texts: dict[str, Any] = {name: _text(row, name) for name in ("prompt", "gold", "group", "teacher")}
+        texts |= {name: None if row.get(name) is None else _text(row, name) for name in ("chosen", "rejected")}
+        kinds = row.get("failures")
+        if not isinstance(kinds, Mapping):
+            raise UserError(f"{row.where}: field 'failures' is {kinds!r}, expected an object of counts.")
+        failures = {kind: _count(row, "failures", kind) for kind in kinds}
+        annotation = Annotation(**texts, samples=_count(row, "samples"), failures=failures)
         if earlier := places.get(annotation.prompt):
             raise UserError(f"{row.where}: the same prompt as in {earlier}. Remove one of the two.")
         places[annotation.prompt] = row.where
         yield row.where, annotation
-
-
-def _annotation(row: Row) -> Annotation:
-    return Annotation(
-        prompt=_text(row, "prompt"),
-        gold=_text(row, "gold"),
-        group=_text(row, "group"),
-        chosen=_response(row, "chosen"),
-        rejected=_response(row, "rejected"),
-        samples=_count(row, "samples"),
-        teacher=_text(row, "teacher"),
-        failures={kind: _count(row, "failures", kind) for kind in _mapping(row, "failures")},
-    )
 
 
 def _text(row: Row, name: str) -> str:
@@ -132,19 +119,8 @@ def _text(row: Row, name: str) -> str:
     return row.get(name)
 
 
-def _response(row: Row, name: str) -> str | None:
-    return None if row.get(name) is None else _text(row, name)
-
-
 def _count(row: Row, *path: str) -> int:
     value = row.get(*path)
     if type(value) is not int or value < 0:
         raise UserError(f"{row.where}: field {'.'.join(path)!r} is {value!r}, expected a whole number, at least 0.")
-    return value
-
-
-def _mapping(row: Row, name: str) -> Mapping[str, Any]:
-    value = row.get(name)
-    if not isinstance(value, Mapping):
-        raise UserError(f"{row.where}: field {name!r} is {value!r}, expected an object of counts.")
     return value

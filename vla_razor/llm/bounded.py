@@ -1,7 +1,5 @@
 """Calls that may never return, run in processes that are stopped after some seconds."""
 
-from __future__ import annotations
-
 import atexit
 import resource
 from collections.abc import Callable, Iterable
@@ -47,8 +45,5 @@ def _pool() -> ProcessPool:
     torch may have by then, and whoever waits for them would wait for ever.
     """
     atexit.register(close)
-    return ProcessPool(WORKERS, initializer=_limit_memory, context=get_context("spawn"))
-
-
-def _limit_memory() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    limit = resource.RLIMIT_AS, (MEMORY, MEMORY)
+    return ProcessPool(WORKERS, initializer=resource.setrlimit, initargs=limit, context=get_context("spawn"))

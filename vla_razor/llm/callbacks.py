@@ -1,7 +1,5 @@
 """What a run adds to TRL's trainers: metrics, forward KL on the probe set, checkpoints, and a progress bar."""
 
-from __future__ import annotations
-
 import math
 import os
 import shutil
@@ -87,21 +85,19 @@ class RunCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._saved = state.global_step
         saved = trainer_folder(self.run, state.global_step)
-        self.run.save(state.global_step, lambda folder: _link_model(saved, folder), {})
+        own = {path for pattern in TRAINER_FILES for path in saved.glob(pattern)}
+
+        def fill(folder: Path) -> None:  # with the model's and the tokenizer's files
+            for path in [path for path in saved.iterdir() if path not in own and path.is_file()]:
+                try:
+                    os.link(path, folder / path.name)
+                except OSError:  # a file system without hard links
+                    shutil.copy2(path, folder / path.name)
+
+        self.run.save(state.global_step, fill, {})
 
 
 def trainer_folder(run: Run, step: int | None = None) -> Path:
     """Where transformers' Trainer keeps what it needs to resume: the folder of one step, or of all."""
     folder = run.path / "trainer_state" / "trainer"
     return folder if step is None else folder / f"checkpoint-{step}"
-
-
-def _link_model(saved: Path, folder: Path) -> None:
-    """Puts the model's and the tokenizer's files into `folder`, as hard links where the file system has them."""
-    own = {path for pattern in TRAINER_FILES for path in saved.glob(pattern)}
-    for path in saved.iterdir():
-        if path not in own and path.is_file():
-            try:
-                os.link(path, folder / path.name)
-            except OSError:
-                shutil.copy2(path, folder / path.name)

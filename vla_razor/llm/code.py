@@ -10,8 +10,6 @@ read and handed back once the last line has run. No way of ending early produces
 secret in its own process will find it.
 """
 
-from __future__ import annotations
-
 import os
 import resource
 import secrets
@@ -42,6 +40,13 @@ def passes(program: str, seconds: float = 5.0) -> bool:
     with tempfile.TemporaryDirectory() as folder, _pipe() as (given, giving), _pipe() as (proof, proving):
         os.write(giving, secret)
         os.set_blocking(proof, False)  # a program that ended early has written nothing
+
+        def limit() -> None:  # in the new process, before the program
+            cpu = int(seconds) + 1
+            bounds = {resource.RLIMIT_CPU: cpu, resource.RLIMIT_AS: MEMORY, resource.RLIMIT_FSIZE: FILE_SIZE}
+            for what, most in {**bounds, resource.RLIMIT_CORE: 0}.items():
+                resource.setrlimit(what, (most, most))
+
         path = Path(folder, "program.py")
         path.write_bytes(program.encode(errors="replace"))
         process = subprocess.Popen(
@@ -53,7 +58,7 @@ def passes(program: str, seconds: float = 5.0) -> bool:
             stderr=subprocess.DEVNULL,
             pass_fds=(given, proving),
             start_new_session=True,
-            preexec_fn=lambda: _limit(seconds),
+            preexec_fn=limit,
         )
         try:
             ended = process.wait(seconds) == 0
@@ -63,7 +68,9 @@ def passes(program: str, seconds: float = 5.0) -> bool:
             with suppress(ProcessLookupError):  # whatever the program started goes with it
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        return ended and _read(proof) == secret
+        with suppress(BlockingIOError):  # it is empty where the program ended early
+            return ended and os.read(proof, LENGTH) == secret
+        return False
 
 
 @contextmanager
@@ -75,18 +82,3 @@ def _pipe() -> Iterator[tuple[int, int]]:
     finally:
         for end in ends:
             os.close(end)
-
-
-def _read(proof: int) -> bytes:
-    try:
-        return os.read(proof, LENGTH)
-    except BlockingIOError:
-        return b""
-
-
-def _limit(seconds: float) -> None:
-    whole = int(seconds) + 1
-    resource.setrlimit(resource.RLIMIT_CPU, (whole, whole))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_SIZE, FILE_SIZE))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

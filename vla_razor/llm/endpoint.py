@@ -8,8 +8,6 @@ connection, a body that is cut off or no completion. Every other refusal is fina
 is sent, since not every server takes one.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import socket
@@ -138,25 +136,24 @@ class Endpoint:
 
     def _failure(self, error: BaseException) -> Exception:
         """What became of a request: of the error and those that it came from, the status says most."""
-        for cause in _causes(error):
-            if isinstance(cause, httpx2.HTTPStatusError):
-                self._has_answered = True
-                return self._refusal(cause.response)
+        answered = next((cause for cause in _causes(error) if isinstance(cause, httpx2.HTTPStatusError)), None)
+        if answered is not None:
+            self._has_answered = True
+            status, said = answered.response.status_code, f"HTTP {answered.response.status_code}, "
+            said += _message(answered.response)
+            if status in (408, 429) or status >= 500:
+                kind = "rate_limited" if status == 429 else "server_error"
+                return _Passing(kind, said, _retry_after(answered.response.headers))
+            remedy = "Check endpoint=, teacher= and the settings of the response"
+            if status in (401, 403):
+                remedy = "Check the key in the variable that api_key_variable= names"
+            return UserError(f"{self.url} refused a request for the model {self.name}: {said}. {remedy}.")
         if not isinstance(error, (httpx2.HTTPError, OSError)):
             return _malformed(error)
         reason = next((cause for cause in _causes(error) if isinstance(cause, NOWHERE)), None)
-        if reason and not self._has_answered:
+        if reason and not self._has_answered:  # one that has answered before is likely to come back
             return UserError(f"{self.url} cannot be reached: {reason}. Check endpoint=, and that a server runs there.")
         return _Passing("dropped", f"the connection was dropped ({error!r})")
-
-    def _refusal(self, response: httpx2.Response) -> Exception:
-        status, said = response.status_code, f"HTTP {response.status_code}, {_message(response)}"
-        if status in (408, 429) or status >= 500:
-            return _Passing("rate_limited" if status == 429 else "server_error", said, _retry_after(response.headers))
-        remedy = "Check the key in the variable that api_key_variable= names"
-        if status not in (401, 403):
-            remedy = "Check endpoint=, teacher= and the settings of the response"
-        return UserError(f"{self.url} refused a request for the model {self.name}: {said}. {remedy}.")
 
 
 class Pace:
@@ -167,22 +164,19 @@ class Pace:
 
     def wait(self) -> None:
         """Returns when the caller may pass."""
-        while (seconds := self._try()) > 0:
-            time.sleep(seconds)
+        while True:
+            with self._lock:
+                now = time.monotonic()
+                if now >= self._next:
+                    self._next = now + self._interval
+                    return
+                seconds = self._next - now
+            time.sleep(seconds)  # without the lock, and then again: it may be held for longer meanwhile
 
     def hold(self, seconds: float) -> None:
         """Nobody passes for so long."""
         with self._lock:
             self._next = max(self._next, time.monotonic() + seconds)
-
-    def _try(self) -> float:
-        """0 if the caller passes, else the seconds until it is worth trying again."""
-        with self._lock:
-            now = time.monotonic()
-            if now < self._next:
-                return self._next - now
-            self._next = now + self._interval
-            return 0.0
 
 
 class _Passing(Exception):

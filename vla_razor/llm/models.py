@@ -1,7 +1,5 @@
 """From what a user types (`smollm`, a run folder, a checkpoint, a Hub id) to a language model and its tokenizer."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -61,13 +59,40 @@ def open_model(
 
     Raises UserError for everything that is not such a thing, and for a tokenizer without a chat template.
     """
-    _quieten()
-    source = source_of(spec)
-    base = _adapted(Path(source)) if (Path(source) / ADAPTER_CONFIG).is_file() else None
-    tokenizer = _tokenizer(source)
-    model = _load(base or source, dtype, learning and base is None)
+    import datasets
+
+    # The libraries' own bars and hints go: a run has its own.
+    datasets.disable_progress_bars()
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # which peft asks for
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    source, base = source_of(spec), None
+    if (adapted := Path(source) / ADAPTER_CONFIG).is_file():
+        base = json.loads(adapted.read_text()).get("base_model_name_or_path")
+        if not base:
+            raise UserError(f"{source}: the adapter does not say what it adapts (base_model_name_or_path).")
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        said = f"{source}: no tokenizer could be loaded ({_first_line(error)}); {_lacking(source)}."
+        raise UserError(said) from error
+    if not tokenizer.chat_template:
+        raise UserError(f"{source}: its tokenizer has no chat template; take an instruct model.")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    whole = base or source
+    try:
+        weights = precision(AutoConfig.from_pretrained(whole), dtype, learning and base is None)
+        model: Any = AutoModelForCausalLM.from_pretrained(whole, dtype=weights)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{whole}: no model could be loaded ({_first_line(error)}); {_lacking(whole)}.") from error
     if base:
-        model = _with_adapter(model, source)
+        from peft import PeftModel
+
+        try:
+            model = PeftModel.from_pretrained(model, source, is_trainable=True)
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"{source}: the adapter is for another base ({_first_line(error)}).") from error
     words = model.get_output_embeddings().weight.shape[0]
     if len(tokenizer) > words:
         raise UserError(
@@ -111,60 +136,11 @@ def model_key(model: Any, *, adapter: bool = False) -> str:
     return digest.hexdigest()[:16]
 
 
-def _tokenizer(source: str) -> Any:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{source}: no tokenizer could be loaded ({_first_line(error)}); {_lacking(source)}."
-        ) from error
-    if not tokenizer.chat_template:
-        raise UserError(f"{source}: its tokenizer has no chat template; take an instruct model.")
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def _load(source: str, dtype: str, learning: bool) -> Any:
-    try:
-        weights = precision(AutoConfig.from_pretrained(source), dtype, learning)
-        return AutoModelForCausalLM.from_pretrained(source, dtype=weights)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{source}: no model could be loaded ({_first_line(error)}); {_lacking(source)}.") from error
-
-
 def _lacking(source: str) -> str:
     """What is wrong with a source that cannot be loaded."""
     if Path(source).is_dir():
         return "expected config.json, safetensors and a tokenizer's files in that folder"
     return f"it is neither a folder here nor a model that the Hub gave; {EXPECTED}"
-
-
-def _adapted(folder: Path) -> str:
-    content = json.loads((folder / ADAPTER_CONFIG).read_text())
-    base = content.get("base_model_name_or_path")
-    if not base:
-        raise UserError(f"{folder}: the adapter does not say what it adapts (base_model_name_or_path).")
-    return base
-
-
-def _with_adapter(model: Any, folder: str) -> Any:
-    from peft import PeftModel
-
-    try:
-        return PeftModel.from_pretrained(model, folder, is_trainable=True)
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"{folder}: the adapter is for another base ({_first_line(error)}).") from error
-
-
-def _quieten() -> None:
-    """The libraries' own bars and hints; a run has its own."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # which peft asks for
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
 
 
 def _first_line(error: BaseException) -> str:

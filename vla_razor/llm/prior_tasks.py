@@ -5,8 +5,6 @@ prompts, metrics and few-shot examples stay lm-eval's. HumanEval runs what the m
 asked for. `text` is not a benchmark but a text of the user's, scored by lm-eval's rolling log-likelihood.
 """
 
-from __future__ import annotations
-
 import csv
 import gzip
 import hashlib
@@ -15,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -91,27 +90,23 @@ def _mmlu(data_dir: Path) -> Mapping[str, Splits]:
     files = sorted((data_dir / "mmlu" / "test").glob("*_test.csv"))
     if not files:
         raise UserError(f"{data_dir / 'mmlu' / 'test'}: expected MMLU's subjects there, as *_test.csv.")
-    subjects = [file.name.removesuffix("_test.csv") for file in files]
-    return {
-        subject: {split: _subject(data_dir / "mmlu" / split / f"{subject}_{split}.csv") for split in ("test", "dev")}
-        for subject in subjects
-    }
-
-
-def _subject(path: Path) -> list[dict[str, Any]]:
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [Row(f"{path}, row {number}", row) for number, row in enumerate(csv.DictReader(file), 2)]
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
-    return [
-        {
-            "question": row.get("question"),
-            "choices": [row.get(f"choice{number}") for number in range(4)],
-            "answer": int(row.text("answer")),
-        }
-        for row in rows
-    ]
+    found: dict[str, Splits] = {}
+    for subject, split in product([file.name.removesuffix("_test.csv") for file in files], ("test", "dev")):
+        path = data_dir / "mmlu" / split / f"{subject}_{split}.csv"
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                rows = [Row(f"{path}, row {number}", row) for number, row in enumerate(csv.DictReader(file), 2)]
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+        found.setdefault(subject, {})[split] = [
+            {
+                "question": row.get("question"),
+                "choices": [row.get(f"choice{number}") for number in range(4)],
+                "answer": int(row.text("answer")),
+            }
+            for row in rows
+        ]
+    return found
 
 
 def _ifeval(data_dir: Path) -> Mapping[str, Splits]:
@@ -163,13 +158,9 @@ def _text(data_dir: Path) -> dict[str, Any]:
         "test_split": "test",
         "doc_to_text": "",
         "doc_to_target": "{{text}}",
-        "process_results": _byte_probability,
+        "process_results": lambda doc, results: {"byte_probability": math.exp(results[0] / len(doc["text"].encode()))},
         "metric_list": [{"metric": "byte_probability", "aggregation": "mean", "higher_is_better": True}],
     }
-
-
-def _byte_probability(doc: dict[str, Any], results: list[float]) -> dict[str, float]:
-    return {"byte_probability": math.exp(results[0] / len(doc["text"].encode()))}
 
 
 def _problems(path: Path) -> list[dict[str, Any]]:
@@ -211,7 +202,12 @@ def data_version(name: str, data_dir: Path | None) -> str | None:
     """
     file = humaneval.problems_file(data_dir) if name == "humaneval" else None
     if file or data_dir:
-        return _content_key(file or cast(Path, data_dir) / name)
+        place = file or cast(Path, data_dir) / name
+        digest = hashlib.sha256()  # of a file, or of the files in a folder, with their names
+        for path in sorted(path for path in (place, *place.rglob("*")) if path.is_file()):
+            digest.update(f"{path.relative_to(place.parent)} {path.stat().st_size} ".encode())
+            digest.update(path.read_bytes())
+        return digest.hexdigest()[:16]
     from huggingface_hub import HfApi
 
     try:
@@ -267,35 +263,17 @@ def evaluate(
         )
     except ConnectionError as error:
         raise RunFailed(f"{benchmark.name} could not be loaded from the Hub: {error}. Give data_dir=DIR.") from error
-    return _pooled(benchmark, found)
+    parts = [part for _, part in sorted(found["samples"].items())]
+    samples = [sample for part in parts for sample in sorted(part, key=lambda sample: sample["doc_id"])]
+    if not samples:
+        raise RunFailed(f"{benchmark.name}: no example was evaluated.")
+    return Score([float(sample[benchmark.metric]) for sample in samples])
 
 
 def mean(scores: Sequence[Score]) -> tuple[float, float]:
     """The mean score of several benchmarks, each weighing the same, and its standard error."""
     count = len(scores)
     return sum(s.score for s in scores) / count, math.sqrt(sum(s.standard_error**2 for s in scores)) / count
-
-
-def _pooled(benchmark: Benchmark, found: Any) -> Score:
-    """Over all questions of all parts."""
-    samples = [sample for _, part in sorted(found["samples"].items()) for sample in sorted(part, key=_number)]
-    values = [float(sample[benchmark.metric]) for sample in samples]
-    if not values:
-        raise RunFailed(f"{benchmark.name}: no example was evaluated.")
-    return Score(values)
-
-
-def _content_key(place: Path) -> str:
-    """A hash of a file, or of the files in a folder, with their names."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in (place, *place.rglob("*")) if path.is_file()):
-        digest.update(f"{path.relative_to(place.parent)} {path.stat().st_size} ".encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def _number(sample: Mapping[str, Any]) -> int:
-    return sample["doc_id"]
 
 
 def _write(benchmark: Benchmark, data_dir: Path, folder: Path) -> Iterator[str]:

@@ -5,8 +5,6 @@ vocabulary in closed form (RL's Razor, Section 4). The base's distributions woul
 follow from its last hidden states and its output head, which are kept instead.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -30,6 +28,8 @@ from vla_razor.llm.sampling import Done, prompt_ids, sample
 from vla_razor.llm.tasks import Example
 
 SCHEMA = 1
+SCALES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+"""What models' configurations call a change of their logits."""
 TEMPERATURE = 1.0
 """Of the completions: a language model's distribution is the softmax of its logits as they are."""
 
@@ -131,7 +131,7 @@ def measure(language: LanguageModel, probe: ProbeSet, batch_size: int) -> dict[s
             f"{probe.head.shape[0]}. Compare models whose embeddings have the same size."
         )
     was_training = language.model.training
-    language.model.eval()
+    language.model.eval()  # without dropout, or a policy would be measured as far from itself
     hidden = _hidden_states(language, probe, batch_size)
     language.model.train(was_training)
     if not hidden.isfinite().all():
@@ -160,7 +160,8 @@ def output_head(language: LanguageModel) -> Tensor:
     Raises UserError for a model whose logits are more than that product.
     """
     layer = language.model.get_output_embeddings()
-    scaled = [name for name in ("final_logit_softcapping", "logit_scale", "logits_scaling") if _set(language, name)]
+    scales = {name: getattr(language.model.config, name, None) for name in SCALES}
+    scaled = [name for name, value in scales.items() if value not in (None, 1)]
     if getattr(layer, "bias", None) is not None or scaled:
         raise UserError(
             f"{language.name}: its logits are not hidden states times a matrix ({', '.join(scaled) or 'bias'})."
@@ -230,7 +231,3 @@ def _states(model: Any, **given: Any) -> Float[Tensor, "B T H"]:
         if wrapped is not None:
             model.forward = wrapped
     return kept[0]
-
-
-def _set(language: LanguageModel, name: str) -> bool:
-    return getattr(language.model.config, name, None) not in (None, 1, 1.0)

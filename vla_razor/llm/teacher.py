@@ -1,7 +1,5 @@
 """Who answers the training prompts: the interface of `endpoint.py` and `local_teacher.py`."""
 
-from __future__ import annotations
-
 from collections import Counter
 from concurrent.futures import Future
 from typing import NamedTuple, Protocol

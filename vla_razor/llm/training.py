@@ -7,8 +7,6 @@
   tokens; TRL averages them over its length, as the SimPO paper does. `log_probs` chooses.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -76,9 +74,7 @@ def sft(
         for example, answer in answers
     ]
     settings = SFTConfig(**_settings(config, folder), max_length=None, completion_only_loss=True, packing=False)
-    return _precise(
-        SFTTrainer(args=settings, train_dataset=Dataset.from_list(rows), **_common(language, config, callbacks))
-    )
+    return _built(SFTTrainer, settings, rows, language, config, callbacks)
 
 
 def simpo(
@@ -106,9 +102,7 @@ def simpo(
         max_length=None,
     )
     trainer = SummedSimPO if config.log_probs == "sum" else CPOTrainer
-    return _precise(
-        trainer(args=settings, train_dataset=Dataset.from_list(rows), **_common(language, config, callbacks))
-    )
+    return _built(trainer, settings, rows, language, config, callbacks)
 
 
 def on_policy(
@@ -134,14 +128,12 @@ def on_policy(
         vllm_mode="colocate",
     )
     trainer = OneZero if config.verb == "llm_reinforce" else GRPOTrainer
-    return _precise(
-        trainer(
-            reward_funcs=reward_of(task),
-            args=settings,
-            train_dataset=Dataset.from_list([{"prompt": e.messages, "gold": e.gold} for e in examples]),
-            **_common(language, config, callbacks),
-        )
-    )
+    rows = [{"prompt": example.messages, "gold": example.gold} for example in examples]
+
+    def reward(completions: list[list[dict[str, str]]], gold: list[str], **_: Any) -> list[float]:
+        return task.rewards([completion[-1]["content"] for completion in completions], gold)
+
+    return _built(trainer, settings, rows, language, config, callbacks, reward_funcs=reward)
 
 
 def check(config: DictConfig, count: int) -> None:
@@ -153,17 +145,25 @@ def check(config: DictConfig, count: int) -> None:
             raise UserError(f"prompts_per_step={config.prompts_per_step}: there are only {count} training prompts.")
 
 
-def reward_of(task: Task) -> Any:
-    """The task's reward in the form that TRL calls."""
-
-    def reward(completions: list[list[dict[str, str]]], gold: list[str], **_: Any) -> list[float]:
-        return task.rewards([completion[-1]["content"] for completion in completions], gold)
-
-    return reward
-
-
-def _precise(trainer: Any) -> Any:
-    """The same trainer, made to compute the same on several devices as on one."""
+def _built(
+    kind: Any,
+    settings: Any,
+    rows: list[dict[str, Any]],
+    language: LanguageModel,
+    config: DictConfig,
+    callbacks: Sequence[TrainerCallback],
+    **more: Any,
+) -> Any:
+    """A trainer of this kind, made to compute the same on several devices as on one."""
+    trainer = kind(
+        args=settings,
+        train_dataset=Dataset.from_list(rows),
+        model=language.model,
+        processing_class=language.tokenizer,
+        callbacks=list(callbacks),
+        peft_config=adapter(config) if config.lora_rank and not language.has_adapter else None,
+        **more,
+    )
     accelerator = trainer.accelerator
     # Autocast alone rounds. It need not keep the rounded weights, each of which is used once per pass.
     accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
@@ -171,16 +171,6 @@ def _precise(trainer: Any) -> Any:
         # FSDP2 gathers weights and sums gradients in float32, where accelerate would have bfloat16.
         plugin.mixed_precision_policy = MixedPrecisionPolicy()
     return trainer
-
-
-def _common(language: LanguageModel, config: DictConfig, callbacks: Sequence[TrainerCallback]) -> dict[str, Any]:
-    """What every trainer takes besides its settings and data."""
-    return {
-        "model": language.model,
-        "processing_class": language.tokenizer,
-        "callbacks": list(callbacks),
-        "peft_config": adapter(config) if config.lora_rank and not language.has_adapter else None,
-    }
 
 
 def _settings(config: DictConfig, folder: Path) -> dict[str, Any]:

@@ -95,8 +95,7 @@ def by_method(points: Sequence[Point]) -> dict[str, list[Point]]:
 
 def diverged_of(table: pa.Table) -> dict[str, int]:
     """How many checkpoints diverged, of each method that has any."""
-    methods = [row["method"] for row in table.to_pylist() if row["status"] == "diverged"]
-    return dict(Counter(methods))
+    return dict(Counter(row["method"] for row in table.to_pylist() if row["status"] == "diverged"))
 
 
 def teachers(table: pa.Table, points: Sequence[Point]) -> list[dict[str, Any]]:
@@ -149,17 +148,28 @@ def summarize(points: Sequence[Point]) -> dict[str, Any]:
     all models, for those below each bound on forward KL, and for the methods of the paper's own fit. Per width: the
     frontier of SFT. All but the last are for the paper's width alone.
     """
-    usual = [point for point in points if point.width == WIDTH]
+    usual = [point for point in points if point.width == WIDTH]  # the other widths answer one question of their own
     matched = matched_accuracy(usual)
     ranges = {
         f"forward_kl<={bound:g}": predictors([p for p in usual if p.measures["forward_kl"] <= bound])
         for bound in KL_RANGES
     }
+    methods = {}
+    for name, own in by_method(usual).items():
+        least = min((point for point in own if point.new >= matched - ROUNDING), key=lambda point: point.forgotten)
+        methods[name] = {
+            "frontier": frontier(own),
+            "best_new": max(point.new for point in own),
+            "forgotten_at_match": least.forgotten,
+            "forward_kl_at_match": least.measures["forward_kl"],
+            "updates": {name: float(np.median([point.measures[name] for point in own])) for name in UPDATES},
+            "models": len(own),
+        }
     widths = sorted({point.width for point in points})
     of_width = {width: [p for p in points if p.width == width and p.method == WIDTH_STUDY] for width in widths}
     return {
         "matched_accuracy": matched,
-        "methods": {name: _method(own, matched) for name, own in by_method(usual).items()},
+        "methods": methods,
         "predictors": ranges[f"forward_kl<={np.inf:g}"],
         "predictors_by_range": ranges,
         "predictors_of_paper_methods": predictors([p for p in usual if p.method in PAPER_METHODS]),
@@ -210,8 +220,9 @@ def claims(summary: Mapping[str, Any]) -> list[Claim]:
             checked.append(Claim(f"Forward KL predicts best ({name})", "forward_kl", ours, best == "forward_kl"))
     checked += _sparsity(summary)
     checked += _steps(summary.get("updates", {}))
-    checked += _rank({name: entry["updates"] for name, entry in summary["methods"].items()})
-    return checked
+    ranks = [entry["updates"]["weight_rank"] for entry in summary["methods"].values()]
+    ours = f"{min(ranks):.0%} to {max(ranks):.0%}"
+    return [*checked, Claim("Rank of the update, median of each method", "full", ours, min(ranks) >= FULL)]
 
 
 def beyond(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -293,13 +304,6 @@ def _lost(summary: Mapping[str, Any]) -> dict[str, float]:
     return {name: entry["forgotten_at_match"] for name, entry in summary["methods"].items()}
 
 
-def _rank(methods: Mapping[str, Mapping[str, float]]) -> list[Claim]:
-    """What the paper says of the rank of updates (Section 6)."""
-    rank = [own["weight_rank"] for own in methods.values()]
-    ours = f"{min(rank):.0%} to {max(rank):.0%}"
-    return [Claim("Rank of the update, median of each method", "full", ours, min(rank) >= FULL)]
-
-
 def matched_similarity(on_policy: pa.Table, offline: pa.Table) -> dict[str, float]:
     """CKNNA with the base, for each of two trainings where it first reaches the new-task accuracy that both reach."""
     tables = {"on_policy": on_policy.to_pydict(), "offline": offline.to_pydict()}
@@ -314,15 +318,3 @@ def predictors(points: Sequence[Point]) -> dict[str, dict[str, Any]]:
     """
     found = law.predictors(points, PREDICTORS)
     return {name: {key: entry[key] for key in ("r2", "low", "high", "runs")} for name, entry in found.items()}
-
-
-def _method(points: Sequence[Point], matched: float) -> dict[str, Any]:
-    best = min((point for point in points if point.new >= matched - ROUNDING), key=lambda point: point.forgotten)
-    return {
-        "frontier": frontier(points),
-        "best_new": max(point.new for point in points),
-        "forgotten_at_match": best.forgotten,
-        "forward_kl_at_match": best.measures["forward_kl"],
-        "updates": {name: float(np.median([point.measures[name] for point in points])) for name in UPDATES},
-        "models": len(points),
-    }

@@ -7,7 +7,6 @@ literature's language models are trained by RL like this, and it is done here on
 learns is float32. Products are in float32 in both, so that only what is kept between updates differs.
 """
 
-from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
@@ -24,6 +23,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 ORDERS = 3
 """Trainings that differ only in the order of the images and in the answers that are drawn."""
+AGREEMENT = weight_change.Agreement._fields
 
 
 def rounded(base: Parameters) -> Parameters:
@@ -49,7 +49,11 @@ def record(run: Settings, base: Parameters, task: Task, tests: Tests, precision:
         tuned.append([model.select(parameters, index) for index in range(len(runs))])
     rows = []
     for own, alike in zip(runs, zip(*tuned, strict=True), strict=True):
-        agreements = _agreements(base, alike)
+        # The changed weights of each training, compared with those of each of the others.
+        pairs = {
+            (one, other): weight_change.agreement(base, alike[one], alike[other])._asdict()
+            for one, other in combinations(range(len(alike)), 2)
+        }
         for order, parameters in enumerate(alike):
             logits, prior = _logits(parameters, tests)
             after = accuracies(logits, prior, tests)
@@ -65,25 +69,13 @@ def record(run: Settings, base: Parameters, task: Task, tests: Tests, precision:
                     "forward_kl": float(divergence.forward_kl(start, logits).mean()),
                     "unchanged": float(weight_change.sparsity(base, parameters)),
                     "unchanged_rounded": float(weight_change.sparsity(base, parameters, dtype=torch.bfloat16)),
-                    **agreements[order],
+                    **{
+                        name: float(np.mean([found[name] for pair, found in pairs.items() if order in pair]))
+                        for name in AGREEMENT
+                    },
                 }
             )
     return rows
-
-
-def _agreements(base: Parameters, alike: Sequence[Parameters]) -> list[dict[str, float]]:
-    """For each training, the means over its pairs with the others."""
-    pairs = {
-        pair: weight_change.agreement(base, *(alike[index] for index in pair))._asdict()
-        for pair in combinations(range(len(alike)), 2)
-    }
-    return [
-        {name: float(np.mean([found[name] for pair, found in pairs.items() if index in pair])) for name in AGREEMENT}
-        for index in range(len(alike))
-    ]
-
-
-AGREEMENT = weight_change.Agreement._fields
 
 
 @torch.no_grad()

@@ -57,7 +57,11 @@ class Task(NamedTuple):
 def pretrain(data: Data, seed: int, width: int = model.WIDTH) -> Parameters:
     """The base (R = 1), trained on 500 images of each task. A digit's label is a random one of its parity."""
     generator = generator_of(seed, "pretraining")
-    digits, clothes = (_some(split, PRETRAINING_IMAGES, generator) for split in (data.mnist_train, data.fashion_train))
+    drawn = []
+    for split in (data.mnist_train, data.fashion_train):
+        rows = torch.randperm(len(split.labels), generator=generator)[:PRETRAINING_IMAGES]
+        drawn.append(Split(split.images[rows], split.labels[rows]))
+    digits, clothes = drawn
     # Random, so that the base spreads over the right answers and prefers none.
     answers = torch.multinomial(methods.right_answers(digits.labels).float(), 1, generator=generator)[:, 0]
     images = torch.cat([model.inputs(digits.images, NEW), model.inputs(clothes.images, PRIOR)])
@@ -128,7 +132,10 @@ def finetune(
     slopes = torch.empty_like(weights)
     parameters, gradients = (model.shaped(part, narrow) for part in (weights, slopes))
     optimizer = _AdamW(weights, slopes, runs, dtype)
-    batches = [rows for _ in range(first.epochs) for rows in _shuffled(len(task.inputs), generator)]
+    orders = [
+        torch.randperm(len(task.inputs), generator=generator, device=generator.device) for _ in range(first.epochs)
+    ]
+    batches = [rows for own in orders for rows in own.split(BATCH)]
     saves = {round(step) for step in np.linspace(len(batches), 0, checkpoints, endpoint=False)}
     for step, batch in enumerate(batches, 1):
         # The runs share their images, so [R, B, ...] is expanded, not copied.
@@ -189,15 +196,6 @@ def generator_of(*key: int | str, device: str = "cpu") -> torch.Generator:
     words = [word if isinstance(word, int) else int.from_bytes(word.encode(), "little") for word in key]
     seed = int(np.random.SeedSequence(words).generate_state(2, np.uint64)[0] >> 1)
     return torch.Generator(device).manual_seed(seed)
-
-
-def _shuffled(count: int, generator: torch.Generator) -> Sequence[Tensor]:
-    return torch.randperm(count, generator=generator, device=generator.device).split(BATCH)
-
-
-def _some(split: Split, count: int, generator: torch.Generator) -> Split:
-    rows = torch.randperm(len(split.labels), generator=generator)[:count]
-    return Split(split.images[rows], split.labels[rows])
 
 
 @torch.no_grad()

@@ -3,8 +3,6 @@
 A point is anything with a method, a run, `new`, `prior` and `forgotten` in [0, 1], and `measures` by name.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -96,7 +96,7 @@ def load(path: Path, domain: str) -> FittedLaw:
     earlier versions did.
     """
     if path.is_dir():
-        own = path / f"law_{domain}.json"  # of a report on several domains
+        own = path / f"law_{domain}.json"  # of a report on several domains; of one, the name is FILE
         path = own if own.is_file() else path / FILE
     try:
         content: Mapping[str, Any] = json.loads(path.read_text())
@@ -156,7 +156,7 @@ class Guard:
     def scalars(self, measured: Mapping[str, float]) -> dict[str, float]:
         """The forecast, for a row of metrics.jsonl."""
         found = self.forecast(measured)
-        self.shown = {"predicted_forgetting": found.forgotten, "budget": self.budget}
+        self.shown = {"predicted_forgetting": found.forgotten, "budget": self.budget}  # and kept for the bar
         return {"predicted_forgetting": found.forgotten, "predicted_low": found.low, "predicted_high": found.high}
 
     def is_spent(self, measured: Mapping[str, float]) -> bool:

@@ -5,8 +5,6 @@ The interval of a forecast holds 90% of unseen *runs*: a run is held where all o
 checkpoints are not independent, and whoever watches a training watches all of them.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -88,6 +86,7 @@ def residuals(
     for name in dict.fromkeys(map(part, results)):
         runs = dict.fromkeys(result.run for result in results if part(result) == name)
         parts = [[result for result in results if result.run == run] for run in runs]
+        # Runs are resampled, not checkpoints: those of one run are alike.
         found[name] = _bootstrapped(np.array([_errors(results, part, measure).mean() for part in parts]))
     return found
 
@@ -116,7 +115,7 @@ def least_moved(results: Sequence[Result], level: float) -> Result | None:
 def least_moved_by_success(results: Sequence[Any]) -> list[Any]:
     """The policies that are the least moved at some level of the new task, by rising success and forward KL."""
     found: list[Any] = []
-    for result in sorted(results, key=lambda r: (-r.new, r.measures[FORWARD_KL])):
+    for result in sorted(results, key=lambda r: (-r.new, r.measures[FORWARD_KL])):  # from the best down
         if not found or result.measures[FORWARD_KL] < found[-1].measures[FORWARD_KL]:
             found.append(result)
     return found[::-1]
@@ -137,6 +136,7 @@ def spread(results: Sequence[Result], measure: str) -> tuple[float, float] | Non
     folds = _split(results, lambda result: fold[result.run])
     if len(fold) < LEAST_RUNS or not all(fittable(rest, measure) for rest, _ in folds):
         return None
+    # One number a run, its worst checkpoint: whoever watches a training looks at all of them.
     farthest = sorted(distance for parts in folds for distance in _farthest(*parts, measure))
     reach = farthest[math.ceil(COVERAGE * (len(farthest) + 1)) - 1]
     return -reach, reach

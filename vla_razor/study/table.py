@@ -1,7 +1,5 @@
 """The results table of any domain (robot, language, ParityMNIST): results.parquet, a row a policy."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -128,6 +126,7 @@ def _same_base(study: Study, folder: Path, bases: Sequence[Mapping[str, Any]]) -
         own = [base for base in bases if _model(base) == model]
         mean = tuple(sum(base[name] for base in own) / len(own) for name in ("new", "prior"))
         known = study.bases.setdefault((own[0]["domain"], model), (mean[0], mean[1]))
+        # Success is a share of a few hundred episodes: a smaller difference is rounding.
         if any(abs(one - other) > 1e-6 for one, other in zip(known, mean, strict=True)):
             raise UserError(
                 f"{folder}: its base has {mean[0]:.1%} of the new task and {mean[1]:.1%} of the prior ones, that of "

@@ -1,7 +1,5 @@
 """`vla-razor assets fetch`: the files of the original simulation, from upstream or from a folder, each one checked."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial

@@ -3,8 +3,6 @@
 Splits are fixed by rules, not by seeds, so that they are the same everywhere; each task's docstring holds its rule.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from importlib import import_module
@@ -70,6 +68,7 @@ def is_held_out(group: str, share: float) -> bool:
     >>> [is_held_out(group, 0.5) for group in ("sodium", "lithium")]
     [True, False]
     """
+    # Not a seeded shuffle: a group's side must not change when others are added or left out.
     digest = hashlib.sha256(group.encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
 

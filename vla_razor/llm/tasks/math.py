@@ -9,8 +9,6 @@ a completion with several answers has given the last one. What a computer algebr
 seconds, such as a tower of powers, is wrong.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,8 +31,12 @@ Question = tuple[str, str]
 
 def load(data_dir: Path | None, *, direct: bool) -> Splits:
     """Raises UserError where a local file is missing or malformed, RunFailed where the Hub cannot be reached."""
-    test = list(_hub_test() if data_dir is None else _test(data_dir))
-    train = _hub_train() if data_dir is None else _train(data_dir)
+    if data_dir is None:
+        test = [(row.text("problem"), row.text("answer")) for row in from_hub(HUB_TEST, "test")]
+        train = map(_open_reasoner, from_hub(HUB, "train"))
+    else:
+        test = [_open_reasoner(row) for row in from_array(data_dir / "open_reasoner_zero" / "math500.json")]
+        train = _train(data_dir)
     known = {same_text(question) for question, _ in test}
     kept: dict[str, Question] = {}
     left_out = {"in MATH-500": 0, "asked before": 0}
@@ -56,6 +58,7 @@ def load(data_dir: Path | None, *, direct: bool) -> Splits:
 def rewards(completions: Sequence[str], golds: Sequence[str]) -> list[float]:
     r"""1 where the last \boxed{} holds the gold answer, by math-verify, else 0."""
     answers = [final_answer(answer_in(completion)) for completion in completions]
+    # What is the same text needs no algebra, which takes a process and may take seconds.
     verdicts = [
         answer is not None and same_text(answer) == same_text(gold) for answer, gold in zip(answers, golds, strict=True)
     ]
@@ -103,10 +106,6 @@ def _example(question: str, gold: str, direct: bool) -> Example:
     return Example(prompt, gold, f"\\boxed{{{gold}}}", same_text(question))
 
 
-def _test(data_dir: Path) -> Iterator[Question]:
-    return map(_open_reasoner, from_array(data_dir / "open_reasoner_zero" / "math500.json"))
-
-
 def _train(data_dir: Path) -> Iterator[Question]:
     if found := sorted((data_dir / "open_reasoner_zero").glob("orz_math_57k*.json")):
         yield from map(_open_reasoner, from_array(found[0]))
@@ -115,14 +114,6 @@ def _train(data_dir: Path) -> Iterator[Question]:
         yield row.text("question"), re.sub(r"(?<=\d),(?=\d)", "", row.text("answer").rpartition("####")[2].strip())
     for row in from_lines(data_dir / "math" / "math_foundry.jsonl"):
         yield row.text("context"), row.text("answer")
-
-
-def _hub_test() -> Iterator[Question]:
-    return ((row.text("problem"), row.text("answer")) for row in from_hub(HUB_TEST, "test"))
-
-
-def _hub_train() -> Iterator[Question]:
-    return map(_open_reasoner, from_hub(HUB, "train"))
 
 
 def _open_reasoner(row: Row) -> Question:

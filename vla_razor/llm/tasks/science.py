@@ -9,11 +9,9 @@ the letter, with or without the option's own text, and nothing else: neither two
 counts if it is the gold one up to spaces and the kind of arrow.
 """
 
-from __future__ import annotations
-
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from vla_razor.errors import UserError
@@ -37,9 +35,16 @@ ARROWS = ("<=>", "-->", "->", "→", "⟶")
 
 def load(data_dir: Path | None, *, direct: bool) -> Splits:
     """Raises UserError where a local file is missing or malformed, RunFailed where the Hub cannot be reached."""
-    examples = [_example(row, direct) for row in (_hub() if data_dir is None else _local(data_dir))]
+    if data_dir is None:
+        rows = (row for row in from_hub(HUB, "train", HUB_FILE) if row.get("details", "level") == "L3")
+    else:
+        folder = data_dir / "sciknoweval_chemistry_l3"
+        files = sorted(folder.glob("*.jsonl"))
+        if not files:
+            raise UserError(f"{folder}: expected SciKnowEval's Chemistry L-3 there, as *.jsonl.")
+        rows = (row for file in files for row in from_lines(file))
     sides: tuple[list[Example], list[Example]] = ([], [])
-    for example in examples:
+    for example in (_example(row, direct) for row in rows):
         sides[is_held_out(example.group, TEST_SHARE)].append(example)
     return Splits(*sides, {})
 
@@ -88,30 +93,13 @@ def _example(row: Row, direct: bool) -> Example:
         return Example(prompt, json.dumps({"equation": equation}), f"Answer: {equation}", same_text(question))
     if not kind.startswith("mcq"):
         raise UserError(f"{row.where}: type {kind!r}, expected filling or mcq-4-choices.")
-    letter, options = row.text("answerKey"), _options(row)
+    labels, texts = row.get("choices", "label"), row.get("choices", "text")
+    if not isinstance(labels, list) or not isinstance(texts, list) or len(labels) != len(texts) or len(labels) < 2:
+        raise UserError(f"{row.where}: expected as many choices.label as choices.text, at least two.")
+    letter, options = row.text("answerKey"), dict(zip(map(str, labels), map(str, texts), strict=True))
     if letter not in options:
         raise UserError(f"{row.where}: answerKey {letter!r} is none of {', '.join(options)}.")
     listed = "\n".join(f"{name}. {text}" for name, text in options.items())
     prompt = f"{question}\n\n{listed}\n\n{CHOICE[direct]}"
     gold = json.dumps({"letter": letter, "text": options[letter]})
     return Example(prompt, gold, f"Answer: {letter}", same_text(question))
-
-
-def _options(row: Row) -> dict[str, str]:
-    labels, texts = row.get("choices", "label"), row.get("choices", "text")
-    if not isinstance(labels, list) or not isinstance(texts, list) or len(labels) != len(texts) or len(labels) < 2:
-        raise UserError(f"{row.where}: expected as many choices.label as choices.text, at least two.")
-    return {str(label): str(text) for label, text in zip(labels, texts, strict=True)}
-
-
-def _local(data_dir: Path) -> Iterator[Row]:
-    folder = data_dir / "sciknoweval_chemistry_l3"
-    files = sorted(folder.glob("*.jsonl"))
-    if not files:
-        raise UserError(f"{folder}: expected SciKnowEval's Chemistry L-3 there, as *.jsonl.")
-    for file in files:
-        yield from from_lines(file)
-
-
-def _hub() -> Iterator[Row]:
-    return (row for row in from_hub(HUB, "train", HUB_FILE) if row.get("details", "level") == "L3")

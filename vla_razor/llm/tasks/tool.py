@@ -10,8 +10,6 @@ A completion counts if the calls found in it by regular expression are the golde
 arguments. Arguments are compared as text without capitals, numbers by value; an empty one is an absent one.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -10,8 +10,6 @@ Where it departs from the paper: its teachers were DeepSeek R1 (math, 96% covere
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from omegaconf import DictConfig
@@ -21,8 +19,7 @@ from rich.table import Table
 from vla_razor.errors import RunFailed, UserError
 from vla_razor.llm import annotations
 from vla_razor.llm.annotating import annotate
-from vla_razor.llm.annotations import Annotation
-from vla_razor.llm.tasks import Example, Task, open_task, subset
+from vla_razor.llm.tasks import Example, open_task, subset
 from vla_razor.llm.teacher import Teacher
 from vla_razor.progress import progress
 from vla_razor.runs import Run
@@ -34,35 +31,36 @@ def run(config: DictConfig, run: Run) -> None:
     """Fills the store in the run's folder; goes on where a resumed run stopped."""
     run.restore()
     task = open_task(config.task)
-    examples = _examples(task, config)
-    path = run.path / annotations.FILE
-    kept = annotations.take_up(path, {example.prompt: example.gold for example in examples})
-    done = {annotation.prompt for annotation in kept}
-    missing = [(index, example) for index, example in enumerate(examples) if example.prompt not in done]
-    for step, annotation in enumerate(kept, 1):
-        run.log(step, **_scalars(annotation))
-    made = annotate(missing, _teacher(config), task.rewards, samples=config.samples, rejected=config.rejected)
-    covered = sum(annotation.chosen is not None for annotation in kept)
-    with _keeping(run, kept), progress("annotate", len(examples), len(kept)) as advance:
-        for annotation in made:
-            annotations.append(path, annotation)
-            kept.append(annotation)
-            covered += annotation.chosen is not None
-            run.log(len(kept), **_scalars(annotation))
-            advance(coverage=covered / len(kept))
-    summary = annotations.coverage(kept, len(examples))
-    run.finish({"annotations": summary})
-    _report(Console(), config, summary)
-
-
-def _examples(task: Task, config: DictConfig) -> list[Example]:
-    """The training split's, each prompt once."""
-    distinct: dict[str, Example] = {}
+    distinct: dict[str, Example] = {}  # the training split's, each prompt once
     for example in splits_of(config, task).train:
         distinct.setdefault(example.prompt, example)
     if not distinct:
         raise UserError(f"task={config.task}: there is no training prompt in {config.data_dir or 'its data set'}.")
-    return subset(list(distinct.values()), config.max_examples)
+    examples = subset(list(distinct.values()), config.max_examples)
+    path = run.path / annotations.FILE
+    kept = annotations.take_up(path, {example.prompt: example.gold for example in examples})
+    done = {annotation.prompt for annotation in kept}
+    missing = [(index, example) for index, example in enumerate(examples) if example.prompt not in done]
+    for step, one in enumerate(kept, 1):
+        run.log(step, covered=one.chosen is not None, samples=one.samples)
+    made = annotate(missing, _teacher(config), task.rewards, samples=config.samples, rejected=config.rejected)
+    covered = sum(annotation.chosen is not None for annotation in kept)
+    try:
+        with progress("annotate", len(examples), len(kept)) as advance:
+            for one in made:
+                annotations.append(path, one)
+                kept.append(one)
+                covered += one.chosen is not None
+                run.log(len(kept), covered=one.chosen is not None, samples=one.samples)
+                advance(coverage=covered / len(kept))
+    except (UserError, RunFailed) as error:
+        if isinstance(error, UserError) and not kept:  # a teacher that refuses the very first prompts is bad input
+            raise
+        held = f"{len(kept)} annotated prompts are kept; go on with: vla-razor resume {run.path}"
+        raise RunFailed(f"{error} {held}") from error
+    summary = annotations.coverage(kept, len(examples))
+    run.finish({"annotations": summary})
+    _report(Console(), config, summary)
 
 
 def _teacher(config: DictConfig) -> Teacher:
@@ -86,22 +84,6 @@ def _teacher(config: DictConfig) -> Teacher:
         timeout=config.timeout,
         **settings,
     )
-
-
-@contextmanager
-def _keeping(run: Run, kept: list[Annotation]) -> Iterator[None]:
-    """Says how to go on after a failure; a teacher that refuses the very first prompts is bad input."""
-    try:
-        yield
-    except (UserError, RunFailed) as error:
-        if isinstance(error, UserError) and not kept:
-            raise
-        held = f"{len(kept)} annotated prompts are kept; go on with: vla-razor resume {run.path}"
-        raise RunFailed(f"{error} {held}") from error
-
-
-def _scalars(annotation: Annotation) -> dict[str, int]:
-    return {"covered": annotation.chosen is not None, "samples": annotation.samples}
 
 
 def _report(console: Console, config: DictConfig, summary: dict[str, Any]) -> None:

@@ -9,8 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vla_razor.llm import probe_set, tasks
-from vla_razor.llm.models import LanguageModel, open_model, precision_in
-from vla_razor.llm.probe_set import ProbeSet
+from vla_razor.llm.models import open_model, precision_in
 from vla_razor.runs import Run, origin_of
 from vla_razor.study import measures
 from vla_razor.verbs.language.steps import probe_of, splits_of
@@ -20,11 +19,11 @@ def run(config: DictConfig, run: Run) -> None:
     """Measure `config.model` against `config.base` on the probe set of `config.task`."""
     run.restore()
     language = open_model(config.model, device=config.device, dtype=config.dtype)
-    if config.base is None and language.has_adapter:
-        probe = _probe(config, language)
-    else:
-        base = config.base or origin_of(config.model, "model")
-        probe = _probe(config, open_model(base, device=config.device, dtype=precision_in(language)))
+    base = language  # an adapter's, which is disabled for it
+    if config.base is not None or not language.has_adapter:
+        origin = config.base or origin_of(config.model, "model")
+        base = open_model(origin, device=config.device, dtype=precision_in(language))
+    probe = probe_of(config, base, splits_of(config, tasks.open_task(config.task)).test)
     measured = probe_set.measure(language, probe, config.micro_batch_size)
     run.log(0, **measures.renamed(measured))
     run.finish({"forward_kl": measured, "probe_set": {"key": probe.origin.key, **vars(probe.origin)}})
@@ -40,7 +39,3 @@ def report(console: Console, config: DictConfig, measured: dict[str, float | int
     for name in ("reverse_kl", "total_variation", "l2_distance"):
         table.add_row(name.replace("_", " ").replace(" kl", " KL"), "", f"{measured[name]:.4g}")
     console.print(table)
-
-
-def _probe(config: DictConfig, language: LanguageModel) -> ProbeSet:
-    return probe_of(config, language, splits_of(config, tasks.open_task(config.task)).test)

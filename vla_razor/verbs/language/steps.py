@@ -1,8 +1,6 @@
 """What the language models' verbs share: the task's splits, the probe set and a model's answers, each with its bar."""
 
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -10,9 +8,9 @@ from omegaconf import DictConfig
 from vla_razor.devices import device_named
 from vla_razor.errors import UserError
 from vla_razor.llm import probe_set, tasks
-from vla_razor.llm.evaluation import right_answers
 from vla_razor.llm.models import LanguageModel, source_of
 from vla_razor.llm.probe_set import ProbeSet
+from vla_razor.llm.sampling import sample
 from vla_razor.llm.tasks import Example, Splits, Task
 from vla_razor.progress import progress
 
@@ -36,11 +34,6 @@ def splits_of(config: DictConfig, task: Task) -> Splits:
     return task.load(data_dir, direct=config.direct, **({"easy": True} if config.easy else {}))
 
 
-def precision_of(config: DictConfig) -> AbstractContextManager[Any]:
-    """Where products are computed in `config.dtype`, whatever the weights are."""
-    return torch.autocast(device_named(config.device).type, torch.bfloat16, enabled=config.dtype == "bfloat16")
-
-
 def probe_of(config: DictConfig, language: LanguageModel, test: list[Example]) -> ProbeSet:
     """The base's, on `config.probe_prompts` of the test prompts: from the cache, or made now."""
     examples = tasks.subset(test, config.probe_prompts)
@@ -57,16 +50,17 @@ def probe_of(config: DictConfig, language: LanguageModel, test: list[Example]) -
 
 
 def answers_of(config: DictConfig, language: LanguageModel, task: Task, asked: list[Example], title: str) -> list[bool]:
-    """Which of the prompts the model answers right, by its likeliest tokens."""
-    with precision_of(config), progress(title, _batches(config, asked)) as advance:
-        return right_answers(
-            language,
-            task,
-            asked,
-            max_new_tokens=config.max_new_tokens,
-            batch_size=config.micro_batch_size,
-            done=advance,
-        )
+    """Which of the prompts the model answers right with greedy decoding, as benchmarks do."""
+    settings = {"temperature": 0.0, "max_new_tokens": config.max_new_tokens, "seed": 0}
+    # Products are computed in `config.dtype`, whatever the weights are.
+    kind, enabled = device_named(config.device).type, config.dtype == "bfloat16"
+    was_training = language.model.training
+    language.model.eval()
+    with torch.autocast(kind, torch.bfloat16, enabled=enabled), progress(title, _batches(config, asked)) as advance:
+        found = sample(language, asked, **settings, batch_size=config.micro_batch_size, done=advance)
+        language.model.train(was_training)
+        rewards = task.rewards([one.text for one in found], [example.gold for example in asked])
+    return [reward == 1.0 for reward in rewards]
 
 
 def _batches(config: DictConfig, examples: list[Example]) -> int:

@@ -25,7 +25,7 @@ from vla_razor.llm import annotations, probe_set, tasks, training
 from vla_razor.llm.callbacks import RunCallback, trainer_folder
 from vla_razor.llm.models import LanguageModel, open_model
 from vla_razor.llm.probe_set import ProbeSet
-from vla_razor.llm.tasks import Example, Splits, Task
+from vla_razor.llm.tasks import Splits
 from vla_razor.runs import Run
 from vla_razor.statistics import paired_difference, wilson
 from vla_razor.study.measures import MEASURES, logged
@@ -44,14 +44,24 @@ def run(config: DictConfig, run: Run) -> None:
     asked = tasks.subset(splits.test, config.eval_prompts) if config.eval_prompts else []
     with processes.main_process_first():  # the others then find what it made
         probe = probe_of(config, language, splits.test) if config.probe_every else None
-        base = _base_answers(config, run, language, task, asked)
+        kept = run.path / "base_answers.json"  # asked while the model is the base; kept for a resumed run
+        if not kept.is_file():
+            write_json(kept, answers_of(config, language, task, asked, "base answers") if asked else [])
+        base: list[bool] = json.loads(kept.read_text())
+    # The probe set and the answers are the base's: both are made before the first update.
     callback = RunCallback(run, config.probe_every, lambda: _moved(config, language, probe))
-    trainer = _trainer(config, run, language, task, data, callback)
+    folder, callbacks = trainer_folder(run), [callback]
+    if config.verb == "llm_sft":
+        trainer: Any = training.sft(language, config, data, folder, callbacks)
+    elif config.verb == "llm_simpo":
+        trainer = training.simpo(language, config, data, folder, callbacks)
+    else:
+        trainer = training.on_policy(language, config, task, data, folder, callbacks)
     trainer.remove_callback(PrinterCallback)  # the run has its own bar
     language = language._replace(model=trainer.model)
     resumed = str(trainer_folder(run, run.step)) if run.step else None
     advice = f"free some space, then go on with: vla-razor resume {run.path}"
-    with closing(callback), full_disk_reported(trainer_folder(run), advice):
+    with closing(callback), full_disk_reported(folder, advice):
         trainer.train(resume_from_checkpoint=resumed)
     tuned = answers_of(config, language, task, asked, "tuned answers") if asked else []
     moved = callback.measured or _moved(config, language, probe)
@@ -110,26 +120,5 @@ def _data(config: DictConfig, splits: Splits) -> Any:
     return rows
 
 
-def _trainer(
-    config: DictConfig, run: Run, language: LanguageModel, task: Task, data: Any, callback: RunCallback
-) -> Any:
-    folder, callbacks = trainer_folder(run), [callback]
-    if config.verb == "llm_sft":
-        return training.sft(language, config, data, folder, callbacks)
-    if config.verb == "llm_simpo":
-        return training.simpo(language, config, data, folder, callbacks)
-    return training.on_policy(language, config, task, data, folder, callbacks)
-
-
 def _moved(config: DictConfig, language: LanguageModel, probe: ProbeSet | None) -> dict[str, Any]:
     return probe_set.measure(language, probe, config.micro_batch_size) if probe else {}
-
-
-def _base_answers(
-    config: DictConfig, run: Run, language: LanguageModel, task: Task, asked: list[Example]
-) -> list[bool]:
-    """Asked before training, while the model is the base; kept for a resumed run."""
-    kept = run.path / "base_answers.json"
-    if not kept.is_file():
-        write_json(kept, answers_of(config, language, task, asked, "base answers") if asked else [])
-    return json.loads(kept.read_text())

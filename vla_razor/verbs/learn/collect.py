@@ -43,19 +43,39 @@ def run(config: DictConfig, run: Run) -> None:
     if len(scenes(config.env)) != 1:
         raise UserError(f"env={config.env.name}: collect takes one scene, such as env=pick_can or env=drawer.")
     run.restore()
-    rows = _rows(config)
-    wanted = config.per_point * len(rows[0])
-    policy, shards = _policy(config), []
-    with closing(_environments(config)) as envs, progress("collect", wanted * len(rows)) as advance:
-        for index, row in enumerate(rows):
-            path = run.path / FOLDER / f"row_{index:04d}.h5"
-            if path.exists():
-                shards.append(demonstrations.without_images(demonstrations.read(path)))
-                for _ in range(wanted):
-                    advance()
-            else:
-                shards.append(_collect_shard(path, envs, policy, row, config, index, len(rows), advance))
-            run.log(index + 1, **_totals(shards[-1:]))
+    points, (_, length) = grid_starts(config.env, config.grid, 1, config.seed), parse_grid(config.grid)
+    rows = [points[begin : begin + length] for begin in range(0, len(points), length)]  # the same x, and one task
+    wanted = config.per_point * length
+    if config.policy == "scripted":
+        policy: Policy = ScriptedExpert(config.noise, robot=robot_of(config.env), style=config.style)
+    else:
+        from vla_razor.policies.opening import open_policy  # not for the expert: it loads transformers
+
+        policy = open_policy(config.policy, config)
+    shards: list[Shard] = []
+    with closing(make_vector_env(config.env, config.num_envs, config.num_workers, config.device)) as envs:
+        if envs.setup is None:
+            raise UserError(
+                f"env.id={config.env.id}: to be stored it needs a `setup`, with control_hz and camera.name."
+            )
+        if envs.setup.camera.name != config.env.camera:
+            raise UserError(f"env.camera={config.env.camera}: the camera of this robot is {envs.setup.camera.name}.")
+        facts = {"control_hz": envs.setup.control_hz, "camera": envs.setup.camera.name, "policy": policy.name}
+        with progress("collect", wanted * len(rows)) as advance:
+            for index, starts in enumerate(rows):
+                path = run.path / FOLDER / f"row_{index:04d}.h5"
+                if path.exists():
+                    shard = demonstrations.read(path)
+                    for _ in range(wanted):
+                        advance()
+                else:
+                    tried = _collected(envs, policy, starts, config, advance)
+                    kept = [demonstration(episode, **facts) for point in tried for episode in point.kept]
+                    described = [point.facts(config.per_point) for point in tried]
+                    shard = Shard(robot_of(config.env), index, len(rows), described, kept)
+                    demonstrations.write(path, shard)
+                shards.append(demonstrations.without_images(shard))  # those of the paper's grid would be 18 GB
+                run.log(index + 1, **_totals(shards[-1:]))
     points = [point for shard in shards for point in shard.points]
     run.finish({"demonstrations": _totals(shards), "too_few": _too_few(shards), "points": points})
     _report(Console(), run.path, shards)
@@ -88,11 +108,6 @@ class _Point:
     last_failure: int | None = None  # its seed
     kept: list[Episode] = field(default_factory=list)
 
-    def next_starts(self, config: DictConfig) -> list[Start]:
-        missing = min(config.per_point - len(self.kept), config.max_attempts * config.per_point - self.attempts)
-        keys = [(config.seed, self.start.grid_point, self.attempts + index) for index in range(missing)]
-        return [replace(self.start, seed=episode_seed("attempt", *key)) for key in keys]
-
     def add(self, episode: Episode) -> None:
         self.attempts += 1
         self.lost += episode.lost
@@ -108,77 +123,31 @@ class _Point:
         return {**place, **counts, "wanted": wanted, "last_failure": self.last_failure}
 
 
-def _rows(config: DictConfig) -> list[list[Start]]:
-    """The rows of the grid: its points with the same x, of one task."""
-    points, (_, length) = grid_starts(config.env, config.grid, 1, config.seed), parse_grid(config.grid)
-    return [points[begin : begin + length] for begin in range(0, len(points), length)]
-
-
-def _policy(config: DictConfig) -> Policy:
-    if config.policy == "scripted":
-        return ScriptedExpert(config.noise, robot=robot_of(config.env), style=config.style)
-    from vla_razor.policies.opening import open_policy  # not for the expert: it loads transformers
-
-    return open_policy(config.policy, config)
-
-
-def _environments(config: DictConfig) -> VectorEnv:
-    envs = make_vector_env(config.env, config.num_envs, config.num_workers, config.device)
-    if envs.setup is None:
-        envs.close()
-        raise UserError(f"env.id={config.env.id}: to be stored it needs a `setup`, with control_hz and camera.name.")
-    if envs.setup.camera.name != config.env.camera:
-        envs.close()
-        raise UserError(f"env.camera={config.env.camera}: the camera of this robot is {envs.setup.camera.name}.")
-    return envs
-
-
-def _collect_shard(
-    path: Path,
-    envs: VectorEnv,
-    policy: Policy,
-    starts: Sequence[Start],
-    config: DictConfig,
-    index: int,
-    count: int,
-    advance: Callable[[], None],
-) -> Shard:
-    """Fills one of `count` files, and returns it without its images: those of the paper's grid would be 18 GB."""
-    points = _collect_row(envs, policy, starts, config, advance)
-    shard = _shard(points, config, envs, policy, index, count)
-    demonstrations.write(path, shard)
-    return demonstrations.without_images(shard)
-
-
-def _collect_row(
-    envs: VectorEnv,
-    policy: Policy,
-    starts: Sequence[Start],
-    config: DictConfig,
-    advance: Callable[[], None],
+def _collected(
+    envs: VectorEnv, policy: Policy, starts: Sequence[Start], config: DictConfig, advance: Callable[[], None]
 ) -> list[_Point]:
-    """Rounds of full batches, each with as many attempts at a point as it still lacks successes."""
-    noise = episode_seed("collect", config.seed)
+    """What a row of the grid gives: rounds of full batches, each with as many attempts at a point as it still lacks
+    successes, until it has them or was tried often enough.
+    """
     points = {start.grid_point: _Point(start) for start in starts}
+    noise, most = episode_seed("collect", config.seed), config.max_attempts * config.per_point
 
     def note(episode: Episode) -> None:
         if episode.success_at_end:
             advance()
 
-    while attempts := [start for point in points.values() for start in point.next_starts(config)]:
+    while True:
+        attempts = []
+        for name, point in points.items():
+            missing = min(config.per_point - len(point.kept), most - point.attempts)
+            numbers = range(point.attempts, point.attempts + missing)  # an attempt's number alone decides its seed
+            seeds = [episode_seed("attempt", config.seed, name, number) for number in numbers]
+            attempts += [replace(point.start, seed=seed) for seed in seeds]
+        if not attempts:
+            return list(points.values())
         settings: dict[str, Any] = {"hold": hold_of(config.env), "seed": noise, "watched": lambda start: True}
-        episodes, _ = rollout(envs, policy, attempts, **settings, progress=note)
-        for episode in episodes:
+        for episode in rollout(envs, policy, attempts, **settings, progress=note)[0]:
             points[episode.start.grid_point].add(episode)
-    return list(points.values())
-
-
-def _shard(
-    points: Sequence[_Point], config: DictConfig, envs: VectorEnv, policy: Policy, index: int, count: int
-) -> Shard:
-    facts = {"control_hz": envs.setup.control_hz, "camera": envs.setup.camera.name, "policy": policy.name}
-    kept = [demonstration(episode, **facts) for point in points for episode in point.kept]
-    return Shard(robot_of(config.env), index, count, [point.facts(config.per_point) for point in points], kept)
 
 
 def _totals(shards: Sequence[Shard]) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from vla_razor.errors import UserError
 from vla_razor.files import full_disk_reported, write_json
 from vla_razor.policies.load import load_model
 from vla_razor.policies.openvla.conventions import SPOKEN_FOR, convention_of
-from vla_razor.policies.openvla.prismatic import PrismaticVLA
 from vla_razor.policies.openvla_oft import OpenVLAOFT
 from vla_razor.rollouts import demonstrations
 from vla_razor.runs import Run
@@ -51,7 +50,15 @@ def run(config: DictConfig, run: Run) -> None:
         "num_trajectories": len(episodes),
     }
     write_json(run.path / FILE, {name: found})
-    written = _copied(model, run, name, found) if model else None
+    written = None
+    if model:  # a copy with these statistics beside its own
+        model.config.norm_stats = {**model.config.norm_stats, name: found}
+        if isinstance(model, OpenVLAOFT):  # which decides so many numbers a control step, whatever its statistics
+            model.config.dims = len(found["action"]["mean"])
+        written = run.path / "checkpoints" / "step_0"
+        if not written.is_dir():
+            with full_disk_reported(written):
+                model.save_pretrained(written)
     run.finish({"statistics": {name: found}, **({"checkpoint": str(written)} if written else {})})
     report(Console(), run.path, name, found, written)
 
@@ -95,15 +102,3 @@ def report(console: Console, folder: Path, name: str, found: Mapping[str, Any], 
     console.print(f"{folder / FILE}", highlight=False, soft_wrap=True)
     if written:
         console.print(f"a policy that has them: {written}", highlight=False, soft_wrap=True)
-
-
-def _copied(model: PrismaticVLA, run: Run, name: str, found: Mapping[str, Any]) -> Path:
-    """The policy with these statistics beside its own."""
-    folder = run.path / "checkpoints" / "step_0"
-    model.config.norm_stats = {**model.config.norm_stats, name: dict(found)}
-    if isinstance(model, OpenVLAOFT):  # which decides so many numbers a control step, whatever its statistics
-        model.config.dims = len(found["action"]["mean"])
-    if not folder.is_dir():
-        with full_disk_reported(folder):
-            model.save_pretrained(folder)
-    return folder

@@ -14,9 +14,8 @@ The run folder gets `episodes.jsonl`, a line an episode, and `videos/`, `videos`
 
 import json
 import re
-from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 from rich.console import Console
@@ -27,7 +26,7 @@ from vla_razor.files import atomic_write
 from vla_razor.policies import Policy
 from vla_razor.policies.opening import open_policy
 from vla_razor.progress import progress
-from vla_razor.rollouts.evaluation import Results, compared, evaluate, records, summarized
+from vla_razor.rollouts.evaluation import compared, evaluate, records, summarized
 from vla_razor.runs import Run, read_config, run_of
 from vla_razor.statistics import READINGS
 from vla_razor.tables import by_task, report
@@ -51,77 +50,55 @@ def run(config: DictConfig, run: Run) -> None:
     settings = {key: config[key] for key in ("episodes", "seed", "num_envs", "num_workers", "device")}
     with progress("evaluation", len(policies) * len(tasks) * config.episodes) as advance:
         results = evaluate(policies, scenes(config.env), **settings, filmed=config.videos, progress=lambda _: advance())
-    names = list(results)
-    new = new_tasks(config)
+    names, new = list(results), new_tasks(config)
     entries = {name: summarized(result, new_tasks=new) for name, result in results.items()}
     comparison = compared(results[names[0]], results[names[1]], new) if len(names) == 2 else None
-    write_records(run.path / "episodes.jsonl", results)
-    write_films(run.path, results)
-    run.log(0, **scalars(entries))
+    rows = [{"policy": name, **record} for name, result in results.items() for record in records(result)]
+    atomic_write(run.path / "episodes.jsonl", b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+    for name, task in product(results, tasks):
+        kept = [episode for episode in results[name].get(task, ()) if len(episode.images)]  # those that were filmed
+        for number, episode in enumerate(kept):
+            write_film(film_path(run.path, name, task, number), list(episode.images), FPS)
+    scalars = {
+        f"{name}/{task}/{reading}": summary[reading]["rate"]
+        for name, entry in entries.items()
+        for task, summary in by_task(entry).items()
+        for reading in READINGS
+    }
+    run.log(0, **scalars)
     run.finish({"policies": entries} | ({"comparison": comparison} if comparison else {}))
     if len(names) <= MOST_IN_TABLE:
         report(Console(), run.path, entries, comparison)
 
 
+def specs_of(config: DictConfig) -> list[str]:
+    """What `policy` and `against` name."""
+    return [config.policy, *(config.against.split(",") if config.against else [])]
+
+
 def new_tasks(config: DictConfig) -> list[str]:
     """The tasks that are filed as new, see `run`."""
-    learned = [task for spec in _specs(config) for task in _learned(Path(spec))]
+    learned = []
+    for spec in specs_of(config):
+        folder = run_of(spec)  # None where no run made it, as of a checkpoint from elsewhere
+        settings = read_config(folder / "config.yaml") if folder else {}
+        learned += [task for scene in scenes(settings["env"]) for task in scene.tasks] if "env" in settings else []
     if learned:
         return learned
     spared = {task for scene in scenes(compose("rl").prior) for task in scene.tasks}
     return [task for scene in scenes(config.env) for task in scene.tasks if task not in spared]
 
 
-def _learned(policy: Path) -> list[str]:
-    """What the run taught of which this is the folder, or a checkpoint; nothing where there is no run."""
-    folder = run_of(policy)
-    if folder is None:
-        return []
-    settings = read_config(folder / "config.yaml")
-    return [task for scene in scenes(settings.env) for task in scene.tasks] if "env" in settings else []
-
-
-def _specs(config: DictConfig) -> list[str]:
-    return [config.policy, *(config.against.split(",") if config.against else [])]
-
-
 def open_policies(config: DictConfig) -> dict[str, Policy]:
     """The policies by the names they are reported under. Raises UserError where one is given twice."""
-    specs = _specs(config)
+    specs = specs_of(config)
     for spec in specs:
         if specs.count(spec) > 1:
             raise UserError(f"policy and against both name {spec}: give different policies.")
     return {f"{spec} (greedy)" if config.greedy else spec: open_policy(spec, config) for spec in specs}
 
 
-def write_records(path: Path, results: Mapping[str, Results]) -> None:
-    """One JSON object a line: the policy, and what became of an episode."""
-    rows = [{"policy": name, **record} for name, result in results.items() for record in records(result)]
-    atomic_write(path, b"".join(json.dumps(row).encode() + b"\n" for row in rows))
-
-
 def film_path(folder: Path, policy: str, task: str, number: int) -> Path:
     """Where the film of a policy's episode is kept below a run folder."""
-    return folder / "videos" / f"{_file_name(policy)}-{task}-{number}.mp4"
-
-
-def write_films(folder: Path, results: Mapping[str, Results]) -> None:
-    """What the camera saw in the episodes whose images were kept: videos/<policy>-<task>-<number>.mp4."""
-    for name, result in results.items():
-        for task, episodes in result.items():
-            for number, episode in enumerate(episode for episode in episodes if len(episode.images)):
-                write_film(film_path(folder, name, task, number), list(episode.images), FPS)
-
-
-def scalars(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """The rates, flat, for metrics.jsonl."""
-    return {
-        f"{name}/{task}/{reading}": summary[reading]["rate"]
-        for name, entry in entries.items()
-        for task, summary in by_task(entry).items()
-        for reading in READINGS
-    }
-
-
-def _file_name(policy: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", policy).strip("_")
+    name = re.sub(r"[^\w.-]+", "_", policy).strip("_")  # a policy may be a path
+    return folder / "videos" / f"{name}-{task}-{number}.mp4"

@@ -52,11 +52,8 @@ def report(console: Console, config: DictConfig, measured: dict[str, Any]) -> No
     title = f"{config.policy} against its base on {config.env.name}, {measured['states']} states, in nats"
     table = Table("", "an action", "a token", title=title)
     length = len(measured["by_position"])
-    for name, value in (
-        ("forward KL", "per_action"),
-        ("  sharpening", "sharpening"),
-        ("  displacement", "displacement"),
-    ):
+    parts = {"forward KL": "per_action", "  sharpening": "sharpening", "  displacement": "displacement"}
+    for name, value in parts.items():
         table.add_row(name, f"{measured[value]:.4g}", f"{measured[value] / length:.4g}")
     table.add_row("reverse KL", f"{measured['reverse_kl'] * length:.4g}", f"{measured['reverse_kl']:.4g}")
     for name in ("k1", "k3"):
@@ -68,16 +65,15 @@ def report(console: Console, config: DictConfig, measured: dict[str, Any]) -> No
     table.add_row("L2 distance", "", f"{measured['l2_distance']:.4g}")
     console.print(table)
     names = TOKENS if length == len(TOKENS) else tuple(map(str, range(length)))
-    _line(console, "by token", dict(zip(names, measured["by_position"], strict=True)))
-    _line(console, "by control step", {str(row["time"]): row["per_token"] for row in measured["by_time"]})
+    by_token = zip(names, measured["by_position"], strict=True)
+    by_step = ((str(row["time"]), row["per_token"]) for row in measured["by_time"])
+    for heading, values in (("by token", by_token), ("by control step", by_step)):
+        text = "  ".join(f"{name} {value:.3g}" for name, value in values)
+        console.print(f"{heading}: {text}", highlight=False)
     if "spillover" in measured:
         value = f"{measured['spillover']:+.3g} nats a token (reverse KL there minus here)"
         console.print(f"spillover to other tasks' instructions: {value}", highlight=False)
     console.print(f"closest tempered base: t = {measured['temperature']:.3f} (below 1 is sharper)", highlight=False)
-
-
-def _line(console: Console, title: str, values: dict[str, float]) -> None:
-    console.print(f"{title}: " + "  ".join(f"{name} {value:.3g}" for name, value in values.items()), highlight=False)
 
 
 def _probe(config: DictConfig, policy: Trainable) -> ProbeSet:

@@ -83,10 +83,14 @@ def run(config: DictConfig, run: Run) -> None:
         for name, history in histories(config.runs, config.env.name).items()
         for seed in config.seeds
     ]
-    teach = {"rl": practise, "sft": imitate}[config.method]
-    learned = [
-        teach(console, config, out / f"{name}_seed{seed}", name, history, seed) for name, history, seed in trainings
-    ]
+    learned = []
+    for name, history, seed in trainings:
+        folder = out / f"{name}_seed{seed}"
+        if config.method == "rl":
+            stage(console, config, folder, "rl", policy=history.policy, seed=seed)
+            learned.append(read(folder, name, history))
+        else:
+            learned.append(imitate(console, config, folder, name, history, seed))
     console.print(table(config, learned))
     figures.plasticity(out / "plots" / "plasticity", learned, config.env.name)
     console.print(f"figures in {out / 'plots'}", highlight=False)
@@ -125,32 +129,22 @@ def histories(runs: Sequence[str], task: str) -> dict[str, History]:
     return found
 
 
-def practise(console: Console, config: DictConfig, folder: Path, name: str, history: History, seed: int) -> Learned:
-    """A policy trained by REINFORCE into `folder`."""
-    stage(console, config, folder, "rl", policy=history.policy, seed=seed)
-    return read(folder, name, history)
-
-
 def read(folder: Path, name: str, history: History) -> Learned:
     """What a training by REINFORCE says."""
     rows, settings = measures.read_rows(folder), read_config(folder / "config.yaml")
     starts = points_of(settings) * (1 if settings.env.grid else len(settings.env.tasks))
-    curve = {row["step"]: _iteration(row, starts, starts * settings.per_point) for row in rows}
+    curve: dict[int, Rate] = {}
+    for row in rows:
+        # Every iteration draws starts of its own. Earlier versions did not log how much episodes from one start agree:
+        # as if they all did.
+        kept = starts * settings.per_point - row["lost_episodes"]
+        known = min(starts, kept)
+        effective = row.get("effective_episodes", float(known))
+        curve[row["step"]] = wilson(round(row["success"] * kept), kept, starts=known, effective=effective)
     rates = [rate["rate"] for rate in curve.values()]
     ends = _ends("rl", list(curve.values()), pooled_rate)
     return Learned(
         name, history.method, settings.seed, history.spent, rows[0]["sampled_entropy"], list(curve), rates, *ends
-    )
-
-
-def _iteration(row: Mapping[str, Any], starts: int, episodes: int) -> Rate:
-    """Of the episodes that an iteration learned from; every iteration draws starts of its own. Earlier versions did not
-    log how much episodes from one start agree: as if they all did.
-    """
-    kept = episodes - row["lost_episodes"]
-    known = min(starts, kept)
-    return wilson(
-        round(row["success"] * kept), kept, starts=known, effective=row.get("effective_episodes", float(known))
     )
 
 
@@ -166,7 +160,12 @@ def imitate(console: Console, config: DictConfig, folder: Path, name: str, histo
     found = hits_in(evaluation)
     once, at_end = ([found[policy][reading] for policy in policies.values()] for reading in READINGS)
     rates = [_over([point])["rate"] for point in once]
-    ends, entropy = _ends("sft", once, _over), entropy_of(history.policy, folder)
+    # The policy before, at the states that it visits in the task which was then learned.
+    trained = read_config(folder / "config.yaml")
+    opened = open_trainable(history.policy, trained)
+    settings = {key: trained[key] for key in ("num_envs", "num_workers")}
+    probe = probe_set.obtain(opened, trained.env, states=trained.probe_states, **settings)
+    ends, entropy = _ends("sft", once, _over), probe_set.measure(opened, probe)["entropy"]
     facts = (name, history.method, seed, history.spent, entropy, list(policies), rates)
     return Learned(*facts, *ends, at_end=_ends("sft", at_end, _over))
 
@@ -182,19 +181,10 @@ def _ends(method: str, points: Sequence[Any], pool: Callable[[Sequence[Any]], Ra
     return pool(points[:window]), pool(points[-window:]), pool(points)
 
 
-def entropy_of(policy: str, folder: Path) -> float:
-    """In nats a token, of a policy at the states that it visits in the task which was then learned into `folder`."""
-    config = read_config(folder / "config.yaml")
-    opened = open_trainable(policy, config)
-    settings = {key: config[key] for key in ("num_envs", "num_workers")}
-    probe = probe_set.obtain(opened, config.env, states=config.probe_states, **settings)
-    return probe_set.measure(opened, probe)["entropy"]
-
-
 def correlation(learned: Sequence[Learned]) -> float | None:
     """Kendall's tau of the KL that was spent with the success over the whole curve; None where it says nothing."""
     pairs = [(one.spent, one.all["rate"]) for one in learned]
-    if min(len(set(column)) for column in zip(*pairs, strict=True)) < 3:
+    if min(len(set(column)) for column in zip(*pairs, strict=True)) < 3:  # two points are always in some order
         return None
     tau: Any = kendalltau(*zip(*pairs, strict=True))[0]
     return float(tau)

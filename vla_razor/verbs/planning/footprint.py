@@ -126,6 +126,7 @@ class Footprint:
         """The largest micro-batch that fits into so many bytes of each GPU; 0 where none does."""
         free = memory - OVERHEAD - self.held(devices)
         fits = free >= self.scratch / devices
+        # The optimizer's scratch and an update's activations are never held at the same time.
         return max(int((free - self.activations.fixed) // self.activations.each), 0) if fits else 0
 
 
@@ -206,7 +207,7 @@ def flops_of(card: Card | None) -> float:
 def _rate(device: torch.device, size: int = 1024) -> float:
     """FLOP a second of a product of square matrices."""
     matrix = torch.randn(size, size, device=device)
-    _ = matrix @ matrix
+    _ = matrix @ matrix  # the first one loads libraries
     begin, count = time.perf_counter(), 0
     while time.perf_counter() - begin < 0.2:
         float((matrix @ matrix)[0, 0])

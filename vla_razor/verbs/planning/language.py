@@ -95,14 +95,12 @@ def show(config: DictConfig) -> None:
     sampling = work.sampled * work.tokens * 2 * takes.parameters / rate
     learning = work.learnt * takes.update_flop / rate
     named = card.name if card else "this CPU"
-    lines = [
-        f"step: {work.learnt:,} sequences of at most {work.tokens:,} tokens learnt from, "
-        f"{work.learnt * work.tokens:,} tokens; {work.sampled:,} of them sampled first",
-        f"on one {named}: {time_text(learning)} of learning and {time_text(sampling)} of sampling, at "
-        f"{UTILIZATION:.0%} of {rate / UTILIZATION / 1e12:.3g} TFLOP/s",
-    ]
-    for line in lines:
-        console.print(line, highlight=False)
+    total = f"{work.learnt * work.tokens:,} tokens; {work.sampled:,} of them sampled first"
+    took = f"{time_text(learning)} of learning and {time_text(sampling)} of sampling"
+    peak = f"{UTILIZATION:.0%} of {rate / UTILIZATION / 1e12:.3g} TFLOP/s"
+    learnt = f"{work.learnt:,} sequences of at most {work.tokens:,} tokens learnt from"
+    console.print(f"step: {learnt}, {total}", highlight=False)
+    console.print(f"on one {named}: {took}, at {peak}", highlight=False)
     console.print(_cards(config, takes))
     console.print("Nothing was started.", highlight=False)
 
@@ -118,7 +116,12 @@ def work_of(config: DictConfig) -> Work:
 
 def model_of(config: DictConfig) -> Any:
     """The model that a run would train, adapters included, without memory for a single parameter."""
-    settings = _settings(config.model)
+    source = source_of(config.model)
+    try:
+        settings: Any = Qwen2Config(**KNOWN[source]) if source in KNOWN else AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        said = f"{config.model}: no such model folder, and the Hub did not give its config.json."
+        raise UserError(said) from error
     with torch.device("meta"):
         weights = precision(settings, config.dtype, learning=not config.lora_rank)
         model: Any = AutoModelForCausalLM.from_config(settings, dtype=weights)
@@ -144,6 +147,9 @@ def footprint(model: Any, config: DictConfig) -> Footprint:
     with _products_in(getattr(torch, config.dtype)):
         one, three = (peak_of(model, update(model, batch, length)) for batch in (1, 3))
         flop = operations_of(update(model, 1, length))
+    # While it needs them, a device that shares weights holds the embeddings and two layers whole.
+    layers = next(m for m in model.modules() if isinstance(m, nn.ModuleList))
+    inside = bytes_of(layers.parameters())
     penalised = config.get("kl_coefficient", 0.0) and not config.lora_rank
     return Footprint(
         parameters=sum(p.numel() for p in model.parameters()),
@@ -153,20 +159,10 @@ def footprint(model: Any, config: DictConfig) -> Footprint:
         gradients=gradients,
         optimizer=2 * gradients,
         scratch=0.0 if card_named(config.device) is None else gradients,
-        gathered=_gathered(model),
+        gathered=weights - inside + 2 * inside / len(layers),
         activations=Line.through(one, three),
         update_flop=flop / (2 if config.verb == "llm_simpo" else 1),
     )
-
-
-def _settings(model: str) -> Any:
-    source = source_of(model)
-    if source in KNOWN:
-        return Qwen2Config(**KNOWN[source])
-    try:
-        return AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{model}: no such model folder, and the Hub did not give its config.json.") from error
 
 
 def cross_entropy(model: Any, batch: int, length: int) -> Callable[[], None]:
@@ -224,13 +220,6 @@ def _given(model: Any, batch: int, length: int) -> dict[str, Any]:
         "attention_mask": torch.ones(batch, 1, length, length, dtype=torch.bool, device=model.device).tril(),
         "use_cache": False,
     }
-
-
-def _gathered(model: nn.Module) -> float:
-    """Bytes of weights that a device holds whole while it needs them: the embeddings and two layers."""
-    layers = next(m for m in model.modules() if isinstance(m, nn.ModuleList))
-    inside = bytes_of(layers.parameters())
-    return bytes_of(model.parameters()) - inside + 2 * inside / len(layers)
 
 
 def _sizes(config: DictConfig, takes: Footprint) -> Table:

@@ -92,10 +92,23 @@ def show(config: DictConfig) -> None:
     """Print the plan of a training verb's configuration. Raises `UserError` as the run itself would for a bad one."""
     console = Console()
     if config.verb == "mnist":
-        _show_mnist(console, config)
-        return
-    for part in _sections(config) if "axes" in config else [config]:
-        _show(console, part)
+        from vla_razor.parity_mnist import model
+        from vla_razor.verbs.study import mnist
+
+        runs = mnist.runs_of(config)
+        count = sum(value.numel() for value in model.initialize(1, torch.Generator()).values())
+        console.print(f"mnist: {len(runs)} models of about {count:,} parameters, all trainable", highlight=False)
+    elif "axes" in config:  # of a study's runs the first of each verb
+        common = {key: config[key] for key in (*common_keys(config.verb), "env", "prior", "collect")}
+        firsts: dict[str, DictConfig] = {}
+        for training in Robot(config, Path(config.out)).plan():
+            verb = verb_of(training.method)
+            settings = {**common, **config[verb], **training.changes, "seed": training.seed, "verb": verb}
+            firsts.setdefault(verb, OmegaConf.create(settings))
+        for part in firsts.values():
+            _show(console, part)
+    else:
+        _show(console, config)
     console.print("Nothing was started.", highlight=False)
 
 
@@ -104,24 +117,44 @@ def footprint(model: PrismaticVLA, config: DictConfig) -> PolicyFootprint:
     learning = [parameter for group in model.parameter_groups(config) for parameter in group["params"]]
     gradients, weights = bytes_of(learning), bytes_of(model.parameters())
     give_gradients(learning)
-    one, three = (peak_of(model, _update(model, batch), model.products) for batch in (1, 3))
+
+    def update(batch: int) -> Callable[[], None]:  # one micro-batch forward and backward
+        return lambda: torch.log_softmax(_logits(model, batch), -1).sum().backward()
+
+    @torch.no_grad()
+    def forward() -> None:
+        _logits(model, 1)
+
+    one, three = (peak_of(model, update(batch), model.products) for batch in (1, 3))
     few, many = (peak_of(model, _decision(model, batch), model.products) for batch in (1, 3))
+    # A copy of the model that does not learn is stored as products read it.
+    kind, base = model.products or model.dtype, 0
+    if not config.lora_rank:  # else the base is the same weights, without the adapter
+        rounded = read_by_products(model)
+        base = sum(p.numel() * (kind if n in rounded else p.dtype).itemsize for n, p in model.named_parameters())
+    prompt = model.vision_backbone.num_patches + len(_prompts(model, 1)[0])
+    prompt += model.config.trailing_token_id is not None
+    # A model that decides token by token takes so many steps after the prompt, and keeps their keys and values.
+    llama, steps = model.language_model.config, model.num_tokens - 1
+    width: int = llama.num_key_value_heads * llama.hidden_size // llama.num_attention_heads  # pyright: ignore
+    cache = 2.0 * llama.num_hidden_layers * width * (prompt + steps) * kind.itemsize
+    after = steps * 2.0 * sum(p.numel() for p in model.language_model.parameters())
     return PolicyFootprint(
         parameters=sum(p.numel() for p in model.parameters()),
         trainable=sum(p.numel() for p in learning),
         weights=weights,
-        base=0.0 if config.lora_rank else _base_bytes(model),
+        base=float(base),
         gradients=gradients,
         optimizer=2 * gradients,
         scratch=0.0 if card_named(config.device) is None else gradients,
         gathered=0.0,
         activations=Line.through(one, three),
-        update_flop=operations_of(_update(model, 1), model.products),
+        update_flop=operations_of(update(1), model.products),
         rollout=Line.through(few, many),
-        cache=_cache_bytes(model),
-        decision_flop=operations_of(_decision(model, 1), model.products) + _steps(model),
-        forward_flop=operations_of(lambda: _forward(model), model.products),
-        tokens=_tokens(model) + model.num_tokens,
+        cache=model.autoregressive * cache,
+        decision_flop=operations_of(_decision(model, 1), model.products) + model.autoregressive * after,
+        forward_flop=operations_of(forward, model.products),
+        tokens=prompt + model.num_tokens,
     )
 
 
@@ -162,17 +195,6 @@ def _described(policy: str) -> tuple[dict[str, Any], Processor | None]:
         raise UserError(f"{policy}: no such checkpoint folder, and the Hub did not give its config.json.") from error
 
 
-def _update(model: PrismaticVLA, batch: int) -> Callable[[], None]:
-    """One micro-batch forward and backward."""
-    return lambda: torch.log_softmax(_logits(model, batch), -1).sum().backward()
-
-
-@torch.no_grad()
-def _forward(model: PrismaticVLA) -> None:
-    """One state's forward pass."""
-    _logits(model, 1)
-
-
 def _logits(model: PrismaticVLA, batch: int) -> Tensor:
     tokens = torch.zeros(batch, model.num_tokens, dtype=torch.long)
     return model.action_logits(_pixels(model, batch), _prompts(model, batch), tokens)
@@ -196,13 +218,6 @@ def _decision(model: PrismaticVLA, batch: int) -> Callable[[], None]:
     return decide
 
 
-def _steps(model: PrismaticVLA) -> float:
-    """FLOP of a decision's steps after the prompt."""
-    return (
-        model.autoregressive * (model.num_tokens - 1) * 2.0 * sum(p.numel() for p in model.language_model.parameters())
-    )
-
-
 def _pixels(model: PrismaticVLA, batch: int) -> Tensor:
     size, stacks = model.config.image_sizes[0], len(model.config.image_sizes)
     return torch.empty(batch, 3 * stacks, size, size, device="meta")
@@ -212,25 +227,6 @@ def _prompts(model: PrismaticVLA, batch: int) -> list[list[int]]:
     tokenizer = model.processor.tokenizer
     ids = [1] * PROMPT_TOKENS if tokenizer is None else model.processor.prompt_ids(["pick coke can"])[0]
     return [ids] * batch
-
-
-def _tokens(model: PrismaticVLA) -> int:
-    trailing = model.config.trailing_token_id is not None
-    return model.vision_backbone.num_patches + len(_prompts(model, 1)[0]) + trailing
-
-
-def _cache_bytes(model: PrismaticVLA) -> float:
-    llama = model.language_model.config
-    heads: int = llama.num_key_value_heads * llama.hidden_size // llama.num_attention_heads  # pyright: ignore
-    length, kind = _tokens(model) + model.num_tokens - 1, model.products or model.dtype
-    return model.autoregressive * 2.0 * llama.num_hidden_layers * heads * length * kind.itemsize
-
-
-def _base_bytes(model: PrismaticVLA) -> float:
-    """Of a copy of the model that does not learn, stored as products read it."""
-    rounded, kind = read_by_products(model), model.products or model.dtype
-    sizes = {name: kind if name in rounded else p.dtype for name, p in model.named_parameters()}
-    return float(sum(p.numel() * sizes[name].itemsize for name, p in model.named_parameters()))
 
 
 @dataclass(frozen=True)
@@ -253,6 +249,7 @@ def work_of(config: DictConfig) -> Work:
         return Work(most, learnt, config.iterations)
     states, assumed = _demonstrated(config)
     new = config.batch_size - replayed_per_batch(config)
+    # An epoch is one of the new task: what is replayed in a batch does not make it longer.
     return Work(0, config.batch_size, config.epochs * -(-states // new), assumed)
 
 
@@ -309,17 +306,6 @@ def _demonstrated(config: DictConfig) -> tuple[int, str]:
     return count * each, f"{place}: {count:,} of {each} states are assumed, as many as collect would make"
 
 
-def _sections(config: DictConfig) -> list[DictConfig]:
-    """Of a study's runs, the first of each verb."""
-    common = {key: config[key] for key in (*common_keys(config.verb), "env", "prior", "collect")}
-    firsts: dict[str, DictConfig] = {}
-    for training in Robot(config, Path(config.out)).plan():
-        verb = verb_of(training.method)
-        settings = {**common, **config[verb], **training.changes, "seed": training.seed, "verb": verb}
-        firsts.setdefault(verb, OmegaConf.create(settings))
-    return list(firsts.values())
-
-
 def _show(console: Console, config: DictConfig) -> None:
     model, card, work = model_of(config), card_named(config.device), work_of(config)
     takes = footprint(model, config)
@@ -335,17 +321,17 @@ def _show(console: Console, config: DictConfig) -> None:
     several = config.verb == "rl" and config.batch_size
     updates = f", in {reinforce.updates_of(config, reinforce.episodes_of(config)):,} updates" if several else ""
     counts = f"{work.simulated:,} simulator steps, {work.learnt:,} states learnt from, {tokens:,} tokens"
-    lines = [
-        f"{unit}: at most {counts}{updates}",
-        f"on {named} at {UTILIZATION:.0%} of {rate / UTILIZATION / 1e12:.3g} TFLOP/s: {time_text(policy)} of the "
-        f"model, {_simulator_text(config, simulator)}",
-    ]
+    where = "" if suite_in(scenes(config.env)[0].make) else " on the GPU too,"
+    beside, left_out = f"and a simulator{where} whose rate is not known", "evaluations and the simulator"
+    if simulator is not None:
+        beside = f"{time_text(simulator)} of the simulator ({config.num_workers} processes)"
+        left_out = "evaluations"
+    peak = f"{UTILIZATION:.0%} of {rate / UTILIZATION / 1e12:.3g} TFLOP/s"
+    console.print(f"{unit}: at most {counts}{updates}", highlight=False)
+    console.print(f"on {named} at {peak}: {time_text(policy)} of the model, {beside}", highlight=False)
     if work.steps:
-        left_out = "evaluations" if simulator is not None else "evaluations and the simulator"
         total = time_text(work.steps * (policy + (simulator or 0.0)))
-        lines.append(f"run: {work.steps:,} {unit}s, {total} without {left_out}")
-    for line in lines:
-        console.print(line, highlight=False)
+        console.print(f"run: {work.steps:,} {unit}s, {total} without {left_out}", highlight=False)
     console.print(_cards(config, takes))
 
 
@@ -372,13 +358,6 @@ def _sizes(config: DictConfig, takes: PolicyFootprint) -> Table:
     return table
 
 
-def _simulator_text(config: DictConfig, seconds: float | None) -> str:
-    if seconds is None:
-        where = "" if suite_in(scenes(config.env)[0].make) else " on the GPU too,"
-        return f"and a simulator{where} whose rate is not known"
-    return f"{time_text(seconds)} of the simulator ({config.num_workers} processes)"
-
-
 def _cards(config: DictConfig, takes: PolicyFootprint) -> Table:
     """Which micro-batch fits onto which GPU in an update, and whether the rollout of a verb that learns from one does;
     a simulation on the GPU itself is not counted.
@@ -394,13 +373,3 @@ def _cards(config: DictConfig, takes: PolicyFootprint) -> Table:
         cells = [str(largest) if largest else "does not fit", "fits" if most >= envs else room]
         table.add_row(card.name, size_text(card.memory), *cells[: len(columns)])
     return table
-
-
-def _show_mnist(console: Console, config: DictConfig) -> None:
-    from vla_razor.parity_mnist import model
-    from vla_razor.verbs.study import mnist
-
-    runs = mnist._runs(config)
-    count = sum(value.numel() for value in model.initialize(1, torch.Generator()).values())
-    console.print(f"mnist: {len(runs)} models of about {count:,} parameters, all trainable", highlight=False)
-    console.print("Nothing was started.", highlight=False)

@@ -78,8 +78,15 @@ def plan(
         if len(set(values)) < len(values):
             raise UserError(f"{key}={','.join(values)}: each value only once, or runs would be the same.")
     methods, seeds = axes.pop("method"), seeds_of(config)
-    alone = config.verb.endswith("demo") and len(seeds) == 1
-    _check(config, axes, methods, verbs, shared)
+    alone = config.verb.endswith("demo") and len(seeds) == 1  # a demo's folders: demos, sft, rl, without a number
+    for method in methods:
+        if method not in verbs:
+            raise UserError(f"unknown method {method!r}. {nearest(method, verbs)}")
+    every = {str(name) for method in methods for name in config[verbs[method]]} | set(shared)
+    for key in axes:
+        section, _, name = key.rpartition(".")
+        if name not in every or section not in ("", *verbs.values()):
+            raise UserError(f"unknown key {key!r} for {' and '.join(methods)}. {nearest(name, every)}")
     trainings: dict[str, Training] = {}
     for method in methods:
         verb = verbs[method]
@@ -90,8 +97,15 @@ def plan(
             raise UserError(f"{', '.join(own)}: {method} is given one of its keys twice, with its section and without.")
         settings = [dict(zip(own, values, strict=True)) for values in product(*own.values())]
         for setting, texts in enumerate(settings, 1):
-            changes = _changes(config[verb], verb, texts)
+            # Composed as the verb would be, which checks each by its rule.
+            named = {_name(key, verb): text for key, text in texts.items()}
+            composed = compose(verb, [f"{key}={text}" for key, text in named.items()])
+            changes: Any = OmegaConf.to_container(OmegaConf.create({key: composed[key] for key in named}))
+            gains = config[verb].get("gain_learning_rate")
+            if "learning_rate" in changes and "gain_learning_rate" not in changes and gains is not None:
+                changes["gain_learning_rate"] = gains * changes["learning_rate"] / config[verb].learning_rate
             name = f"{method}_{setting}" if len(settings) > 1 else method
+            # A setting keeps its number over all seeds, so that its runs are found and averaged together.
             rate = changes.get("learning_rate", config[verb].learning_rate)
             used = {**config[verb], **changes}
             variant = " ".join(f"{k}={used[k]}" for k in variants if k in used and used[k] != usual[k])
@@ -103,51 +117,14 @@ def plan(
 
 def seeds_of(config: DictConfig) -> list[int]:
     """Of the trainings. Raises UserError for one that is no whole number."""
-    return [_seed(str(value)) for value in config.axes.get("seed", [config.seed])]
-
-
-def check_measured(settings: Mapping[str, Any], method: str) -> None:
-    """Raises UserError where a training would save a checkpoint that it has not measured."""
-    save, probe = settings["save_every"], settings["probe_every"]
-    if not probe or save % probe:
-        raise UserError(f"{method}: probe_every={probe} must divide save_every={save}: every checkpoint is measured.")
-
-
-def _check(
-    config: DictConfig,
-    axes: Mapping[str, Any],
-    methods: Sequence[str],
-    verbs: Mapping[str, str],
-    shared: Sequence[str],
-) -> None:
-    for method in methods:
-        if method not in verbs:
-            raise UserError(f"unknown method {method!r}. {nearest(method, verbs)}")
-    known = {str(name) for method in methods for name in config[verbs[method]]} | set(shared)
-    for key in axes:
-        section, _, name = key.rpartition(".")
-        if name not in known or section not in ("", *verbs.values()):
-            raise UserError(f"unknown key {key!r} for {' and '.join(methods)}. {nearest(name, known)}")
+    seeds = [str(value) for value in config.axes.get("seed", [config.seed])]
+    for text in seeds:
+        if not text.isdecimal():
+            raise UserError(f"bad value seed={text}: expected whole numbers, at least 0.")
+    return [int(text) for text in seeds]
 
 
 def _name(key: str, verb: str) -> str:
     """What an axis is called in a method's settings; empty where it is another method's."""
     section, _, name = key.rpartition(".")
     return name if section in ("", verb) else ""
-
-
-def _changes(settings: DictConfig, verb: str, texts: Mapping[str, str]) -> dict[str, Any]:
-    """To a method's settings, each checked by its rule."""
-    composed = compose(verb, [f"{_name(key, verb)}={text}" for key, text in texts.items()])
-    changes = {_name(key, verb): composed[_name(key, verb)] for key in texts}
-    gains = settings.get("gain_learning_rate")
-    if "learning_rate" in changes and "gain_learning_rate" not in changes and gains is not None:
-        changes["gain_learning_rate"] = gains * changes["learning_rate"] / settings.learning_rate
-    plain: Any = OmegaConf.to_container(OmegaConf.create(changes))
-    return plain
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal():
-        raise UserError(f"bad value seed={text}: expected whole numbers, at least 0.")
-    return int(text)

@@ -24,7 +24,6 @@ from vla_razor.statistics import (
     PRIMARY,
     READINGS,
     Difference,
-    Rate,
     cluster_means,
     clustered,
     mean_with_interval,
@@ -68,18 +67,10 @@ class Scale(NamedTuple):
         return next(iter(self.readings))
 
 
-def _pooled(tasks: Sequence[np.ndarray]) -> Rate:
-    return pooled_rate(map(clustered, tasks))
-
-
-def _paired(after: Sequence[np.ndarray], before: Sequence[np.ndarray]) -> Difference:
-    return paired_difference(np.concatenate(after, axis=1), np.concatenate(before, axis=1))
-
-
 SUCCESS = Scale(
     readings={PRIMARY: "", READINGS[1]: "at the end"},
-    rate=_pooled,
-    difference=_paired,
+    rate=lambda tasks: pooled_rate(map(clustered, tasks)),
+    difference=lambda after, before: paired_difference(np.concatenate(after, axis=1), np.concatenate(before, axis=1)),
     shown=shown,
     in_words=in_words,
     family=lambda task: f"{task.partition('_')[0]} (prior)",
@@ -95,15 +86,13 @@ def _mean(tasks: Sequence[np.ndarray]) -> dict[str, float]:
     return {"rate": found.difference, "low": found.low, "high": found.high, "examples": examples}
 
 
-def _gained(after: Sequence[np.ndarray], before: Sequence[np.ndarray]) -> Difference:
-    pairs = zip(after, before, strict=True)
-    return mean_with_interval([cluster_means(one) - cluster_means(other) for one, other in pairs])
-
-
 ANSWERS = Scale(
     readings={"right": ""},
     rate=_mean,
-    difference=_gained,
+    # Pair by pair, since a model and its base answer the same questions.
+    difference=lambda after, before: mean_with_interval(
+        [cluster_means(one) - cluster_means(other) for one, other in zip(after, before, strict=True)]
+    ),
     shown=lambda rate, gap: f"{rate['rate']:.1%}{gap}[{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]",
     in_words=lambda found: f"{found.difference:+.1%} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]",
     family=str,
@@ -157,14 +146,11 @@ class Outcome:
 
     @cached_property
     def new_rate(self) -> Any:
-        return self._rate("new")
+        return self.scale.rate(tables([self], "new", self.scale.headlined))
 
     @cached_property
     def prior_rate(self) -> Any:
-        return self._rate("prior")
-
-    def _rate(self, kind: str) -> Any:
-        return self.scale.rate(tables([self], kind, self.scale.headlined))
+        return self.scale.rate(tables([self], "prior", self.scale.headlined))
 
 
 class Column(NamedTuple):
@@ -192,12 +178,6 @@ class Column(NamedTuple):
     def changes(self, kind: str) -> dict[str, Difference]:
         """By reading, how much more is earned than by the base from the same starts, over all seeds and tasks."""
         return {reading: change(self.members, [self.base], kind, reading) for reading in self.scale.readings}
-
-    def change_shown(self, kind: str, reading: str) -> str:
-        """For the table; nothing for the base."""
-        if self.members[0] is self.base:
-            return ""
-        return self.scale.in_words(change(self.members, [self.base], kind, reading))
 
     def drift(self, name: str) -> float:
         """The mean over seeds of a measure on the probe set; 0 for the base."""
@@ -340,6 +320,7 @@ def matched(outcomes: Sequence[Outcome]) -> Matched:
         if outcome.method != "base":
             runs.setdefault(outcome.setting, {}).setdefault(outcome.run, []).append(outcome)
     stages = {
+        # Not strict: a run of one seed may have ended early, at its budget; then the others' later ones do not count.
         name: [Column(name, own, bases[own[0].model]) for own in zip(*by_run.values(), strict=False)]
         for name, by_run in runs.items()
     }
@@ -377,7 +358,11 @@ def table(columns: Sequence[Column], heading: str = "") -> Table:
     for column in columns:
         found.add_column(column.name, justify="right")
     if any(column.members[0].changes for column in columns):
-        found.add_row("", *(_changed(column.members[0].changes) for column in columns), end_section=True)
+        cells = []
+        for column in columns:
+            changed = {key: str(value) for key, value in column.members[0].changes.items()}
+            cells.append("\n".join(f"{key}={short_names([value])[value]}" for key, value in changed.items()))
+        found.add_row("", *cells, end_section=True)
     gap = "  " if len(columns) <= SIDE_BY_SIDE else "\n"
     for kind in base.earned:
         for label, tasks in _rows(base, kind).items():
@@ -385,13 +370,13 @@ def table(columns: Sequence[Column], heading: str = "") -> Table:
                 cells = (scale.shown(column.rate(kind, reading, tasks), gap) for column in columns)
                 found.add_row(f"  {below}" if below else label, *cells)
         for reading, below in scale.readings.items() if base.tasks(kind) else ():
-            found.add_row(f"  change {below}".rstrip(), *(column.change_shown(kind, reading) for column in columns))
+            cells = ["" if o.members[0] is o.base else scale.in_words(o.changes(kind)[reading]) for o in columns]
+            found.add_row(f"  change {below}".rstrip(), *cells)
         found.add_section()
     for name in scale.moved:
         label, unit = MEASURES[name]
-        label = (
-            f"{label} {unit.removeprefix('nats ')}" if name.startswith("forward_kl") else f"  {label}"
-        )  # a part of it
+        # What does not begin with its name is a part of it.
+        label = f"{label} {unit.removeprefix('nats ')}" if name.startswith("forward_kl") else f"  {label}"
         found.add_row(label, *(f"{column.drift(name):.3g}" for column in columns))
     return found
 
@@ -404,10 +389,6 @@ def _rows(base: Outcome, kind: str) -> dict[str, list[str]]:
     for task in base.tasks(kind):
         families.setdefault(base.scale.family(task), []).append(task)
     return families | ({"all prior tasks": base.tasks(kind)} if families else {})
-
-
-def _changed(changes: Mapping[str, Any]) -> str:
-    return "\n".join(f"{key}={short_names([str(value)])[str(value)]}" for key, value in changes.items())
 
 
 def as_text(found: Table) -> str:
@@ -424,7 +405,7 @@ def hits_in(folder: Path) -> dict[str, dict[str, dict[str, np.ndarray]]]:
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
     for row in read_lines(folder / "episodes.jsonl"):
         for reading in READINGS:
-            value = float("nan") if row["lost"] else float(row[reading])
+            value = float("nan") if row["lost"] else float(row[reading])  # keeps its place: starts must stay paired
             of_policy = found.setdefault(row["policy"], {}).setdefault(reading, {})
             of_policy.setdefault(row["task"], []).append(value)
     return {

@@ -59,6 +59,30 @@ def carry_out(
     return failures
 
 
+def launch(config: DictConfig, out: Path, names: Iterable[tuple[int, str]]) -> Generator[Outcome]:
+    """Do the numbered runs where `config.launcher` says, `config.jobs` at a time on this machine; each as it ends.
+
+    Raises UserError where the launcher's package is missing, or no cluster answers.
+    """
+    jobs = [(str(out), number, name) for number, name in names]
+    package = {"ray": "ray", "slurm": "submitit"}.get(config.launcher)
+    if package and find_spec(package) is None:
+        raise UserError(f"launcher={package}: {package} is not installed; pip install 'vla-razor[cluster]'.")
+    if package:
+        yield from _ray(jobs) if package == "ray" else _slurm(config, out, jobs)
+        return
+    pool, cards, futures = ThreadPoolExecutor(config.jobs), Cards.of(config), {}
+    try:
+        futures |= {pool.submit(work, *job, cards): job[1] for job in jobs}
+        yield from ((futures[future], future.result()) for future in as_completed(futures))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # one who stops a sweep does not want the rest of it
+        while any(future.running() for future in futures):
+            for child in list(RUNNING):
+                child.terminate()
+            time.sleep(0.2)
+
+
 class Cards:
     """The GPUs of this machine that its jobs share: each job sees one, that which the fewest others are on."""
 
@@ -110,7 +134,7 @@ def work(out: str, number: int, name: str, cards: Cards | None = None) -> str | 
             command, env=os.environ | own, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
         ) as child,
     ):
-        RUNNING.add(child)
+        RUNNING.add(child)  # so that `launch` can stop it from another thread
         try:
             status = child.wait()
         except BaseException:  # Ray ends a worker by SystemExit
@@ -121,39 +145,25 @@ def work(out: str, number: int, name: str, cards: Cards | None = None) -> str | 
     if status == 0:
         return None
     said = log.read_text(errors="replace").strip().splitlines()
+    # The last line of its output is the message; a process that a signal ended has said nothing.
     return said[-1] if said and status > 0 else f"its process died with status {status}; see {log}"
-
-
-def launch(config: DictConfig, out: Path, names: Iterable[tuple[int, str]]) -> Generator[Outcome]:
-    """Do the numbered runs where `config.launcher` says, `config.jobs` at a time on this machine; each as it ends.
-
-    Raises UserError where the launcher's package is missing, or no cluster answers.
-    """
-    jobs = [(str(out), number, name) for number, name in names]
-    if config.launcher == "ray":
-        yield from _ray(jobs)
-    elif config.launcher == "slurm":
-        yield from _slurm(config, out, jobs)
-    else:
-        pool, cards, futures = ThreadPoolExecutor(config.jobs), Cards.of(config), {}
-        try:
-            futures |= {pool.submit(work, *job, cards): job[1] for job in jobs}
-            yield from ((futures[future], future.result()) for future in as_completed(futures))
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # one who stops a sweep does not want the rest of it
-            while any(future.running() for future in futures):
-                for child in list(RUNNING):
-                    child.terminate()
-                time.sleep(0.2)
 
 
 def _ray(jobs: list[tuple[str, int, str]]) -> Iterator[Outcome]:
     """On the cluster that RAY_ADDRESS names, else on this machine; the folder must be one that all of them see."""
-    _needed("ray")
     import ray
     from ray.exceptions import RayError
 
-    _check_reachable(os.environ.get("RAY_ADDRESS", ""))
+    address = os.environ.get("RAY_ADDRESS", "")
+    host, _, port = address.rpartition(":")
+    if port.isdecimal() and "/" not in host:  # else there is none, or one in Ray's own words, such as auto or ray://...
+        try:  # where nobody listens, Ray itself would try again for minutes
+            socket.create_connection((host, int(port)), timeout=REACHED_WITHIN).close()
+        except OSError as error:
+            raise UserError(
+                f"RAY_ADDRESS={address}: no cluster answers there ({error}). `ray start --head` begins one; without "
+                "the variable Ray uses this machine."
+            ) from error
     ray.init(ignore_reinit_error=True, log_to_driver=False, include_dashboard=False)
     try:
         resources = ray.cluster_resources()
@@ -172,22 +182,7 @@ def _ray(jobs: list[tuple[str, int, str]]) -> Iterator[Outcome]:
         ray.shutdown()
 
 
-def _check_reachable(address: str) -> None:
-    """Raises UserError where nobody listens at an address host:port: Ray itself would try again for minutes."""
-    host, _, port = address.rpartition(":")
-    if not port.isdecimal() or "/" in host:  # none, or one in Ray's own words, such as auto or ray://...
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=REACHED_WITHIN).close()
-    except OSError as error:
-        raise UserError(
-            f"RAY_ADDRESS={address}: no cluster answers there ({error}). `ray start --head` begins one; without the "
-            "variable Ray uses this machine."
-        ) from error
-
-
 def _slurm(config: DictConfig, out: Path, jobs: list[tuple[str, int, str]]) -> Iterator[Outcome]:
-    _needed("submitit")
     import submitit
     from submitit.core.utils import FailedJobError, UncompletedJobError
 
@@ -204,11 +199,6 @@ def _slurm(config: DictConfig, out: Path, jobs: list[tuple[str, int, str]]) -> I
             yield number, job.result()
         except (FailedJobError, UncompletedJobError) as error:
             yield number, str(error).strip().splitlines()[0]
-
-
-def _needed(package: str) -> None:
-    if find_spec(package) is None:
-        raise UserError(f"launcher={package}: {package} is not installed; pip install 'vla-razor[cluster]'.")
 
 
 def main(out: str, number: str) -> None:

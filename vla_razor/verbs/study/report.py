@@ -29,13 +29,11 @@ from vla_razor.files import atomic_write
 from vla_razor.progress import progress
 from vla_razor.runs import Run
 from vla_razor.study import figures, forecast, law, table
-from vla_razor.study.forecast import FittedLaw
 from vla_razor.study.law import HeldOut
 from vla_razor.study.measures import FORWARD_KL, MEASURES
 from vla_razor.study.table import Result, Study
 from vla_razor.verbs.measure.evaluate import MOST_IN_TABLE
 from vla_razor.verbs.study import run_page
-from vla_razor.verbs.study.run_page import RunPage
 
 LARGEST_FILM = 8 << 20
 """Bytes; a longer film is not put into the page."""
@@ -77,13 +75,18 @@ def run(config: DictConfig, run: Run) -> None:
     console, parts, left_out = Console(), {}, list(study.left_out)
     with progress("report", len(domains)) as advance:
         for domain in domains:
-            left_out += _gaps(study.of(domain))
+            for measure, (first, *others) in table.unmeasured(study.of(domain)).items():
+                left_out.append(
+                    f"{measure}: not measured in {first}" + (f" and {len(others)} others" if others else "")
+                )
             parts[domain] = _part(study, domain, config.measure, run.path / "plots" / domain)
             advance()
     laws = {domain: part["law"] for domain, part in parts.items() if part["law"]}
     for domain, fitted in laws.items():
         forecast.save(run.path / (forecast.FILE if len(laws) == 1 else f"law_{domain}.json"), fitted)
-    films = [_film(folder) for folder in folders if (folder / table.FILM).is_file()]
+    # Within the page, as everything is: it asks nobody for anything. A film that is too long is left out.
+    films = [(folder / table.FILM).read_bytes() for folder in folders if (folder / table.FILM).is_file()]
+    coded = [base64.b64encode(film).decode() for film in films if len(film) <= LARGEST_FILM]
     page = Environment(autoescape=True).from_string(PAGE.read_text())
     text = page.render(
         captions=CAPTIONS,
@@ -93,14 +96,21 @@ def run(config: DictConfig, run: Run) -> None:
         parts=parts,
         pages=pages,
         left_out=left_out,
-        films=[film for film in films if film],
+        films=[f"data:video/mp4;base64,{film}" for film in coded],
         folders=folders,
     )
     atomic_write(run.path / "report.html", text.encode())
     for domain, part in parts.items():
         _show(console, domain, part)
     for page in pages:
-        _show_run(console, page)
+        if 0 < len(page.cells) <= MOST_IN_TABLE:  # more are in the page alone
+            found = Table("", *page.cells, title=page.name)
+            for label in page.rows:
+                found.add_row(label, *(own.get(label, "") for own in page.cells.values()))
+            console.print(found)
+        console.print(str(page), highlight=False)
+        for line in page.left_out:
+            console.print(f"{page.name}: {line}", highlight=False)
     for line in left_out:
         console.print(f"in no fit: {line}", highlight=False)
     console.print(f"{run.path / 'report.html'}, figures in {run.path / 'plots'}", highlight=False)
@@ -109,30 +119,40 @@ def run(config: DictConfig, run: Run) -> None:
     run.finish({"left_out": study.left_out, "runs": shown, "domains": domains})
 
 
-def _gaps(results: Sequence[Result]) -> list[str]:
-    """The measures that not every policy has, and so no fit."""
-    return [
-        f"{measure}: not measured in {first}" + (f" and {len(others)} others" if others else "")
-        for measure, (first, *others) in table.unmeasured(results).items()
-    ]
-
-
 def _part(study: Study, domain: str, measure: str, folder: Path) -> dict[str, Any]:
     """What there is to say of a domain; what needs more runs than there are is None or empty."""
     results = study.of(domain)
+    fitted, why = None, ""
     try:
         fitted = forecast.fit(results, measure)
     except UserError as reason:
-        fitted, why = None, str(reason)
-    else:
-        why = ""
+        why = str(reason)
     predictors = law.predictors(results)
     names = table.short_names(study.bases_of(domain))
     bases = {names[model]: base for model, base in study.bases_of(domain).items()}
     groups: dict[str, list[Result]] = {}
     for result in sorted(results, key=lambda result: result.method):
         groups.setdefault(_group(result, names), []).append(result)
-    _draw(folder, groups, names, bases, fitted, list(predictors))
+    ordered = [result for group in groups.values() for result in group]
+    colours, starts = plots.colours_of(ordered), {model: bases[name] for model, name in names.items()}
+    figures.trade_off(folder / "1_trade_off", groups, colours, bases)
+    figures.forgetting(folder / "2_law", ordered, colours, fitted)
+    if predictors:
+        figures.predictors(folder / "3_predictors", ordered, list(predictors), colours)
+    if ordered[0].priors:
+        figures.prior_tasks(folder / "4_prior_tasks", ordered, colours)
+    figures.learning_curves(folder / "5_learning_curves", ordered, colours, starts)
+    figures.accuracy(folder / "6_accuracy", ordered, colours)
+    figures.least_kl(folder / "7_least_kl", groups, colours)
+    kinds: dict[str, Callable[[Result], Any]] = {
+        "method": lambda result: result.method,
+        "seed": lambda result: result.seed,
+        "model": lambda result: names[result.model],
+    }
+    validation = {
+        name: {kind: found for kind, held in kinds.items() if (found := law.validation(results, name, held))}
+        for name in (predictors if fitted else ())
+    }
     return {
         "results": results,
         "bases": bases,
@@ -144,7 +164,7 @@ def _part(study: Study, domain: str, measure: str, folder: Path) -> dict[str, An
         "matched_kl": _matched(groups, law.least_moved) if len(groups) > 1 else {},
         "predictors": predictors,
         "residuals": law.residuals(results, measure, part=lambda result: _group(result, names)) if fitted else {},
-        "validation": _validation(results, list(predictors), names) if fitted else {},
+        "validation": validation,
         "figures": {
             path.stem: plots.inline_svg(path, f"{domain}-{path.stem}") for path in sorted(folder.glob("*.svg"))
         },
@@ -165,59 +185,19 @@ def _matched(
     return {level: by_group for level, by_group in reached.items() if len(by_group) > 1}
 
 
-def _validation(
-    results: Sequence[Result], measures: Sequence[str], names: Mapping[str, str]
-) -> dict[str, dict[str, dict[str, law.HeldOut]]]:
-    """By measure, then by what was held out."""
-    kinds: dict[str, Callable[[Result], Any]] = {"method": lambda result: result.method, "seed": lambda r: r.seed}
-    kinds["model"] = lambda result: names[result.model]
-    return {
-        measure: {kind: found for kind, held in kinds.items() if (found := law.validation(results, measure, held))}
-        for measure in measures
-    }
-
-
-def _draw(
-    folder: Path,
-    groups: Mapping[str, Sequence[Result]],
-    names: Mapping[str, str],
-    bases: Mapping[str, tuple[float, float]],
-    fitted: FittedLaw | None,
-    measures: Sequence[str],
-) -> None:
-    results = [result for group in groups.values() for result in group]
-    colours = plots.colours_of(results)
-    figures.trade_off(folder / "1_trade_off", groups, colours, bases)
-    figures.forgetting(folder / "2_law", results, colours, fitted)
-    if measures:
-        figures.predictors(folder / "3_predictors", results, measures, colours)
-    if results[0].priors:
-        figures.prior_tasks(folder / "4_prior_tasks", results, colours)
-    figures.accuracy(folder / "6_accuracy", results, colours)
-    figures.least_kl(folder / "7_least_kl", groups, colours)
-    starts = {model: bases[name] for model, name in names.items()}
-    figures.learning_curves(folder / "5_learning_curves", results, colours, starts)
-
-
-def _show_run(console: Console, page: RunPage) -> None:
-    if 0 < len(page.cells) <= MOST_IN_TABLE:  # more are in the page alone
-        found = Table("", *page.cells, title=page.name)
-        for label in page.rows:
-            found.add_row(label, *(own.get(label, "") for own in page.cells.values()))
-        console.print(found)
-    console.print(str(page), highlight=False)
-    for line in page.left_out:
-        console.print(f"{page.name}: {line}", highlight=False)
-
-
 def _show(console: Console, domain: str, part: dict[str, Any]) -> None:
     if part["why"]:
         console.print(f"{domain}: {part['why']}", highlight=False)
-    for title, matched in _matched_tables(part):
-        shown = Table("new task, at least", *part["frontiers"], title=f"{domain}: {title}, at the least")
-        for level, by_group in matched.items():
-            shown.add_row(level, *(by_group.get(name, "") for name in part["frontiers"]))
-        console.print(shown)
+    for title, key, number in (
+        ("prior success lost", "matched", lambda result: f"{result.forgotten:+.1%}"),
+        (str(MEASURES[FORWARD_KL]), "matched_kl", lambda result: f"{result.measures[FORWARD_KL]:.3g}"),
+    ):
+        if part[key]:
+            shown = Table("new task, at least", *part["frontiers"], title=f"{domain}: {title}, at the least")
+            for level, found in part[key].items():
+                cells = (number(found[name]) if name in found else "" for name in part["frontiers"])
+                shown.add_row(f"{level:.0%}", *cells)
+            console.print(shown)
     if part["predictors"]:
         shown = Table("measure", "R2 [95% over runs]", "Kendall's tau", title=f"{domain}: what predicts forgetting")
         for name, found in sorted(part["predictors"].items(), key=lambda item: -item[1]["r2"]):
@@ -236,19 +216,6 @@ def _show(console: Console, domain: str, part: dict[str, Any]) -> None:
 
 def _covered(held: HeldOut) -> str:
     return f"no interval of fewer than {law.LEAST_RUNS} runs" if held.covered is None else f"{held.covered:.0%}"
-
-
-def _matched_tables(part: dict[str, Any]) -> list[tuple[str, dict[str, dict[str, str]]]]:
-    """What was lost and how far the policies moved at matched success, as it is printed: by title, level and group."""
-    kinds = (
-        ("prior success lost", "matched", lambda result: f"{result.forgotten:+.1%}"),
-        (str(MEASURES[FORWARD_KL]), "matched_kl", lambda result: f"{result.measures[FORWARD_KL]:.3g}"),
-    )
-    return [
-        (title, {f"{level:.0%}": {n: shown(r) for n, r in found.items()} for level, found in part[key].items()})
-        for title, key, shown in kinds
-        if part[key]
-    ]
 
 
 def _summary(part: dict[str, Any]) -> dict[str, Any]:
@@ -275,9 +242,3 @@ def _summary(part: dict[str, Any]) -> dict[str, Any]:
         "law": part["law"]._asdict() if part["law"] else part["why"],
         "validation": validation,
     }
-
-
-def _film(folder: Path) -> str | None:
-    """As a data address, so that the page asks nobody for anything."""
-    content = (folder / table.FILM).read_bytes()
-    return None if len(content) > LARGEST_FILM else f"data:video/mp4;base64,{base64.b64encode(content).decode()}"

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from vla_razor import plots
 from vla_razor.files import atomic_write
 from vla_razor.plots import Bars, Curve, Point
-from vla_razor.statistics import Difference, Rate
+from vla_razor.statistics import Difference
 from vla_razor.study import law, table
 from vla_razor.study.measures import MEASURES
 from vla_razor.verbs.measure.evaluate import FPS, film_path
@@ -36,12 +36,44 @@ def write_rows(out: Path, outcomes: Sequence[Outcome], failures: Mapping[Trainin
 
     Wall times, which alone are not reproducible, are in a table of their own: wall_seconds.parquet.
     """
-    write_table(
-        out,
-        [_row(outcome) for outcome in outcomes],
-        [_failed_row(outcomes[0].domain, *failure) for failure in failures.items()],
-        [float(outcome.drift.get("wall_seconds", 0.0)) for outcome in outcomes],
-    )
+    rows = []
+    for one in outcomes:
+        earned = one.earned["prior"][one.scale.headlined]
+        moved: dict[str, float | None] = {name: one.drift.get(name) for name in MEASURES}
+        if one.method == "base":  # which has not moved, though nobody measured it
+            moved |= {name: 1.0 if "sparsity" in name else 0.0 for name in MEASURES if name != "entropy"}
+        rows.append(
+            {
+                "domain": one.domain,
+                "method": one.method,
+                "model": one.model or None,
+                "seed": one.seed,
+                "run": one.run,
+                "step": one.step,
+                "learning_rate": one.learning_rate,
+                "new": one.new_rate["rate"],
+                "prior": one.prior_rate["rate"],
+                **{f"prior_{task}": one.scale.rate([hits[None]])["rate"] for task, hits in earned.items()},
+                **moved,
+                "status": "done",
+                "reason": None,
+            }
+        )
+    failed = [
+        {
+            "domain": outcomes[0].domain,
+            "method": training.label,
+            "model": training.model or None,
+            "seed": training.seed,
+            "run": training.folder.name,
+            "step": None,
+            "learning_rate": training.learning_rate,
+            "status": "failed",
+            "reason": reason,
+        }
+        for training, reason in failures.items()
+    ]
+    write_table(out, rows, failed, [float(one.drift.get("wall_seconds", 0.0)) for one in outcomes])
 
 
 def write_table(
@@ -50,7 +82,9 @@ def write_table(
     """results.parquet, its shards and wall_seconds.parquet: of the policies' rows, which all have the columns of the
     first, the failed runs' rows, which may lack some, and each policy's time.
     """
-    schema = _schema(rows[0])
+    texts, counts = ("domain", "method", "model", "run", "status", "reason"), ("seed", "step")
+    kinds = dict.fromkeys(texts, pa.string()) | dict.fromkeys(counts, pa.int64())
+    schema = pa.schema([(name, kinds.get(name, pa.float64())) for name in rows[0]])
     times = [
         {"run": row["run"], "step": row["step"], "wall_seconds": seconds}
         for row, seconds in zip(rows, wall_seconds, strict=True)
@@ -79,10 +113,25 @@ def draw(
     """The figures; `episodes` are how many an iteration has of those runs that play."""
     shown = [training for training in trainings if training.finished and training.seed == trainings[0].seed]
     bases = {column.base.model: column.base for column in columns}
-    points = [_point(outcome, bases[outcome.model]) for outcome in outcomes]
-    bars = [Bars(column.name, column.members[0].method, _rates(column)) for column in columns]
-    curves = [Curve(t.label, t.setting, t.rows(), episodes.get(t)) for t in shown]
-    measure = columns[0].scale.moved[0]
+    scale, curves = columns[0].scale, [Curve(t.label, t.setting, t.rows(), episodes.get(t)) for t in shown]
+    measure, headlined = scale.moved[0], scale.headlined
+    points = [
+        Point(
+            method=one.method,
+            run=one.run,
+            forward_kl=one.drift.get(measure, 0.0),
+            displacement=one.drift.get("displacement"),
+            new=one.new_rate,
+            prior=one.prior_rate,
+            forgotten=forgotten(one, bases[one.model]),
+            last=one.last,
+        )
+        for one in outcomes
+    ]
+    bars = []
+    for column in columns:
+        found = column.tasks("new") | column.tasks("prior")
+        bars.append(Bars(column.name, column.members[0].method, {task: own[headlined] for task, own in found.items()}))
     plots.learning_curves(folder / "learning_curves.png", curves, measure)
     plots.success_against_kl(folder / "success_against_kl.png", points, measure)
     plots.retention_bars(folder / "retention.png", bars)
@@ -113,64 +162,8 @@ def film(out: Path, columns: Sequence[Column], task: str, count: int) -> None:
         write_film(out / table.FILM, frames, FPS, side=1)
 
 
-def _row(outcome: Outcome) -> dict[str, Any]:
-    headlined = outcome.scale.headlined
-    rates = {
-        f"prior_{task}": outcome.scale.rate([hits[None]])["rate"]
-        for task, hits in outcome.earned["prior"][headlined].items()
-    }
-    moved: dict[str, float | None] = {name: outcome.drift.get(name) for name in MEASURES}
-    if outcome.method == "base":
-        moved |= {name: 1.0 if "sparsity" in name else 0.0 for name in MEASURES if name != "entropy"}
-    return {
-        "domain": outcome.domain,
-        "method": outcome.method,
-        "model": outcome.model or None,
-        "seed": outcome.seed,
-        "run": outcome.run,
-        "step": outcome.step,
-        "learning_rate": outcome.learning_rate,
-        "new": outcome.new_rate["rate"],
-        "prior": outcome.prior_rate["rate"],
-        **rates,
-        **moved,
-        "status": "done",
-        "reason": None,
-    }
-
-
-def _failed_row(domain: str, training: Training, reason: str) -> dict[str, Any]:
-    known = {"domain": domain, "method": training.label, "model": training.model or None, "seed": training.seed}
-    known |= {"run": training.folder.name, "learning_rate": training.learning_rate}
-    return {**known, "status": "failed", "reason": reason, "step": None}
-
-
-def _schema(row: dict[str, Any]) -> pa.Schema:
-    texts, counts = ("domain", "method", "model", "run", "status", "reason"), ("seed", "step")
-    kinds = dict.fromkeys(texts, pa.string()) | dict.fromkeys(counts, pa.int64())
-    return pa.schema([(name, kinds.get(name, pa.float64())) for name in row])
-
-
 def _write_parquet(path: Path, rows: list[dict[str, Any]], schema: pa.Schema | None = None) -> None:
     atomic_write(path, lambda file: pq.write_table(pa.Table.from_pylist(rows, schema), file))
-
-
-def _point(outcome: Outcome, base: Outcome) -> Point:
-    return Point(
-        method=outcome.method,
-        run=outcome.run,
-        forward_kl=outcome.drift.get(outcome.scale.moved[0], 0.0),
-        displacement=outcome.drift.get("displacement"),
-        new=outcome.new_rate,
-        prior=outcome.prior_rate,
-        forgotten=forgotten(outcome, base),
-        last=outcome.last,
-    )
-
-
-def _rates(column: Column) -> dict[str, Rate]:
-    headlined = column.scale.headlined
-    return {task: found[headlined] for kind in ("new", "prior") for task, found in column.tasks(kind).items()}
 
 
 def _titled(frame: np.ndarray, title: str) -> np.ndarray:

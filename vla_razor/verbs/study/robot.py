@@ -70,8 +70,11 @@ class Robot:
             trainings = [training for training in trainings if training.method != "sft_far"] or trainings
         for training in trainings:
             settings = {**config[verb_of(training.method)], **training.changes}
-            if config.checkpoints > 1 or not settings["probe_every"]:  # the last step is measured where any is
-                axes.check_measured(settings, training.method)
+            save, probe = settings["save_every"], settings["probe_every"]
+            # Every checkpoint that is evaluated needs its measures; the last step is measured where any is.
+            if not probe or (config.checkpoints > 1 and save % probe):
+                said = f"{training.method}: probe_every={probe} must divide save_every={save}"
+                raise UserError(f"{said}: every checkpoint is measured.")
             for name in METHODS[training.method][1].values():
                 self.collected(name)
         return trainings

@@ -1,6 +1,7 @@
 """A run of any verb by itself, as a report shows it: its metrics as curves, its summary as a table."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,7 +62,8 @@ def read(folder: Path, name: str, figure: Path) -> RunPage:
         cells = _cells(json.loads((folder / "summary.json").read_text()), config) if finished else {}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder}: metrics.jsonl or summary.json is not what vla-razor writes ({error!r}).") from error
-    known = {panel: next((key for key in keys if _is_curve(rows, key)), "") for panel, keys in PANELS.items()}
+    logged = Counter(key for row in rows for key, value in row.items() if value is not None)
+    known = {panel: next((key for key in keys if logged[key] > 1), "") for panel, keys in PANELS.items()}
     curves = {panel: key for panel, key in known.items() if key}
     left_out = []
     if not finished:
@@ -77,13 +79,18 @@ def read(folder: Path, name: str, figure: Path) -> RunPage:
     return RunPage(name, config.verb, cells, list(curves), svg, left_out)
 
 
-def _is_curve(rows: list[dict[str, Any]], key: str) -> bool:
-    return sum(row.get(key) is not None for row in rows) > 1
-
-
 def _cells(summary: Mapping[str, Any], config: Mapping[str, Any]) -> Cells:
+    found: dict[str, dict[str, str]] = {}
+    for name, entry in summary.get("policies", {}).items():
+        rates = {
+            label: shown(success[reading])
+            for task, success in by_task(entry).items()
+            for reading, label in zip(READINGS, (task, f"{task}, at the end"), strict=True)
+        }
+        found[name] = rates | _moved(entry["forward_kl"] or {})
     if "policies" in summary:
-        return {name: own for name, entry in summary["policies"].items() if (own := _of_policy(entry))}
+        return {name: own for name, own in found.items() if own}
+    # A language model's: of a training its answers before and after, of an evaluation its scores.
     found = {name: {"right answers": shown(summary[name])} for name in ("base", "tuned") if name in summary}
     if summary.get("forward_kl"):
         found.setdefault("tuned", {}).update(_moved(summary["forward_kl"]))
@@ -92,16 +99,6 @@ def _cells(summary: Mapping[str, Any], config: Mapping[str, Any]) -> Cells:
         scores |= {"all prior tasks": summary["prior_mean"]} if "prior_mean" in summary else {}
         found["model"] = {task: f"{one['score']:.1%} ± {one['standard_error']:.1%}" for task, one in scores.items()}
     return found
-
-
-def _of_policy(entry: Mapping[str, Any]) -> dict[str, str]:
-    """Success by task, once and at the end, and how far the policy moved."""
-    rates = {
-        label: shown(success[reading])
-        for task, success in by_task(entry).items()
-        for reading, label in zip(READINGS, (task, f"{task}, at the end"), strict=True)
-    }
-    return rates | _moved(entry["forward_kl"] or {})
 
 
 def _moved(found: Mapping[str, Any]) -> dict[str, str]:

@@ -70,11 +70,23 @@ def run(config: DictConfig, run: Run) -> None:
     study = study_of(config, run.path.resolve())
     trainings = study.plan()
     study.prepare(trainings)
-    if config.launcher == "here":
-        failures = _in_turn(study, trainings)
-    else:
+    failures: dict[Training, str] = {}
+    if config.launcher != "here":
         write = partial(_write, study, trainings)
-        failures = launchers.carry_out(config, study.out, trainings, study.is_done, write)
+        failures |= launchers.carry_out(config, study.out, trainings, study.is_done, write)
+    else:  # one after the other, and their evaluation seed by seed
+        for seed in dict.fromkeys(training.seed for training in trainings):
+            own = [training for training in trainings if training.seed == seed]
+            # REINFORCE first: the probe set, which all need, is then made in environments that are open anyway.
+            for training in sorted(own, key=lambda training: training.method):
+                try:
+                    study.train(training)
+                except RunFailed as failure:
+                    failures[training] = str(failure)
+            finished = [training for training in own if training.finished]
+            if not finished:
+                raise RunFailed(f"No run of seed {seed} came to its end: {'; '.join(failures.values())}")
+            study.evaluate(finished)
     outcomes = _write(study, trainings, failures)
     run.finish(present(study, outcomes, trainings, failures))
 
@@ -105,7 +117,11 @@ def present(
         console.print(f"{training.folder.name} failed: {reason}", highlight=False)
     atomic_write(out / "table.txt", "\n".join(map(comparison.as_text, tables)).encode())
     if few:
-        results.draw(out / "plots", outcomes, columns, trainings, _episodes(trainings))
+        # Of those runs that play, how many episodes an iteration has.
+        settings = {t: read_config(t.folder / "config.yaml") for t in trainings if t.finished}
+        playing = {t: own for t, own in settings.items() if own.verb in ("rl", "distill")}
+        episodes = {t: points_of(own) * own.per_point for t, own in playing.items()}
+        results.draw(out / "plots", outcomes, columns, trainings, episodes)
         console.print(f"figures in {out / 'plots'}", highlight=False)
     if config.get("videos"):
         results.film(out, columns, next(iter(config.env.tasks)), config.videos)
@@ -116,32 +132,8 @@ def present(
     return {"runs": len(trainings), "failed": failed, **found}
 
 
-def _in_turn(study: Study, trainings: Sequence[Training]) -> dict[Training, str]:
-    """The runs one after the other, then their evaluation, seed by seed."""
-    failures: dict[Training, str] = {}
-    for seed in dict.fromkeys(training.seed for training in trainings):
-        own = [training for training in trainings if training.seed == seed]
-        # REINFORCE first: the probe set, which all need, is then made in environments that are open anyway.
-        for training in sorted(own, key=lambda training: training.method):
-            try:
-                study.train(training)
-            except RunFailed as failure:
-                failures[training] = str(failure)
-        finished = [training for training in own if training.finished]
-        if not finished:
-            raise RunFailed(f"No run of seed {seed} came to its end: {'; '.join(failures.values())}")
-        study.evaluate(finished)
-    return failures
-
-
 def _write(study: Study, trainings: Sequence[Training], failures: Mapping[Training, str]) -> list[Outcome]:
     """results.parquet, of what has ended so far."""
     if outcomes := study.outcomes(trainings):
         results.write_rows(study.out, outcomes, failures)
     return outcomes
-
-
-def _episodes(trainings: Sequence[Training]) -> dict[Training, int]:
-    """How many an iteration has, of those runs that play."""
-    settings = {t: read_config(t.folder / "config.yaml") for t in trainings if t.finished}
-    return {t: points_of(own) * own.per_point for t, own in settings.items() if own.verb in ("rl", "distill")}
