@@ -53,9 +53,8 @@ def atomic_folder(path: Path, fill: Callable[[Path], object]) -> None:
     try:
         fill(aside)
         aside.chmod(0o755)
-        for file in aside.rglob(
-            "*"
-        ):  # on the disk before the rename: else a power cut leaves a whole name, empty files
+        # On the disk before the rename: else a power cut leaves a whole name and empty files.
+        for file in aside.rglob("*"):
             descriptor = os.open(file, os.O_RDONLY)
             try:
                 os.fsync(descriptor)
