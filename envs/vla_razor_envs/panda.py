@@ -6,12 +6,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import sapien
 from mani_skill.agents.controllers.base_controller import ControllerConfig
 from mani_skill.agents.registration import register_agent
 from mani_skill.agents.robots.panda.panda import Panda
 from sapien.wrapper.articulation_builder import ArticulationBuilder
-from torch import Tensor
 
 from .controller import EndEffectorDeltaConfig, GripperClosednessConfig
 from .scenes import load_robot
@@ -65,9 +66,11 @@ class EmbeddedPanda(Panda):
         gripper = GripperClosednessConfig(self.gripper_joint_names, lower=-0.01, upper=0.04, **grip)
         return {"ee_delta": {"arm": arm, "gripper": gripper}}
 
-    def set_action(self, action: Tensor) -> None:
-        """Hands the action [N, 7] to the controller; the faces have checked it."""
-        self.controller.set_action(action)
+    def set_action(self, action: Any) -> None:
+        """Hands the action [N, 7] to the controllers; the faces have checked it."""
+        arm, gripper = self.controller.controllers.values()
+        arm.set_action(action[:, :6])
+        gripper.set_action(action[:, 6:])
 
     def before_simulation_step(self) -> None:
         """The controllers have nothing to do between control steps."""

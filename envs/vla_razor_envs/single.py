@@ -226,13 +226,13 @@ class SingleEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         the setup does not clip to it.
         """
         action = check_action(self.setup, self.action_space, action)
-        observation, reward, terminated, truncated, info = self.task.step(torch.from_numpy(action)[None])
+        observation, reward, terminated, truncated, info = self.task.step(action[None])
         return self._observed(observation), reward.item(), terminated.item(), truncated.item(), self._described(info)
 
     def step_unseen(self, action: np.ndarray) -> tuple[None, float, bool, bool, dict[str, Any]]:
         """As `step`, but nothing is rendered and there is no observation."""
         action = check_action(self.setup, self.action_space, action)
-        info = self.task.advance(torch.from_numpy(action)[None])
+        info = self.task.advance(action[None])
         success, truncated = info["success"].item(), bool(self.task.truncated.item())
         return None, float(success), success, truncated, self._described(info)
 
@@ -244,11 +244,11 @@ class SingleEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         if task := self.__dict__.pop("task", None):
             task.close()
 
-    def _observed(self, observation: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-        self._image = observation["image"][0].numpy().copy()
-        return {"image": self._image, "proprioception": observation["proprioception"][0].numpy().copy()}
+    def _observed(self, observation: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self._image = observation["image"][0].copy()
+        return {"image": self._image, "proprioception": observation["proprioception"][0].copy()}
 
     def _described(self, info: dict[str, Any]) -> dict[str, Any]:
-        facts = {key: value[0] for key, value in info.items() if isinstance(value, torch.Tensor)}
-        plain = {key: value.item() if value.ndim == 0 else value.numpy().copy() for key, value in facts.items()}
+        facts = {key: value[0] for key, value in info.items() if isinstance(value, np.ndarray)}
+        plain = {key: value.item() if value.ndim == 0 else value.copy() for key, value in facts.items()}
         return {"instruction": self.task.instructions()[0], **plain}
