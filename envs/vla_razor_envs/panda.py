@@ -38,12 +38,12 @@ def show_collision_shapes(builder: ArticulationBuilder) -> None:
 
 
 def touch_with_the_hand_alone(builder: ArticulationBuilder) -> None:
-    """Lets everything but hand and fingers pass through whatever is there. The rest of the arm could only meet the
-    fingers, and PhysX would look for such contacts in every step.
+    """Lets everything but hand and fingers pass through whatever is there: it has no collision shapes. They could only
+    meet the fingers, and PhysX would look for such contacts in every step.
     """
     for link in builder.link_builders:
         if not link.name.startswith(TOUCHING):
-            link.collision_groups = [0, 0, 0, 0]
+            link.collision_records.clear()
 
 
 @register_agent()
