@@ -51,7 +51,8 @@ class EndEffectorDelta(PDJointPosController):
 
     def reset(self) -> None:
         super().reset()
-        self._base = Frame.at(self.articulation.pose.raw_pose)  # stands still during an episode
+        if isinstance(self.solve, BatchedSolver):
+            self._base = Frame.at(self.articulation.pose.raw_pose)  # stands still during an episode
 
     def set_action(self, action: Any) -> None:
         drive(self, self._aim(action))

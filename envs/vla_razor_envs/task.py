@@ -127,6 +127,7 @@ class ManipulationTask(BaseEnv):
     def _after_reconfigure(self, options: dict[str, Any]) -> None:
         # Success is judged by a few numbers. For those of one environment, numpy is several times faster than torch.
         self.xp: Any = torch if self.gpu_sim_enabled else np
+        self._steps = self.xp.asarray(self._elapsed_steps)  # the same memory
         self._iterate(self.setup.physics.robot_iterations)
         links = self.agent.robot.links_map
         self.tcp: Link = links[self.setup.tcp_link]
@@ -231,7 +232,7 @@ class ManipulationTask(BaseEnv):
     @property
     def truncated(self) -> Any:
         """Which environments [N] have come to their horizon."""
-        return self.xp.asarray(self._elapsed_steps >= self.setup.horizon)
+        return self._steps >= self.setup.horizon
 
     def advance(self, action: Any) -> dict[str, Any]:
         """A control step without rendering; returns `info`."""
@@ -240,7 +241,7 @@ class ManipulationTask(BaseEnv):
 
     def _move(self, action: Any) -> None:
         """The physics of a control step."""
-        self._elapsed_steps += 1
+        self._steps += 1
         self.agent.set_action(action)
         if self.gpu_sim_enabled:
             self.scene.px.gpu_apply_articulation_target_position()
