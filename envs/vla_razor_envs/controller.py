@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from mani_skill.agents.controllers.pd_joint_pos import PDJointPosController, PDJointPosControllerConfig
-from torch import Tensor
 
 from . import kinematics
 from .batched_kinematics import BatchedSolver, Iteration

@@ -199,6 +199,7 @@ class SingleEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self.image_size, self._first_task = check_size(image_size), task
         self.observation_space, self.action_space = find_spaces(self.setup, self.image_size)
         self._image = np.zeros((*self.image_size, 3), np.uint8)
+        self._info: dict[str, Any] = {}
 
     @cached_property
     def task(self) -> Any:
@@ -230,11 +231,15 @@ class SingleEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         return self._observed(observation), reward.item(), terminated.item(), truncated.item(), self._described(info)
 
     def step_unseen(self, action: np.ndarray) -> tuple[None, float, bool, bool, dict[str, Any]]:
-        """As `step`, but nothing is rendered and there is no observation."""
+        """As `step`, but nothing is rendered and there is no observation, unless `observe` is asked for it."""
         action = check_action(self.setup, self.action_space, action)
-        info = self.task.advance(action[None])
-        success, truncated = info["success"].item(), bool(self.task.truncated.item())
+        self._info = info = self.task.advance(action[None])
+        success, truncated = info["success"].item(), self.task.truncated.item()
         return None, float(success), success, truncated, self._described(info)
+
+    def observe(self) -> dict[str, np.ndarray]:
+        """The observation that `step` would have given where `step_unseen` took the last step."""
+        return self._observed(self.task.get_obs(self._info))
 
     def render(self) -> np.ndarray | None:
         """The camera's last image, uint8 [H, W, 3]; None, with a warning, without a render mode."""
