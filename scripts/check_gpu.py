@@ -68,7 +68,7 @@ def follow(task: Any, family: str, actions: torch.Tensor) -> tuple[dict[str, np.
     begin = time.perf_counter()
     for action in actions.to(task.device):
         info = task.advance(action.expand(count, -1))
-        motion["tcp"].append(info["tcp_pose"].cpu().numpy())
+        motion["tcp"].append(torch.as_tensor(info["tcp_pose"]).cpu().numpy())
         motion["joints"].append(task.agent.robot.get_qpos().cpu().numpy())
     seconds = time.perf_counter() - begin
     return {name: np.array(rows) for name, rows in motion.items()}, seconds

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from mani_skill.agents.controllers.pd_joint_pos import PDJointPosController, PDJointPosControllerConfig
-from torch import Tensor
 
 from . import kinematics
 from .batched_kinematics import BatchedSolver, Iteration
@@ -51,11 +50,11 @@ class EndEffectorDelta(PDJointPosController):
 
     def reset(self) -> None:
         super().reset()
-        self._base = Frame.at(self.articulation.pose.raw_pose)  # stands still during an episode
+        if isinstance(self.solve, BatchedSolver):
+            self._base = Frame.at(self.articulation.pose.raw_pose)  # stands still during an episode
 
-    def set_action(self, action: Tensor) -> None:
-        self._target_qpos = torch.as_tensor(self._aim(action))
-        drive(self, self._target_qpos)
+    def set_action(self, action: Any) -> None:
+        drive(self, self._aim(action))
 
     def _aim(self, action: Any) -> Any:
         """The joint positions [N, J] for a displacement [N, 6] of the end effector; an array for the one robot of a
@@ -71,8 +70,9 @@ class EndEffectorDelta(PDJointPosController):
         return solution.astype(np.float32)
 
 
-def drive(controller: PDJointPosController, targets: Tensor) -> None:
+def drive(controller: PDJointPosController, targets: Any) -> None:
     """Sets the targets [N, J] of a controller's drives; on a CPU without ManiSkill's conversions on the way."""
+    controller._target_qpos = torch.as_tensor(targets)
     if controller.scene.gpu_sim_enabled:
         controller.set_drive_targets(targets)
     else:
@@ -101,10 +101,9 @@ class GripperClosedness(PDJointPosController):
     def _initialize_action_space(self) -> None:
         self.single_action_space = spaces.Box(-1.0, 1.0, (1,), dtype=np.float32)
 
-    def set_action(self, action: Tensor) -> None:
+    def set_action(self, action: Any) -> None:
         opened, closed = self.config.upper, self.config.lower
-        self._target_qpos = (opened + (closed - opened) * (action + 1) / 2).expand(-1, len(self.joints)).clone()
-        drive(self, self._target_qpos)
+        drive(self, (opened + (closed - opened) * (action + 1) / 2)[:, [0] * len(self.joints)])
 
 
 @dataclass

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .geometry import qpos_of
 from .records import DrawerSetup
 from .scenes import build_cabinet
 from .setups import DRAWERS
@@ -65,7 +66,7 @@ class Drawer(ManipulationTask):
         return station_name(self.setup, start)
 
     def _facts(self) -> dict[str, Any]:
-        qpos = self.xp.asarray(self.cabinet.get_qpos())[:, self.columns]
+        qpos = qpos_of(self.cabinet)[:, self.columns]
         moved = qpos[self._rows, self.drawer_of]
         success = self.xp.where(self.opening, moved >= self.setup.open_at, moved <= self.setup.closed_at)
         handle = self._handles[self.drawer_of]  # its bar in the world, of a closed drawer; the cabinet stands square

@@ -50,6 +50,11 @@ def pose_of(body: Any) -> Any:
     return np.concatenate([pose.p, pose.q])[None]
 
 
+def qpos_of(articulation: Any) -> Any:
+    """The joint positions [N, J] of an articulation, likewise."""
+    return articulation.get_qpos() if articulation.scene.gpu_sim_enabled else articulation._objs[0].qpos[None]
+
+
 @dataclass(frozen=True)
 class Frame:
     """A frame in which a world pose p, as a row vector, is (p - origin) turn_back; origin [N, 7], its rotation left

@@ -51,13 +51,13 @@ class NativeVectorEnv(SlotVectorEnv):
         if active.any():
             taken = torch.from_numpy(np.where(active[:, None], actions, np.float32(0)))
             observation, *outcome, info = self.task.step(taken.to(self.task.device))
-            rewards, terminated, truncated = (np.where(active, part.cpu().numpy(), 0) for part in outcome)
+            rewards, terminated, truncated = (np.where(active, _copy(part), 0) for part in outcome)
             terminated, truncated = terminated.astype(bool), truncated.astype(bool)
         if starts:
             slots = torch.tensor(sorted(starts), device=self.task.device)
             chosen = [self._checked(*starts[slot]) for slot in sorted(starts)]
             observation, info = self.task.reset(options={"env_idx": slots, "starts": chosen})
-        seen = {key: value.cpu().numpy().copy() for key, value in observation.items()}
+        seen = {key: _copy(value) for key, value in observation.items()}
         self._result = seen, rewards, terminated, truncated, self._described(info)
 
     def receive(self) -> Tick:
@@ -71,6 +71,11 @@ class NativeVectorEnv(SlotVectorEnv):
         return {**self.default_start, **check_start(self.family, self.setup, options), "seed": drawn}
 
     def _described(self, info: Mapping[str, Any]) -> dict[str, Any]:
-        facts = {key: value.cpu().numpy().copy() for key, value in info.items() if isinstance(value, Tensor)}
+        facts = {key: _copy(value) for key, value in info.items() if isinstance(value, Tensor | np.ndarray)}
         lost = np.zeros(self.num_envs, bool)
         return {"instruction": np.array(self.task.instructions(), object), **facts, "lost": lost}
+
+
+def _copy(values: Tensor | np.ndarray) -> np.ndarray:
+    """A copy on the CPU: of the task's arrays, which are tensors on a GPU."""
+    return np.array(values.cpu() if isinstance(values, Tensor) else values)

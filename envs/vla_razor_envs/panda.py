@@ -4,11 +4,12 @@
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportIncompatibleMethodOverride=false
 # pyright: reportIncompatibleVariableOverride=false, reportOperatorIssue=false, reportReturnType=false
 
+from typing import Any
+
 import sapien
 from mani_skill.agents.controllers.base_controller import ControllerConfig
 from mani_skill.agents.registration import register_agent
 from mani_skill.agents.robots.panda.panda import Panda
-from torch import Tensor
 
 from .controller import EndEffectorDeltaConfig, GripperClosednessConfig
 from .scenes import load_robot
@@ -38,9 +39,11 @@ class EmbeddedPanda(Panda):
         gripper = GripperClosednessConfig(self.gripper_joint_names, lower=-0.01, upper=0.04, **grip)
         return {"ee_delta": {"arm": arm, "gripper": gripper}}
 
-    def set_action(self, action: Tensor) -> None:
-        """Hands the action [N, 7] to the controller; the faces have checked it."""
-        self.controller.set_action(action)
+    def set_action(self, action: Any) -> None:
+        """Hands the action [N, 7] to the controllers; the faces have checked it."""
+        arm, gripper = self.controller.controllers.values()
+        arm.set_action(action[:, :6])
+        gripper.set_action(action[:, 6:])
 
     def before_simulation_step(self) -> None:
         """The controllers have nothing to do between control steps."""
@@ -59,8 +62,8 @@ class EmbeddedPanda(Panda):
                 else:
                     link.add_visual_from_file(shape.filename, shape.pose, shape.scale, material)
             # The rest of the arm could only meet the fingers, and PhysX would look for such contacts in every step: it
-            # passes through whatever is there.
+            # has no shapes, and passes through whatever is there.
             if not link.name.startswith(TOUCHING):
-                link.collision_groups = [0, 0, 0, 0]
+                link.collision_records.clear()
         self.robot = builder.build()
         self.robot_link_names = [link.name for link in self.robot.get_links()]

@@ -50,16 +50,25 @@ class _Slot:
     env: Any
     arrays: SharedArrays
 
+    def __post_init__(self) -> None:
+        own = getattr(self.env, "unwrapped", self.env)
+        self.step_unseen, self.observe = (getattr(own, name, None) for name in ("step_unseen", "observe"))
+
     def step(self, *, unseen: bool) -> tuple[Any, ...]:
-        """A control step. Where nobody will look at its observation, the environment's `step_unseen` takes it, if there
-        is one: a `step` that renders nothing.
+        """A control step. Where nobody will look at its observation, or can do so later by the environment's `observe`,
+        the environment's `step_unseen` takes it, if there is one: a `step` that renders nothing.
         """
-        step = getattr(getattr(self.env, "unwrapped", self.env), "step_unseen", None) if unseen else None
+        step = self.step_unseen if unseen or self.observe else None
         observation, *outcome = (step or self.env.step)(self.arrays.actions[self.index].copy())
         if observation is not None:
             self.arrays.write(self.index, observation)
         reward, terminated, truncated, info = outcome
         return self.index, float(reward), bool(terminated), bool(truncated), info
+
+    def look(self) -> None:
+        """Fetches the observation that a step has left out."""
+        if self.step_unseen and self.observe:
+            self.arrays.write(self.index, self.observe())
 
     def reset(self, seed: int | None, options: dict[str, Any]) -> tuple[Any, ...]:
         observation, info = self.env.reset(seed=seed, options=options)
@@ -69,7 +78,11 @@ class _Slot:
 
 def _answer(slots: dict[int, _Slot], steps: list[int], resets: dict[int, Any], unseen: list[int], foreign: bool) -> Any:
     try:
+        # All are simulated before any is rendered: a core's caches do not hold the code of both.
         stepped = [slots[index].step(unseen=index in unseen) for index in steps]
+        for index in steps:
+            if index not in unseen:
+                slots[index].look()
         return stepped + [slots[index].reset(*start) for index, start in resets.items()]
     except Exception as error:
         return _portable(error, foreign)

@@ -195,6 +195,7 @@ class SingleEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self.image_size, self._first_task = check_size(image_size), task
         self.observation_space, self.action_space = find_spaces(self.setup, self.image_size)
         self._image = np.zeros((*self.image_size, 3), np.uint8)
+        self._info: dict[str, Any] = {}
 
     @cached_property
     def task(self) -> Any:
@@ -222,15 +223,19 @@ class SingleEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         the setup does not clip to it.
         """
         action = check_action(self.setup, self.action_space, action)
-        observation, reward, terminated, truncated, info = self.task.step(torch.from_numpy(action)[None])
+        observation, reward, terminated, truncated, info = self.task.step(action[None])
         return self._observed(observation), reward.item(), terminated.item(), truncated.item(), self._described(info)
 
     def step_unseen(self, action: np.ndarray) -> tuple[None, float, bool, bool, dict[str, Any]]:
-        """As `step`, but nothing is rendered and there is no observation."""
+        """As `step`, but nothing is rendered and there is no observation, unless `observe` is asked for it."""
         action = check_action(self.setup, self.action_space, action)
-        info = self.task.advance(torch.from_numpy(action)[None])
-        success, truncated = info["success"].item(), bool(self.task.truncated.item())
+        self._info = info = self.task.advance(action[None])
+        success, truncated = info["success"].item(), self.task.truncated.item()
         return None, float(success), success, truncated, self._described(info)
+
+    def observe(self) -> dict[str, np.ndarray]:
+        """The observation that `step` would have given where `step_unseen` took the last step."""
+        return self._observed(self.task.get_obs(self._info))
 
     def render(self) -> np.ndarray | None:
         """The camera's last image, uint8 [H, W, 3]; None, with a warning, without a render mode."""
@@ -240,11 +245,11 @@ class SingleEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         if task := self.__dict__.pop("task", None):
             task.close()
 
-    def _observed(self, observation: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-        self._image = observation["image"][0].numpy().copy()
-        return {"image": self._image, "proprioception": observation["proprioception"][0].numpy().copy()}
+    def _observed(self, observation: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self._image = observation["image"][0].copy()
+        return {"image": self._image, "proprioception": observation["proprioception"][0].copy()}
 
     def _described(self, info: dict[str, Any]) -> dict[str, Any]:
-        facts = {key: value[0] for key, value in info.items() if isinstance(value, torch.Tensor)}
-        plain = {key: value.item() if value.ndim == 0 else value.numpy().copy() for key, value in facts.items()}
+        facts = {key: value[0] for key, value in info.items() if isinstance(value, np.ndarray)}
+        plain = {key: value.item() if value.ndim == 0 else value.copy() for key, value in facts.items()}
         return {"instruction": self.task.instructions()[0], **plain}

@@ -25,7 +25,7 @@ from torch import Tensor
 from transforms3d.euler import euler2quat
 
 from .assets import asset_root
-from .geometry import Frame, pose_of, rotate
+from .geometry import Frame, pose_of, qpos_of, rotate
 from .overlay import composite, load_photo
 from .records import Setup
 from .scenes import light, polish
@@ -125,6 +125,7 @@ class ManipulationTask(BaseEnv):
     def _after_reconfigure(self, options: dict[str, Any]) -> None:
         # Success is judged by a few numbers. For those of one environment, numpy is several times faster than torch.
         self.xp: Any = torch if self.gpu_sim_enabled else np
+        self._steps = self.xp.asarray(self._elapsed_steps)  # the same memory
         self._iterate(self.setup.physics.robot_iterations)
         links = self.agent.robot.links_map
         self.tcp: Link = links[self.setup.tcp_link]
@@ -213,28 +214,29 @@ class ManipulationTask(BaseEnv):
             row[:arm] = np.random.default_rng([start["seed"], 1]).normal(0, self.setup.qpos_noise, arm)
         return torch.as_tensor(rest + noise, device=self.device)
 
-    def step(self, action: Tensor) -> tuple[Any, Tensor, Tensor, Tensor, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """One control step for every environment; action [N, 7] in environment units. Success is judged at every step,
-        also after it has been reached.
+        also after it has been reached. Whatever is returned is an array of `xp`.
         """
         self._move(action)
         self._look()  # the renderer works while success is judged
         info = self._judge()
-        return self._seen(info), info["success"].float(), info["success"].clone(), self.truncated, info
+        success = info["success"]
+        return self._seen(info), self.xp.asarray(success, dtype=self.xp.float32), success, self.truncated, info
 
     @property
-    def truncated(self) -> Tensor:
+    def truncated(self) -> Any:
         """Which environments [N] have come to their horizon."""
-        return self._elapsed_steps >= self.setup.horizon
+        return self._steps >= self.setup.horizon
 
-    def advance(self, action: Tensor) -> dict[str, Any]:
+    def advance(self, action: Any) -> dict[str, Any]:
         """A control step without rendering; returns `info`."""
         self._move(action)
         return self._judge()
 
-    def _move(self, action: Tensor) -> None:
+    def _move(self, action: Any) -> None:
         """The physics of a control step."""
-        self._elapsed_steps += 1
+        self._steps += 1
         self.agent.set_action(action)
         if self.gpu_sim_enabled:
             self.scene.px.gpu_apply_articulation_target_position()
@@ -251,12 +253,11 @@ class ManipulationTask(BaseEnv):
         return self.get_info()
 
     def get_info(self) -> dict[str, Any]:
-        """`info` of interfaces.md over N environments; poses are x, y, z, qw, qx, qy, qz."""
-        gripper = self.xp.asarray(self.agent.robot.get_qpos())[:, self.gripper_index]
-        facts = {"tcp_pose": self.in_base(pose_of(self.tcp)), "gripper_position": gripper, **self._facts()}
-        return {name: torch.as_tensor(fact) for name, fact in facts.items()}
+        """`info` of interfaces.md over N environments, arrays of `xp`; poses are x, y, z, qw, qx, qy, qz."""
+        gripper = qpos_of(self.agent.robot)[:, self.gripper_index]
+        return {"tcp_pose": self.in_base(pose_of(self.tcp)), "gripper_position": gripper, **self._facts()}
 
-    def get_obs(self, info: dict[str, Any] | None = None, unflattened: bool = False) -> dict[str, Tensor]:
+    def get_obs(self, info: dict[str, Any] | None = None, unflattened: bool = False) -> dict[str, Any]:
         """`image` uint8 [N, H, W, 3]; `proprioception` float32 [N, 8]: the TCP pose in the base frame and the gripper
         joint's position.
         """
@@ -268,19 +269,24 @@ class ManipulationTask(BaseEnv):
         self.scene.update_render(update_sensors=True, update_human_render_cameras=False)
         self.capture_sensor_data()
 
-    def _seen(self, info: dict[str, Any]) -> dict[str, Tensor]:
+    def _seen(self, info: dict[str, Any]) -> dict[str, Any]:
         """The observation, once it is rendered."""
+        state = self.xp.concatenate([info["tcp_pose"], info["gripper_position"][:, None]], 1)
+        return {"image": self.xp.asarray(self._picture()), "proprioception": state}
+
+    def _picture(self) -> Any:
+        """What the camera has rendered, uint8 [N, H, W, 3]."""
         camera, photo = self.scene.sensors[self.setup.camera.name], bool(self.setup.photo)
+        if self.xp is np and self.setup.camera.shader == "minimal" and not photo:
+            # As below, without ManiSkill's conversions on the way.
+            return camera.camera._render_cameras[0].get_picture("Color")[None, ..., :3]
         seen = camera.get_obs(depth=False, position=False, segmentation=photo, apply_texture_transforms=not photo)
         if self.backend.render_device.is_cuda():
             torch.cuda.synchronize()
         if photo:
             things = seen["PositionSegmentation"][..., 3]
-            seen["rgb"] = composite(seen["Color"], things, self.kept, self._photos)
-        return {
-            "image": seen["rgb"],
-            "proprioception": torch.cat([info["tcp_pose"], info["gripper_position"][:, None]], dim=1),
-        }
+            return composite(seen["Color"], things, self.kept, self._photos)
+        return seen["rgb"]
 
     # ------------------------------------------------------------------ geometry and contact
 

@@ -301,7 +301,7 @@ class _Run:
                 recording.pictures.append(self._seen(slot))
             active[slot], actions[slot] = True, recording.ahead.popleft()
             recording.actions.append(actions[slot].copy())
-        unseen = [slot for slot in slots if self.running[slot].ahead and not self.running[slot].watched]
+        unseen = [slot for slot in slots if self._unseen(self.running[slot])]
         free = [slot for slot in group if slot not in self.running]
         fresh = {slot: self.waiting.popleft() for slot in free[: len(self.waiting)]}
         chosen = {slot: self.starts[recording.index] for slot, recording in fresh.items()}
@@ -310,6 +310,13 @@ class _Run:
             self.envs.send(actions, active, seeds, unseen)
             self.running |= fresh
             self.sent.append((group, slots))
+
+    def _unseen(self, recording: _Recording) -> bool:
+        """Whether nobody will look at what is shown after the step that an episode takes: it is the last one, or the
+        policy has already decided on the next.
+        """
+        last = len(recording.actions) == getattr(self.envs.setup, "horizon", None)
+        return last or (bool(recording.ahead) and not recording.watched)
 
     def receive(self) -> list[int]:
         """What became of the group that was sent first, which is returned."""
