@@ -12,15 +12,16 @@ Protocol: github.com/Physical-Intelligence/openpi (openpi_client/websocket_clien
 `noise` and `reset`, so that its decisions are those that the policy makes beside the environments.
 """
 
+import logging
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from vla_razor.errors import RunFailed, UserError, nearest
@@ -36,6 +37,10 @@ TIMEOUT = 60.0
 OPTIONS: dict[str, Callable[[str], float]] = {"steps": int, "timeout": float}
 LARGEST = 64 * 2**20
 """Bytes of an answer."""
+SILENT = logging.getLogger("vla_razor.remote")
+"""What goes wrong is said by an exception, and only there."""
+SILENT.addHandler(logging.NullHandler())
+SILENT.propagate = False
 EXCERPT = 300
 """Characters of what a server says."""
 
@@ -166,15 +171,18 @@ class _Line:
     def __init__(self, address: str, timeout: float, name: str) -> None:
         self.address, self.timeout, self.name = address, timeout, name
         self.connection: ClientConnection | None = None
+        self._open = ExitStack()
         self.remembers = False
         self.facts: dict[Any, Any] = {}
 
     def connect(self) -> None:
         """Connects, and hears what the server says of itself."""
         settings: dict[str, Any] = {"open_timeout": self.timeout, "max_size": LARGEST, "close_timeout": 1}
+        settings |= {"compression": None, "proxy": None, "logger": SILENT}
         try:
             # A server that compiles its first pass answers no pings meanwhile: only `timeout` is too long.
-            self.connection = connect(self.address, compression=None, ping_interval=None, proxy=None, **settings)
+            opening = connect(self.address, ping_interval=None, **settings)
+            self.connection = self._open.enter_context(opening)
         except TimeoutError as error:
             raise self._silent() from error
         except OSError as error:
@@ -183,7 +191,9 @@ class _Line:
             if error.response.status_code == 503:
                 raise _Gone(error.response.body.decode(errors="replace").strip()[:EXCERPT]) from error
             raise RunFailed(f"{self.name}: {error}; expected a policy server that speaks openpi's protocol.") from error
-        except InvalidHandshake as error:
+        except Exception as error:  # the library fails in several ways where no WebSocket server answers
+            if isinstance(error.__cause__, EOFError):  # as a forwarded port does, behind which nobody listens
+                raise _Gone("it hangs up") from error
             raise RunFailed(f"{self.name}: what answers there speaks no WebSocket protocol ({error}).") from error
         try:
             self.facts = self.receive()
@@ -209,7 +219,8 @@ class _Line:
         except (ConnectionClosed, OSError) as error:
             raise _Gone(str(error)) from error
         if isinstance(data, str):
-            raise RunFailed(f"{self.name}: the server refuses: {data.strip()[-EXCERPT:]}")
+            last = data.strip().rpartition("\n")[2]  # of a traceback, as openpi's server sends it
+            raise RunFailed(f"{self.name}: the server refuses: {last[:EXCERPT]}")
         try:
             return unpack(data)
         except BadMessage as error:
@@ -220,9 +231,8 @@ class _Line:
         return RunFailed(f"{self.name}: the server is silent for {self.timeout:g} s; {longer} waits longer.")
 
     def close(self) -> None:
-        if self.connection:
-            self.connection.close()
-            self.connection = None
+        self._open.close()
+        self.connection = None
 
 
 def _parsed(spec: str) -> tuple[str, dict[str, Any]]:

@@ -22,12 +22,13 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from vla_razor.config import compose, scenes
-from vla_razor.errors import UserError
+from vla_razor.errors import RunFailed, UserError
 from vla_razor.files import atomic_write
 from vla_razor.policies import Policy
 from vla_razor.policies.opening import open_policy
 from vla_razor.progress import progress
 from vla_razor.rollouts.evaluation import Results, compared, evaluate, records, summarized
+from vla_razor.rollouts.rollout import Episode
 from vla_razor.runs import Run, read_config, run_of
 from vla_razor.statistics import READINGS
 from vla_razor.tables import by_task, report
@@ -49,8 +50,23 @@ def run(config: DictConfig, run: Run) -> None:
     policies = open_policies(config)
     tasks = [task for scene in scenes(config.env) for task in scene.tasks]
     settings = {key: config[key] for key in ("episodes", "seed", "num_envs", "num_workers", "device")}
+    played: dict[str, Results] = {name: {} for name in policies}
+    turns = (  # in which the policies play
+        name for scene in scenes(config.env) for name in policies for _ in range(len(scene.tasks) * config.episodes)
+    )
     with progress("evaluation", len(policies) * len(tasks) * config.episodes) as advance:
-        results = evaluate(policies, scenes(config.env), **settings, filmed=config.videos, progress=lambda _: advance())
+
+        def note(episode: Episode) -> None:
+            played[next(turns)].setdefault(episode.start.task, []).append(episode)
+            advance()
+
+        try:
+            results = evaluate(policies, scenes(config.env), **settings, filmed=config.videos, progress=note)
+        except RunFailed as error:  # a policy's server has gone, and the like
+            write_records(run.path / "episodes.jsonl", played)
+            count = sum(len(episodes) for result in played.values() for episodes in result.values())
+            kept = f"The {count} episodes that were played are in {run.path / 'episodes.jsonl'}"
+            raise RunFailed(f"{error} {kept}; vla-razor resume {run.path} plays all of them.") from error
     names = list(results)
     new = new_tasks(config)
     entries = {name: summarized(result, new_tasks=new) for name, result in results.items()}
