@@ -1,8 +1,10 @@
 """What a policy server bears: many clients at once, each of which asks again as soon as it is answered.
 
-`vla-razor serve` runs in a process of its own, the clients in this one. It is asked with as many observations in a
-forward pass as there are clients, then one by one: decisions a second, the milliseconds that a client waits (median and
-99th percentile), and the server's memory once it has warmed up and at the end. Server and clients share the machine.
+Two servers run in processes of their own, the clients in this one: `vla-razor serve` with as many observations in a
+forward pass as there are clients, and one by one for comparison. They are asked in turns, so that a busy spell of the
+machine hits both: decisions a second, the milliseconds that a client waits (median and 99th percentile), and the
+server's memory at the start, after half of the time, when batches of all sizes have been seen, and at the end. Servers
+and clients share the machine.
 
     python scripts/bench/serving.py [--policy tiny] [--clients 32] [--seconds 300] [--json]
 """
@@ -17,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +30,11 @@ from websockets.asyncio.client import connect
 
 from vla_razor.policies.messages import pack, unpack
 
-SHORTER = 5
-"""One by one, for comparison, is measured for so much shorter."""
+TURNS = 6
+SHARE = 0.25
+"""Of the time of the batched server, that of the other one."""
 GROWTH = 16.0
-"""MiB by which the server may grow between a warm-up and the end, whatever its allocators do."""
+"""MiB by which the server may grow in the second half of the time, whatever its allocators do."""
 PROMPT = "pick coke can"
 
 
@@ -55,9 +58,9 @@ def server(policy: str, batch_size: int, side: int) -> Iterator[tuple[str, int]]
             process.communicate(timeout=60)
 
 
-async def client(address: str, image: np.ndarray, end: float) -> list[tuple[float, float]]:
-    """When each answer came, and how many seconds it took, until `end`."""
-    answers = []
+async def client(address: str, image: np.ndarray, end: float) -> list[float]:
+    """The milliseconds that each answer took, until `end`."""
+    waits = []
     async with connect(address, compression=None, proxy=None) as connection:
         await connection.recv()
         message = pack({"observation/image": image, "observation/state": np.zeros(8, np.float32), "prompt": PROMPT})
@@ -67,30 +70,14 @@ async def client(address: str, image: np.ndarray, end: float) -> list[tuple[floa
             answer: Any = await connection.recv()
             if isinstance(answer, str) or not np.isfinite(unpack(answer)["actions"]).all():
                 raise RuntimeError(f"refused: {answer!r:.300}")
-            answers.append((time.monotonic(), time.monotonic() - begin))
-    return answers
+            waits.append((time.monotonic() - begin) * 1e3)
+    return waits
 
 
-async def load(address: str, process: int, clients: int, seconds: float, side: int) -> dict[str, float]:
-    """Decisions a second and their milliseconds, after a fifth of the time, and the server's memory then and later."""
-    begin, warm = time.monotonic(), seconds / 5
-    images = np.random.default_rng(0).integers(0, 256, (clients, side, side, 3), np.uint8)
-    asking = [asyncio.create_task(client(address, image, begin + seconds)) for image in images]
-    await asyncio.sleep(warm)
-    before = memory(process)
-    await asyncio.sleep(seconds - warm)
-    after = memory(process)
-    answers = [answer for task in asking for answer in await task]
-    waits = [wait * 1e3 for moment, wait in answers if begin + warm <= moment <= begin + seconds]
-    median, slow = np.percentile(waits, [50, 99])
-    return {
-        "per_second": len(waits) / (seconds - warm),
-        "decisions": len(answers),
-        "p50_milliseconds": float(median),
-        "p99_milliseconds": float(slow),
-        "memory_before": before,
-        "memory_after": after,
-    }
+async def turn(address: str, images: np.ndarray, seconds: float) -> list[float]:
+    """Those of all clients, each of which shows one image all the time."""
+    end = time.monotonic() + seconds
+    return [wait for waits in await asyncio.gather(*(client(address, one, end) for one in images)) for wait in waits]
 
 
 def memory(process: int) -> float:
@@ -98,6 +85,20 @@ def memory(process: int) -> float:
     found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text())
     assert found
     return int(found[1]) / 1024
+
+
+def judged(waits: list[float], seconds: float, grown: list[float]) -> dict[str, float]:
+    """A server's numbers; `grown` is its memory before each turn and at the end."""
+    median, slow = np.percentile(waits, [50, 99])
+    return {
+        "decisions": len(waits),
+        "per_second": len(waits) / seconds,
+        "p50_milliseconds": float(median),
+        "p99_milliseconds": float(slow),
+        "memory_start": grown[0],
+        "memory_half": grown[TURNS // 2],
+        "memory_end": grown[-1],
+    }
 
 
 def main() -> None:
@@ -108,24 +109,33 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=64, help="of the images, in pixels")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     arguments = parser.parse_args()
-    found: dict[str, Any] = {}
-    ways = {"batched": (arguments.clients, arguments.seconds), "one_by_one": (1, arguments.seconds / SHORTER)}
-    for name, (batch_size, seconds) in ways.items():
-        with server(arguments.policy, batch_size, arguments.side) as (address, process):
-            found[name] = asyncio.run(load(address, process, arguments.clients, seconds, arguments.side))
-    batched, single = found["batched"], found["one_by_one"]
-    found["ratio"] = batched["per_second"] / single["per_second"]
-    growth = batched["memory_after"] - batched["memory_before"]
+    images = np.random.default_rng(0).integers(0, 256, (arguments.clients, arguments.side, arguments.side, 3), np.uint8)
+    sizes, shares = {"batched": arguments.clients, "one_by_one": 1}, {"batched": 1.0, "one_by_one": SHARE}
+    waits: dict[str, list[float]] = {way: [] for way in sizes}
+    spent, grown = dict.fromkeys(sizes, 0.0), {way: [] for way in sizes}
+    with ExitStack() as stack:
+        servers = {way: stack.enter_context(server(arguments.policy, sizes[way], arguments.side)) for way in sizes}
+        for number in range(TURNS + 1):
+            for way, (address, process) in servers.items():
+                grown[way].append(memory(process))
+                if number < TURNS:
+                    begin = time.monotonic()
+                    waits[way] += asyncio.run(turn(address, images, shares[way] * arguments.seconds / TURNS))
+                    spent[way] += time.monotonic() - begin
+    found: dict[str, Any] = {way: judged(waits[way], spent[way], grown[way]) for way in sizes}
+    found["ratio"] = found["batched"]["per_second"] / found["one_by_one"]["per_second"]
+    growth = found["batched"]["memory_end"] - found["batched"]["memory_half"]
     found["targets_met"] = {"no_growth": growth <= GROWTH}
-    table = Table("", *ways, title=f"{arguments.policy}, {arguments.clients} clients, {os.cpu_count()} cores")
+    table = Table("", *sizes, title=f"{arguments.policy}, {arguments.clients} clients, {os.cpu_count()} cores")
     for label, key, form in (
         ("decisions a second", "per_second", ".1f"),
         ("median wait, ms", "p50_milliseconds", ".0f"),
         ("99th percentile, ms", "p99_milliseconds", ".0f"),
-        ("memory, warm, MiB", "memory_before", ".1f"),
-        ("memory at the end, MiB", "memory_after", ".1f"),
+        ("memory at the start, MiB", "memory_start", ".1f"),
+        ("after half of the time", "memory_half", ".1f"),
+        ("at the end", "memory_end", ".1f"),
     ):
-        table.add_row(label, *(format(found[way][key], form) for way in ways))
+        table.add_row(label, *(format(found[way][key], form) for way in sizes))
     Console().print(table)
     Console().print(
         f"batched against one by one: {found['ratio']:.2f} times as many decisions a second", highlight=False

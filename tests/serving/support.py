@@ -4,12 +4,14 @@ protocol.
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import msgpack
 import numpy as np
 from websockets.sync.client import ClientConnection, connect
+from websockets.sync.server import ServerConnection, serve
 
 from vla_razor.policies import Decisions
 from vla_razor.policies.messages import pack, unpack
@@ -76,8 +78,26 @@ def client(port: int) -> ClientConnection:
     return connect(f"ws://127.0.0.1:{port}", compression=None, proxy=None)
 
 
+def packb(message: Any) -> bytes:
+    """By msgpack itself."""
+    data = msgpack.packb(message)
+    assert data
+    return data
+
+
 def asked(connection: ClientConnection, message: Any) -> Any:
     """What a server says to a message, or to bytes or a text."""
     connection.send(message if isinstance(message, bytes | str) else pack(message))
     answer = connection.recv(timeout=60)
     return answer if isinstance(answer, str) else unpack(answer)
+
+
+@contextmanager
+def somebody(answer: Callable[[ServerConnection], None]) -> Iterator[str]:
+    """Somebody else's server, which says this to each client."""
+    with serve(answer, "127.0.0.1", 0) as listening:
+        thread = threading.Thread(target=listening.serve_forever)
+        thread.start()
+        yield f"openpi://127.0.0.1:{listening.socket.getsockname()[1]}"
+        listening.shutdown()
+        thread.join()

@@ -1,10 +1,4 @@
-"""The published clients, each under the interpreter of its own environment:
-
-python -m venv OPENPI && OPENPI/bin/pip install openpi-client typing_extensions 'numpy<2'
-export VLA_RAZOR_OPENPI_PYTHON=OPENPI/bin/python
-python -m venv VLA_EVAL && VLA_EVAL/bin/pip install 'vla-eval==0.8.*'
-export VLA_RAZOR_VLA_EVAL_PYTHON=VLA_EVAL/bin/python
-"""
+"""The published clients, each under the interpreter that a variable names, or that `make counterparts` has made."""
 
 import json
 import os
@@ -18,19 +12,26 @@ from tests.serving.support import Sums, serving
 from vla_razor.policies.remote import RemotePolicy
 from vla_razor.serving import vla_eval
 
+ROOT = Path(__file__).resolve().parents[2]
 OPENPI, VLA_EVAL = "VLA_RAZOR_OPENPI_PYTHON", "VLA_RAZOR_VLA_EVAL_PYTHON"
-needs_openpi = pytest.mark.skipif(
-    not os.environ.get(OPENPI), reason=f"{OPENPI} names no interpreter with openpi-client"
-)
-needs_vla_eval = pytest.mark.skipif(
-    not os.environ.get(VLA_EVAL), reason=f"{VLA_EVAL} names no interpreter with vla-eval 0.8"
-)
+
+
+def python(variable: str, made: str) -> str | None:
+    """An interpreter with a published client, if there is one."""
+    own = ROOT / made / "bin" / "python"
+    return os.environ.get(variable) or (str(own) if own.is_file() else None)
+
+
+PYTHONS = {OPENPI: python(OPENPI, ".venv-openpi"), VLA_EVAL: python(VLA_EVAL, ".venv-vla-eval")}
+ADVICE = "names no interpreter, and `make counterparts` has made none"
+needs_openpi = pytest.mark.skipif(not PYTHONS[OPENPI], reason=f"no openpi-client: {OPENPI} {ADVICE}")
+needs_vla_eval = pytest.mark.skipif(not PYTHONS[VLA_EVAL], reason=f"no vla-eval: {VLA_EVAL} {ADVICE}")
 
 
 def ran(variable: str, script: str, *arguments: Any, folder: Path | None = None) -> Any:
     """What a script prints as JSON on its last line, under the interpreter that a variable names."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-    command = [os.environ[variable], "-W", "ignore", "-c", script, *map(str, arguments)]
+    command = [str(PYTHONS[variable]), "-W", "ignore", "-c", script, *map(str, arguments)]
     done = subprocess.run(
         command, env=environment, cwd=folder, capture_output=True, text=True, check=False, timeout=300
     )
@@ -108,7 +109,7 @@ def test_a_server_that_packs_as_openpis_does() -> None:
     import numpy as np
 
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-    command = [os.environ[OPENPI], "-c", OPENPI_SERVER]
+    command = [str(PYTHONS[OPENPI]), "-c", OPENPI_SERVER]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         try:

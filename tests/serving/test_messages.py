@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 from PIL import Image
 
+from tests.serving.support import packb
 from vla_razor.policies.messages import BadMessage, pack, unpack
 
 ARRAYS = nps.arrays(
@@ -35,14 +36,14 @@ def test_the_packing_is_openpis() -> None:
     packed = msgpack.unpackb(pack({"actions": np.array([[1.5]], np.float32)}))
     facts = {b"__ndarray__": True, b"data": struct.pack("<f", 1.5), b"dtype": "<f4", b"shape": [1, 1]}
     assert packed == {"actions": facts}
-    assert unpack(msgpack.packb({b"__npgeneric__": True, b"data": 3, b"dtype": "<i8"})) == np.int64(3)
+    assert unpack(packb({b"__npgeneric__": True, b"data": 3, b"dtype": "<i8"})) == np.int64(3)
 
 
 def test_vla_evals_images_are_read() -> None:
     image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
-    found = unpack(msgpack.packb({"__image__": True, "format": "png", "data": buffer.getvalue(), "shape": [5, 7, 3]}))
+    found = unpack(packb({"__image__": True, "format": "png", "data": buffer.getvalue(), "shape": [5, 7, 3]}))
     np.testing.assert_array_equal(found, image)
 
 
@@ -53,12 +54,12 @@ def nested(depth: int) -> bytes:
 def bomb() -> bytes:
     buffer = io.BytesIO()
     Image.new("1", (5000, 5000)).save(buffer, "PNG")
-    return msgpack.packb({"__image__": True, "format": "png", "data": buffer.getvalue()})
+    return packb({"__image__": True, "format": "png", "data": buffer.getvalue()})
 
 
 def array(**changes: Any) -> bytes:
     facts = {"__ndarray__": True, "data": bytes(8), "dtype": "<f4", "shape": [2], **changes}
-    return msgpack.packb({key.encode(): value for key, value in facts.items()})
+    return packb({key.encode(): value for key, value in facts.items()})
 
 
 @pytest.mark.parametrize(
@@ -78,11 +79,11 @@ def array(**changes: Any) -> bytes:
         (array(shape=[2**62, 2**62]), "has 8 bytes"),
         (array(shape=None), "has 8 bytes"),
         (array(data="text"), "has str of data"),
-        (msgpack.packb({b"__npgeneric__": True, b"data": "x", b"dtype": "<i8"}), "has the value 'x'"),
-        (msgpack.packb({"__image__": True, "format": "png", "data": b"GIF89a"}), "neither PNG nor JPEG"),
+        (packb({b"__npgeneric__": True, b"data": "x", b"dtype": "<i8"}), "has the value 'x'"),
+        (packb({"__image__": True, "format": "png", "data": b"GIF89a"}), "neither PNG nor JPEG"),
         (bomb(), "5000 x 5000 pixels"),
-        (msgpack.packb([[]] * 5000), "more than 1000 lists"),
-        (msgpack.packb([0] * 20_000), "not msgpack"),
+        (packb([[]] * 5000), "more than 1000 lists"),
+        (packb([0] * 20_000), "not msgpack"),
     ],
 )
 def test_what_is_none_is_one_message(data: bytes, message: str) -> None:

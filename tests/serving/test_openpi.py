@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection
 
 from tests.serving.support import SEEN, Sums, asked, client, serving
 from vla_razor.policies.messages import pack, unpack
@@ -68,7 +69,7 @@ def test_what_a_policy_remembers_belongs_to_its_client_until_a_reset(port: int) 
         return asked(connection, SEEN | changes)["actions"][0, 4]
 
     with client(port) as one, client(port) as other:
-        one.recv(), other.recv()
+        hear(one, other)
         found = [steps(one), steps(one), steps(other), steps(one), steps(one, reset=True), steps(one)]
     assert found == [1, 2, 1, 3, 1, 2]
 
@@ -109,7 +110,7 @@ WRONG = [
 @pytest.mark.parametrize(("message", "answer"), WRONG)
 def test_a_bad_message_is_answered_and_the_client_may_go_on(port: int, message: Any, answer: str) -> None:
     with client(port) as connection, client(port) as other:
-        connection.recv(), other.recv()
+        hear(connection, other)
         said = asked(connection, message)
         assert isinstance(said, str)
         assert re.search(answer, said)
@@ -166,7 +167,7 @@ def test_what_is_no_websocket_harms_nobody(port: int, capfd: pytest.CaptureFixtu
 
 def test_a_large_message_ends_its_connection_alone(port: int) -> None:
     with client(port) as connection, client(port) as other:
-        connection.recv(), other.recv()
+        hear(connection, other)
         connection.send(bytes(200_000))
         with pytest.raises(ConnectionClosed) as closed:
             connection.recv(timeout=30)
@@ -254,6 +255,12 @@ def test_clients_are_told_that_the_server_goes() -> None:
             connection.recv(timeout=30)
     assert closed.value.rcvd
     assert closed.value.rcvd.code == 1001
+
+
+def hear(*connections: ClientConnection) -> None:
+    """What the server says first."""
+    for connection in connections:
+        connection.recv()
 
 
 def until(holds: Any, seconds: float = 30) -> None:

@@ -4,16 +4,15 @@ import gc
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from websockets.sync.server import ServerConnection, serve
+from websockets.sync.server import ServerConnection
 
-from tests.serving.support import Sums, serving
+from tests.serving.support import Sums, serving, somebody
 from tests.verbs.support import INSTRUCTION, small_policy
 from vla_razor import config
 from vla_razor.errors import RunFailed, UserError
@@ -35,17 +34,6 @@ def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
 def asked(policy: Any, step: int = 0, memories: Any = None, rows: int = 3) -> Any:
     generators = [Noise(0, Start("pick_can", seed=row)).at(step) for row in range(rows)]
     return policy.act(IMAGES[:rows], [INSTRUCTION] * rows, INFOS[:rows], generators, memories)
-
-
-@contextmanager
-def server(answer: Callable[[ServerConnection], None]) -> Iterator[str]:
-    """Somebody else's server, which says this to each client."""
-    with serve(answer, "127.0.0.1", 0) as listening:
-        thread = threading.Thread(target=listening.serve_forever)
-        thread.start()
-        yield f"openpi://127.0.0.1:{listening.socket.getsockname()[1]}"
-        listening.shutdown()
-        thread.join()
 
 
 def test_a_served_policy_decides_as_it_does_at_home() -> None:
@@ -91,7 +79,7 @@ def test_a_connection_that_breaks_is_made_anew() -> None:
             return  # it hangs up without a word
         connection.send(pack({"actions": np.ones((1, 7)), "server_timing": {}}))
 
-    with server(answer) as address:
+    with somebody(answer) as address:
         assert asked(RemotePolicy(address), rows=1).actions.tolist() == [[[1] * 7]]
     assert len(heard) == 2
     assert heard[0].keys() == {"observation/image", "observation/state", "prompt"}  # as openpi's servers know them
@@ -143,7 +131,7 @@ def of(*shape: int) -> dict[str, Any]:
     ],
 )
 def test_what_goes_wrong_is_one_message(answers: list[Any], message: str) -> None:
-    with server(says(*answers)) as address:
+    with somebody(says(*answers)) as address:
         policy = RemotePolicy(f"{address}?timeout=0.5")
         for _ in answers[2:]:
             asked(policy, rows=1)
@@ -157,7 +145,7 @@ def test_a_server_that_disconnects_again_and_again() -> None:
         connection.send(pack({}))
         connection.recv()
 
-    with server(answer) as address, pytest.raises(RunFailed, match="the server disconnects, 5 times in a row"):
+    with somebody(answer) as address, pytest.raises(RunFailed, match="the server disconnects, 5 times in a row"):
         asked(RemotePolicy(address), rows=1)
 
 
@@ -170,7 +158,7 @@ def test_a_server_that_disconnects_again_and_again() -> None:
     ],
 )
 def test_who_is_no_policy_server_is_found_out_at_once(answers: list[Any], message: str) -> None:
-    with server(says(*answers)) as address, pytest.raises(UserError, match=message):
+    with somebody(says(*answers)) as address, pytest.raises(UserError, match=message):
         RemotePolicy(address)
 
 

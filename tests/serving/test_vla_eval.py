@@ -5,12 +5,11 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import msgpack
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.serving.support import Sums, asked, client, serving
+from tests.serving.support import Sums, asked, client, packb, serving
 from vla_razor.policies import Decisions
 from vla_razor.serving import vla_eval
 
@@ -22,7 +21,7 @@ def png(value: int) -> dict[str, Any]:
 
 
 def message(kind: str, payload: Any, seq: int = 0) -> bytes:
-    return msgpack.packb({"type": kind, "payload": payload, "seq": seq, "timestamp": time.time()})
+    return packb({"type": kind, "payload": payload, "seq": seq, "timestamp": time.time()})
 
 
 def observation(value: int, seq: int = 0, **changes: Any) -> bytes:

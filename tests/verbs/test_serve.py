@@ -11,20 +11,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed
+from websockets.sync.server import ServerConnection
 
-from tests.serving.support import SEEN, asked, client
+from tests.serving.support import SEEN, asked, client, somebody
+from tests.serving.test_counterparts import OPENPI, PYTHONS
 from tests.verbs.support import CommandLine
+from tests.verbs.test_suites import SUITE
 from vla_razor import config
 from vla_razor.errors import UserError
-from vla_razor.policies.messages import unpack
-from vla_razor.policies.scripted import ScriptedExpert
+from vla_razor.policies import opening
+from vla_razor.policies.messages import pack, unpack
 from vla_razor.verbs.deploy import serve
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
 COMMANDS = [shlex.split(line)[1:] for line in re.findall(r"^vla-razor .*", PAGE, re.MULTILINE)]
-OPENPI = os.environ.get("VLA_RAZOR_OPENPI_PYTHON")
+
+
+PLAIN = Path(__file__).parents[1] / "envs"
 
 
 @contextmanager
@@ -77,7 +83,33 @@ def test_a_taken_port_is_one_message_before_anything_is_loaded(vla_razor: Comman
 def test_a_policy_that_needs_a_simulator_is_refused() -> None:
     settings = config.compose("serve", ["policy=scripted"])
     with pytest.raises(UserError, match="policy=scripted: it cannot decide by an image"):
-        serve.described(ScriptedExpert("panda"), settings)
+        serve.described(opening.open_policy("scripted", settings), settings)
+
+
+@pytest.mark.slow
+def test_what_was_played_before_a_server_went_is_kept(vla_razor: CommandLine, tmp_path: Path) -> None:
+    """It answers eight times, which is an episode of the suite."""
+    (tmp_path / "slide.yaml").write_text(SUITE)
+
+    def answer(connection: ServerConnection) -> None:
+        connection.send(pack({}))
+        for _ in range(8):
+            connection.recv()
+            connection.send(pack({"actions": np.zeros((1, 3))}))
+        connection.recv()
+        connection.send("Traceback\nMemoryError: too much")
+
+    with somebody(answer) as address:
+        settings = ("episodes=2", "num_envs=1", "num_workers=1", "logger=none", "device=cpu", f"out={tmp_path / 'run'}")
+        suite = ("--env", tmp_path / "slide.yaml", "--policy", address)
+        failed = vla_razor.run(
+            "eval", *suite, *settings, status=1, PYTHONPATH=f"{PLAIN}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+        )
+    message = failed.stderr.strip().splitlines()
+    assert len(message) == 1
+    assert "the server refuses: MemoryError: too much" in message[0]
+    assert "The 1 episodes that were played are in" in message[0]
+    assert len((tmp_path / "run" / "episodes.jsonl").read_text().splitlines()) == 1
 
 
 @pytest.mark.slow
@@ -87,10 +119,10 @@ def test_what_the_page_says_runs(vla_razor: CommandLine, tmp_path: Path) -> None
     few = ("episodes=1", "num_envs=1", "num_workers=1", "logger=none", "device=cpu", f"out={tmp_path / 'eval'}")
     with served(vla_razor, *first, f"out={tmp_path / 'openpi'}") as (_, port):
         vla_razor.run(*(word.replace(":8000", f":{port}") for word in evaluation), *few)
-        if OPENPI:
+        if python := PYTHONS[OPENPI]:
             program = re.findall(r"^```python\n(.*?)```", PAGE, re.MULTILINE | re.DOTALL)[0]
             done = subprocess.run(
-                [OPENPI, "-c", program.replace("8000", str(port))], env={}, capture_output=True, text=True, check=True
+                [python, "-c", program.replace("8000", str(port))], env={}, capture_output=True, text=True, check=True
             )
             assert done.stdout.endswith("(1, 7)\n")
     (entry,) = json.loads((tmp_path / "eval" / "summary.json").read_text())["policies"].values()
