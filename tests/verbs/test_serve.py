@@ -108,7 +108,7 @@ def test_what_was_played_before_a_server_went_is_kept(vla_razor: CommandLine, tm
     message = failed.stderr.strip().splitlines()
     assert len(message) == 1
     assert "the server refuses: MemoryError: too much" in message[0]
-    assert "The 1 episodes that were played are in" in message[0]
+    assert "Episodes that were played until then: 1, kept in" in message[0]
     assert len((tmp_path / "run" / "episodes.jsonl").read_text().splitlines()) == 1
 
 

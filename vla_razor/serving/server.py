@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import socket
+import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -139,6 +140,8 @@ async def run(
         except TimeoutError:
             with suppress(ConnectionClosed):
                 await connection.close(1001, f"silent for {service.limits.idle_seconds:g} s")
+        except Exception as error:  # a mistake of ours: it costs one client its connection, and is not kept quiet
+            print(f"vla-razor: a client was dropped ({type(error).__name__}: {error}).", file=sys.stderr, flush=True)
         finally:
             service.clients.discard(connection)
 

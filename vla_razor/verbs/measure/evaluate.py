@@ -65,8 +65,10 @@ def run(config: DictConfig, run: Run) -> None:
         except RunFailed as error:  # a policy's server has gone, and the like
             write_records(run.path / "episodes.jsonl", played)
             count = sum(len(episodes) for result in played.values() for episodes in result.values())
-            kept = f"The {count} episodes that were played are in {run.path / 'episodes.jsonl'}"
-            raise RunFailed(f"{error} {kept}; vla-razor resume {run.path} plays all of them.") from error
+            kept = f"Episodes that were played until then: {count}, kept in {run.path / 'episodes.jsonl'}"
+            raise RunFailed(
+                f"{str(error).rstrip('.')}. {kept}; vla-razor resume {run.path} plays all of them."
+            ) from error
     names = list(results)
     new = new_tasks(config)
     entries = {name: summarized(result, new_tasks=new) for name, result in results.items()}
