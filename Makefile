@@ -3,6 +3,7 @@
 # make check  lint, types, import direction, and the wheel in an empty environment
 # make setup  what the others begin with: .venv, its packages, and software Vulkan where there is no GPU
 # make rt1    an interpreter with TensorFlow, which RT-1 needs, in .venv-rt1
+# make counterparts  the published clients of policy servers, for the tests: .venv-openpi and .venv-vla-eval
 # ARGS is passed on: make demo ARGS="seed=1", make test ARGS="-k divergence"
 
 SUITABLE := -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))'
@@ -10,7 +11,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11; do $$p $(SUITABLE) 2>/
 BIN := .venv/bin
 
 .DELETE_ON_ERROR:
-.PHONY: demo test check setup rt1
+.PHONY: demo test check setup rt1 counterparts
 
 demo: setup
 	$(BIN)/vla-razor demo $(ARGS)
@@ -50,4 +51,16 @@ rt1: .venv-rt1/.packages
 .venv-rt1/.packages:
 	$(PYTHON) -m venv .venv-rt1
 	@.venv-rt1/bin/pip install --quiet --quiet --disable-pip-version-check 'tensorflow-cpu>=2.20,<3'
+	@touch $@
+
+counterparts: .venv-openpi/.packages .venv-vla-eval/.packages
+
+.venv-openpi/.packages:
+	$(PYTHON) -m venv .venv-openpi
+	@.venv-openpi/bin/pip install --quiet --quiet --disable-pip-version-check openpi-client==0.1.2 typing_extensions 'numpy<2'
+	@touch $@
+
+.venv-vla-eval/.packages:
+	$(PYTHON) -m venv .venv-vla-eval
+	@.venv-vla-eval/bin/pip install --quiet --quiet --disable-pip-version-check 'vla-eval==0.8.*'
 	@touch $@

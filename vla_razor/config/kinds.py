@@ -28,6 +28,7 @@ _ONCE = Predicate(_each_once)
 Text = Annotated[str, MinLen(1), "a text"]
 Switch = Annotated[bool, "true or false"]
 Count = Annotated[int, Ge(1), "a whole number, at least 1"]
+Port = Annotated[int, Ge(0), Le(65535), "a whole number from 0 to 65535"]
 Whole = Annotated[int, Ge(0), "a whole number, at least 0"]
 Positive = Annotated[float, Gt(0), Lt(_INFINITY), "a number above 0"]
 Number = Annotated[float, Ge(0), Lt(_INFINITY), "a number, at least 0"]

@@ -1,6 +1,7 @@
 """From a configuration's `policy` to what acts, or to what can be trained and measured."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,11 +20,14 @@ from vla_razor.policies.rt1 import RT1Policy, is_saved_model
 from vla_razor.policies.trainable import Trainable
 from vla_razor.runs import checkpoint_folder, read_config, run_of
 
+SERVED = "openpi://"
+"""How the address of a policy server begins."""
+
 
 def open_policy(spec: str, config: DictConfig) -> Policy:
-    """A member of the group `vla_razor.policies` or what `module:factory` makes, as a run has trained it where `spec`
-    is its folder; RT-1 where `spec` is a SavedModel's folder; or a model at the configured temperature, greedy if asked
-    for.
+    """A server's policy where `spec` is its address; a member of the group `vla_razor.policies` or what
+    `module:factory` makes, as a run has trained it where `spec` is its folder; RT-1 where `spec` is a SavedModel's
+    folder; or a model at the configured temperature, greedy if asked for.
     """
     robot = robot_of(config.env)
     if member := _member(spec):
@@ -95,7 +99,17 @@ def _trainable(member: _Member, config: DictConfig) -> Trainable:
     return policy
 
 
+def _served(spec: str) -> Policy:
+    try:
+        from vla_razor.policies.remote import RemotePolicy
+    except ModuleNotFoundError as error:
+        raise UserError(f"policy={spec}: {error.name} is not installed; pip install 'vla-razor[serve]'.") from error
+    return RemotePolicy(spec)
+
+
 def _member(spec: str) -> _Member | None:
+    if spec.startswith(SERVED):
+        return _Member(partial(_served, spec), spec, None)
     if factory := factory_of(spec):
         return _Member(factory, spec, None)
     folder = run_of(spec)

@@ -8,7 +8,7 @@ from vla_razor.config.groups import SWEEPS
 from vla_razor.errors import UserError, nearest
 
 LLM_TRAINING = ("sft", "grpo", "reinforce", "simpo")
-_FOLDERS = {"Learn": "learn", "Measure": "measure", "Study": "study", "Language models": "language"}
+_FOLDERS = {"Learn": "learn", "Measure": "measure", "Deploy": "deploy", "Study": "study", "Language models": "language"}
 _FILES = {"eval": "evaluate", "llm_eval": "evaluate"} | {f"llm_{method}": "train" for method in LLM_TRAINING}
 
 

@@ -14,6 +14,7 @@ The run folder gets `episodes.jsonl`, a line an episode, and `videos/`, `videos`
 
 import json
 import re
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 
@@ -21,12 +22,13 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from vla_razor.config import compose, scenes
-from vla_razor.errors import UserError
+from vla_razor.errors import RunFailed, UserError
 from vla_razor.files import atomic_write
 from vla_razor.policies import Policy
 from vla_razor.policies.opening import open_policy
 from vla_razor.progress import progress
-from vla_razor.rollouts.evaluation import compared, evaluate, records, summarized
+from vla_razor.rollouts.evaluation import Results, compared, evaluate, records, summarized
+from vla_razor.rollouts.rollout import Episode
 from vla_razor.runs import Run, read_config, run_of
 from vla_razor.statistics import READINGS
 from vla_razor.tables import by_task, report
@@ -48,13 +50,29 @@ def run(config: DictConfig, run: Run) -> None:
     policies = open_policies(config)
     tasks = [task for scene in scenes(config.env) for task in scene.tasks]
     settings = {key: config[key] for key in ("episodes", "seed", "num_envs", "num_workers", "device")}
+    played: dict[str, Results] = {name: {} for name in policies}
+    turns = (  # in which the policies play
+        name for scene in scenes(config.env) for name in policies for _ in range(len(scene.tasks) * config.episodes)
+    )
     with progress("evaluation", len(policies) * len(tasks) * config.episodes) as advance:
-        results = evaluate(policies, scenes(config.env), **settings, filmed=config.videos, progress=lambda _: advance())
+
+        def note(episode: Episode) -> None:
+            played[next(turns)].setdefault(episode.start.task, []).append(episode)
+            advance()
+
+        try:
+            results = evaluate(policies, scenes(config.env), **settings, filmed=config.videos, progress=note)
+        except RunFailed as error:  # a policy's server has gone, and the like
+            write_records(run.path / "episodes.jsonl", played)
+            count = sum(len(episodes) for result in played.values() for episodes in result.values())
+            kept = f"Episodes that were played until then: {count}, kept in {run.path / 'episodes.jsonl'}"
+            raise RunFailed(
+                f"{str(error).rstrip('.')}. {kept}; vla-razor resume {run.path} plays all of them."
+            ) from error
     names, new = list(results), new_tasks(config)
     entries = {name: summarized(result, new_tasks=new) for name, result in results.items()}
     comparison = compared(results[names[0]], results[names[1]], new) if len(names) == 2 else None
-    rows = [{"policy": name, **record} for name, result in results.items() for record in records(result)]
-    atomic_write(run.path / "episodes.jsonl", b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+    write_records(run.path / "episodes.jsonl", results)
     for name, task in product(results, tasks):
         kept = [episode for episode in results[name].get(task, ()) if len(episode.images)]  # those that were filmed
         for number, episode in enumerate(kept):
@@ -96,6 +114,12 @@ def open_policies(config: DictConfig) -> dict[str, Policy]:
         if specs.count(spec) > 1:
             raise UserError(f"policy and against both name {spec}: give different policies.")
     return {f"{spec} (greedy)" if config.greedy else spec: open_policy(spec, config) for spec in specs}
+
+
+def write_records(path: Path, results: Mapping[str, Results]) -> None:
+    """One JSON object a line: the policy, and what became of an episode."""
+    rows = [{"policy": name, **record} for name, result in results.items() for record in records(result)]
+    atomic_write(path, b"".join(json.dumps(row).encode() + b"\n" for row in rows))
 
 
 def film_path(folder: Path, policy: str, task: str, number: int) -> Path:

@@ -1,0 +1,1 @@
+"""The verbs that take a policy to where it works."""
