@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from vla_razor.runs import Run
 
 
+LEADING = {"stats": ("demos",), "import": ("format", "source"), "export": ("format", "demos")}
+"""By verb: the settings that its first words are, in order: `import lerobot DIR`."""
+
+
 class Grouped(TyperGroup):
     """Lists the verbs in their groups."""
 
@@ -105,8 +109,8 @@ def _command(verb: str) -> None:
             _show_demonstrations(words[1:])
         elif verb == "mnist" and words == ["theory"]:
             _show_theory()
-        elif verb == "stats" and words and not _is_setting(words[0]):
-            _launch(verb, [f"demos={words[0]}", *words[1:]], show)
+        elif verb in LEADING:
+            _launch(verb, _of_leading(verb, words), show)
         else:
             _launch(verb, _of_folders(words) if "runs" in VERBS[verb].definitions() else words, show)
 
@@ -267,6 +271,14 @@ def _execute(run: "Run") -> None:
             module_of(run.config.verb).run(run.config, run)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted; go on with: vla-razor resume {run.path}") from None
+
+
+def _of_leading(verb: str, words: list[str]) -> list[str]:
+    """The words before the first setting become the settings that they are short for."""
+    begin = next((place for place, word in enumerate(words) if _is_setting(word)), len(words))
+    keys = LEADING[verb]
+    named = [f"{key}={word}" for key, word in zip(keys, words[:begin], strict=False)]
+    return named + words[min(begin, len(keys)) :]  # one too many is refused as every word without a key
 
 
 def _of_folders(words: list[str]) -> list[str]:
