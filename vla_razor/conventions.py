@@ -4,8 +4,8 @@ number means; and the small invertible transforms between them.
     convention:
       control: delta             # delta: a change of the pose; absolute: the pose to go to
       frame: base                # whose axes a delta is along: the robot's base, or the tool
-      rotation: axis_angle       # axis_angle, euler_xyz (about fixed axes), quaternion_xyzw, quaternion_wxyz, rotation_6d
-                                 # (the first two columns of the matrix), or none: plain numbers, such as joints
+      rotation: axis_angle       # axis_angle, euler_xyz (about fixed axes), quaternion_xyzw, quaternion_wxyz,
+                                 # rotation_6d (two columns of the matrix), or none: plain numbers, such as joints
       gripper: close_positive    # close_positive, open_positive: -1 to 1; close_unit, open_unit: 0 to 1; none
       state: null                # how the rotation is written with which the state begins, after a position; or null
 
@@ -101,7 +101,8 @@ def pose_of(states: Float[np.ndarray, "T P"], convention: Convention) -> Pose | 
     """Where the tool is, if the states begin with it."""
     if convention.state is None:
         return None
-    return Pose(states[:, :3].astype(float), rotation_of(states[:, 3 : 3 + ROTATIONS[convention.state]], convention.state))
+    turned = states[:, 3 : 3 + ROTATIONS[convention.state]]
+    return Pose(states[:, :3].astype(float), rotation_of(turned, convention.state))
 
 
 def rotation_of(numbers: Float[np.ndarray, "T R"], words: str) -> Rotation:
@@ -147,10 +148,13 @@ def converted(
 
     Raises `UserError` where there is no such conversion, or the actions are of another length than `given` says.
     """
-    if actions.shape[1:] != (given.dims,) and given.dims is not None:
-        raise UserError(f"its actions have {actions.shape[1]} numbers; {given.rotation} and a gripper are {given.dims}.")
-    if (given.rotation == "none") != (wanted.rotation == "none") or (given.gripper == "none") != (wanted.gripper == "none"):
-        raise UserError(f"no action of {given.rotation}, {given.gripper} says one of {wanted.rotation}, {wanted.gripper}.")
+    if given.dims not in (None, actions.shape[1]):
+        says = f"{given.rotation} with gripper {given.gripper} are {given.dims}"
+        raise UserError(f"its actions have {actions.shape[1]} numbers, but a position, {says}.")
+    for name in ("rotation", "gripper"):
+        one, other = getattr(given, name), getattr(wanted, name)
+        if (one == "none") != (other == "none"):
+            raise UserError(f"{name} {one} cannot be said as {other}.")
     end = actions.shape[1] - (given.gripper != "none")
     motion, gripper = actions[:, :end].astype(float), _regripped(actions[:, end:], given, wanted)
     moves = _moves(given) != _moves(wanted)

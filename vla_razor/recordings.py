@@ -34,7 +34,7 @@ def is_recorded(env: Any) -> bool:
 
 def describes(folder: str | Path) -> bool:
     """Whether a folder is of a recorded suite."""
-    return (Path(folder) / FILE).is_file()
+    return bool(folder) and (Path(folder) / FILE).is_file()
 
 
 def write(folder: Path, **facts: Any) -> None:
@@ -66,6 +66,7 @@ def read(folder: str | Path) -> DictConfig:
             "camera": facts["camera"],
             "make": {"suite": {"name": facts["name"], "id": ENV_ID}, "image_size": None},
             "starts": None,
+            "num_envs": None,
             "grid": None,
             "hold": 1,
         }

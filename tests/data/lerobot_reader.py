@@ -3,7 +3,7 @@
 import json
 import sys
 
-from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.datasets.lerobot_dataset import LeRobotDataset  # pyright: ignore[reportMissingImports]
 
 dataset = LeRobotDataset("own/dataset", root=sys.argv[1])
 frames = []

@@ -18,7 +18,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from vla_razor import suites
+from vla_razor import recordings, suites
 from vla_razor.config import axes, kinds, simulation
 from vla_razor.config.groups import CHOICES, GONE, SWEEPS, VERBS, kind_of, own_keys, parts
 from vla_razor.config.simulation import CONFIG_DIR
@@ -39,6 +39,7 @@ def compose(verb: str, overrides: Iterable[str] = ()) -> DictConfig:
     for group in CHOICES:
         if group in values:
             values[group] = _suite_of(values[group], folder)
+    _take_recorded(verb, values)
     given = axes.taken_out(values) if verb in SWEEPS else {}
     experiment = Experiment.named(values.pop("experiment", None))
     config = _compose_files(verb, {group: values.pop(group) for group in CHOICES if group in values})
@@ -123,6 +124,18 @@ def _suite_of(name: str, folder: str | None) -> str:
     return str(path) if path.is_file() else name
 
 
+def _take_recorded(verb: str, values: dict[str, str]) -> None:
+    """Where nothing else is said, the tasks are those of the dataset that is learned or measured on, and none is a
+    prior one: nobody can act in it.
+    """
+    keys = VERBS[verb].definitions()
+    given = [values[key] for key in ("states", "demos") if key in values and key in keys]
+    if "env" in keys and "env" not in values and (recorded := next(filter(recordings.describes, given), None)):
+        values["env"] = recorded
+    if "prior" in keys and recordings.describes(values.get("env", "")):
+        values.setdefault("prior", "null")
+
+
 def _compose_files(verb: str, groups: dict[str, str]) -> DictConfig:
     plain = _composed(verb)
     outside = {key: name for key, name in groups.items() if key in plain and _is_outside(name)}
@@ -131,7 +144,7 @@ def _compose_files(verb: str, groups: dict[str, str]) -> DictConfig:
     OmegaConf.set_struct(config, False)
     config.update({key: None for key in plain if key not in config})
     for key, name in outside.items():
-        config[key] = suites.read(name)
+        config[key] = recordings.read(name) if recordings.describes(name) else suites.read(name)
         most = config[key].pop("num_envs")
         if most is not None and "num_envs" in config:  # a default: experiments and the command line come after it
             config.num_envs = min(config.num_envs, most)
@@ -141,7 +154,9 @@ def _compose_files(verb: str, groups: dict[str, str]) -> DictConfig:
 
 def _is_outside(name: str) -> bool:
     """Whether the choice of an environment is a suite from outside. What is described here keeps its name."""
-    return suites.is_file(name) or (name not in simulation.built_in() and name in suites.registered())
+    if suites.is_file(name) or recordings.describes(name):
+        return True
+    return name not in simulation.built_in() and name in suites.registered()
 
 
 def _composed(name: str, *overrides: str) -> DictConfig:

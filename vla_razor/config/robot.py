@@ -173,7 +173,7 @@ class Export(Verb):
 class Sft(Supervised):
     """Fine-tune on demonstrations: cross-entropy on the action tokens."""
 
-    demos: k.Text | None = key(None, "folder that `vla-razor collect` wrote")
+    demos: k.Text | None = key(None, "folder that `vla-razor collect` or `import` wrote")
     epochs: k.Count = key(1, "over the demonstrations", "passes")
     replay: k.Text | None = key(None, "folder that `vla-razor collect --env drawer` wrote, to learn prior tasks again")
     replay_share: k.Part = key(0.25, "share of every batch, where there is a replay")
@@ -226,6 +226,12 @@ class Kl(Probed, OnTasks):
     """Forward KL from the base to a policy on the new task's probe set, in closed form."""
 
     base: k.Text | None = key(None, "the policy before fine-tuning; null: what the run or adapter started from")
+    states: k.Text | None = key(
+        None, "demonstrations at whose states it is measured, without a simulator; null: the base's own", before=None
+    )
+    law: k.Text | None = key(
+        None, "law.json, or the folder of the report that wrote it: forecasts what was forgotten", before=None
+    )
 
 
 class Stats(Computing):

@@ -19,7 +19,7 @@ TOLERANCE = 1e-4
 def pyav() -> Any:
     """The module. Raises `UserError` where it is not installed."""
     try:
-        import av
+        import av  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError("films of a LeRobot dataset need PyAV: pip install 'vla-razor[lerobot]'.") from error
     av.logging.set_libav_level(av.logging.PANIC)  # what it would print of a damaged film, our own messages say
@@ -64,12 +64,12 @@ def _opened(path: Path) -> Iterator[Any]:
 class Film:
     """A film to which pictures are added, in H.264, with a key frame every other picture as LeRobot's.
 
-    `quality` is x264's constant rate factor. `count` tells the pictures that it has.
+    `quality` is x264's constant rate factor. `count` tells the pictures that it has, `size` the bytes.
     """
 
     def __init__(self, path: Path, fps: int, size: tuple[int, int], quality: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.path, self.fps, self.count = path, fps, 0
+        self.fps, self.count, self.size = fps, 0, 0
         self._container = pyav().open(str(path), "w")
         stream = self._container.add_stream("libx264", rate=fps, options={"crf": str(quality), "g": "2", "bf": "0"})
         stream.height, stream.width = size
@@ -83,8 +83,9 @@ class Film:
         for image in images:
             frame = pyav().VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
             frame.pts, frame.time_base = self.count, Fraction(1, self.fps)
-            self._container.mux(self._stream.encode(frame))
-            self.count += 1
+            packets = self._stream.encode(frame)
+            self._container.mux(packets)
+            self.count, self.size = self.count + 1, self.size + sum(packet.size for packet in packets)
         return begin
 
     def __enter__(self) -> Self:

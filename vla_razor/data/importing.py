@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,9 +91,7 @@ def numbered(ranges: str | None, episodes: Sequence[Listed]) -> list[int]:
     return found
 
 
-def fill(
-    folder: Path, source: Source, episodes: Sequence[int], wanted: Wanted, advance: Callable[[], None]
-) -> Report:
+def fill(folder: Path, source: Source, episodes: Sequence[int], wanted: Wanted, advance: Callable[[], None]) -> Report:
     """Writes a store of these episodes; files that are there already, of an interrupted import, are kept. Raises
     `Damaged` at the first episode that is, unless these are to be dropped.
     """

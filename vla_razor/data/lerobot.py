@@ -2,7 +2,7 @@
 
     meta/info.json            features by key, fps, and where data and films lie
     meta/tasks.parquet        v3.0: the instructions, as the table's pandas index; v2.1: meta/tasks.jsonl
-    meta/episodes/**.parquet  v3.0: of each episode its length, its files and its part of them; v2.1: meta/episodes.jsonl
+    meta/episodes/**.parquet  v3.0: of each episode its length, its files, its part of them; v2.1: meta/episodes.jsonl
     data/, videos/            the rows, and a film for each camera whose pictures are not in the rows
 
 After github.com/huggingface/lerobot 0.6.1. Unlike its reader this one looks at everything it reads: a row that is
@@ -47,22 +47,25 @@ class LeRobot:
 
     def __init__(self, folder: Path, keys: Keys) -> None:
         self.folder, self.keys, path = folder, keys, folder / INFO
+        _table.cache_clear()  # of a dataset that may have been repaired since
         info = _json(path)
         facts_of(info, path, codebase_version=str, fps=int, features=dict, data_path=str)
         version = info["codebase_version"]
         if version not in ("v2.1", "v3.0"):
-            raise UserError(f"{path}: codebase_version {version}. {OLD if version == 'v2.0' else 'Expected v2.1, v3.0.'}")
+            remedy = OLD if version == "v2.0" else "Expected v3.0 or v2.1."
+            raise UserError(f"{path}: codebase_version {version}. {remedy}")
         self.fps, self.features = info["fps"], info["features"]
         if self.fps < 1:
             raise Damaged(path, f"fps is {self.fps}.")
-        self.camera = chosen("camera", keys.camera, self._keys_of(CAMERAS), folder)
+        self.picture = chosen("camera", keys.camera, self._keys_of(CAMERAS), folder)
+        self.camera = self.picture.removeprefix("observation.images.")
         chosen("action", keys.action, self._keys_of(NUMBERS), folder)
         if keys.state is not None:
             chosen("state", keys.state, self._keys_of(NUMBERS), folder)
         if keys.success is not None:
             chosen("success", keys.success, self._keys_of(("bool",)), folder)
         self.tasks = _tasks_v3(folder) if version == "v3.0" else _tasks_v21(folder)
-        films = [key for key in self._keys_of(("video",)) if key == self.camera]
+        films = [key for key in self._keys_of(("video",)) if key == self.picture]
         read = _places_v3 if version == "v3.0" else _places_v21
         self.places = {place.listed.index: place for place in read(folder, info, films)}
         said = info.get("total_episodes", len(self.places))
@@ -116,8 +119,8 @@ class LeRobot:
     def _columns(self) -> Iterator[str]:
         yield from ("episode_index", "frame_index", "timestamp", "task_index", self.keys.action)
         yield from (key for key in (self.keys.state, self.keys.success) if key is not None)
-        if self.features[self.camera]["dtype"] == "image":
-            yield self.camera
+        if self.features[self.picture]["dtype"] == "image":
+            yield self.picture
 
     def _numbers(self, path: Path, table: pa.Table, key: str, first: int) -> np.ndarray:
         """A feature [T, D]."""
@@ -140,14 +143,14 @@ class LeRobot:
 
     def _images(self, place: Place, table: pa.Table, first: int, every: int) -> np.ndarray:
         steps = range(0, len(table), every)
-        if self.camera in place.films:
-            path, begin = place.films[self.camera]
+        if self.picture in place.films:
+            path, begin = place.films[self.picture]
             images = pictures(path, [begin + step / self.fps for step in steps], [first + step for step in steps])
         else:
             path = place.rows
-            cells = table[self.camera]
+            cells = table[self.picture]
             images = _stacked(path, [(first + step, self._picture(path, cells[step], first + step)) for step in steps])
-        expected = _image_shape(self.features[self.camera])
+        expected = _image_shape(self.features[self.picture])
         if images.shape[1:] != expected:
             found = " x ".join(map(str, images.shape[1:]))
             raise Damaged(path, f"its pictures are {found}, expected {' x '.join(map(str, expected))}.", row=first)
@@ -162,7 +165,7 @@ class LeRobot:
             data = content.get("bytes") or (self.folder / content["path"]).read_bytes()
             return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
         except (KeyError, TypeError, OSError, UnidentifiedImageError) as error:
-            raise Damaged(path, f"{self.camera} holds no picture ({error}).", row=row) from error
+            raise Damaged(path, f"{self.picture} holds no picture ({error}).", row=row) from error
 
 
 def _stacked(path: Path, images: Sequence[tuple[int, np.ndarray]]) -> np.ndarray:

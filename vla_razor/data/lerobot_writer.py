@@ -7,7 +7,7 @@ those of the whole data, quantiles too, which LeRobot's own tools put together f
 
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,9 +73,12 @@ class Writer:
     def add(self, episode: Demonstration) -> None:
         """One more episode. Raises `UserError` where it is not of the first one's camera, rate and sizes."""
         self.first = self.first or episode
-        for what, mine, others in zip(("camera", "control_hz", "images", "actions"), _kind(episode), _kind(self.first)):
-            if mine != others:
-                raise UserError(f"episode {len(self._episodes)}: its {what} are {mine}, the first one's {others}.")
+        kind, first = _kind(episode), _kind(self.first)
+        for what in kind:
+            if kind[what] != first[what]:
+                raise UserError(
+                    f"episode {len(self._episodes)}: its {what} is {kind[what]}, the first's {first[what]}."
+                )
         index, length = len(self._episodes), len(episode.success)
         self.tasks.setdefault(episode.instruction, len(self.tasks))
         row = {"episode_index": index, "tasks": [episode.instruction], "length": length}
@@ -165,7 +168,7 @@ class Writer:
             with self._new_film(path, episode) as film:
                 film.add(episode.images)
             return {}
-        if self._film and self._film.path.stat().st_size > self.film_mb * 2**20:
+        if self._film and self._film.size > self.film_mb * 2**20:
             self._open.close()
             self._film, self._film_file = None, self._film_file + 1
         where = _numbered(self._film_file)
@@ -233,11 +236,10 @@ class Writer:
         return found | {self.key: found[self.key] | {"count": count}}
 
 
-def _kind(episode: Demonstration) -> Iterator[Any]:
-    yield episode.camera
-    yield episode.control_hz
-    yield episode.images.shape[1:]
-    yield episode.labels.shape[1:]
+def _kind(episode: Demonstration) -> dict[str, Any]:
+    """What all episodes of a dataset share."""
+    sizes = {"size of pictures": episode.images.shape[1:], "length of actions": episode.labels.shape[1]}
+    return {"camera": episode.camera, "control_hz": episode.control_hz, **sizes}
 
 
 def _described(values: np.ndarray, *, quantiles: bool) -> dict[str, list[Any]]:
