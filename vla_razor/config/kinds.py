@@ -27,6 +27,7 @@ _ONCE = Predicate(_each_once)
 
 Text = Annotated[str, MinLen(1), "a text"]
 Switch = Annotated[bool, "true or false"]
+Switches = Annotated[list[bool], MinLen(1), "a list of true and false"]
 Count = Annotated[int, Ge(1), "a whole number, at least 1"]
 Whole = Annotated[int, Ge(0), "a whole number, at least 0"]
 Positive = Annotated[float, Gt(0), Lt(_INFINITY), "a number above 0"]

@@ -154,6 +154,7 @@ class Import(Verb):
     convert: k.Mapping | None = key(None, "what of the convention to change, as in {gripper: open_unit}; null: nothing")
     image_size: k.Size | None = key(None, "to which larger pictures are shrunk, [height, width]; null: as they are")
     held_out: k.Share = key(0.1, "share of the episodes that nothing is learned from, kept in DIR/held_out")
+    fps: k.Count | None = key(None, "of an RLDS dataset, which does not say it; null: as a LeRobot dataset says")
     damaged: Literal["stop", "drop"] = key("stop", "at a damaged episode: end with a message, or leave it out")
     seed: k.Whole = key(0, "of which episodes are held out")
     logger: k.Logger = "none"
@@ -237,11 +238,14 @@ class Kl(Probed, OnTasks):
 class Stats(Computing):
     """Work out the action statistics of demonstrations: `stats DIR`; with a policy, write a copy that has them."""
 
-    demos: k.Text | None = key(None, "folder that `vla-razor collect` wrote, as DIR is")
+    demos: k.Text | None = key(None, "folder that `vla-razor collect` or `import` wrote, as DIR is")
     policy: k.Text | None = key(None, "whose copy is to use them, on a robot or a suite that it has none of")
     oft: k.Mapping | None = key(None, "open it as discrete OpenVLA-OFT, as in {chunk: 8}; null: as it says it is")
     dtype: k.Precision = key("float32", "of the copy's weights")
     unnorm_key: k.Text | None = key(None, "the name that they get; null: the robot's or the suite's")
+    mask: k.Switches | None = key(
+        None, "which numbers of an action are normalised; null: all but a gripper in [-1, 1]", before=None
+    )
 
 
 class Interpolate(Common):

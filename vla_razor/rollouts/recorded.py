@@ -90,12 +90,23 @@ def check(policy: Trainable, config: DictConfig) -> None:
         )
 
 
-def check_dims(policy: Trainable, data: Demonstrations, where: str | Path) -> None:
-    """Raises UserError where the policy's actions have another length than those in the data."""
+def check_actions(policy: Trainable, data: Demonstrations, where: str | Path) -> None:
+    """Raises UserError where the policy could not say what was done: its actions have another length than those in the
+    data, or its statistics no width in a dimension that moves.
+    """
     if isinstance(policy, PrismaticPolicy):
         known, found = policy.num_tokens // policy.chunk, data.actions.shape[1]
         if known != found:
             raise UserError(
                 f"{where}: its actions have {found} numbers, the statistics {policy.unnorm_key} {known}. Statistics of "
                 f"these: vla-razor stats {where} policy=POLICY."
+            )
+        scale = policy.model.config.action_scale(policy.unnorm_key)
+        stuck = scale.mask & (scale.high <= scale.low) & (np.ptp(data.actions, axis=0) > 0)
+        if stuck.any() and describes(where):
+            index = int(np.argmax(stuck))
+            raise UserError(
+                f"{where}: the statistics {policy.unnorm_key} have no width in dimension {index} (q01 = q99 = "
+                f"{scale.low[index]:g}), in which the demonstrations move, so that no token could say it. vla-razor "
+                "stats with mask=[...,false,...] leaves it as it is."
             )

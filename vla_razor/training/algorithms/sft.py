@@ -45,7 +45,7 @@ class SFT:
     def __init__(self, config: DictConfig, policy: Trainable, base: Base) -> None:
         self.config, self.policy = config, policy
         self.data = demonstrations.load(config.demos, config.env, policy.seen)
-        recorded.check_dims(policy, self.data, config.demos)
+        recorded.check_actions(policy, self.data, config.demos)
         self.count = len(self.data.actions)
         if config.replay is not None:
             self.data = self.data.followed_by(demonstrations.load(config.replay, config.prior, policy.seen))

@@ -66,9 +66,11 @@ def opened(config: DictConfig) -> Source:
     if config.format == "rlds":
         from vla_razor.data.rlds import RLDS
 
-        return RLDS(located(config.source), keys)
+        return RLDS(located(config.source), keys, config.fps)
     from vla_razor.data.lerobot import LeRobot
 
+    if config.fps is not None:
+        raise UserError(f"fps={config.fps}: a LeRobot dataset says its own.")
     return LeRobot(located(config.source), keys)
 
 
