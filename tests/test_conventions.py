@@ -1,6 +1,7 @@
 """Words of actions: every translation has its way back, and what is unknown is refused."""
 
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
+from vla_razor import suites
 from vla_razor.conventions import GRIPPERS, ROTATIONS, Convention, Pose, changed, converted, joined, parse, pose_of
 from vla_razor.errors import UserError
+from vla_razor.policies.openvla.conventions import ENVIRONMENT, convention_of
 
 TURNING = [name for name in ROTATIONS if name != "none"]
 conventions = st.builds(
@@ -125,3 +128,31 @@ def test_what_cannot_be_translated_is_refused() -> None:
             converted(actions, OURS, changed("here", OURS, wanted))
     with pytest.raises(UserError, match="its actions have 6 numbers, but a position, axis_angle with gripper"):
         converted(actions[:, :6], OURS, OURS)
+
+
+def test_a_policy_of_a_dataset_acts_in_a_suite_of_another_convention() -> None:
+    spoken = {"control": "delta", "rotation": "euler_xyz", "gripper": "open_unit"}
+    taken = {"control": "delta", "rotation": "axis_angle", "gripper": "close_positive"}
+    said = np.array([[0.1, 0, 0, 0.3, 0.2, 0.1, 1.0]])
+    language = convention_of("mine", "suite", spoken, taken)
+    acted, memories = language.to_environment(said, [None])
+    turned = Rotation.from_euler("xyz", said[0, 3:6]).as_rotvec()
+    np.testing.assert_allclose(acted, [[0.1, 0, 0, *turned, -1.0]], atol=1e-12)
+    assert memories == [None]
+    np.testing.assert_allclose(language.from_environment(acted), said, atol=1e-12)
+    assert convention_of("mine", "suite", spoken, None) is ENVIRONMENT
+    with pytest.raises(UserError, match="its actions are delta in the frame of the base, the suite's absolute"):
+        convention_of("mine", "suite", spoken, taken | {"control": "absolute"})
+
+
+def test_a_suite_names_its_convention(tmp_path: Path) -> None:
+    text = "id: mine/Reach-v0\ntasks: {reach: {instruction: reach}}\n"
+    text += "convention: {control: delta, rotation: %s, gripper: none}"
+    (tmp_path / "suite.yaml").write_text(text % "quaternion_wxyz")
+    made = suites.read(tmp_path / "suite.yaml").make.suite
+    assert made.convention == {**parse("x", made.convention).facts(), "rotation": "quaternion_wxyz"}
+    (tmp_path / "suite.yaml").write_text(text % "quaternion")
+    with pytest.raises(UserError, match="rotation 'quaternion' is not known"):
+        suites.read(tmp_path / "suite.yaml")
+    (tmp_path / "suite.yaml").write_text(text.rpartition("\n")[0])
+    assert "convention" not in suites.read(tmp_path / "suite.yaml").make.suite

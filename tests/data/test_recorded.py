@@ -129,7 +129,7 @@ def test_a_policy_that_is_trained_whole_makes_no_simulator_either(
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("rl", "env={dataset}", "policy={able}"), "env=mine: it is recorded, and nobody can act in it."),
+        (("rl", "env={dataset}", "policy={able}"), "it is recorded, and nobody can act in it."),
         (("kl", "env={dataset}", "policy={able}"), "nobody can act in it; say at which recorded states: states=DIR."),
         (("sft", "demos={dataset}", "policy={foreign}"), "it has no action statistics of mine, but of vla_razor"),
         (("kl", "states={dataset}", "policy={foreign}"), "it has no action statistics of mine, but of vla_razor"),

@@ -126,12 +126,17 @@ def _suite_of(name: str, folder: str | None) -> str:
 
 def _take_recorded(verb: str, values: dict[str, str]) -> None:
     """Where nothing else is said, the tasks are those of the dataset that is learned or measured on, and none is a
-    prior one: nobody can act in it.
+    prior one: nobody can act in it. Raises `UserError` where somebody would have to.
     """
     keys = VERBS[verb].definitions()
     given = [values[key] for key in ("states", "demos") if key in values and key in keys]
     if "env" in keys and "env" not in values and (recorded := next(filter(recordings.describes, given), None)):
         values["env"] = recorded
+    for key in CHOICES:
+        if recordings.describes(values.get(key, "")) and (key == "prior" or not {"states", "demos"} & set(keys)):
+            raise UserError(
+                f"{key}={values[key]}: it is recorded, and nobody can act in it. env of sft and kl takes it."
+            )
     if "prior" in keys and recordings.describes(values.get("env", "")):
         values.setdefault("prior", "null")
 

@@ -20,7 +20,6 @@ from omegaconf import OmegaConf
 from vla_razor.devices import device_named, simulation_device
 from vla_razor.errors import RunFailed, UserError
 from vla_razor.policies import Decisions, Policy
-from vla_razor.recordings import is_recorded
 from vla_razor.rollouts.starts import Noise, Start
 
 RETRIES = 2  # of an episode whose simulation died
@@ -145,8 +144,6 @@ def make_vector_env(
     Raises UserError where there is no such environment or device, a keyword argument is refused or nothing can be
     rendered.
     """
-    if is_recorded(env_config):
-        raise UserError(f"env={env_config['name']}: it is recorded, and nobody can act in it. sft and kl take it.")
     make, spec = env_config["make"], env_spec(env_config["id"])
     kwargs: Any = OmegaConf.to_container(make) if OmegaConf.is_config(make) else dict(make)
     where = {"num_workers": num_workers, "device": str(simulated_on(env_config, device))}
