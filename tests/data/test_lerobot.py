@@ -227,6 +227,26 @@ def test_damaged_episodes_are_left_out_where_asked_and_listed(dataset: Path, tmp
     assert "row 10: action holds NaN" in reason and "dropped: 1 episodes" in result.stdout
 
 
+def test_failures_are_no_demonstrations_where_the_dataset_tells_them(dataset: Path, tmp_path: Path) -> None:
+    def fail(rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            row["next.success"] &= row["episode_index"] != 2
+
+    rewritten(data(dataset), fail)
+    done("import", "lerobot", dataset, f"out={tmp_path / 'back'}", "held_out=0", "success=next.success")
+    assert [episode.start["episode"] for episode in imported(tmp_path / "back")] == [0, 1, 3]
+    assert json.loads((tmp_path / "back/summary.json").read_text())["learned"]["dropped"] == {"2": "it never succeeds"}
+
+
+def test_episodes_that_no_dataset_could_hold_together_are_refused(tmp_path: Path) -> None:
+    one, other, *_ = episodes()
+    store = write_store(tmp_path / "store", [one, replace(other, images=other.images[:, :32])])
+    result = told("export", "lerobot", store, f"out={tmp_path / 'dataset'}")
+    says = "episode 1: its size of pictures is (32, 64, 3), the first one's (64, 64, 3)."
+    assert result.exit_code == 2 and says in result.stderr
+    assert not (tmp_path / "dataset").exists()
+
+
 def test_what_was_taken_is_kept_and_the_import_goes_on(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

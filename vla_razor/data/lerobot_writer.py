@@ -77,7 +77,7 @@ class Writer:
         for what in kind:
             if kind[what] != first[what]:
                 raise UserError(
-                    f"episode {len(self._episodes)}: its {what} is {kind[what]}, the first's {first[what]}."
+                    f"episode {len(self._episodes)}: its {what} is {kind[what]}, the first one's {first[what]}."
                 )
         index, length = len(self._episodes), len(episode.success)
         self.tasks.setdefault(episode.instruction, len(self.tasks))
@@ -238,8 +238,13 @@ class Writer:
 
 def _kind(episode: Demonstration) -> dict[str, Any]:
     """What all episodes of a dataset share."""
-    sizes = {"size of pictures": episode.images.shape[1:], "length of actions": episode.labels.shape[1]}
-    return {"camera": episode.camera, "control_hz": episode.control_hz, **sizes}
+    return {
+        "camera": episode.camera,
+        "control_hz": episode.control_hz,
+        "size of pictures": episode.images.shape[1:],
+        "length of actions": episode.labels.shape[1],
+        "length of proprioception": episode.proprioception.shape[1],
+    }
 
 
 def _described(values: np.ndarray, *, quantiles: bool) -> dict[str, list[Any]]:

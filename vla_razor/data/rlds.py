@@ -11,7 +11,7 @@ descriptions: TensorFlow's `record_writer.h` (the file) and `example.proto` (the
 import io
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,7 +54,7 @@ class RLDS:
         self.records = [record for path in paths for record in records(path)]
         if not self.records:
             raise UserError(f"{folder}: its files hold no episode.")
-        self.episodes = [Listed(index) for index in range(len(self.records))]
+        self.episodes: Sequence[Listed] = [Listed(index) for index in range(len(self.records))]
         first = self._example(self.records[0])
         pictures = [key for key, values in first.items() if _is_picture(values)]
         self.picture = chosen("camera", keys.camera and _full(keys.camera, pictures), pictures, folder)
@@ -138,7 +138,7 @@ def records(path: Path) -> Iterator[Record]:
 def masked_crc(data: bytes) -> int:
     """The CRC-32C of bytes, rotated and shifted as TFRecord stores it."""
     try:
-        import google_crc32c
+        import google_crc32c  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError("RLDS datasets need google-crc32c: pip install 'vla-razor[rlds]'.") from error
     crc = google_crc32c.value(data)

@@ -44,7 +44,7 @@ class PrismaticPolicy(Trainable):
         if robot is not None:
             self.unnorm_key = statistics_key(model.config.norm_stats, unnorm_key, robot)
             self.num_tokens = self.chunk * len(model.config.action_scale(self.unnorm_key).low)
-            spoken = model.config.norm_stats.get(self.unnorm_key, {}).get("convention")
+            spoken = model.config.norm_stats.get(self.unnorm_key or "", {}).get("convention")
             self.convention = convention_of(self.unnorm_key, robot, spoken, taken)
         self.greedy = greedy
         self.name = model.name_or_path or "openvla"
