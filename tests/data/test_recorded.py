@@ -126,6 +126,12 @@ def test_a_policy_that_is_trained_whole_makes_no_simulator_either(
     assert metrics(tmp_path / "run")[-1]["loss"] < metrics(tmp_path / "run")[0]["loss"]
 
 
+def test_an_adapter_is_trained_on_whole(trained: Path, dataset: Path, tmp_path: Path) -> None:
+    words = ("sft", f"demos={dataset}", f"policy={trained}", *FEW, *QUIET, "epochs=1", OTHERS)
+    done(*words, f"out={tmp_path / 'run'}")
+    assert summary(tmp_path / "run")["policies"]["tuned"]["forward_kl"]["per_action"] > 0
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
