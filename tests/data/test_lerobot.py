@@ -280,20 +280,44 @@ def test_what_cannot_be_meant_is_one_message(dataset: Path, tmp_path: Path, word
     assert result.exit_code == 2 and says in result.stderr, result.stderr
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("pictures", ["video", "png"])
-def test_lerobot_itself_reads_it_frame_by_frame(tmp_path: Path, pictures: str) -> None:
+def by_lerobot(script: str, home: Path, *words: object) -> str:
+    """What a script prints in an interpreter that has lerobot."""
     python = os.environ.get(PYTHON)
     if not python:
         pytest.skip(f"no lerobot here, which wants an environment of its own: name its interpreter in {PYTHON}")
-    given = episodes()
-    dataset = exported(tmp_path, given, f"pictures={pictures}")
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-    environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
-    command = [python, str(Path(__file__).with_name("lerobot_reader.py")), str(dataset)]
+    environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(home / "hub")}
+    command = [python, str(Path(__file__).with_name(script)), *map(str, words)]
     process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
-    found = json.loads(process.stdout.splitlines()[-1])
+    return process.stdout
+
+
+@pytest.mark.slow
+def test_what_lerobot_itself_writes_is_read_frame_by_frame(tmp_path: Path) -> None:
+    """With its own codec, AV1, and two cameras."""
+    given = episodes()
+    arrays = {"images": "images", "actions": "labels", "states": "proprioception"}
+    content = {f"{n}_{i}": getattr(e, of) for i, e in enumerate(given) for n, of in arrays.items()}
+    np.savez(tmp_path / "given.npz", tasks=np.array([e.instruction for e in given]), **content)  # pyright: ignore
+    by_lerobot("lerobot_maker.py", tmp_path, tmp_path / "given.npz", tmp_path / "made")
+    words = ("import", "lerobot", tmp_path / "made", "held_out=0", f"out={tmp_path / 'back'}")
+    result = told(*words)
+    assert result.exit_code == 2 and "Choose one: camera=KEY." in result.stderr
+    done(*words, "camera=observation.images.front")
+    for one, other in zip(imported(tmp_path / "back"), given, strict=True):
+        assert (one.instruction, one.control_hz, one.camera) == (other.instruction, 5, "front")
+        np.testing.assert_array_equal(one.labels, other.labels)
+        np.testing.assert_array_equal(one.proprioception, other.proprioception)
+        assert np.abs(one.images.astype(int) - other.images.astype(int)).mean() < 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pictures", ["video", "png"])
+def test_lerobot_itself_reads_it_frame_by_frame(tmp_path: Path, pictures: str) -> None:
+    given = episodes()
+    dataset = exported(tmp_path, given, f"pictures={pictures}")
+    found = json.loads(by_lerobot("lerobot_reader.py", tmp_path, dataset).splitlines()[-1])
     assert (found["fps"], found["episodes"], len(found["frames"])) == (5, len(given), sum(LENGTHS))
     steps = [(number, episode, t) for number, episode in enumerate(given) for t in range(len(episode.success))]
     for frame, (number, episode, t) in zip(found["frames"], steps, strict=True):

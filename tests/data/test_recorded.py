@@ -132,6 +132,18 @@ def test_an_adapter_is_trained_on_whole(trained: Path, dataset: Path, tmp_path: 
     assert summary(tmp_path / "run")["policies"]["tuned"]["forward_kl"]["per_action"] > 0
 
 
+def test_statistics_without_width_where_something_moves_are_refused(able: Path, dataset: Path, tmp_path: Path) -> None:
+    model = load_model(able)
+    model.config.norm_stats["mine"]["action"]["q99"][2] = model.config.norm_stats["mine"]["action"]["q01"][2]
+    model.save_pretrained(tmp_path / "narrow")
+    words = ("sft", f"demos={dataset}", f"policy={tmp_path / 'narrow'}", *FEW, *QUIET, f"out={tmp_path / 'run'}")
+    result = told(*words)
+    assert result.exit_code == 2 and "the statistics mine have no width in dimension 2 (q01 = q99" in result.stderr
+    model.config.norm_stats["mine"]["action"]["mask"][2] = False
+    model.save_pretrained(tmp_path / "masked")
+    done("sft", f"demos={dataset}", f"policy={tmp_path / 'masked'}", *FEW, *QUIET, f"out={tmp_path / 'run'}", OTHERS)
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
