@@ -38,11 +38,15 @@ def test_both_forms_compose_the_same(verb: str) -> None:
         own = {"jobs": 4} if verb == "mnist" else {"task": "math", "data_dir": "x"}
     elif verb == "report":
         own = {"logger": "wandb"}
+    elif verb == "import":
+        own = {"source": "x"}
+    elif verb == "export":
+        own = {"demos": "x"}
     elif verb in ("interpolate", "stats"):
         own = {"policy": "x"}
     name = verb.split("_", 1) if verb.startswith("llm_") else [verb]
     words = [word for key, value in own.items() for word in (f"--{key.replace('_', '-')}", str(value))]
-    seed = [] if verb == "report" else ["seed=3"]  # which draws nothing
+    seed = [] if verb in ("report", "export") else ["seed=3"]  # which draw nothing
     flags = runner.invoke(cli.app, [*name, "--show", *(f"--{word}" for word in seed), "--out", "x", *words])
     pairs = runner.invoke(
         cli.app, [*name, "out=x", *(["seed=9"] if seed else []), *(f"{k}={v}" for k, v in own.items()), *seed, "--show"]

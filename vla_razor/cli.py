@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from vla_razor.runs import Run
 
 
+LEADING = {"stats": ("demos",), "import": ("format", "source"), "export": ("format", "demos")}
+"""By verb: the settings that its first words are, in order: `import lerobot DIR`."""
+
+
 class Grouped(TyperGroup):
     """Lists the verbs in their groups."""
 
@@ -110,8 +114,10 @@ def _command(verb: str) -> None:
                 importlib.import_module("vla_razor.verbs.learn.collect").show(Path(words[1]))
             elif verb == "mnist" and words == ["theory"]:
                 importlib.import_module("vla_razor.verbs.study.mnist").show_theory()
-            elif verb == "stats" and folders:
-                _launch(verb, [f"demos={words[0]}", *words[1:]], show)
+            elif keys := LEADING.get(verb, ())[: len(folders)]:
+                named = [f"{key}={word}" for key, word in zip(keys, folders, strict=False)]
+                # One too many is refused as every word without a key is.
+                _launch(verb, [*named, *words[len(keys) :]], show)
             elif "runs" in VERBS[verb].definitions() and folders:
                 # As a list in Hydra's grammar, in which a path may hold anything but a quote that is not escaped.
                 quoted = ["'" + name.replace("\\", "\\\\").replace("'", "\\'") + "'" for name in folders]

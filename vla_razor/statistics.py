@@ -234,6 +234,18 @@ def mean_with_interval(groups: Sequence[ArrayLike]) -> Difference:
     return Difference(mean, mean - reach, mean + reach)
 
 
+def clustered_mean(values: ArrayLike, clusters: ArrayLike) -> Difference:
+    """The mean of values [N] with its normal 95% interval, in which those of one cluster [N], such as the states of an
+    episode, may be alike. A single cluster says nothing of others: its interval is the mean alone.
+    """
+    array = np.asarray(values, dtype=float)
+    mean = float(array.mean())
+    _, inverse = np.unique(np.asarray(clusters), return_inverse=True)
+    sums = np.bincount(inverse, array - mean)
+    reach = Z * math.sqrt(float(np.square(sums).sum()) * len(sums) / max(len(sums) - 1, 1)) / array.size
+    return Difference(mean, mean - reach, mean + reach)
+
+
 def standard_error(values: ArrayLike) -> float:
     """The standard error of the mean of independent values; 0 for a single one, which says nothing about it.
 

@@ -15,8 +15,10 @@ or the name under which an installed package registers one.
     camera: camera                    # what demonstrations call it
     starts: null                      # {OPTION: N}: a reset option that numbers N stored start states, from 0
     num_envs: null                    # stepped together at most, unless the command line says more
+    convention: null                  # what its actions mean, in the words of vla_razor/conventions.py
 
-A policy acts in the environment's own actions: the action statistics that it uses must be in these units.
+A policy acts in the environment's own actions: the action statistics that it uses must be in these units. Where both
+the suite and the statistics name their convention, actions are translated.
 
 A package registers a suite as an entry point of the group `vla_razor.suites`: the path of such a file, or a function
 that takes the entry point's name and gives a mapping with the keys above.
@@ -30,6 +32,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vla_razor import conventions
 from vla_razor.errors import UserError, nearest
 
 GROUP = "vla_razor.suites"
@@ -48,6 +51,7 @@ DEFAULTS: dict[str, Any] = {
     "camera": "camera",
     "starts": None,
     "num_envs": None,
+    "convention": None,
 }
 OF_TASK: dict[str, Any] = {"instruction": None, "make": {}, "options": {}}
 
@@ -105,7 +109,8 @@ def _env(where: str | Path, node: Any, given: Any, name: str) -> DictConfig:
     for task, facts in suite["tasks"].items():
         if not isinstance(facts["instruction"], str):
             raise UserError(f"{where}: the task {task} has no instruction; expected a sentence.")
-    size, starts, num_envs = (suite.pop(key) for key in ("image_size", "starts", "num_envs"))
+    size, starts, num_envs, said = (suite.pop(key) for key in ("image_size", "starts", "num_envs", "convention"))
+    named = {"convention": conventions.parse(str(where), said).facts()} if said else {}
     try:
         return OmegaConf.create(
             {
@@ -113,7 +118,7 @@ def _env(where: str | Path, node: Any, given: Any, name: str) -> DictConfig:
                 "id": ENV_ID,
                 "tasks": {task: {"task": task} for task in suite["tasks"]},
                 "camera": suite["camera"],
-                "make": {"suite": {"name": name, **suite}, "image_size": size},
+                "make": {"suite": {"name": name, **suite, **named}, "image_size": size},
                 "starts": starts,
                 "num_envs": num_envs,
                 "grid": None,
@@ -152,6 +157,10 @@ def _check(where: str | Path, suite: dict[str, Any]) -> None:
         "image_size": (size is None or whole, "[height, width] in pixels, or null"),
         "rotate": (suite["rotate"] in (0, 90, 180, 270), "0, 90, 180 or 270 degrees"),
         "starts": (starts is None or counted, "one reset option and how many states it numbers, or null"),
+        "convention": (
+            suite["convention"] is None or isinstance(suite["convention"], dict),
+            "a mapping of control, rotation, gripper ..., or null",
+        ),
         "num_envs": (num_envs is None or _is_count(num_envs), "a whole number, at least 1, or null"),
     }
     for key, (holds, expected) in rules.items():

@@ -11,6 +11,9 @@ from typer.testing import CliRunner, Result
 from tests.verbs.support import CommandLine, metrics, random_demonstration, small_policy, write_store
 from tests.verbs.test_suites import PLAIN, POLICY, SUITE
 from vla_razor import cli
+from vla_razor.conventions import Convention
+from vla_razor.data.oddities import of_episodes
+from vla_razor.errors import UserError
 from vla_razor.policies.load import load_model
 from vla_razor.verbs.learn import stats
 
@@ -96,3 +99,43 @@ def test_a_suite_of_three_numbers_is_learned_from_its_demonstrations(
     assert metrics(tmp_path / "run")[-1]["loss"] < metrics(tmp_path / "run")[0]["loss"] / 2
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())["policies"]["tuned"]
     assert set(summary["new_task"]) == {"slide_left"} and set(summary["prior_tasks"]) == {"slide_right"}
+
+
+def odd(labels: np.ndarray, said: dict[str, str] | None = None, control_hz: int = 10) -> list[str]:
+    episode = replace(random_demonstration(0), labels=labels.astype(np.float32), control_hz=control_hz)
+    return of_episodes([episode], Convention(**said) if said else None)
+
+
+def test_what_recorders_get_wrong_is_said() -> None:
+    actions = np.random.default_rng(0).uniform(-0.1, 0.1, (50, 7))
+    actions[:, 6] = np.arange(50) > 30  # from open to closed, in 0 to 1
+    words = {"control": "delta", "rotation": "axis_angle", "gripper": "close_unit"}
+    assert odd(actions, words) == []
+    (sign,) = odd(actions, words | {"gripper": "open_unit"})
+    assert sign.startswith("dimension 6: most episodes begin with the gripper at 0, which open_unit calls closed")
+    wide = np.concatenate([actions[:, :6], 2 * actions[:, 6:] - 1], 1)
+    (outside,) = odd(wide, words)
+    assert outside == "dimension 6 lies in [-1, 1], but a close_unit gripper in [0, 1]."
+    (guess,) = odd(wide)
+    assert "If they begin open, it is close_positive" in guess
+    turned = actions.copy()
+    turned[7, 4] = 90
+    assert odd(turned, words) == ["dimension 4 turns by 90 rad, beyond pi: are these degrees, or no rotation?"]
+    wrapped = actions.copy()
+    wrapped[:, 5] = np.where(np.arange(50) % 2, -3.1, 3.1)
+    (jumps,) = odd(wrapped, words | {"control": "absolute", "rotation": "euler_xyz"})
+    assert jumps.startswith("dimension 5 jumps by more than pi 49 times")
+    (fast,) = odd(actions, words, control_hz=50)
+    assert fast.startswith("50 control steps a second are many")
+    (length,) = odd(np.pad(actions, ((0, 0), (0, 1))), words | {"rotation": "quaternion_xyzw", "gripper": "none"})[:1]
+    assert length.startswith("dimensions 3 to 6 are no unit quaternions")
+
+
+def test_a_gripper_is_masked_as_openvla_masks_it() -> None:
+    actions = np.zeros((4, 7))
+    known = Convention(control="delta", rotation="axis_angle", gripper="open_unit")
+    assert stats.mask_of(None, actions, None) == [True] * 7
+    assert stats.mask_of(None, actions, known) == [True] * 6 + [False]
+    assert stats.mask_of([True, False] * 3 + [True], actions, known)[1] is False
+    with pytest.raises(UserError, match="1 of the 7 numbers"):
+        stats.mask_of([True], actions, known)

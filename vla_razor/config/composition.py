@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
-from vla_razor import suites
+from vla_razor import recordings, suites
 from vla_razor.config import axes, kinds, simulation
 from vla_razor.config.groups import CHOICES, GONE, SWEEPS, VERBS, kind_of, own_keys, parts
 from vla_razor.config.simulation import CONFIG_DIR
@@ -47,6 +47,7 @@ def compose(verb: str, overrides: Iterable[str] = ()) -> DictConfig:
             raise UserError(f"config_dir={folder}: no such folder; expected one with env/NAME.yaml.")
         path = Path(str(folder)) / "env" / f"{values[group]}.yaml"
         values[group] = str(path) if path.is_file() else values[group]
+    _take_recorded(verb, values)
     given = axes.taken_out(values) if verb in SWEEPS else {}
     experiment = Experiment.named(values.pop("experiment", None))
     config = _compose_files(verb, {group: values.pop(group) for group in CHOICES if group in values})
@@ -122,26 +123,46 @@ class Experiment:
             _set(config, verb, said, part, f"experiment={self.name}: ")
 
 
+def _take_recorded(verb: str, values: dict[str, str]) -> None:
+    """Where nothing else is said, the tasks are those of the dataset that is learned or measured on, and none is a
+    prior one: nobody can act in it. Raises `UserError` where somebody would have to.
+    """
+    keys = VERBS[verb].definitions()
+    given = [values[key] for key in ("states", "demos") if key in values and key in keys]
+    if "env" in keys and "env" not in values and (recorded := next(filter(recordings.describes, given), None)):
+        values["env"] = recorded
+    for key in CHOICES:
+        if recordings.describes(values.get(key, "")) and (key == "prior" or not {"states", "demos"} & set(keys)):
+            raise UserError(
+                f"{key}={values[key]}: it is recorded, and nobody can act in it. env of sft and kl takes it."
+            )
+    if "prior" in keys and recordings.describes(values.get("env", "")):
+        values.setdefault("prior", "null")
+
+
 def _compose_files(verb: str, groups: dict[str, str]) -> DictConfig:
     plain = _composed(verb)
-    outside = {
-        key: name
-        for key, name in groups.items()
-        # What is described here keeps its name, whatever a package registers. Asking packages takes long: at last.
-        if key in plain
-        and (suites.is_file(name) or (name not in simulation.built_in() and name in suites.registered()))
-    }
+    outside = {key: name for key, name in groups.items() if key in plain and _is_outside(name)}
     chosen = {key: name for key, name in groups.items() if key not in outside}
     config = _composed(verb, *(_group_override(verb, key, name) for key, name in chosen.items()))
     OmegaConf.set_struct(config, False)
     config.update({key: None for key in plain if key not in config})
     for key, name in outside.items():
-        config[key] = suites.read(name)
+        config[key] = recordings.read(name) if recordings.describes(name) else suites.read(name)
         most = config[key].pop("num_envs")
         if most is not None and "num_envs" in config:  # a default: experiments and the command line come after it
             config.num_envs = min(config.num_envs, most)
     OmegaConf.set_struct(config, True)
     return config
+
+
+def _is_outside(name: str) -> bool:
+    """Whether the choice of an environment is a suite from outside. What is described here keeps its name, whatever a
+    package registers.
+    """
+    if suites.is_file(name) or recordings.describes(name):
+        return True
+    return name not in simulation.built_in() and name in suites.registered()  # asking packages takes long: at last
 
 
 def _composed(name: str, *overrides: str) -> DictConfig:

@@ -7,7 +7,7 @@ from vla_razor.config import language, robot, serving, study
 from vla_razor.config.keys import Key, Verb
 
 GROUPS: dict[str, list[type[Verb]]] = {
-    "Learn": [robot.Collect, robot.Stats, robot.Sft, robot.Rl, robot.Distill],
+    "Learn": [robot.Collect, robot.Import, robot.Export, robot.Stats, robot.Sft, robot.Rl, robot.Distill],
     "Measure": [robot.Eval, robot.Kl, robot.Interpolate, study.Plasticity],
     "Deploy": [serving.Serve],
     "Study": [study.Demo, study.Sweep, study.Report, study.Mnist],

@@ -136,10 +136,48 @@ class Collect(OnTasks):
     embeddings: k.Text | None = key(None, EMBEDDINGS)
 
 
+class Import(Verb):
+    """Take demonstrations from another dataset: `import lerobot DIR` (v3.0, v2.1, or a Hub id), `import rlds DIR`."""
+
+    format: Literal["lerobot", "rlds"] = key("lerobot", "of the dataset")
+    source: k.Text | None = key(None, "folder of the dataset, or its id on the Hub, as DIR is")
+    name: k.Text | None = key(None, "of the dataset, and of its action statistics; null: that of its folder")
+    camera: k.Text | None = key(None, "the dataset's key of the pictures; null: the only one")
+    action: k.Text = key("action", "the dataset's key of what to imitate")
+    state: k.Text | None = key("observation.state", "the dataset's key of the proprioception; null: none")
+    success: k.Text | None = key(None, "the dataset's key of success at each step; null: every episode ends in one")
+    instruction: k.Text | None = key(None, "of every episode, instead of the dataset's own")
+    episodes: k.Ranges | None = key(None, "by their numbers, as in 0:50,70; null: all", "episodes")
+    only: k.Sentences = key([], "the instructions whose episodes are taken; []: all", "instructions")
+    least_steps: k.Count = key(2, "of an episode that is taken", "control steps")
+    every: k.Count = key(1, "of the dataset's that make one of a demonstration's", "control steps")
+    convention: k.Mapping | None = key(
+        None, "of its actions, as in {control: delta, rotation: axis_angle, gripper: close_positive}; null: not known"
+    )
+    convert: k.Mapping | None = key(None, "what of the convention to change, as in {gripper: open_unit}; null: nothing")
+    image_size: k.Size | None = key(None, "to which larger pictures are shrunk, [height, width]; null: as they are")
+    held_out: k.Share = key(0.1, "share of the episodes that nothing is learned from, kept in DIR/held_out")
+    fps: k.Count | None = key(None, "of an RLDS dataset, which does not say it; null: as a LeRobot dataset says")
+    damaged: Literal["stop", "drop"] = key("stop", "at a damaged episode: end with a message, or leave it out")
+    seed: k.Whole = key(0, "of which episodes are held out")
+    logger: k.Logger = "none"
+
+
+class Export(Verb):
+    """Write demonstrations as a LeRobot dataset: `export lerobot DIR --out DIR`."""
+
+    format: k.LeRobot = key("lerobot", "of the dataset")
+    demos: k.Text | None = key(None, "folder that `vla-razor collect` or `import` wrote, as DIR is")
+    version: Literal["3.0", "2.1"] = key("3.0", "of the format; openpi and GR00T read 2.1")
+    pictures: Literal["video", "png"] = key("video", "as a film in H.264, or as PNG, which loses nothing")
+    quality: k.Whole = key(18, "constant rate factor of the film: 0 loses least, 51 most")
+    logger: k.Logger = "none"
+
+
 class Sft(Supervised):
     """Fine-tune on demonstrations: cross-entropy on the action tokens."""
 
-    demos: k.Text | None = key(None, "folder that `vla-razor collect` wrote")
+    demos: k.Text | None = key(None, "folder that `vla-razor collect` or `import` wrote")
     epochs: k.Count = key(1, "over the demonstrations", "passes")
     replay: k.Text | None = key(None, "folder that `vla-razor collect --env drawer` wrote, to learn prior tasks again")
     replay_share: k.Part = key(0.25, "share of every batch, where there is a replay")
@@ -192,16 +230,25 @@ class Kl(Probed, OnTasks):
     """Forward KL from the base to a policy on the new task's probe set, in closed form."""
 
     base: k.Text | None = key(None, "the policy before fine-tuning; null: what the run or adapter started from")
+    states: k.Text | None = key(
+        None, "demonstrations at whose states it is measured, without a simulator; null: the base's own", before=None
+    )
+    law: k.Text | None = key(
+        None, "law.json, or the folder of the report that wrote it: forecasts what was forgotten", before=None
+    )
 
 
 class Stats(Computing):
     """Work out the action statistics of demonstrations: `stats DIR`; with a policy, write a copy that has them."""
 
-    demos: k.Text | None = key(None, "folder that `vla-razor collect` wrote, as DIR is")
+    demos: k.Text | None = key(None, "folder that `vla-razor collect` or `import` wrote, as DIR is")
     policy: k.Text | None = key(None, "whose copy is to use them, on a robot or a suite that it has none of")
     oft: k.Mapping | None = key(None, "open it as discrete OpenVLA-OFT, as in {chunk: 8}; null: as it says it is")
     dtype: k.Precision = key("float32", "of the copy's weights")
     unnorm_key: k.Text | None = key(None, "the name that they get; null: the robot's or the suite's")
+    mask: k.Switches | None = key(
+        None, "which numbers of an action are normalised; null: all but a gripper in [-1, 1]", before=None
+    )
 
 
 class Interpolate(Common):

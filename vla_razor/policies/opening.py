@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig
 from torch import Tensor
 
-from vla_razor.config import robot_of
+from vla_razor.config import robot_of, scenes, suite_in
 from vla_razor.errors import UserError
 from vla_razor.policies import Policy
 from vla_razor.policies.load import load_model, stored_weights
@@ -42,7 +42,7 @@ def open_policy(spec: str, config: DictConfig) -> Policy:
         if robot != "google_robot":
             raise
         raise UserError(f"{error} RT-1's SavedModel would hold saved_model.pb, which is not here either.") from error
-    return PrismaticPolicy(model, config.unnorm_key, config.get("greedy", False), robot)
+    return PrismaticPolicy(model, config.unnorm_key, config.get("greedy", False), robot, taken_in(config.env))
 
 
 def open_trainable(spec: str, config: DictConfig, **dtypes: Any) -> Trainable:
@@ -51,7 +51,8 @@ def open_trainable(spec: str, config: DictConfig, **dtypes: Any) -> Trainable:
     """
     if member := _member(spec):
         return _trainable(member, config)
-    return PrismaticPolicy(open_model(spec, config, **dtypes), config.unnorm_key, robot=_robot_of(config))
+    taken = taken_in(config.env) if config.get("env") else None
+    return PrismaticPolicy(open_model(spec, config, **dtypes), config.unnorm_key, robot=_robot_of(config), taken=taken)
 
 
 def weights_of(spec: str | Path, config: DictConfig) -> Mapping[str, Tensor]:
@@ -70,6 +71,12 @@ def open_model(spec: str, config: DictConfig, **dtypes: Any) -> PrismaticVLA:
     if config.prompt is not None:
         model.config.prompt = config.prompt
     return model
+
+
+def taken_in(env: DictConfig) -> Mapping[str, Any] | None:
+    """The convention of the actions of a suite from outside, where it says it."""
+    suite = suite_in(scenes(env)[0].make)
+    return suite.get("convention") if suite else None
 
 
 class _Member(NamedTuple):

@@ -15,6 +15,7 @@ from vla_razor.policies import Decisions
 from vla_razor.policies.opening import open_trainable
 from vla_razor.policies.openvla.policy import PrismaticPolicy
 from vla_razor.policies.trainable import Trainable
+from vla_razor.rollouts import recorded
 from vla_razor.runs import Run
 from vla_razor.training.trainer import generator
 
@@ -61,8 +62,10 @@ def open_policies(config: DictConfig, run: Run) -> tuple[Trainable, Base]:
         raise UserError(
             f"env={config.env.name}: {run.config.verb} takes one scene, such as env=pick_can or env=drawer."
         )
+    recorded.check_settings(config)
     checkpoint = run.newest_checkpoint()
     policy = opened(str(checkpoint or config.policy), config, learns=not config.lora_rank)
+    recorded.check(policy, config)
     if checkpoint is None and policy.has_adapter:
         if config.lora_rank:
             raise UserError(f"policy={config.policy} is an adapter already; train it whole with lora_rank=0.")

@@ -6,11 +6,12 @@ from omegaconf import DictConfig
 from rich import get_console
 from rich.console import Console
 
+from vla_razor import recordings
 from vla_razor.config import scenes
 from vla_razor.policies import Policy
 from vla_razor.policies.trainable import Trainable
 from vla_razor.progress import progress
-from vla_razor.rollouts import probe_set
+from vla_razor.rollouts import probe_set, recorded
 from vla_razor.rollouts.evaluation import Results, compared, evaluate, summarized
 from vla_razor.rollouts.probe_set import ProbeSet
 from vla_razor.rollouts.rollout import VectorEnv
@@ -19,6 +20,7 @@ from vla_razor.study import measures
 from vla_razor.study.forecast import Guard
 from vla_razor.tables import report
 from vla_razor.training.base import Base
+from vla_razor.training.held_out import recorded_ends, show_ends
 from vla_razor.training.trainer import NotFinite, Trainer
 
 
@@ -31,6 +33,9 @@ def open_probe(config: DictConfig, base: Base, envs: VectorEnv | None = None) ->
         return None
     settings = {key: config[key] for key in ("other_instructions", "num_envs", "num_workers")}
     with base.policy() as policy:
+        if recordings.is_recorded(config.env):
+            states = recorded.held_out(config, policy)
+            return recorded.probe_of(policy, states, config.env.name, config.other_instructions)
         return probe_set.obtain(policy, config.env, states=config.probe_states, envs=envs, **settings)
 
 
@@ -67,26 +72,31 @@ def finish(
     """Writes and prints the entries `base` and `tuned` of summary.json, and why nothing was learned, if so.
 
     Success is measured from the same starts in every run, `config.eval_episodes` of each task, new and prior (0: not at
-    all); forward KL on the probe set.
+    all); forward KL on the probe set. Of a recorded suite, in which nobody can act, likelihood and action error are.
     """
     policies: dict[str, Policy] = {"base": base, "tuned": policy}
-    results = _evaluated(config, policies) if config.eval_episodes else {name: {} for name in policies}
+    places = _places(config)
+    results = _evaluated(config, policies, places) if places else {name: {} for name in policies}
     divergences = dict.fromkeys(policies)
     if probe:
         with base.policy() as before:
             divergences["base"] = probe_set.measure(before, probe)
         divergences["tuned"] = probe_set.measure(policy, probe)
     entries = {name: summarized(results[name], divergences[name], new_tasks=config.env.tasks) for name in policies}
-    comparison = compared(results["tuned"], results["base"], config.env.tasks) if config.eval_episodes else None
+    comparison = compared(results["tuned"], results["base"], config.env.tasks) if places else None
+    held_out = recorded_ends(config, policy, base) if recordings.is_recorded(config.env) else None
     forecast = guard.forecast(measures.logged(entries["tuned"]["forward_kl"])) if guard else None
     run.finish(
         {"policies": entries}
         | ({"comparison": comparison} if comparison else {})
+        | ({"held_out": held_out} if held_out else {})
         | ({"forecast": forecast._asdict()} if forecast else {})
         | ({"nothing_learned": nothing_learned} if nothing_learned else {})
     )
     console = Console()
-    if config.eval_episodes:
+    if held_out:
+        show_ends(console, held_out)
+    if places:
         report(console, run.path, entries, comparison)
     if nothing_learned:
         console.print(nothing_learned, highlight=False)
@@ -98,8 +108,13 @@ def finish(
         console.print(f"forecast: {forecast}", highlight=False)
 
 
-def _evaluated(config: DictConfig, policies: dict[str, Policy]) -> dict[str, Results]:
-    places = [scene for env in (config.env, config.prior) if env for scene in scenes(env)]
+def _places(config: DictConfig) -> list[DictConfig]:
+    """The scenes in which policies are evaluated."""
+    found = [scene for env in (config.env, config.prior) if env for scene in scenes(env)]
+    return [scene for scene in found if config.eval_episodes and not recordings.is_recorded(scene)]
+
+
+def _evaluated(config: DictConfig, policies: dict[str, Policy], places: list[DictConfig]) -> dict[str, Results]:
     settings = {key: config[key] for key in ("num_envs", "num_workers", "device")}
     total = len(policies) * config.eval_episodes * sum(len(place.tasks) for place in places)
     with progress("evaluation", total) as advance:

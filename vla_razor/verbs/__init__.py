@@ -9,7 +9,8 @@ from vla_razor.errors import UserError, nearest
 
 LLM_TRAINING = ("sft", "grpo", "reinforce", "simpo")
 _FOLDERS = {"Learn": "learn", "Measure": "measure", "Deploy": "deploy", "Study": "study", "Language models": "language"}
-_FILES = {"eval": "evaluate", "llm_eval": "evaluate"} | {f"llm_{method}": "train" for method in LLM_TRAINING}
+_FILES = {"eval": "evaluate", "llm_eval": "evaluate", "import": "importing", "export": "exporting"}
+_FILES |= {f"llm_{method}": "train" for method in LLM_TRAINING}
 
 
 def module_of(verb: str) -> ModuleType:

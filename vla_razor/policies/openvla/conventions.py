@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
+from vla_razor import conventions as words
 from vla_razor.errors import UserError
 
 HOLD = 15
@@ -140,11 +141,35 @@ UNITS = {
 CONVENTIONS = {"vla_razor_panda": ENVIRONMENT, "vla_razor_google_robot": ENVIRONMENT, FRACTAL_KEY: FRACTAL}
 
 
-def convention_of(key: str | None, robot: str) -> Convention:
-    """The language of a data set's actions. In a suite from outside it is the environment's, but for LIBERO's data.
+def translation(key: str | None, spoken: words.Convention, taken: words.Convention) -> Convention:
+    """Between what the statistics `key` say of their actions, and what a suite says of its own. Raises `UserError`
+    where a step's action alone does not tell the other.
+    """
+    if (spoken.control, spoken.frame) != (taken.control, taken.frame):
+        raise UserError(
+            f"unnorm_key={key}: its actions are {spoken.control} in the frame of the {spoken.frame}, the suite's "
+            f"{taken.control} in that of the {taken.frame}: no action of one says the other's. Import the "
+            f"demonstrations with convert={{control: {taken.control}, frame: {taken.frame}}}."
+        )
+    return Convention(
+        lambda actions, memories: (words.converted(actions, spoken, taken), list(memories)),
+        lambda actions: words.converted(actions, taken, spoken),
+    )
+
+
+def convention_of(
+    key: str | None,
+    robot: str,
+    spoken: Mapping[str, Any] | None = None,
+    taken: Mapping[str, Any] | None = None,
+) -> Convention:
+    """The language of a data set's actions. In a suite from outside it is the environment's, but for LIBERO's data, and
+    where both say theirs: `spoken` is what the statistics say, `taken` what the suite does.
 
     Raises `UserError` for a data set that is not known: numbers in other units would move the robot, only wrongly.
     """
+    if spoken and taken:
+        return translation(key, words.parse(f"unnorm_key={key}", spoken), words.parse(f"env={robot}", taken))
     if robot not in SPOKEN_FOR:
         return LIBERO if key and key.startswith(LIBERO_KEYS) else ENVIRONMENT
     if key not in CONVENTIONS:

@@ -163,13 +163,14 @@ def settings_beside(folder: Path) -> dict[str, Any]:
 
 
 def merge(model: nn.Module) -> None:
-    """Add the adapters to the base weights and remove them."""
+    """Add the adapters to the base weights and remove them; what was frozen below them may learn again."""
     adapted: list[tuple[str, Any]] = [(name, module) for name, module in model.named_modules() if is_adapted(module)]
     for name, layer in adapted:
         layer.merge()
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, layer.get_base_layer())
     del model.peft_config
+    model.requires_grad_(True)
 
 
 class MergedWeights(Mapping[str, Tensor]):

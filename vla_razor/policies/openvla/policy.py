@@ -1,6 +1,6 @@
 """OpenVLA and OpenVLA-OFT as policies: images and instructions in, actions in environment units out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,17 +28,24 @@ class PrismaticPolicy(Trainable):
             which convention the policy speaks. Raises `UserError` naming those there are, or those that are known.
         greedy: take the likeliest token everywhere. The log-probabilities stay those of the policy's temperature.
         robot: whose environments it acts in; None where it is only to be compared or saved, and needs no statistics.
+        taken: the convention of the environments' actions, where their suite says it.
     """
 
     def __init__(
-        self, model: PrismaticVLA, unnorm_key: str | None = None, greedy: bool = False, robot: str | None = "panda"
+        self,
+        model: PrismaticVLA,
+        unnorm_key: str | None = None,
+        greedy: bool = False,
+        robot: str | None = "panda",
+        taken: Mapping[str, Any] | None = None,
     ) -> None:
         self.model = self.module = model
         self.support, self.chunk, self.num_tokens = model.action_ids, model.chunk, model.num_tokens
         if robot is not None:
             self.unnorm_key = statistics_key(model.config.norm_stats, unnorm_key, robot)
             self.num_tokens = self.chunk * len(model.config.action_scale(self.unnorm_key).low)
-            self.convention = convention_of(self.unnorm_key, robot)
+            spoken = model.config.norm_stats.get(self.unnorm_key or "", {}).get("convention")
+            self.convention = convention_of(self.unnorm_key, robot, spoken, taken)
         self.greedy = greedy
         self.name = model.name_or_path or "openvla"
         self._prompts: dict[str, list[int]] = {}

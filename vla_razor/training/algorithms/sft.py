@@ -24,7 +24,7 @@ from torch import Tensor
 from vla_razor.errors import UserError
 from vla_razor.policies.trainable import Trainable
 from vla_razor.progress import progress
-from vla_razor.rollouts import demonstrations
+from vla_razor.rollouts import demonstrations, recorded
 from vla_razor.rollouts.demonstrations import Demonstrations
 from vla_razor.runs import Run
 from vla_razor.training.algorithms import supervised
@@ -45,6 +45,7 @@ class SFT:
     def __init__(self, config: DictConfig, policy: Trainable, base: Base) -> None:
         self.config, self.policy = config, policy
         self.data = demonstrations.load(config.demos, config.env, policy.seen)
+        recorded.check_actions(policy, self.data, config.demos)
         self.count = len(self.data.actions)
         if config.replay is not None:
             self.data = self.data.followed_by(demonstrations.load(config.replay, config.prior, policy.seen))

@@ -3,10 +3,12 @@ and back; with `policy`, also a copy of it that speaks in their units, to be tra
 no statistics of.
 
 They are what `dataset_statistics.json` of OpenVLA holds: of every dimension of an action (and of the proprioception)
-q01, q99, min, max, mean and standard deviation. The copy is a checkpoint of the run's folder: `policy=RUN` on any verb.
+q01, q99, min, max, mean and standard deviation, and whether it is normalised: all are but a gripper in [-1, 1], where
+the dataset's convention says that it is one, as in OpenVLA's own. The copy is a checkpoint of the run's folder:
+`policy=RUN` on any verb.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,9 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from vla_razor import conventions, recordings
+from vla_razor.conventions import Convention
+from vla_razor.data.oddities import of_episodes as odd_episodes
 from vla_razor.errors import UserError
 from vla_razor.files import full_disk_reported, write_json
 from vla_razor.policies.load import load_model
@@ -32,7 +37,9 @@ CLIPPED = 10.0
 def run(config: DictConfig, run: Run) -> None:
     """Work them out, say what is odd about them, and write them down."""
     if config.demos is None:
-        raise UserError("stats needs demonstrations: vla-razor stats DIR, a folder that `vla-razor collect` wrote.")
+        raise UserError(
+            "stats needs demonstrations: vla-razor stats DIR, a folder that `vla-razor collect` or `import` wrote."
+        )
     run.restore()
     wanted = {"device": config.device, "dtype": config.dtype, "oft": config.oft}
     model = load_model(config.policy, **wanted) if config.policy else None  # before anything is written
@@ -43,12 +50,16 @@ def run(config: DictConfig, run: Run) -> None:
     robot = shards[0].robot
     name = config.unnorm_key or next(iter(SPOKEN_FOR.get(robot, ())), robot)
     convention = convention_of(name, robot)  # they are of what the policy says, which is not always what the robot does
+    actions = np.concatenate([convention.from_environment(episode.labels) for episode in episodes])
+    spoken = _convention(config.demos)
     found = {
-        "action": described(np.concatenate([convention.from_environment(episode.labels) for episode in episodes])),
+        "action": {**described(actions), "mask": mask_of(config.mask, actions, spoken)},
         "proprio": described(np.concatenate([episode.proprioception for episode in episodes])),
         "num_transitions": sum(len(episode.success) for episode in episodes),
         "num_trajectories": len(episodes),
+        **({"convention": spoken.facts()} if spoken else {}),
     }
+    warnings = [*oddities(found["action"]), *odd_episodes(episodes, spoken)]
     write_json(run.path / FILE, {name: found})
     written = None
     if model:  # a copy with these statistics beside its own
@@ -59,8 +70,8 @@ def run(config: DictConfig, run: Run) -> None:
         if not written.is_dir():
             with full_disk_reported(written):
                 model.save_pretrained(written)
-    run.finish({"statistics": {name: found}, **({"checkpoint": str(written)} if written else {})})
-    report(Console(), run.path, name, found, written)
+    run.finish({"statistics": {name: found}, "odd": warnings, **({"checkpoint": str(written)} if written else {})})
+    report(Console(), run.path, name, found, warnings, written)
 
 
 def described(values: Float[np.ndarray, "N D"]) -> dict[str, list[Any]]:
@@ -86,18 +97,43 @@ def oddities(action: Mapping[str, list[float]]) -> list[str]:
     return found
 
 
-def report(console: Console, folder: Path, name: str, found: Mapping[str, Any], written: Path | None) -> None:
+def mask_of(
+    asked: Sequence[bool] | None, actions: Float[np.ndarray, "N D"], convention: Convention | None
+) -> list[bool]:
+    """Which dimensions are normalised. Raises UserError where it is asked for another number of them."""
+    dims = actions.shape[1]
+    if asked is not None:
+        if len(asked) != dims:
+            raise UserError(f"mask={list(asked)}: {len(asked)} of the {dims} numbers of an action.")
+        return list(asked)
+    gripper = convention is not None and convention.gripper != "none" and bool(np.abs(actions[:, -1]).max() <= 1)
+    return [True] * (dims - gripper) + [False] * gripper
+
+
+def _convention(demos: str) -> Convention | None:
+    """What `dataset.yaml` says, if there is one."""
+    said = recordings.read_facts(demos).get("convention") if recordings.describes(demos) else None
+    return conventions.parse(f"{demos}/{recordings.FILE}", said) if said else None
+
+
+def report(
+    console: Console, folder: Path, name: str, found: Mapping[str, Any], odd: Sequence[str], written: Path | None
+) -> None:
     """A line a dimension, and what is odd."""
     counts = f"{found['num_trajectories']:,} episodes, {found['num_transitions']:,} control steps"
     table = Table("dimension", title=f"Actions of {name}: {counts}")
-    columns = ("q01", "q99", "min", "max", "mean", "std")
+    columns = ("q01", "q99", "min", "max", "mean", "std")  # and what is not normalised has a star
     for column in columns:
         table.add_column(column, justify="right")
     action = found["action"]
     for index in range(len(action["mean"])):
-        table.add_row(str(index), *(f"{action[column][index]:.4g}" for column in columns))
+        table.add_row(
+            f"{index}{'' if action['mask'][index] else '*'}", *(f"{action[column][index]:.4g}" for column in columns)
+        )
     console.print(table)
-    for oddity in oddities(action):
+    if not all(action["mask"]):
+        console.print("* is not normalised", highlight=False)
+    for oddity in odd:
         console.print(oddity, highlight=False)
     console.print(f"{folder / FILE}", highlight=False, soft_wrap=True)
     if written:

@@ -7,28 +7,36 @@ temperature alone accounts for) and displacement (the rest). Beside it stand the
 and a cross-check by sampling. The probe set is made once for a base and kept in the cache, so that measuring another
 policy takes one forward pass and no simulator.
 
+`states=DATASET` measures at recorded states instead, those of demonstrations that `import` or `collect` wrote: no
+simulator is needed at all. With `law`, what that divergence has probably cost is told too. The law was fitted at the
+states that a base visits, and recorded ones may be others.
+
 `seed` decides which states these are. A training measures itself at those of seed 0, whatever its own seed is, and so
 does `kl` unless it is given another, which shows how much the states matter. `dtype=bfloat16` is the policy that is
 deployed, all of its weights rounded; a training with `dtype=bfloat16` rounds no more than its products, and has a probe
 set of its own.
 """
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from vla_razor import recordings
 from vla_razor.config import scenes
 from vla_razor.errors import UserError
 from vla_razor.policies.opening import open_trainable
 from vla_razor.policies.trainable import Trainable
 from vla_razor.progress import progress
-from vla_razor.rollouts import probe_set
+from vla_razor.rollouts import probe_set, recorded
 from vla_razor.rollouts.probe_set import ProbeSet
 from vla_razor.runs import Run, origin_of
 from vla_razor.statistics import policy_summary
-from vla_razor.study import measures
+from vla_razor.study import forecast, measures
+from vla_razor.study.forecast import FittedLaw, Forecast
 
 TOKENS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 
@@ -37,14 +45,23 @@ def run(config: DictConfig, run: Run) -> None:
     """Measure `config.policy` against `config.base` on the probe set of `config.env`."""
     if len(scenes(config.env)) != 1:
         raise UserError(f"env={config.env.name}: kl takes one scene, such as env=pick_can or env=drawer.")
+    if recordings.is_recorded(config.env) and config.states is None:
+        raise UserError(f"env={config.env.name}: nobody can act in it; say at which recorded states: states=DIR.")
     run.restore()
+    law = forecast.load(Path(config.law), "robot") if config.law else None
     policy = open_trainable(config.policy, config)
+    recorded.check(policy, config)
     probe = _probe(config, policy)
     measured = probe_set.measure(policy, probe)
     run.log(0, **{name: n for name, n in measures.renamed(measured).items() if isinstance(n, int | float)})
     entry = policy_summary({}, {}, measured)
-    run.finish({"policies": {str(config.policy): entry}, "probe_set": {"key": probe.origin.key, **vars(probe.origin)}})
+    lost = _forecast(law, measured)
+    origin = {"key": probe.origin.key, **vars(probe.origin), **({"states_of": config.states} if config.states else {})}
+    forecasts = {"forecast": lost._asdict()} if lost else {}
+    run.finish({"policies": {str(config.policy): entry}, "probe_set": origin, **forecasts})
     report(Console(), config, measured)
+    if lost:
+        Console().print(f"forecast: {lost}", highlight=False)
 
 
 def report(console: Console, config: DictConfig, measured: dict[str, Any]) -> None:
@@ -76,12 +93,28 @@ def report(console: Console, config: DictConfig, measured: dict[str, Any]) -> No
     console.print(f"closest tempered base: t = {measured['temperature']:.3f} (below 1 is sharper)", highlight=False)
 
 
+def _forecast(law: FittedLaw | None, measured: Mapping[str, Any]) -> Forecast | None:
+    """What the law says of what was measured. Raises UserError where the policy does not tell its measure."""
+    if law is None:
+        return None
+    known = measures.logged(measured)
+    if law.measure not in known:
+        raise UserError(f"the law is of {law.measure}, which was not measured here: take another law.")
+    return law.forecast(known[law.measure])
+
+
 def _probe(config: DictConfig, policy: Trainable) -> ProbeSet:
-    """From the cache, or collected now. The base of an adapter is the same policy with the adapter disabled."""
-    settings = {key: config[key] for key in ("seed", "other_instructions", "num_envs", "num_workers")}
-    settings |= {"states": config.probe_states, "progress": progress}
+    """The base's, which for an adapter is the same policy with the adapter disabled."""
     if config.base is None and policy.has_adapter:
         with policy.adapter_disabled():
-            return probe_set.obtain(policy, config.env, **settings)
-    base = open_trainable(config.base or origin_of(config.policy, "policy"), config)
-    return probe_set.obtain(base, config.env, **settings)
+            return _probe_of(config, policy)
+    return _probe_of(config, open_trainable(config.base or origin_of(config.policy, "policy"), config))
+
+
+def _probe_of(config: DictConfig, base: Trainable) -> ProbeSet:
+    """At recorded states; or from the cache, or collected now."""
+    if config.states is not None:
+        states = recorded.drawn(config.states, config.env, base, config.probe_states, config.seed)
+        return recorded.probe_of(base, states, config.env.name, config.other_instructions, config.seed)
+    settings = {key: config[key] for key in ("seed", "other_instructions", "num_envs", "num_workers")}
+    return probe_set.obtain(base, config.env, **settings, states=config.probe_states, progress=progress)
