@@ -25,6 +25,7 @@ from typing import Any, Self, cast
 from filelock import BaseFileLock, FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
+from vla_razor import ranks
 from vla_razor.config import earlier
 from vla_razor.errors import UserError
 from vla_razor.files import ASIDE, atomic_folder, atomic_write, full_disk_reported, remove_unfinished, write_json
@@ -157,6 +158,7 @@ class Run:
             if not content or number > self.step:
                 shutil.rmtree(path)
         _drop_rows_after(self.path / "metrics.jsonl", self.step if content else -1)
+        ranks.meet()  # the others look at what is left
         return content["state"] if content else None
 
     def newest_checkpoint(self) -> Path | None:
@@ -200,7 +202,8 @@ class FollowedRun(Run):
         """Nothing: the first process does it."""
 
     def restore(self) -> dict[str, Any] | None:
-        """As `Run.restore`, but what came after the state is left to the first process."""
+        """As `Run.restore`, once the first process has deleted what came after the state."""
+        ranks.meet()
         states = _numbered(self.path / "trainer_state", ".pt")
         content = _read_state(states[-1][1]) if states else None
         self.step = content["step"] if content else 0

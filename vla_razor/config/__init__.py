@@ -4,7 +4,7 @@
 verbs. What is checked, the help, a shell's completion and docs/configuration.md come from there.
 """
 
-from vla_razor.config.composition import Experiment, compose, to_yaml
+from vla_razor.config.composition import Experiment, compose, leaves, to_yaml
 from vla_razor.config.groups import GROUPS, VERBS, command, common_keys, earlier, name_of
 from vla_razor.config.manual import choices, describe, is_switch, keys
 from vla_razor.config.simulation import CONFIG_DIR, environments, robot_in, robot_of, scenes, suite_in
@@ -23,6 +23,7 @@ __all__ = [
     "environments",
     "is_switch",
     "keys",
+    "leaves",
     "name_of",
     "robot_in",
     "robot_of",

@@ -3,7 +3,7 @@
 At every grid point episodes are run until `per_point` of them succeeded or `max_attempts` times as many were tried,
 one row of the grid after the other in full batches. Only successes are kept; what was attempted at each point is
 reported and written, and points that got too few are listed. Every finished row is a file of the store, so that an
-interrupted collection goes on with the next row and ends with the same bytes.
+interrupted collection goes on with the next row and ends with the same bytes. Several ranks share the rows.
 
 Where it departs from the paper: the demonstrations are of a scripted expert, which disturbs a share of its own steps
 (the labels stay undisturbed), where the paper's are of a pre-trained RT-1; `policy` takes any policy. An episode ends
@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from vla_razor import ranks
 from vla_razor.config import robot_of, scenes
 from vla_razor.errors import UserError
 from vla_razor.policies import Policy
@@ -45,9 +46,9 @@ def run(config: DictConfig, run: Run) -> None:
     run.restore()
     rows = _rows(config)
     wanted = config.per_point * len(rows[0])
-    policy, shards = _policy(config), []
-    with closing(_environments(config)) as envs, progress("collect", wanted * len(rows)) as advance:
-        for index, row in enumerate(rows):
+    policy, shards, mine = _policy(config), [], ranks.share(list(enumerate(rows)))
+    with closing(_environments(config)) as envs, progress("collect", wanted * len(mine)) as advance:
+        for index, row in mine:
             path = run.path / FOLDER / f"row_{index:04d}.h5"
             if path.exists():
                 shards.append(demonstrations.without_images(demonstrations.read(path)))
@@ -55,7 +56,12 @@ def run(config: DictConfig, run: Run) -> None:
                     advance()
             else:
                 shards.append(_collect_shard(path, envs, policy, row, config, index, len(rows), advance))
-            run.log(index + 1, **_totals(shards[-1:]))
+            if ranks.world() == 1:
+                run.log(index + 1, **_totals(shards[-1:]))
+    shards = ranks.gathered(shards)
+    if ranks.world() > 1:  # whose rows end in any order
+        for shard in shards:
+            run.log(shard.shard + 1, **_totals([shard]))
     points = [point for shard in shards for point in shard.points]
     run.finish({"demonstrations": _totals(shards), "too_few": _too_few(shards), "points": points})
     _report(Console(), run.path, shards)

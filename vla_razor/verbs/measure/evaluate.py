@@ -21,6 +21,7 @@ from typing import Any
 from omegaconf import DictConfig
 from rich.console import Console
 
+from vla_razor import ranks
 from vla_razor.config import compose, scenes
 from vla_razor.errors import UserError
 from vla_razor.files import atomic_write
@@ -49,14 +50,16 @@ def run(config: DictConfig, run: Run) -> None:
     policies = open_policies(config)
     tasks = [task for scene in scenes(config.env) for task in scene.tasks]
     settings = {key: config[key] for key in ("episodes", "seed", "num_envs", "num_workers", "device")}
-    with progress("evaluation", len(policies) * len(tasks) * config.episodes) as advance:
+    total = len(policies) * len(tasks) * config.episodes
+    with progress("evaluation", -(-total // ranks.world())) as advance:
         results = evaluate(policies, scenes(config.env), **settings, filmed=config.videos, progress=lambda _: advance())
     names = list(results)
     new = new_tasks(config)
     entries = {name: summarized(result, new_tasks=new) for name, result in results.items()}
     comparison = compared(results[names[0]], results[names[1]], new) if len(names) == 2 else None
-    write_records(run.path / "episodes.jsonl", results)
-    write_films(run.path, results)
+    if ranks.first():
+        write_records(run.path / "episodes.jsonl", results)
+        write_films(run.path, results)
     run.log(0, **scalars(entries))
     run.finish({"policies": entries} | ({"comparison": comparison} if comparison else {}))
     if len(names) <= MOST_IN_TABLE:
