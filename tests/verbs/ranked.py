@@ -1,4 +1,4 @@
-"""A rank of the runs in test_ranks.py: carries out the command lines of a JSON file, one after the other, in one process
+"""A rank of the runs in test_ranks.py: carries out the command lines of a JSON file one after the other, in one process
 group, so that the processes need to start only once.
 """
 
