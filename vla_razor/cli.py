@@ -226,6 +226,12 @@ def _launch(verb: str, arguments: list[str] | None, show: bool) -> None:
             plan = "language" if verb.startswith("llm_") else "plan"
             importlib.import_module(f"vla_razor.verbs.planning.{plan}").show(settings)
             return
+        if verb in RANKED and settings.launcher == "ray":
+            importlib.import_module("vla_razor.verbs.on_ray").launch(verb, given, settings)
+            return
+        if verb in RANKED and settings.devices * settings.nodes > 1:
+            several = f"torchrun --nproc-per-node {settings.devices} -m vla_razor.cli {verb} ..."
+            raise UserError(f"devices and nodes are for launcher=ray; or start the ranks yourself: {several}")
         with _begun(verb, settings, named=any(word.startswith("out=") for word in given)) as run:
             try:
                 _execute(run)

@@ -313,6 +313,33 @@ def test_ranks_that_are_not_alike_are_one_message(ranks: Ranks, first: str, seco
     assert not out.exists() and not any((node / "run").exists() for node in nodes), "nothing is left behind"
 
 
+@pytest.mark.slow
+def test_ray_places_the_ranks(ranks: Ranks, runs: Callable[[int], Path]) -> None:
+    """A real cluster of this machine; what a rank has to say reaches who started it."""
+    pytest.importorskip("ray")
+    words = lines_of(ranks, "on ray")["rl, all weights"]
+    few = [sys.executable, *cli(*words, "launcher=ray", "devices=2")]
+    environment = ranks.environment | {"VLA_RAZOR_CACHE": str(ranks.folder / "cache 1")}
+    done = subprocess.run(few, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    out = ranks.folder / "on ray" / "rl, all weights"
+    for before, after in zip(rows_of(runs(1) / out.name), rows_of(out), strict=True):
+        assert after == pytest.approx(before, abs=1e-5, rel=1e-4)
+    assert not list(out.parent.glob(".aside-*")), "Ray's own files are gone"
+    again = subprocess.run(few, env=environment, capture_output=True, text=True, check=False)
+    assert again.returncode == 2
+    assert again.stderr.splitlines()[-1] == f"vla-razor: {out} holds a finished run: choose another out=."
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["devices=2"], "torchrun --nproc-per-node 2 -m vla_razor.cli rl"), (["launcher=slurm"], "here | ray")],
+)
+def test_devices_are_for_ray(words: list[str], message: str) -> None:
+    result = CliRunner().invoke(app, ["rl", *words])
+    assert result.exit_code == 2 and message in result.stderr
+
+
 def test_other_verbs_know_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     result = CliRunner().invoke(app, ["sweep"])

@@ -149,11 +149,11 @@ def launch(config: DictConfig, out: Path, names: Iterable[tuple[int, str]]) -> G
 
 def _ray(jobs: list[tuple[str, int, str]]) -> Iterator[Outcome]:
     """On the cluster that RAY_ADDRESS names, else on this machine; the folder must be one that all of them see."""
-    _needed("ray")
+    needed("ray")
     import ray
     from ray.exceptions import RayError
 
-    _check_reachable(os.environ.get("RAY_ADDRESS", ""))
+    check_reachable(os.environ.get("RAY_ADDRESS", ""))
     ray.init(ignore_reinit_error=True, log_to_driver=False, include_dashboard=False)
     try:
         resources = ray.cluster_resources()
@@ -172,7 +172,7 @@ def _ray(jobs: list[tuple[str, int, str]]) -> Iterator[Outcome]:
         ray.shutdown()
 
 
-def _check_reachable(address: str) -> None:
+def check_reachable(address: str) -> None:
     """Raises UserError where nobody listens at an address host:port: Ray itself would try again for minutes."""
     host, _, port = address.rpartition(":")
     if not port.isdecimal() or "/" in host:  # none, or one in Ray's own words, such as auto or ray://...
@@ -187,7 +187,7 @@ def _check_reachable(address: str) -> None:
 
 
 def _slurm(config: DictConfig, out: Path, jobs: list[tuple[str, int, str]]) -> Iterator[Outcome]:
-    _needed("submitit")
+    needed("submitit")
     import submitit
     from submitit.core.utils import FailedJobError, UncompletedJobError
 
@@ -206,7 +206,7 @@ def _slurm(config: DictConfig, out: Path, jobs: list[tuple[str, int, str]]) -> I
             yield number, str(error).strip().splitlines()[0]
 
 
-def _needed(package: str) -> None:
+def needed(package: str) -> None:
     if find_spec(package) is None:
         raise UserError(f"launcher={package}: {package} is not installed; pip install 'vla-razor[cluster]'.")
 
