@@ -48,6 +48,7 @@ class _Group:
     store: Any  # where the ranks leave word; torchrun keeps it, else rank 0
     hosts: Sequence[str] = ()
     folder: Path | None = None
+    lost: bool = False  # whether another could not be reached
     left: bool = False
 
 
@@ -67,6 +68,11 @@ def world() -> int:
 def first() -> bool:
     """Whether this is the rank that writes the run."""
     return rank() == 0
+
+
+def lost() -> bool:
+    """Whether another rank could not be reached."""
+    return _group is not None and _group.lost
 
 
 def share(items: Sequence[T]) -> list[T]:
@@ -255,13 +261,17 @@ def _together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # gloo's and NCCL's for a connection that has been closed, or waited for in vain
+        assert _group is not None
+        _group.lost = True
         raise Lost(f"another rank of this run cannot be reached.{_advice()}") from error
 
 
 def _last_words(error: BaseException) -> BaseException:
     """What this rank is to raise, when the others have been heard."""
     assert _group is not None
-    own = "interrupted" if isinstance(error, KeyboardInterrupt) else "lost" if isinstance(error, Lost) else "failed"
+    own = "failed"
+    if isinstance(error, KeyboardInterrupt | Lost):
+        own = "lost" if _group.lost else "interrupted"
     leave(own)
     words = _heard()
     failed = [number for number, word in words.items() if word == "failed"]
@@ -275,7 +285,7 @@ def _last_words(error: BaseException) -> BaseException:
         said = RunFailed(f"{who} ended without a word, killed or out of memory: all others stop.{_advice()}")
         said = said if rank() == min(words) else SystemExit(1)
     else:
-        said = error if first() else SystemExit(130 if own == "interrupted" else 1)
+        said = error if first() else SystemExit(130 if "interrupted" in words.values() else 1)
     _linger(len(words))
     return said
 
@@ -286,11 +296,15 @@ def _heard() -> dict[int, str]:
     if _group.store is None:
         return dict.fromkeys(range(1, _group.world), "lost")
     words, end = dict[int, str](), time.monotonic() + GRACE
-    while len(words) < _group.world and time.monotonic() < end:
-        for number in set(range(_group.world)) - words.keys():
-            if _group.store.check([f"word {number}"]):
-                words[number] = _group.store.get(f"word {number}").decode()
-        time.sleep(0.05)
+    try:
+        while len(words) < _group.world and time.monotonic() < end:
+            for number in set(range(_group.world)) - words.keys():
+                if _group.store.check([f"word {number}"]):
+                    words[number] = _group.store.get(f"word {number}").decode()
+            time.sleep(0.05)
+    except RuntimeError:  # rank 0 kept them, and is gone
+        _group.store = None
+        return _heard()
     return words
 
 

@@ -116,7 +116,7 @@ def saving(run: Run, policy: Trainable, trainer: Trainer) -> Iterator[Callable[[
     try:
         yield save
     except KeyboardInterrupt:
-        ranks.leave("interrupted")
+        ranks.leave("lost" if ranks.lost() else "interrupted")
         with uninterrupted():
             save()
         raise

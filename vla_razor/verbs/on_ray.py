@@ -36,7 +36,11 @@ def launch(verb: str, given: Sequence[str], config: DictConfig) -> None:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    ray.init(ignore_reinit_error=True, include_dashboard=False)
+    try:
+        quiet = ray.LoggingConfig(log_level="ERROR")  # its actors warn of a missing dashboard twice a second
+        ray.init(ignore_reinit_error=True, include_dashboard=False, logging_config=quiet)
+    except Exception as error:  # it has no class for a node that does not start
+        raise RunFailed(f"launcher=ray: Ray does not start: {error}") from error
     folder = Path(config.out).absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "vla_razor.cli", verb, *given, f"out={folder}", "launcher=here"]
