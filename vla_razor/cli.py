@@ -7,19 +7,21 @@ import importlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from vla_razor import __version__, config
+from vla_razor import __version__, config, ranks
 from vla_razor.config import GROUPS, VERBS, command, name_of
 from vla_razor.errors import RunFailed, UserError
-from vla_razor.verbs import LLM_TRAINING, module_of
+from vla_razor.verbs import LLM_TRAINING, RANKED, module_of
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from vla_razor.runs import Run
 
 
@@ -138,10 +140,11 @@ for verb in VERBS:
 def resume(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.", show_default=False)]) -> None:
     """Go on with an interrupted run."""
     with _clean_errors():
-        from vla_razor.runs import FollowedRun, Run, read_config
+        from vla_razor.runs import read_config
 
-        follows = int(os.environ.get("RANK", "0")) > 0
-        with FollowedRun(folder, read_config(folder / "config.yaml")) if follows else Run.resume(folder) as run:
+        path = folder / "config.yaml"
+        verb = read_config(path).verb if path.is_file() else RANKED[0]
+        with _several(verb), _resumed(folder) as run:
             _execute(run)
 
 
@@ -211,33 +214,82 @@ def overrides(arguments: Sequence[str]) -> list[str]:
 
 
 def _launch(verb: str, arguments: list[str], show: bool) -> None:
-    given = overrides(arguments)
-    settings = config.compose(verb, given)
-    if show:
-        typer.echo(config.to_yaml(settings), nl=False)
-        return
-    if verb.startswith("llm_"):
-        importlib.import_module("vla_razor.verbs.language.steps").check_models(settings)
-    if settings.get("dry_run"):
-        plan = "language" if verb.startswith("llm_") else "plan"
-        importlib.import_module(f"vla_razor.verbs.planning.{plan}").show(settings)
-        return
-    follows = False  # whether this is one of a distributed run's processes, and not the first, which writes
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # as torchrun and accelerate set it
-        if verb not in {f"llm_{method}" for method in LLM_TRAINING}:
-            raise UserError(f"{verb} runs in one process; several train language models: vla-razor llm sft, grpo, ...")
-        if not any(word.startswith("out=") for word in given):  # each would make up its own, from the time of day
-            raise UserError("a run of several processes needs out=DIR, the same for all of them.")
-        follows = os.environ.get("RANK", "0") != "0"
+    with _several(verb):
+        given = overrides(arguments)
+        settings = config.compose(verb, given)
+        if show:
+            typer.echo(config.to_yaml(settings), nl=False)
+            return
+        if verb.startswith("llm_"):
+            importlib.import_module("vla_razor.verbs.language.steps").check_models(settings)
+        if settings.get("dry_run"):
+            plan = "language" if verb.startswith("llm_") else "plan"
+            importlib.import_module(f"vla_razor.verbs.planning.{plan}").show(settings)
+            return
+        if verb in RANKED and settings.launcher == "ray":
+            importlib.import_module("vla_razor.verbs.on_ray").launch(verb, given, settings)
+            return
+        if verb in RANKED and settings.devices * settings.nodes > 1:
+            several = f"torchrun --nproc-per-node {settings.devices} -m vla_razor.cli {verb} ..."
+            raise UserError(f"devices and nodes are for launcher=ray; or start the ranks yourself: {several}")
+        with _begun(verb, settings, named=any(word.startswith("out=") for word in given)) as run:
+            try:
+                _execute(run)
+            except UserError:
+                _remove_unused(run.path)
+                raise
+
+
+def _several(verb: str) -> AbstractContextManager[None]:
+    """Inside, the processes that a launcher has begun share the verb's work, if there are several.
+
+    Raises UserError where the verb knows one process only.
+    """
+    if ranks.expected() == 1 or verb in {f"llm_{method}" for method in LLM_TRAINING}:
+        return nullcontext()
+    if verb not in RANKED:
+        several = ", ".join(RANKED)
+        raise UserError(f"{verb} runs in one process. Several share the work of {several}, llm sft, llm grpo, ...")
+    return ranks.joined()
+
+
+def _begun(verb: str, settings: "DictConfig", *, named: bool) -> "Run":
+    """A new run, which the first process writes and the others follow.
+
+    Raises UserError where they cannot agree on its folder or its settings.
+    """
     from vla_razor.runs import FollowedRun, Run
 
-    with FollowedRun(Path(settings.out), settings) if follows else Run.create(settings.out, settings, verb) as run:
-        try:
-            _execute(run)
-        except UserError:  # a run that was refused before it did anything leaves no folder behind
-            if run.path.is_dir() and {entry.name for entry in run.path.iterdir()} <= {"config.yaml", ".lock"}:
-                shutil.rmtree(run.path)
-            raise
+    if not named:
+        if ranks.expected() > ranks.world():  # those of accelerate meet later
+            raise UserError("a run of several processes needs out=DIR, the same for all of them.")
+        settings.out = ranks.from_first(lambda: settings.out)  # a rank may have begun a second later
+    if ranks.world() > 1:
+        ranks.agree(config.leaves(settings))
+    follows = os.environ.get("RANK", "0") != "0"
+    run = None if follows else Run.create(settings.out, settings, verb)
+    try:
+        ranks.agree_on_folder(Path(settings.out))
+    except UserError:
+        _remove_unused(Path(settings.out))
+        raise
+    return run or FollowedRun(Path(settings.out), settings)
+
+
+def _resumed(folder: Path) -> "Run":
+    """As `_begun`, of a run that is there."""
+    from vla_razor.runs import FollowedRun, Run, read_config
+
+    follows = os.environ.get("RANK", "0") != "0"
+    run = None if follows else Run.resume(folder)
+    ranks.agree_on_folder(folder)
+    return run or FollowedRun(folder, read_config(folder / "config.yaml"))
+
+
+def _remove_unused(folder: Path) -> None:
+    """A run that was refused before it did anything leaves no folder behind."""
+    if folder.is_dir() and {entry.name for entry in folder.iterdir()} <= {"config.yaml", ".lock"}:
+        shutil.rmtree(folder, ignore_errors=True)  # another rank, which was refused as well, may do the same
 
 
 def _execute(run: "Run") -> None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from vla_razor import ranks
 from vla_razor.errors import UserError
 from vla_razor.files import cache_root, write_json
 
@@ -36,9 +37,11 @@ CARDS = {
 
 
 def device_named(device: str | torch.device) -> torch.device:
-    """The device of that name; "auto" is a GPU where there is one. Raises `UserError` for one that is not here."""
+    """The device of that name; "auto" is a GPU where there is one, and on several ranks "cuda" is the rank's own.
+    Raises `UserError` for one that is not here.
+    """
     if str(device) == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     if str(device) in CARDS:
         raise UserError(f"device={device} is for dry_run=true; to run on one, say device=cuda.")
     try:
@@ -47,7 +50,7 @@ def device_named(device: str | torch.device) -> torch.device:
         raise UserError(f"device={device}: unknown; expected auto, cpu or cuda.") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device={device}: there is no CUDA device here; use device=cpu.")
-    return chosen
+    return ranks.card(chosen) if chosen.type == "cuda" and ranks.world() > 1 else chosen
 
 
 def simulation_device(device: str | torch.device, task: str) -> torch.device:

@@ -23,6 +23,7 @@ from typing import Any, Self, cast
 from filelock import BaseFileLock, FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
+from vla_razor import ranks
 from vla_razor.config import earlier
 from vla_razor.errors import UserError
 from vla_razor.files import ASIDE, atomic_folder, atomic_write, full_disk_reported, remove_unfinished, write_json
@@ -171,6 +172,7 @@ class Run:
                 raise UserError(f"{rows}, line {number}: not a metrics row. Remove the line to go on.") from error
         if kept != lines:
             atomic_write(rows, b"".join(kept))
+        ranks.meet()  # the others look at what is left
         return content["state"] if content else None
 
     def _newest_state(self) -> dict[str, Any] | None:
@@ -221,7 +223,8 @@ class FollowedRun(Run):
         """Nothing: the first process does it."""
 
     def restore(self) -> dict[str, Any] | None:
-        """As `Run.restore`, but what came after the state is left to the first process."""
+        """As `Run.restore`, once the first process has deleted what came after the state."""
+        ranks.meet()
         content = self._newest_state()
         return content["state"] if content else None
 

@@ -85,6 +85,16 @@ def to_yaml(config: DictConfig) -> str:
     return OmegaConf.to_yaml(config)
 
 
+def leaves(config: Any, path: str = "") -> dict[str, Any]:
+    """The settings by their full names, such as env.make.robot."""
+    if not isinstance(config, DictConfig):
+        return {path: OmegaConf.to_container(config) if OmegaConf.is_config(config) else config}
+    found: dict[str, Any] = {}
+    for key in config:
+        found |= leaves(config[key], f"{path}.{key}" if path else str(key))
+    return found
+
+
 class Experiment:
     """What an experiment's file says: settings by verb, or by what several verbs are made of."""
 

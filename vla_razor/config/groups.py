@@ -54,9 +54,10 @@ def common_keys(verb: str) -> list[str]:
 
 def own_keys(verb: str) -> list[Key]:
     """The keys that it also has as a section of another verb: what all verbs of its kind share stays with the one that
-    runs it, unless this one has another default for it, as `collect` has its own policy.
+    runs it, unless this one has another default for it, as `collect` has its own policy. There it is one process.
     """
-    return [key for key in VERBS[verb].definitions().values() if not issubclass(common_to(verb), key.home)]
+    keys = VERBS[verb].definitions().values()
+    return [key for key in keys if not issubclass(common_to(verb), key.home) and key.home is not robot.Ranked]
 
 
 def earlier(verb: str) -> dict[str, Any]:

@@ -41,6 +41,16 @@ class OnTasks(Common):
     env: k.Suite = key("pick_can", "the tasks: those of a suite")
 
 
+class Ranked(Verb):
+    """Every verb whose work several ranks share"""
+
+    launcher: Literal["here", "ray"] = key(
+        "here", "this process, which may be one of torchrun's; ray: ranks on a cluster (docs/scale.md)", before="here"
+    )
+    devices: k.Count = key(1, "of each node, for launcher=ray: a GPU, or a core, for each", "ranks", before=1)
+    nodes: k.Count = key(1, "for launcher=ray", "nodes", before=1)
+
+
 class BesidePrior(OnTasks):
     """Every verb that measures forgetting"""
 
@@ -59,7 +69,7 @@ class Probed(Verb):
     )
 
 
-class Training(Probed, BesidePrior):
+class Training(Probed, BesidePrior, Ranked):
     """Every training of a policy"""
 
     train_vision: k.Switch = key(False, "let the vision stacks learn too")
@@ -116,7 +126,7 @@ class Supervised(Training):
     warmup_steps: k.Whole = 10
 
 
-class Collect(OnTasks):
+class Collect(OnTasks, Ranked):
     """Collect successful demonstrations over a grid of start positions; `collect show DIR` summarises a store."""
 
     policy: k.Text = key(
@@ -216,7 +226,7 @@ class Distill(Supervised):
     probe_every: k.Whole = 2
 
 
-class Eval(OnTasks):
+class Eval(OnTasks, Ranked):
     """Success rates from uniformly drawn starts, with Wilson intervals; paired with a second policy by --against."""
 
     episodes: k.Count = key(100, "a task", "episodes")
@@ -226,7 +236,7 @@ class Eval(OnTasks):
     embeddings: k.Text | None = key(None, EMBEDDINGS)
 
 
-class Kl(Probed, OnTasks):
+class Kl(Probed, OnTasks, Ranked):
     """Forward KL from the base to a policy on the new task's probe set, in closed form."""
 
     base: k.Text | None = key(None, "the policy before fine-tuning; null: what the run or adapter started from")

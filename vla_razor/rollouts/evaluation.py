@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from vla_razor import ranks
 from vla_razor.policies import Policy
 from vla_razor.rollouts.rollout import Episode, make_vector_env, rollout
 from vla_razor.rollouts.starts import Start, episode_seed, random_starts
@@ -37,7 +38,8 @@ def evaluate(
     """Run each policy for `episodes` episodes of every task of the scenes (environment configs with an id).
 
     All policies meet the same starts and random numbers, which `seed` alone decides. Images are kept for the first
-    `filmed` episodes of a task and dropped from the others. `progress` is called with each episode as it ends.
+    `filmed` episodes of a task and dropped from the others. Several ranks share the episodes, and each has all of the
+    results; `progress` is called with each of its own as it ends.
     """
     results: dict[str, Results] = {name: {} for name in policies}
     for scene in scenes:
@@ -57,8 +59,8 @@ def evaluate(
             for name, policy in policies.items():
                 noise = episode_seed("evaluation", seed)
                 settings: dict[str, Any] = {"hold": None, "seed": noise, "watched": watched}
-                played, _ = rollout(envs, policy, starts, **settings, progress=note)
-                for episode in played:
+                played, _ = rollout(envs, policy, ranks.share(starts), **settings, progress=note)
+                for episode in ranks.gathered(played):
                     results[name].setdefault(episode.start.task, []).append(episode)
     return results
 

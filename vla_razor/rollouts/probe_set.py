@@ -29,6 +29,7 @@ from rich import get_console
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from vla_razor import ranks
 from vla_razor.config import suite_in
 from vla_razor.core import divergence, similarity
 from vla_razor.errors import RunFailed, UserError
@@ -108,21 +109,22 @@ def obtain(
 
     With `other_instructions`, those of other tasks that the base knows, it is probed `elsewhere` too. Environments are
     made only where something must be collected and none are given as `envs`; `progress` makes the bar to show then. Of
-    several processes that need the same set one collects it, and the others wait.
+    several runs that need the same set one collects it, and the others wait. The ranks of one run collect it together;
+    rank 0 keeps it, and reads it for all.
     """
     origin = origin_of(base, env_config, states=states, seed=seed)
     folder = cache_folder() / origin.key
     kept = folder / "probe.json"
     with ExitStack() as stack:
-        if not kept.is_file():
+        if ranks.first() and not kept.is_file():
             stack.enter_context(_alone(folder))
-        if kept.is_file():
-            probe = load_from(folder)
-        else:
+        probe = ranks.from_first(lambda: load_from(folder) if kept.is_file() else None)
+        if probe is None:
             if envs is None:
                 envs = stack.enter_context(closing(make_vector_env(env_config, num_envs, num_workers, base.device)))
             probe = collect(base, envs, env_config, origin, progress=progress)
-            save_to(folder, probe)
+            if ranks.first():
+                save_to(folder, probe)
     if other_instructions:
         probe.elsewhere = under(base, probe, other_instructions)
     return probe
@@ -201,15 +203,19 @@ def collect(
     generator = torch.Generator().manual_seed(episode_seed("probe states", origin.seed))
     noise = episode_seed("probe episodes", origin.seed)
     starts = grid_starts(env_config, GRID, 1, origin.seed)
-    with progress("probe set", len(starts)) if progress else nullcontext(_silent) as advance:
-        episodes, _ = rollout(envs, base, starts, hold=hold_of(env_config), seed=noise, progress=lambda _: advance())
+    own = ranks.share(starts)
+    with progress("probe set", len(own)) if progress else nullcontext(_silent) as advance:
+        ended, _ = rollout(envs, base, own, hold=hold_of(env_config), seed=noise, progress=lambda _: advance())
+    episodes = ranks.gathered(ended, Episode.told)
     played = [episode for episode in episodes if not episode.lost]
     visited = [(episode, index) for episode in played for index in range(len(episode.decision_steps))]
     if not visited:
         raise RunFailed("the simulation died in every episode of the base policy: there are no states to probe.")
     chosen = torch.randperm(len(visited), generator=generator)[: origin.states].sort().values.tolist()
     kept = [visited[index] for index in chosen]
-    images = np.stack([episode.looked_at[index] for episode, index in kept])
+    looked_at = {row: e.looked_at[index] for row, (e, index) in enumerate(kept) if not e.elsewhere}
+    found = {row: image for told in ranks.everyones(looked_at) for row, image in told.items()}
+    images = np.stack([found[row] for row in range(len(kept))])
     tokens = torch.stack([torch.as_tensor(_tokens(episode)[index]) for episode, index in kept]).long()
     input_ids = base.prompt_ids([episode.instruction for episode, _ in kept])
     time = torch.tensor([int(episode.decision_steps[index]) for episode, index in kept])
@@ -237,9 +243,13 @@ def _drawn(
     generator: torch.Generator,
     batch_size: int = 64,
 ) -> Int64[Tensor, "N A"]:
-    """The base's own action tokens."""
+    """The base's own action tokens, drawn one after the other by one rank for all."""
     rows = [slice(start, start + batch_size) for start in range(0, len(images), batch_size)]
-    return torch.cat([base.sample(base.views(images[part]), input_ids[part], generator) for part in rows]).long().cpu()
+
+    def draw() -> Tensor:
+        return torch.cat([base.sample(base.views(images[r]), input_ids[r], generator) for r in rows]).long().cpu()
+
+    return ranks.from_first(draw)
 
 
 @torch.no_grad()
@@ -267,16 +277,19 @@ def action_outputs(
     batch_size: int = 64,
 ) -> tuple[Float32[Tensor, "N A V"], Float[Tensor, "N A H"] | None]:
     """The policy's log-probabilities at each token, teacher-forced, and its activations there, if it tells them; on the
-    CPU.
+    CPU. Several ranks share the states.
     """
     log_probs: list[Tensor] = []
     activations: list[Tensor] = []
-    for start in range(0, len(images), batch_size):
-        rows = slice(start, start + batch_size)
+    span = ranks.span(len(images))
+    for start in range(span.start, span.stop, batch_size):
+        rows = slice(start, min(start + batch_size, span.stop))
         said = policy.distribution(policy.views(images[rows]), input_ids[rows], tokens[rows])
         log_probs.append(said.log_probs.cpu())
         if said.hidden is not None:
             activations.append(said.hidden.cpu())
+    told = ranks.everyones((log_probs, activations))
+    log_probs, activations = ([part for parts in column for part in parts] for column in zip(*told, strict=True))
     return torch.cat(log_probs), torch.cat(activations) if activations else None
 
 

@@ -40,7 +40,7 @@ class Episode:
     they differ from the executed ones, else None. `actions` [T, D] are in environment units; `success` [T] is the state
     after each. `decided` [M] are the control steps before which it decided; None: before each. The last decision may
     reach beyond the episode's end. `lost`: the simulation died each time; nothing was recorded, and the episode says
-    nothing about the policy.
+    nothing about the policy. `elsewhere`: another rank has played it, which alone has its images.
     """
 
     start: Start
@@ -54,6 +54,7 @@ class Episode:
     success: np.ndarray
     lost: bool = False
     decided: np.ndarray | None = None
+    elsewhere: bool = False
 
     @property
     def length(self) -> int:
@@ -69,6 +70,10 @@ class Episode:
         """The images uint8 [M, H, W, 3] of the decisions."""
         steps = self.decision_steps
         return self.images if len(self.images) == len(steps) else self.images[steps]
+
+    def told(self) -> Episode:
+        """What other ranks are told of it: all but the images, which are nearly all of it."""
+        return replace(self, images=self.images[:0], elsewhere=True)
 
     @property
     def success_once(self) -> bool:
@@ -95,6 +100,12 @@ class Timing:
     @property
     def steps_per_second(self) -> float:
         return self.env_steps / self.seconds if self.seconds else 0.0
+
+    @classmethod
+    def together(cls, timings: Sequence[Timing]) -> Timing:
+        """Of ranks that have played at the same time: the slowest's seconds, and the steps of all."""
+        slowest = max(timings, key=lambda timing: timing.seconds)
+        return replace(slowest, env_steps=sum(timing.env_steps for timing in timings))
 
     def __add__(self, other: Timing) -> Timing:
         return Timing(

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from omegaconf import DictConfig
 
+from vla_razor import ranks
 from vla_razor.interruption import uninterrupted
 from vla_razor.policies.trainable import Trainable
 from vla_razor.progress import progress
@@ -55,10 +56,14 @@ class Algorithm(Protocol):
 
 
 def fit(config: DictConfig, run: Run, begin: Callable[[DictConfig, Trainable, Base], Algorithm]) -> None:
-    """Fine-tune `config.policy` on `config.env`; goes on where a resumed run stopped."""
+    """Fine-tune `config.policy` on `config.env`; goes on where a resumed run stopped. Several ranks do the same, each
+    with a share of the episodes and of what is learnt from them.
+    """
     state = run.restore()
     guard = Guard.of(config, "robot")
     policy, base = open_policies(config, run)
+    if ranks.world() > 1:
+        ranks.agree({f"the checkpoint of policy={config.policy}": policy.fingerprint()[:16]})
     algorithm = begin(config, policy, base)
     trainer = Trainer(policy, config, algorithm.rounds * algorithm.updates, state)
     with ExitStack() as stack:
@@ -71,8 +76,11 @@ def fit(config: DictConfig, run: Run, begin: Callable[[DictConfig, Trainable, Ba
         while not trainer.done:
             number = trainer.step // algorithm.updates
             measured = is_due(number + 1, config.probe_every, algorithm.rounds)
-            with trainer.stale():
-                gathered = algorithm.gather(number)
+            try:
+                with trainer.stale():
+                    gathered = algorithm.gather(number)
+            except ranks.Lost as lost:  # where everything is whole still: saved as an interruption is
+                raise KeyboardInterrupt from lost
             # A run that is interrupted is saved, which it can be between two rounds alone.
             with uninterrupted():
                 step, scalars = trainer.step, dict[str, float]()
@@ -87,7 +95,8 @@ def fit(config: DictConfig, run: Run, begin: Callable[[DictConfig, Trainable, Ba
                 if trainer.spent or is_due(number + 1, config.save_every, algorithm.rounds):
                     save()
             advance(**{name: scalars[name] for name in algorithm.watched}, **(guard.shown if guard else {}))
-    finish(config, run, policy, base, probe, guard, algorithm.closing_words(run, trainer))
+    words = algorithm.closing_words(run, trainer) if ranks.first() else None  # of the run's own rows
+    finish(config, run, policy, base, probe, guard, words)
 
 
 @contextmanager
@@ -107,6 +116,7 @@ def saving(run: Run, policy: Trainable, trainer: Trainer) -> Iterator[Callable[[
     try:
         yield save
     except KeyboardInterrupt:
+        ranks.leave("lost" if ranks.lost() else "interrupted")
         with uninterrupted():
             save()
         raise

@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 from rich import get_console
 from rich.console import Console
 
-from vla_razor import recordings
+from vla_razor import ranks, recordings
 from vla_razor.config import scenes
 from vla_razor.policies import Policy
 from vla_razor.policies.trainable import Trainable
@@ -117,5 +117,5 @@ def _places(config: DictConfig) -> list[DictConfig]:
 def _evaluated(config: DictConfig, policies: dict[str, Policy], places: list[DictConfig]) -> dict[str, Results]:
     settings = {key: config[key] for key in ("num_envs", "num_workers", "device")}
     total = len(policies) * config.eval_episodes * sum(len(place.tasks) for place in places)
-    with progress("evaluation", total) as advance:
+    with progress("evaluation", -(-total // ranks.world())) as advance:
         return evaluate(policies, places, episodes=config.eval_episodes, **settings, progress=lambda _: advance())

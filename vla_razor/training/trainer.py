@@ -14,6 +14,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from vla_razor import ranks
 from vla_razor.core import schedule
 from vla_razor.errors import RunFailed
 from vla_razor.rollouts.starts import episode_seed
@@ -64,7 +65,7 @@ class Trainer:
             self.past.extend(state.get("past", []))
 
     def update(self, shares: Iterable[Tensor]) -> Update:
-        """One step along the gradient of the sum of `shares`, one micro-batch's part of the loss each.
+        """One step along the gradient of the sum of `shares`, one micro-batch's part of the loss each, over all ranks.
 
         Raises `NotFinite`, before any weight has changed, where the loss or its gradient is not finite.
         """
@@ -75,6 +76,8 @@ class Trainer:
         for share in shares:
             share.backward()
             loss += float(share.detach())
+        # Here alone the gradient is complete: the shares of all ranks add up as those of one do.
+        loss = ranks.add_up([gradient for p in parameters if (gradient := p.grad) is not None], loss)
         grad_norm = float(nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm))
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise NotFinite(
@@ -150,3 +153,8 @@ def is_due(step: int, every: int, last: int) -> bool:
 def generator(seed: int, purpose: str, *keys: int) -> torch.Generator:
     """A CPU generator of its own for every (seed, purpose, keys)."""
     return torch.Generator().manual_seed(episode_seed(purpose, seed, *keys))
+
+
+def own_generator(seed: int, purpose: str, *keys: int) -> torch.Generator:
+    """As `generator`, but another one on every rank, for what is drawn about its own part of a batch alone."""
+    return generator(seed, purpose if ranks.first() else f"{purpose} of rank {ranks.rank()}", *keys)

@@ -8,6 +8,9 @@ from vla_razor.config.groups import SWEEPS
 from vla_razor.errors import UserError, nearest
 
 LLM_TRAINING = ("sft", "grpo", "reinforce", "simpo")
+"""Whose processes accelerate brings together."""
+RANKED = ("collect", "sft", "rl", "distill", "eval", "kl")
+"""Whose work several ranks share (`vla_razor.ranks`)."""
 _FOLDERS = {"Learn": "learn", "Measure": "measure", "Deploy": "deploy", "Study": "study", "Language models": "language"}
 _FILES = {"eval": "evaluate", "llm_eval": "evaluate", "import": "importing", "export": "exporting"}
 _FILES |= {f"llm_{method}": "train" for method in LLM_TRAINING}

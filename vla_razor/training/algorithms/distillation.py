@@ -66,9 +66,12 @@ class Distillation:
         episodes, timing, guidance = gathered
         visited = states_of(episodes)
         tokens = self.policy.tokenize(visited.actions, visited.episode)
+        kept = [episode for episode in episodes if not episode.lost]
+        here = torch.tensor([not kept[number].elsewhere for number in visited.episode.tolist()])
         last = trainer.step + self.updates
         for rows in batches(self.config, trainer.step // self.updates, len(tokens)):
-            scalars = supervised.learn(self.policy, trainer, self.config, visited, tokens, rows, self.penalties)
+            learnt = visited, tokens, rows, self.penalties
+            scalars = supervised.learn(self.policy, trainer, self.config, *learnt, here=here)
             if trainer.step == last:
                 scalars |= reinforce.played(episodes, timing) | {"guidance": guidance}
             yield scalars
@@ -83,10 +86,17 @@ def guidance_at(config: DictConfig, iteration: int) -> float:
 
 
 def states_of(episodes: Sequence[Episode]) -> Demonstrations:
-    """Every state that was visited in episodes which were not lost, with the expert's action there."""
+    """Every state that was visited in episodes which were not lost, with the expert's action there. The images of those
+    that other ranks have visited are black.
+    """
     kept = [episode for episode in episodes if not episode.lost]
+    images = np.concatenate([episode.images for episode in kept])
+    if any(episode.elsewhere for episode in kept):
+        here = np.repeat([not episode.elsewhere for episode in kept], [episode.length for episode in kept])
+        seen, images = images, np.zeros((len(here), *images.shape[1:]), np.uint8)  # unwritten, it takes no memory
+        images[here] = seen
     return Demonstrations(
-        images=np.concatenate([episode.images for episode in kept]),
+        images=images,
         proprioception=np.concatenate([episode.proprioception for episode in kept]),
         actions=np.concatenate([reinforce.sampled(episode.labels) for episode in kept]),
         instructions=[episode.instruction for episode in kept for _ in episode.success],

@@ -34,6 +34,7 @@ from jaxtyping import Float, Int
 from omegaconf import DictConfig
 from torch import Tensor
 
+from vla_razor import ranks
 from vla_razor.core import advantages, losses
 from vla_razor.errors import RunFailed
 from vla_razor.files import read_lines
@@ -47,7 +48,7 @@ from vla_razor.training.base import Base
 from vla_razor.training.penalties import Penalties
 from vla_razor.training.penalties.kl import ReverseKL
 from vla_razor.training.penalties.penalty import States
-from vla_razor.training.trainer import Trainer, Update, generator
+from vla_razor.training.trainer import Trainer, Update, generator, own_generator
 
 
 class Reinforce:
@@ -113,13 +114,14 @@ def updates_of(config: DictConfig, episodes: int) -> int:
 
 def gather(envs: VectorEnv, policy: Policy, config: DictConfig, step: int) -> tuple[list[Episode], Timing]:
     """The episodes of iteration `step` (from 0), `per_point` from every grid point, each until its success has been
-    held for `env.hold` control steps.
+    held for `env.hold` control steps. Several ranks share them.
 
     Raises `RunFailed` where the simulation died in every one of them.
     """
     starts = starts_of(config, step)
     noise = episode_seed("episodes", config.seed, step)
-    episodes, timing = rollout(envs, policy, starts, hold=hold_of(config.env), seed=noise)
+    own, timing = rollout(envs, policy, ranks.share(starts), hold=hold_of(config.env), seed=noise)
+    episodes, timing = ranks.gathered(own, Episode.told), Timing.together(ranks.everyones(timing))
     if all(episode.lost for episode in episodes):
         raise RunFailed(f"Iteration {step + 1}: the simulation died in every episode.")
     return episodes, timing
@@ -148,7 +150,7 @@ def learn(
     updates: list[Update] = []
     for rows in batches(config, trainer.step, len(kept), len(episodes)):
         batch = Batch.of([kept[row] for row in rows.tolist()], advantage[rows], config.normalizer)
-        draws = generator(config.seed, "penalties", trainer.step)
+        draws = own_generator(config.seed, "penalties", trainer.step)
         shares = _shares(policy, batch, config, penalties, draws, measured=measured)
         if batch.weights.any() or (batch.steps and penalties.paid_for):
             updates.append(trainer.update(shares))
@@ -257,11 +259,13 @@ def _shares(
 ) -> Iterator[Tensor]:
     """Each micro-batch's part of the loss; the parts add up to that of the whole batch.
 
-    Steps that weigh nothing are skipped, unless something is paid for or measured at every step. Penalties are at the
+    Those of an episode that another rank has played are that rank's part. Steps that weigh nothing are skipped, unless
+    something is paid for or measured at every step. Penalties are at the
     visited states as they are: their gradients do not know that earlier actions lead to later states.
     """
     everywhere = measured or penalties.paid_for
     rows = torch.arange(len(batch.steps)) if everywhere else batch.weights.nonzero()[:, 0]
+    rows = rows[[not batch.steps[row][0].elsewhere for row in rows.tolist()]]
     for start in range(0, len(rows), config.micro_batch_size):
         part = rows[start : start + config.micro_batch_size]
         steps = [batch.steps[row] for row in part.tolist()]

@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from omegaconf import DictConfig
 from torch import Tensor
 
+from vla_razor import ranks
 from vla_razor.errors import UserError
 from vla_razor.policies.trainable import Trainable
 from vla_razor.progress import progress
@@ -88,12 +89,13 @@ def features(policy: Trainable, config: DictConfig, data: Demonstrations) -> Flo
     size, each = config.micro_batch_size, policy.feature_bytes
     if not each or config.augmentation or len(data.images) * each > MOST_FEATURES:
         return None
-    parts, found = range(0, len(data.images), size), []
+    images = data.images[ranks.span(len(data.images))]
+    parts, found = range(0, len(images), size), []
     with progress("features", len(parts)) as advance:
         for start in parts:
-            found.append(policy.features(data.images[start : start + size]))
+            found.append(policy.features(images[start : start + size]))
             advance()
-    return torch.cat(found)
+    return ranks.concatenated(torch.cat(found))
 
 
 def batch(config: DictConfig, step: int, count: int, total: int) -> Int[Tensor, " B"]:

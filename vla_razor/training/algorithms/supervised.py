@@ -8,16 +8,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from omegaconf import DictConfig
 from torch import Tensor
 
+from vla_razor import ranks
 from vla_razor.core.categorical import Categorical
 from vla_razor.policies.trainable import Trainable
 from vla_razor.rollouts.demonstrations import Demonstrations
 from vla_razor.training.penalties import Penalties
 from vla_razor.training.penalties.penalty import States
-from vla_razor.training.trainer import Trainer, generator
+from vla_razor.training.trainer import Trainer, generator, own_generator
 
 
 @dataclass
@@ -33,8 +34,9 @@ class Accuracy:
         self.tokens += targets.numel()
 
     def means(self) -> dict[str, float]:
-        """Empty where nothing was counted: the policy's own loss tells no distribution."""
-        return {"token_accuracy": self.hits / self.tokens} if self.tokens else {}
+        """Over all ranks. Empty where nothing was counted: the policy's own loss tells no distribution."""
+        hits, tokens = ranks.total(self.hits, self.tokens)
+        return {"token_accuracy": hits / tokens} if tokens else {}
 
 
 def learn(
@@ -46,9 +48,11 @@ def learn(
     rows: Int[Tensor, " B"],
     penalties: Penalties | None = None,
     features: Float[Tensor, "N ..."] | None = None,
+    here: Bool[Tensor, " N"] | None = None,
 ) -> dict[str, float]:
     """One update on the decisions `rows`. Returns what is logged, what was paid for in nats an action among it.
-    `features`: what stands for the images' views, if it is known (`Trainable.features`).
+    `features`: what stands for the images' views, if it is known (`Trainable.features`). Several ranks share the
+    update: each learns from the decisions that are `here`; where all have all of them, the batch is dealt out.
 
     Raises `RunFailed` where the loss is not finite.
     """
@@ -56,13 +60,16 @@ def learn(
     shifts = _shifts(len(rows), config.augmentation, generator(config.seed, "augmentation", trainer.step))
     draws = generator(config.seed, "prefix jitter", trainer.step)
     fed = jittered(tokens[rows], policy.support, config.prefix_jitter, draws)
-    draws = generator(config.seed, "penalties", trainer.step)
+    draws = own_generator(config.seed, "penalties", trainer.step)
+    places = torch.arange(len(rows))
+    own = places[ranks.rank() :: ranks.world()] if here is None else places[here[rows]]
     accuracy = Accuracy()
 
     def shares() -> Iterator[Tensor]:
         """Each micro-batch's part of the loss, and of each penalty; the parts add up to the mean over the batch."""
-        parts = (each.split(config.micro_batch_size) for each in (rows, shifts, fed))
-        for part, moves, inputs in zip(*parts, strict=True):
+        for start in range(0, len(own), config.micro_batch_size):
+            at = own[start : start + config.micro_batch_size]
+            part, moves, inputs = rows[at], shifts[at], fed[at]
             views = policy.views(shifted(data.images[part.numpy()], moves)) if features is None else features[part]
             prompts = policy.prompt_ids([data.instructions[row] for row in part.tolist()])
             targets = tokens[part].to(policy.device)

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from omegaconf import DictConfig
 from torch import Tensor
 
+from vla_razor import ranks
 from vla_razor.errors import UserError
 from vla_razor.policies.members import called, named
 from vla_razor.policies.trainable import Trainable
@@ -62,8 +63,10 @@ class Penalties:
                 yield coefficient, cost
 
     def means(self) -> dict[str, float]:
-        """What each has cost since this was last asked, by name."""
-        means = {name: float(torch.cat(parts).mean()) for name, parts in self._costs.items()}
+        """What each has cost since this was last asked, by name, over all ranks."""
+        told = ranks.everyones({name: torch.cat(parts).cpu() for name, parts in self._costs.items()})
+        names = dict.fromkeys(name for costs in told for name in costs)
+        means = {name: float(torch.cat([costs[name] for costs in told if name in costs]).mean()) for name in names}
         self._costs.clear()
         return means
 

@@ -3,7 +3,7 @@
 At every grid point episodes are run until `per_point` of them succeeded or `max_attempts` times as many were tried,
 one row of the grid after the other in full batches. Only successes are kept; what was attempted at each point is
 reported and written, and points that got too few are listed. Every finished row is a file of the store, so that an
-interrupted collection goes on with the next row and ends with the same bytes.
+interrupted collection goes on with the next row and ends with the same bytes. Several ranks share the rows.
 
 Where it departs from the paper: the demonstrations are of a scripted expert, which disturbs a share of its own steps
 (the labels stay undisturbed), where the paper's are of a pre-trained RT-1; `policy` takes any policy. An episode ends
@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from vla_razor import ranks
 from vla_razor.config import robot_of, scenes
 from vla_razor.errors import UserError
 from vla_razor.policies import Policy
@@ -61,8 +62,9 @@ def run(config: DictConfig, run: Run) -> None:
         if envs.setup.camera.name != config.env.camera:
             raise UserError(f"env.camera={config.env.camera}: the camera of this robot is {envs.setup.camera.name}.")
         facts = {"control_hz": envs.setup.control_hz, "camera": envs.setup.camera.name, "policy": policy.name}
-        with progress("collect", wanted * len(rows)) as advance:
-            for index, starts in enumerate(rows):
+        mine = ranks.share(list(enumerate(rows)))
+        with progress("collect", wanted * len(mine)) as advance:
+            for index, starts in mine:
                 path = run.path / FOLDER / f"row_{index:04d}.h5"
                 if path.exists():
                     shard = demonstrations.read(path)
@@ -75,7 +77,12 @@ def run(config: DictConfig, run: Run) -> None:
                     shard = Shard(robot_of(config.env), index, len(rows), described, kept)
                     demonstrations.write(path, shard)
                 shards.append(demonstrations.without_images(shard))  # those of the paper's grid would be 18 GB
-                run.log(index + 1, **_totals(shards[-1:]))
+                if ranks.world() == 1:
+                    run.log(index + 1, **_totals(shards[-1:]))
+    shards = ranks.gathered(shards)
+    if ranks.world() > 1:  # whose rows end in any order
+        for shard in shards:
+            run.log(shard.shard + 1, **_totals([shard]))
     points = [point for shard in shards for point in shard.points]
     run.finish({"demonstrations": _totals(shards), "too_few": _too_few(shards), "points": points})
     _report(Console(), run.path, shards)

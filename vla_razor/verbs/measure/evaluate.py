@@ -21,6 +21,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 from rich.console import Console
 
+from vla_razor import ranks
 from vla_razor.config import compose, scenes
 from vla_razor.errors import RunFailed, UserError
 from vla_razor.files import atomic_write
@@ -52,9 +53,13 @@ def run(config: DictConfig, run: Run) -> None:
     settings = {key: config[key] for key in ("episodes", "seed", "num_envs", "num_workers", "device")}
     played: dict[str, Results] = {name: {} for name in policies}
     turns = (  # in which the policies play
-        name for scene in scenes(config.env) for name in policies for _ in range(len(scene.tasks) * config.episodes)
+        name
+        for scene in scenes(config.env)
+        for name in policies
+        for _ in ranks.share(range(len(scene.tasks) * config.episodes))
     )
-    with progress("evaluation", len(policies) * len(tasks) * config.episodes) as advance:
+    total = len(policies) * len(tasks) * config.episodes
+    with progress("evaluation", -(-total // ranks.world())) as advance:
 
         def note(episode: Episode) -> None:
             played[next(turns)].setdefault(episode.start.task, []).append(episode)
@@ -72,8 +77,9 @@ def run(config: DictConfig, run: Run) -> None:
     names, new = list(results), new_tasks(config)
     entries = {name: summarized(result, new_tasks=new) for name, result in results.items()}
     comparison = compared(results[names[0]], results[names[1]], new) if len(names) == 2 else None
-    write_records(run.path / "episodes.jsonl", results)
-    for name, task in product(results, tasks):
+    if ranks.first():
+        write_records(run.path / "episodes.jsonl", results)
+    for name, task in product(results, tasks) if ranks.first() else ():
         kept = [episode for episode in results[name].get(task, ()) if len(episode.images)]  # those that were filmed
         for number, episode in enumerate(kept):
             write_film(film_path(run.path, name, task, number), list(episode.images), FPS)

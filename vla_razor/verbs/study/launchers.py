@@ -66,9 +66,8 @@ def launch(config: DictConfig, out: Path, names: Iterable[tuple[int, str]]) -> G
     """
     jobs = [(str(out), number, name) for number, name in names]
     package = {"ray": "ray", "slurm": "submitit"}.get(config.launcher)
-    if package and find_spec(package) is None:
-        raise UserError(f"launcher={package}: {package} is not installed; pip install 'vla-razor[cluster]'.")
     if package:
+        needed(package)
         yield from _ray(jobs) if package == "ray" else _slurm(config, out, jobs)
         return
     pool, cards, futures = ThreadPoolExecutor(config.jobs), Cards.of(config), {}
@@ -154,16 +153,7 @@ def _ray(jobs: list[tuple[str, int, str]]) -> Iterator[Outcome]:
     import ray
     from ray.exceptions import RayError
 
-    address = os.environ.get("RAY_ADDRESS", "")
-    host, _, port = address.rpartition(":")
-    if port.isdecimal() and "/" not in host:  # else there is none, or one in Ray's own words, such as auto or ray://...
-        try:  # where nobody listens, Ray itself would try again for minutes
-            socket.create_connection((host, int(port)), timeout=REACHED_WITHIN).close()
-        except OSError as error:
-            raise UserError(
-                f"RAY_ADDRESS={address}: no cluster answers there ({error}). `ray start --head` begins one; without "
-                "the variable Ray uses this machine."
-            ) from error
+    check_reachable(os.environ.get("RAY_ADDRESS", ""))
     ray.init(ignore_reinit_error=True, log_to_driver=False, include_dashboard=False)
     try:
         resources = ray.cluster_resources()
@@ -180,6 +170,20 @@ def _ray(jobs: list[tuple[str, int, str]]) -> Iterator[Outcome]:
                 yield number, str(error).strip().splitlines()[0]
     finally:
         ray.shutdown()
+
+
+def check_reachable(address: str) -> None:
+    """Raises UserError where nobody listens at an address host:port: Ray itself would try again for minutes."""
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal() or "/" in host:  # none, or one in Ray's own words, such as auto or ray://...
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=REACHED_WITHIN).close()
+    except OSError as error:
+        raise UserError(
+            f"RAY_ADDRESS={address}: no cluster answers there ({error}). `ray start --head` begins one; without the "
+            "variable Ray uses this machine."
+        ) from error
 
 
 def _slurm(config: DictConfig, out: Path, jobs: list[tuple[str, int, str]]) -> Iterator[Outcome]:
@@ -199,6 +203,12 @@ def _slurm(config: DictConfig, out: Path, jobs: list[tuple[str, int, str]]) -> I
             yield number, job.result()
         except (FailedJobError, UncompletedJobError) as error:
             yield number, str(error).strip().splitlines()[0]
+
+
+def needed(package: str) -> None:
+    """Raises UserError where the launcher's package is not installed."""
+    if find_spec(package) is None:
+        raise UserError(f"launcher={package}: {package} is not installed; pip install 'vla-razor[cluster]'.")
 
 
 def main(out: str, number: str) -> None:
