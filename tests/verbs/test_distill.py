@@ -121,3 +121,23 @@ def test_a_whole_run_killed_and_resumed_ends_the_same(tmp_path: Path, vla_razor:
     assert stopped.returncode == -signal.SIGKILL
     vla_razor.run("resume", killed)
     assert_same_end(finished, killed)
+
+
+def test_a_rank_learns_from_the_states_that_it_has_visited() -> None:
+    """The gradients of two ranks add up to that of one process, though neither has the other's images."""
+    episodes = [episode(0), episode(1, lost=True), episode(2), episode(3)]
+    chosen = config.compose("distill", ["device=cpu", "warmup_steps=0", "prefix_jitter=0"])
+    gradients, losses = [], []
+    for own in ({0, 1, 2, 3}, {0, 3}, {1, 2}):
+        told = [one if number in own else one.told() for number, one in enumerate(episodes)]
+        visited, here = distillation.states_of(told), [n in own for n, one in enumerate(episodes) for _ in one.success]
+        policy = PrismaticPolicy(small_policy())
+        trainer, tokens = Trainer(policy.model, chosen, 10), policy.tokenize(visited.actions, visited.episode)
+        rows = torch.tensor([11, 0, 5, 9, 4, 2])
+        update = supervised.learn(policy, trainer, chosen, visited, tokens, rows, here=torch.tensor(here))
+        scale = max(1.0, update["grad_norm"])  # to which it was clipped
+        gradients.append(torch.cat([scale * p.grad.flatten() for p in trainer.parameters if p.grad is not None]))
+        losses.append(update["loss"])
+    assert losses[1] > 0 and losses[2] > 0
+    assert losses[0] == pytest.approx(losses[1] + losses[2])
+    torch.testing.assert_close(gradients[0], gradients[1] + gradients[2], rtol=1e-4, atol=1e-5)
