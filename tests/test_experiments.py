@@ -57,6 +57,7 @@ ROBOT: dict[str, Numbers] = {
     "eval": {**ACTS, "episodes": (100,)},  # B.2, Data Collection: 100 random locations
     "kl": {**ACTS, "base": ("openvla/openvla-7b",)},
     "interpolate": ACTS,
+    "serve": ACTS,
     "demo": {**ACTS, **BOTH},
     "sweep": {**ACTS, **BOTH},
     "plasticity": ACTS,

@@ -65,7 +65,7 @@ def counting() -> Iterator[PoolVectorEnv]:
 @pytest.fixture
 def mixed(monkeypatch: pytest.MonkeyPatch, counting: PoolVectorEnv) -> None:
     borrowed(monkeypatch, counting)
-    monkeypatch.setattr(collect, "_policy", lambda _: Mixed())
+    monkeypatch.setattr(collect, "ScriptedExpert", lambda *_, **__: Mixed())
 
 
 def settings(**overrides: object) -> DictConfig:
