@@ -2,7 +2,8 @@
 
 Local files are turned into the rows of the Hub's data sets, and lm-eval's own task is told to read these, so that
 prompts, metrics and few-shot examples stay lm-eval's. HumanEval runs what the model wrote (`code.py`), and only where
-asked for. `text` is not a benchmark but a text of the user's, scored by lm-eval's rolling log-likelihood.
+asked for. `text` is not a benchmark but a text of the user's, scored by lm-eval's rolling log-likelihood. Questions of
+the user's own, put in the model's chat format, are a prior task for each file of `questions` in the folder.
 """
 
 from __future__ import annotations
@@ -172,6 +173,48 @@ def _byte_probability(doc: dict[str, Any], results: list[float]) -> dict[str, fl
     return {"byte_probability": math.exp(results[0] / len(doc["text"].encode()))}
 
 
+def _questions(path: Path) -> dict[str, Any]:
+    """lm-eval's task on a file of the user's own questions: lines of {"question": ..., "choices": [...], "answer": 0},
+    right where that choice is the likeliest, or of {"question": ..., "answer": "..."}, right where the model writes
+    that and nothing else.
+    """
+    rows = [
+        _picked(row, [name for name in ("question", "choices", "answer") if row.has(name)]) for row in from_lines(path)
+    ]
+    chosen = [row for row in rows if "choices" in row]
+    if (
+        not rows
+        or len(chosen) not in (0, len(rows))
+        or any("answer" not in row or "question" not in row for row in rows)
+    ):
+        raise UserError(
+            f"{path}: expected lines that all have a question and an answer, and all or none of them choices."
+        )
+    task = {
+        "task": f"local_{path.stem}",
+        "custom_dataset": lambda **_: {"test": Dataset.from_list(rows)},
+        "test_split": "test",
+        "doc_to_text": "{{question}}",
+        "target_delimiter": "",
+    }
+    if chosen:
+        metrics = [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}]
+        choice = {"output_type": "multiple_choice", "doc_to_choice": "{{choices}}", "doc_to_target": "answer"}
+        return task | choice | {"metric_list": metrics}
+    longest = max(len(row["answer"].encode()) for row in rows)  # a token has at least a byte
+    return task | {
+        "output_type": "generate_until",
+        "doc_to_target": "{{answer}}",
+        "process_results": _exact,
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+        "generation_kwargs": {"until": [], "max_gen_toks": longest + 1, "do_sample": False},
+    }
+
+
+def _exact(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
+    return {"acc": float(results[0].strip() == doc["answer"])}
+
+
 def _problems(path: Path) -> list[dict[str, Any]]:
     try:
         lines = gzip.decompress(path.read_bytes()).decode().splitlines()
@@ -194,6 +237,18 @@ BENCHMARKS = {
 }
 
 
+QUESTIONS = Benchmark("questions", "acc", "", "", lambda _: {})
+
+
+def known(data_dir: Path | None) -> list[str]:
+    """The benchmarks, and the user's own questions."""
+    return (
+        [*BENCHMARKS, *sorted(path.stem for path in (data_dir / "questions").glob("*.jsonl"))]
+        if data_dir
+        else [*BENCHMARKS]
+    )
+
+
 def unavailable(name: str, data_dir: Path | None) -> str | None:
     """Why a benchmark cannot be run here, or None."""
     if name == "ifeval" and not punkt.is_available():
@@ -211,7 +266,8 @@ def data_version(name: str, data_dir: Path | None) -> str | None:
     """
     file = humaneval.problems_file(data_dir) if name == "humaneval" else None
     if file or data_dir:
-        return _content_key(file or cast(Path, data_dir) / name)
+        folder = cast(Path, data_dir)
+        return _content_key(file or (folder / name if name in BENCHMARKS else _file(folder, name)))
     from huggingface_hub import HfApi
 
     try:
@@ -241,9 +297,11 @@ def evaluate(
 
     if reason := unavailable(name, data_dir):
         raise UserError(f"{name}: {reason}")
-    benchmark = BENCHMARKS[name]
-    if name == "humaneval":
-        parts: list[Any] = [_humaneval(data_dir)]
+    benchmark = BENCHMARKS.get(name, QUESTIONS)
+    if benchmark is QUESTIONS:
+        parts: list[Any] = [_questions(_file(cast(Path, data_dir), name))]
+    elif name == "humaneval":
+        parts = [_humaneval(data_dir)]
     elif name == "text" and data_dir:
         parts = [_text(data_dir)]
     else:
@@ -264,6 +322,7 @@ def evaluate(
             limit=limit,
             bootstrap_iters=0,  # standard errors and pooling are our own, from the samples
             log_samples=True,
+            apply_chat_template=benchmark is QUESTIONS,
         )
     except ConnectionError as error:
         raise RunFailed(f"{benchmark.name} could not be loaded from the Hub: {error}. Give data_dir=DIR.") from error
@@ -292,6 +351,10 @@ def _content_key(place: Path) -> str:
         digest.update(f"{path.relative_to(place.parent)} {path.stat().st_size} ".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _file(data_dir: Path, name: str) -> Path:
+    return data_dir / "questions" / f"{name}.jsonl"
 
 
 def _number(sample: Mapping[str, Any]) -> int:

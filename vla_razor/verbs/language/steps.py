@@ -56,8 +56,10 @@ def probe_of(config: DictConfig, language: LanguageModel, test: list[Example]) -
         )
 
 
-def answers_of(config: DictConfig, language: LanguageModel, task: Task, asked: list[Example], title: str) -> list[bool]:
-    """Which of the prompts the model answers right, by its likeliest tokens."""
+def answers_of(
+    config: DictConfig, language: LanguageModel, task: Task, asked: list[Example], title: str, temperature: float = 0.0
+) -> list[bool]:
+    """Which of the prompts the model answers right, by its likeliest tokens unless there is a temperature."""
     with precision_of(config), progress(title, _batches(config, asked)) as advance:
         return right_answers(
             language,
@@ -65,6 +67,7 @@ def answers_of(config: DictConfig, language: LanguageModel, task: Task, asked: l
             asked,
             max_new_tokens=config.max_new_tokens,
             batch_size=config.micro_batch_size,
+            temperature=temperature,
             done=advance,
         )
 

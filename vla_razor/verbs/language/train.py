@@ -2,7 +2,8 @@
 Sections 3.1 and 5.1, Appendix B.1).
 
 TRL trains; forward KL from the base is measured on the probe set along the way, over the whole vocabulary, at the
-base's own completions of test prompts. Base and tuned model answer the same test prompts, by their likeliest tokens.
+base's own completions of test prompts. Of a task that knows in which form a completion answers, so is the entropy of
+these forms, first of all the base's. Base and tuned model answer the same test prompts, by their likeliest tokens.
 
 Where it departs from the paper: SFT without annotations learns the gold answers alone, without reasoning.
 """
@@ -23,13 +24,14 @@ from vla_razor.errors import UserError
 from vla_razor.files import full_disk_reported, write_json
 from vla_razor.llm import annotations, probe_set, tasks, training
 from vla_razor.llm.callbacks import RunCallback, trainer_folder
+from vla_razor.llm.evaluation import format_entropy
 from vla_razor.llm.models import LanguageModel, open_model
 from vla_razor.llm.probe_set import ProbeSet
 from vla_razor.llm.tasks import Example, Splits, Task
 from vla_razor.runs import Run
 from vla_razor.statistics import paired_difference, wilson
 from vla_razor.study.measures import MEASURES, logged
-from vla_razor.verbs.language.steps import answers_of, probe_of, splits_of
+from vla_razor.verbs.language.steps import answers_of, precision_of, probe_of, splits_of
 
 
 def run(config: DictConfig, run: Run) -> None:
@@ -45,7 +47,12 @@ def run(config: DictConfig, run: Run) -> None:
     with processes.main_process_first():  # the others then find what it made
         probe = probe_of(config, language, splits.test) if config.probe_every else None
         base = _base_answers(config, run, language, task, asked)
-    callback = RunCallback(run, config.probe_every, lambda: _moved(config, language, probe))
+    probed = tasks.subset(splits.test, config.probe_prompts)
+    callback = RunCallback(
+        run, config.probe_every, lambda: _moved(config, language, probe) | _diversity(config, language, task, probed)
+    )
+    if not run.step and (diversity := _diversity(config, language, task, probed)):
+        run.log(0, **diversity)
     trainer = _trainer(config, run, language, task, data, callback)
     trainer.remove_callback(PrinterCallback)  # the run has its own bar
     language = language._replace(model=trainer.model)
@@ -123,6 +130,16 @@ def _trainer(
 
 def _moved(config: DictConfig, language: LanguageModel, probe: ProbeSet | None) -> dict[str, Any]:
     return probe_set.measure(language, probe, config.micro_batch_size) if probe else {}
+
+
+def _diversity(config: DictConfig, language: LanguageModel, task: Task, probed: list[Example]) -> dict[str, float]:
+    """In how many forms the model answers; empty where it is not to be measured, or the task knows none."""
+    answers = tasks.listing(task)
+    if not config.probe_every or answers is None:
+        return {}
+    settings = {"max_new_tokens": config.max_new_tokens, "batch_size": config.micro_batch_size, "seed": config.seed}
+    with precision_of(config):
+        return {"format_entropy": format_entropy(language, answers, probed, **settings)}
 
 
 def _base_answers(
