@@ -178,37 +178,30 @@ def _questions(path: Path) -> dict[str, Any]:
     right where that choice is the likeliest, or of {"question": ..., "answer": "..."}, right where the model writes
     that and nothing else.
     """
-    rows = [
-        _picked(row, [name for name in ("question", "choices", "answer") if row.has(name)]) for row in from_lines(path)
-    ]
-    chosen = [row for row in rows if "choices" in row]
-    if (
-        not rows
-        or len(chosen) not in (0, len(rows))
-        or any("answer" not in row or "question" not in row for row in rows)
-    ):
-        raise UserError(
-            f"{path}: expected lines that all have a question and an answer, and all or none of them choices."
-        )
+    rows = list(from_lines(path))
+    with_choices = [row for row in rows if row.has("choices")]
+    if not rows or len(with_choices) not in (0, len(rows)):
+        raise UserError(f"{path}: expected questions, all of them with choices or none.")
     task = {
         "task": f"local_{path.stem}",
-        "custom_dataset": lambda **_: {"test": Dataset.from_list(rows)},
         "test_split": "test",
         "doc_to_text": "{{question}}",
         "target_delimiter": "",
-    }
-    if chosen:
-        metrics = [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}]
-        choice = {"output_type": "multiple_choice", "doc_to_choice": "{{choices}}", "doc_to_target": "answer"}
-        return task | choice | {"metric_list": metrics}
-    longest = max(len(row["answer"].encode()) for row in rows)  # a token has at least a byte
-    return task | {
-        "output_type": "generate_until",
-        "doc_to_target": "{{answer}}",
-        "process_results": _exact,
         "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-        "generation_kwargs": {"until": [], "max_gen_toks": longest + 1, "do_sample": False},
     }
+    if with_choices:
+        docs = [_picked(row, ("question", "choices", "answer")) for row in rows]
+        for row, doc in zip(rows, docs, strict=True):
+            if doc["answer"] not in range(len(doc["choices"])):
+                raise UserError(f"{row.where}: answer {doc['answer']!r} is the place of none of the choices, from 0.")
+        task |= {"output_type": "multiple_choice", "doc_to_choice": "{{choices}}", "doc_to_target": "answer"}
+    else:
+        docs = [{"question": row.text("question"), "answer": row.text("answer")} for row in rows]
+        longest = max(len(doc["answer"].encode()) for doc in docs)  # a token has at least a byte
+        task |= {"output_type": "generate_until", "doc_to_target": "{{answer}}", "process_results": _exact}
+        # Of the tokens one is for the end: what goes on is not the answer.
+        task |= {"generation_kwargs": {"until": [], "max_gen_toks": longest + 1, "do_sample": False}}
+    return task | {"custom_dataset": lambda **_: {"test": Dataset.from_list(docs)}}
 
 
 def _exact(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
@@ -242,11 +235,8 @@ QUESTIONS = Benchmark("questions", "acc", "", "", lambda _: {})
 
 def known(data_dir: Path | None) -> list[str]:
     """The benchmarks, and the user's own questions."""
-    return (
-        [*BENCHMARKS, *sorted(path.stem for path in (data_dir / "questions").glob("*.jsonl"))]
-        if data_dir
-        else [*BENCHMARKS]
-    )
+    files = (data_dir / "questions").glob("*.jsonl") if data_dir else ()
+    return [*BENCHMARKS, *sorted(path.stem for path in files)]
 
 
 def unavailable(name: str, data_dir: Path | None) -> str | None:
