@@ -2,9 +2,10 @@ r"""Makes small language models of one family, and the local data for a sweep ov
 
     .venv/bin/python scripts/make_language_bases.py --data DIR --out BASES [--size small|medium|large|huge]
 
-Llama's architecture and one tokenizer for all, each of which reads the same text once: the Wikipedia passages of BoolQ,
-and conversations that give it several abilities, and the new task `number` by halves (`language_mixture.py`). `--data`
-is a folder with `boolq`. A model that is there already is left alone, and the same seed makes the same model.
+Llama's architecture and one tokenizer for all, each of which reads the same text twice: the Wikipedia passages of
+BoolQ, and conversations that give it several abilities, and the new task `number` by halves (`language_mixture.py`).
+`--data` is a folder with `boolq`. A model that is there already is left alone, and one that was interrupted goes on from
+what it has kept.
 
 Below `out/data`, in the formats that `data_dir` takes: the new task's questions, and in `teacher` its labels with a
 wrong answer each, as SimPO takes them (`annotations=`); passages that no model has read, for the prior task `text` and
@@ -50,7 +51,11 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 WORDS = 1024
-LENGTH, BATCH = 128, 16
+LENGTH = 128
+READING = {"abilities": (4, 2), "prices": (16, 1)}
+"""Windows of `LENGTH` tokens in a step, and passes over the text."""
+KEPT_EVERY = 500
+"""Steps."""
 WORDINGS = (
     "What does one of the {what} cost?",
     "{who} buys one of the {what}. How many dollars does {who} pay?",
@@ -82,13 +87,17 @@ def main() -> None:
     given = parser.parse_args()
     texts = MIXTURES[given.mixture](given.data, given.out / "data")
     tokenizer = make_tokenizer(texts)
-    order = np.random.default_rng(0).permutation(len(texts))
+    batch, passes = READING[given.mixture]
+    draw = np.random.default_rng(0)
+    order = [i for _ in range(passes) for i in draw.permutation(len(texts))]
     stream = [token for i in order for token in tokenizer.encode(texts[i] + END, add_special_tokens=False)]
     print(f"{len(texts)} texts, {len(stream):,} tokens")
     for size in given.size or SHAPES:
         if not (given.out / size).is_dir():
-            model = train(size, torch.tensor(stream), tokenizer)
+            kept = given.out / f"{size}_unfinished.pt"
+            model = train(size, torch.tensor(stream), batch, tokenizer, kept)
             atomic_folder(given.out / size, lambda folder, model=model: save(folder, model, tokenizer))
+            kept.unlink(missing_ok=True)
 
 
 def passages(data: Path) -> tuple[list[str], list[str]]:
@@ -193,8 +202,10 @@ def make_tokenizer(texts: list[str]) -> Any:
     return fast
 
 
-def train(size: str, stream: torch.Tensor, tokenizer: Any) -> LlamaForCausalLM:
-    """One pass over the tokens, AdamW, cosine to a tenth after a warm-up."""
+def train(size: str, stream: torch.Tensor, batch: int, tokenizer: Any, kept: Path) -> LlamaForCausalLM:
+    """Reads the tokens, `batch` windows a step: AdamW, cosine to a tenth after a warm-up. What has been learned is kept
+    in the file `kept` now and then, and an interrupted training goes on with it to the same weights.
+    """
     width, layers, heads = SHAPES[size]
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -211,17 +222,25 @@ def train(size: str, stream: torch.Tensor, tokenizer: Any) -> LlamaForCausalLM:
     )
     model = LlamaForCausalLM(config)
     optimizer = torch.optim.AdamW(model.parameters(), RATES[size], betas=(0.9, 0.95), weight_decay=0.1)
-    batches = stream[: len(stream) // (LENGTH * BATCH) * LENGTH * BATCH].view(-1, BATCH, LENGTH)
-    begin = time.monotonic()
-    for step, batch in enumerate(batches):
+    batches = stream[: len(stream) // (LENGTH * batch) * LENGTH * batch].view(-1, batch, LENGTH)
+    begin, first = time.monotonic(), 0
+    if kept.is_file():
+        state = torch.load(kept, weights_only=True)
+        first = state["step"]
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    for step in range(first, len(batches)):
         done = step / len(batches)
         for group in optimizer.param_groups:
             group["lr"] = RATES[size] * min(step / 30, 0.55 + 0.45 * math.cos(math.pi * done), 1.0)
-        loss: Any = model(input_ids=batch, labels=batch).loss
+        loss: Any = model(input_ids=batches[step], labels=batches[step]).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        if (step + 1) % KEPT_EVERY == 0:
+            state = {"step": step + 1, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            atomic_write(kept, lambda file, state=state: torch.save(state, file))
         if step % 50 == 0 or step + 1 == len(batches):
             print(
                 f"{size} {step} of {len(batches)}: {loss.item():.3f} nats, {time.monotonic() - begin:.0f} s", flush=True
