@@ -2,10 +2,10 @@ r"""Makes small language models of one family, and the local data for a sweep ov
 
     .venv/bin/python scripts/make_language_bases.py --data DIR --out BASES [--size small|medium|large|huge]
 
-Llama's architecture and one tokenizer for all, each of which reads the same text twice: the Wikipedia passages of
+Llama's architecture and one tokenizer for all, each of which reads the same text once: the Wikipedia passages of
 BoolQ, and conversations that give it several abilities, and the new task `number` by halves (`language_mixture.py`).
-`--data` is a folder with `boolq`. A model that is there already is left alone, and one that was interrupted goes on from
-what it has kept.
+`--data` is a folder with `boolq`. A model that is there already is left alone, and one that was interrupted goes on
+from what it has kept.
 
 Below `out/data`, in the formats that `data_dir` takes: the new task's questions, and in `teacher` its labels with a
 wrong answer each, as SimPO takes them (`annotations=`); passages that no model has read, for the prior task `text` and
@@ -52,7 +52,7 @@ TEMPLATE = (
 )
 WORDS = 1024
 LENGTH = 128
-READING = {"abilities": (4, 2), "prices": (16, 1)}
+READING = {"abilities": (4, 1), "prices": (16, 1)}
 """Windows of `LENGTH` tokens in a step, and passes over the text."""
 KEPT_EVERY = 500
 """Steps."""
