@@ -135,6 +135,7 @@ def test_the_oracle_draws_right_answers_by_their_probabilities(language: Languag
 
 def test_the_entropy_of_formats() -> None:
     """Of the forms alone: neither the numbers nor whether they are right count."""
+    tasks.open_task("math")  # whose module must not stand in for the library of that name
     assert str(tasks.format_entropy(number, ["32", "34", "7"])) == "0.0"
     two = ["32", "34", r"\boxed{32}", r"\boxed{7}"]
     assert tasks.format_entropy(number, two) == pytest.approx(math.log(2))

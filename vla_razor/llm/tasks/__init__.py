@@ -4,10 +4,10 @@ Splits are fixed by rules, not by seeds, so that they are the same everywhere; e
 """
 
 import hashlib
-import math
 from collections import Counter
 from collections.abc import Sequence
 from importlib import import_module
+from math import log  # not `math`: the submodule of that name would take its place
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -87,7 +87,7 @@ def format_entropy(task: ManyAnswers, completions: Sequence[str]) -> float:
     """
     forms = Counter(map(task.format_of, completions))
     shares = [count / len(completions) for count in forms.values()]
-    return abs(sum(share * math.log(share) for share in shares))  # abs: 0 rather than -0
+    return abs(sum(share * log(share) for share in shares))  # abs: 0 rather than -0
 
 
 def is_held_out(group: str, share: float) -> bool:
