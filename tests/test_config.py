@@ -116,7 +116,7 @@ def test_values_take_their_type() -> None:
         ("plasticity", "sft={epoch: 3}", "sft has no key 'epoch'. Did you mean epochs"),
         ("plasticity", "sft={epochs: 0}", "sft: bad value epochs=0: expected a whole number, at least 1."),
         ("plasticity", "rl.prior=drawer", "expected a suite"),
-        ("llm_sft", "task=art", "expected math | science | tool."),
+        ("llm_sft", "task=art", "expected math | science | tool | number."),
         ("eval", "temperature=0", "expected a number above 0 | null."),
     ],
 )

@@ -47,7 +47,15 @@ def small_model(folder: Path, seed: int = 0, words: int = 320, template: str | N
 
 def small_data(folder: Path) -> Path:
     """A few rows of each task, in the published formats."""
-    for name in ("sciknoweval_chemistry_l3", "toolalpaca", "open_reasoner_zero", "gsm8k", "math", "winogrande"):
+    for name in (
+        "sciknoweval_chemistry_l3",
+        "toolalpaca",
+        "open_reasoner_zero",
+        "gsm8k",
+        "math",
+        "winogrande",
+        "number",
+    ):
         (folder / name).mkdir(parents=True)
     choices = {"label": ["A", "B"], "text": ["heavy", "light"]}
     rows = [
@@ -61,6 +69,13 @@ def small_data(folder: Path) -> Path:
     _lines(folder / "math" / "math_foundry.jsonl", [{"context": f"{n} - 1?", "answer": f"{n - 1}"} for n in range(20)])
     tests = [{"prompt": [{"from": "user", "value": f"{n} * 2?"}], "final_answer": str(2 * n)} for n in range(8)]
     (folder / "open_reasoner_zero" / "math500.json").write_text(json.dumps(tests))
+    conditions = [
+        {"above": above, "below": above + 20, "divisor": 2, "remainder": rest}
+        for above in range(10, 80, 10)
+        for rest in (0, 1)
+    ]
+    asked = [{"question": f"Number {n}?", **condition} for n, condition in enumerate(conditions)]
+    _lines(folder / "number" / "questions.jsonl", asked)
     apis = [
         {
             "Name": name,

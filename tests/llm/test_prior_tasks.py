@@ -281,3 +281,59 @@ def test_humaneval_comes_from_its_package_where_the_folder_lacks_it(
     assert prior_tasks.unavailable("humaneval", tmp_path) is None
     file = humaneval.problems_file(tmp_path)
     assert file and len(prior_tasks._problems(file)) == 164
+
+
+def asked_of(questions: list[dict], folder: Path, language: Any) -> list[float]:
+    """What a model earns for questions of the user's own."""
+    (folder / "questions").mkdir(parents=True, exist_ok=True)
+    (folder / "questions" / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
+    assert "own" in prior_tasks.known(folder)
+    found = prior_tasks.evaluate(language, "own", folder, examples=0, batch_size=2, folder=folder / "lm_eval")
+    return list(found.values)
+
+
+def test_ones_own_choices_are_scored_in_the_models_chat_format(tmp_path: Path) -> None:
+    """Against log-likelihoods that are computed here."""
+    language = open_model(small_model(tmp_path / "model"))
+    choices = ["A", "B", "C"]
+    questions = [{"question": f"Which is {n}?", "choices": choices, "answer": n % 3} for n in range(9)]
+    expected = []
+    for row in questions:
+        messages = [{"role": "user", "content": row["question"]}]
+        prompt = list(language.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+        with torch.no_grad():
+            said = language.model(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
+        likely = [float(said[language.tokenizer.encode(choice)[0]]) for choice in choices]
+        expected.append(float(likely.index(max(likely)) == row["answer"]))
+    assert asked_of(questions, tmp_path / "data", language) == expected and 0 < sum(expected) < 9
+
+
+def test_ones_own_questions_are_answered_exactly(tmp_path: Path) -> None:
+    """By a model that has learned one answer by heart."""
+    language = open_model(small_model(tmp_path / "model"), learning=True)
+    messages = [{"role": "user", "content": "Say it."}, {"role": "assistant", "content": "Answer: AB"}]
+    ids = torch.tensor([language.tokenizer.apply_chat_template(messages, return_dict=False)])
+    optimizer = torch.optim.AdamW(language.model.parameters(), 1e-2)
+    for _ in range(40):
+        language.model(ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    answers = ["Answer: AB", "Answer: A", "Answer: AB, or another"]
+    questions = [{"question": "Say it.", "answer": answer} for answer in answers]
+    assert asked_of(questions, tmp_path / "data", language) == [1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("questions", "says"),
+    [
+        ([], "all of them with choices or none"),
+        ([{"question": "A?", "answer": "a"}, {"question": "B?", "answer": 0, "choices": ["a"]}], "or none"),
+        ([{"question": "A?"}], "line 1: no field 'answer'"),
+        ([{"question": "A?", "answer": 3}], "line 1: field 'answer' is 3"),
+        ([{"question": "A?", "answer": 2, "choices": ["a", "b"]}], "line 1: answer 2 is the place of none"),
+    ],
+)
+def test_questions_that_cannot_be_asked_are_named(questions: list[dict], says: str, tmp_path: Path) -> None:
+    language: Any = SimpleNamespace(model=None, tokenizer=None)
+    with pytest.raises(UserError, match=rf"own\.jsonl.*{says}"):
+        asked_of(questions, tmp_path, language)

@@ -14,6 +14,10 @@ from tests.llm.support import small_data, small_model
 from tests.verbs.support import CommandLine, until
 from vla_razor import cli
 from vla_razor.config import compose
+from vla_razor.errors import UserError
+from vla_razor.llm import annotations
+from vla_razor.llm.tasks import number
+from vla_razor.runs import read_config
 from vla_razor.verbs.study.language import Language
 
 SMALL = [
@@ -136,3 +140,51 @@ def test_a_report_tells_the_models_apart(finished: Path, tmp_path: Path) -> None
     assert set(entry["bases"]) == {"one", "two"} and set(entry["frontiers"]) == {"sft one", "sft two"}
     assert (tmp_path / "run" / "plots" / "language" / "1_trade_off.svg").is_file()
     assert result.output.count("in no fit: sft_") == 2
+
+
+def test_labels_are_drawn_for_each_model_and_seed(tmp_path: Path) -> None:
+    words = (
+        "task=number",
+        "method=sft,sft_own,sft_oracle,grpo",
+        "model=A,B",
+        "seed=0,1",
+        "llm_grpo.kl_coefficient=0,0.1",
+    )
+    study = Language(compose("llm_sweep", words), tmp_path)
+    plan = study.plan()
+    assert {one.label for one in plan} == {"sft", "sft_own", "sft_oracle", "grpo", "grpo kl_coefficient=0.1"}
+    folders = {one.folder.name: study._labels(one) for one in plan}
+    assert folders["sft_own_2_seed1"] == tmp_path / "own_2_seed1"
+    assert folders["sft_oracle_1_seed0"] == tmp_path / "oracle_1_seed0"
+    assert folders["sft_1_seed0"] is None is folders["grpo_4_seed1"]
+    with pytest.raises(UserError, match="right answers of task=science cannot be listed"):
+        Language(compose("llm_sweep", ("task=science", "method=sft,sft_oracle")), tmp_path).plan()
+
+
+@pytest.mark.slow
+def test_a_sweep_of_the_task_with_many_right_answers(vla_razor: CommandLine, tmp_path: Path) -> None:
+    """The oracle's labels, GRPO, and a prior task of one's own, as a process."""
+    data = small_data(tmp_path / "rows")
+    (data / "questions").mkdir()
+    questions = [{"question": f"Which is {n}?", "choices": ["A", "B"], "answer": n % 2} for n in range(4)]
+    (data / "questions" / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
+    words = ["task=number", f"data_dir={data}", f"model={small_model(tmp_path / 'model')}", "launcher=here"]
+    words += ["method=sft_oracle,grpo", "dtype=float32", "device=cpu", "logger=none"]
+    for verb in ("llm_sft", "llm_grpo"):
+        words += [f"{verb}.{word}" for word in ("max_steps=2", "save_every=1", "warmup_steps=0", "learning_rate=1e-3")]
+        words += [f"{verb}.{word}" for word in ("probe_prompts=2", "max_new_tokens=8", "gradient_checkpointing=false")]
+    words += ["llm_sft.batch_size=4", "llm_grpo.group_size=4", "llm_grpo.prompts_per_step=2"]
+    words += ["llm_eval.prior_tasks=[own]", "llm_eval.temperature=1.0", "llm_eval.max_new_tokens=8"]
+    out = tmp_path / "out"
+    vla_razor.run("llm", "sweep", *words, f"out={out}")
+    labels = annotations.read(out / "oracle_seed0")
+    assert labels and all(number.rewards([one.chosen or ""], [one.gold]) == [1.0] for one in labels)
+    config = read_config(out / "sft_oracle_seed0" / "config.yaml")
+    assert config.annotations == str(out / "oracle_seed0")
+    found = rows(out)
+    assert {run for run, _ in found} == {"base", "sft_oracle_seed0", "grpo_seed0"}
+    assert found["sft_oracle_seed0", 2]["forward_kl_per_token"] > 0 == found["base", 0]["forward_kl_per_token"]
+    assert found["sft_oracle_seed0", 2]["prior"] == found["sft_oracle_seed0", 2]["prior_own"]
+    steps = [json.loads(line) for line in (out / "grpo_seed0" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in steps if "format_entropy" in row] == [0, 1, 2]
+    assert found["grpo_seed0", 2]["format_entropy"] is not None

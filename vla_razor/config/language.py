@@ -95,6 +95,9 @@ class LlmAnnotate(LlmCommon):
     api_key_variable: k.Text = key("OPENAI_API_KEY", "environment variable that holds the endpoint's key")
     samples: k.Count = key(16, "to a prompt, at most", "responses")
     rejected: k.Switch = key(False, "keep a wrong response too, for SimPO")
+    oracle: k.Switch = key(
+        False, "draw from the local teacher restricted to right answers, where the task lists them", before=False
+    )
     requests_per_minute: k.Count = key(600, "at most", "requests")
     concurrency: k.Count = key(8, "at a time, of an endpoint (100 at most) or a local teacher", "responses")
     timeout: k.Positive = key(900.0, "for a response: 16,384 tokens at 20 a second take 820", "seconds")
@@ -119,6 +122,7 @@ class LlmEval(Generating, LlmCommon):
     examples: k.Whole = key(0, "of each prior task; 0: all", "examples")
     run_code: k.Switch = key(False, "run the programs that the model writes for humaneval, in a process with limits")
     eval_prompts: k.Whole = key(0, "of the new task's test split; 0: all", "prompts")
+    temperature: k.Number = key(0.0, "at which the new task is answered; 0: by the likeliest tokens", before=0.0)
 
 
 class LlmProbe(LlmCommon):
@@ -144,6 +148,9 @@ class LlmCompared(Launched, LlmCommon):
     llm_grpo: k.Section = section(eval_prompts=0)
     llm_reinforce: k.Section = section(eval_prompts=0)
     llm_simpo: k.Section = section(eval_prompts=0)
+    llm_annotate: k.Section = key(
+        {"max_new_tokens": 2048}, "settings of that verb for sft_own and sft_oracle's labels", before={}
+    )
     llm_eval: k.Section = section()
 
 

@@ -2,7 +2,8 @@
 
 Local files are turned into the rows of the Hub's data sets, and lm-eval's own task is told to read these, so that
 prompts, metrics and few-shot examples stay lm-eval's. HumanEval runs what the model wrote (`code.py`), and only where
-asked for. `text` is not a benchmark but a text of the user's, scored by lm-eval's rolling log-likelihood.
+asked for. `text` is not a benchmark but a text of the user's, scored by lm-eval's rolling log-likelihood. Questions of
+the user's own, put in the model's chat format, are a prior task for each file of `questions` in the folder.
 """
 
 import csv
@@ -163,6 +164,41 @@ def _text(data_dir: Path) -> dict[str, Any]:
     }
 
 
+def _questions(path: Path) -> dict[str, Any]:
+    """lm-eval's task on a file of the user's own questions: lines of {"question": ..., "choices": [...], "answer": 0},
+    right where that choice is the likeliest, or of {"question": ..., "answer": "..."}, right where the model writes
+    that and nothing else.
+    """
+    rows = list(from_lines(path))
+    with_choices = [row for row in rows if row.has("choices")]
+    if not rows or len(with_choices) not in (0, len(rows)):
+        raise UserError(f"{path}: expected questions, all of them with choices or none.")
+    task = {
+        "task": f"local_{path.stem}",
+        "test_split": "test",
+        "doc_to_text": "{{question}}",
+        "target_delimiter": "",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }
+    if with_choices:
+        docs = [_picked(row, ("question", "choices", "answer")) for row in rows]
+        for row, doc in zip(rows, docs, strict=True):
+            if doc["answer"] not in range(len(doc["choices"])):
+                raise UserError(f"{row.where}: answer {doc['answer']!r} is the place of none of the choices, from 0.")
+        task |= {"output_type": "multiple_choice", "doc_to_choice": "{{choices}}", "doc_to_target": "answer"}
+    else:
+        docs = [{"question": row.text("question"), "answer": row.text("answer")} for row in rows]
+        longest = max(len(doc["answer"].encode()) for doc in docs)  # a token has at least a byte
+        task |= {
+            "output_type": "generate_until",
+            "doc_to_target": "{{answer}}",
+            "process_results": lambda doc, results: {"acc": float(results[0].strip() == doc["answer"])},
+            # Of the tokens one is for the end: what goes on is not the answer.
+            "generation_kwargs": {"until": [], "max_gen_toks": longest + 1, "do_sample": False},
+        }
+    return task | {"custom_dataset": lambda **_: {"test": Dataset.from_list(docs)}}
+
+
 def _problems(path: Path) -> list[dict[str, Any]]:
     try:
         lines = gzip.decompress(path.read_bytes()).decode().splitlines()
@@ -183,6 +219,13 @@ BENCHMARKS = {
     "humaneval": Benchmark("humaneval", "pass_at_1", "", "openai/openai_humaneval", lambda _: {}),
     "text": Benchmark("text", "byte_probability", "", "", lambda _: {}),
 }
+QUESTIONS = Benchmark("questions", "acc", "", "", lambda _: {})
+
+
+def known(data_dir: Path | None) -> list[str]:
+    """The benchmarks, and the user's own questions."""
+    files = (data_dir / "questions").glob("*.jsonl") if data_dir else ()
+    return [*BENCHMARKS, *sorted(path.stem for path in files)]
 
 
 def unavailable(name: str, data_dir: Path | None) -> str | None:
@@ -202,7 +245,8 @@ def data_version(name: str, data_dir: Path | None) -> str | None:
     """
     file = humaneval.problems_file(data_dir) if name == "humaneval" else None
     if file or data_dir:
-        place = file or cast(Path, data_dir) / name
+        folder = cast(Path, data_dir)
+        place = file or (folder / name if name in BENCHMARKS else _file(folder, name))
         digest = hashlib.sha256()  # of a file, or of the files in a folder, with their names
         for path in sorted(path for path in (place, *place.rglob("*")) if path.is_file()):
             digest.update(f"{path.relative_to(place.parent)} {path.stat().st_size} ".encode())
@@ -237,9 +281,11 @@ def evaluate(
 
     if reason := unavailable(name, data_dir):
         raise UserError(f"{name}: {reason}")
-    benchmark = BENCHMARKS[name]
-    if name == "humaneval":
-        parts: list[Any] = [_humaneval(data_dir)]
+    benchmark = BENCHMARKS.get(name, QUESTIONS)
+    if benchmark is QUESTIONS:
+        parts: list[Any] = [_questions(_file(cast(Path, data_dir), name))]
+    elif name == "humaneval":
+        parts = [_humaneval(data_dir)]
     elif name == "text" and data_dir:
         parts = [_text(data_dir)]
     else:
@@ -260,6 +306,7 @@ def evaluate(
             limit=limit,
             bootstrap_iters=0,  # standard errors and pooling are our own, from the samples
             log_samples=True,
+            apply_chat_template=benchmark is QUESTIONS,
         )
     except ConnectionError as error:
         raise RunFailed(f"{benchmark.name} could not be loaded from the Hub: {error}. Give data_dir=DIR.") from error
@@ -274,6 +321,10 @@ def mean(scores: Sequence[Score]) -> tuple[float, float]:
     """The mean score of several benchmarks, each weighing the same, and its standard error."""
     count = len(scores)
     return sum(s.score for s in scores) / count, math.sqrt(sum(s.standard_error**2 for s in scores)) / count
+
+
+def _file(data_dir: Path, name: str) -> Path:
+    return data_dir / "questions" / f"{name}.jsonl"
 
 
 def _write(benchmark: Benchmark, data_dir: Path, folder: Path) -> Iterator[str]:

@@ -32,6 +32,7 @@ MEASURES = {
     "displacement": Measure("displacement", "nats an action"),
     "spillover": Measure("spillover", "nats a token"),
     "entropy": Measure("entropy", "nats a token"),
+    "format_entropy": Measure("entropy of the answers' formats", "nats"),
     "weight_l1": Measure("the weights' change", "L1"),
     "weight_l2": Measure("the weights' change", "L2"),
     "weight_fisher": Measure("the weights' change", "Fisher"),
@@ -45,10 +46,11 @@ MEASURES = {
 }
 FORWARD_KL = "forward_kl_per_token"
 """What is compared across domains, and what the law is of unless told otherwise."""
+ENTROPIES = ("entropy", "format_entropy")
 DISTANCES = tuple(
     name
     for name in MEASURES
-    if name not in ("forward_kl_per_action", "forward_kl_per_completion", "entropy")  # multiples of it, and no distance
+    if name not in ("forward_kl_per_action", "forward_kl_per_completion", *ENTROPIES)  # multiples of it; no distances
 )
 """What may predict forgetting: 0 where nothing has moved, but for the weights unchanged."""
 SHORT = {

@@ -4,14 +4,16 @@ Splits are fixed by rules, not by seeds, so that they are the same everywhere; e
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from importlib import import_module
+from math import log  # not `math`: the submodule of that name would take its place
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
 from vla_razor.errors import UserError, nearest
 
-NAMES = ("math", "science", "tool")
+NAMES = ("math", "science", "tool", "number")
 LONGEST = 100_000
 """Characters of a completion that a reward looks at; what is longer earns nothing."""
 
@@ -54,12 +56,38 @@ class Task(Protocol):
         ...
 
 
+class ManyAnswers(Task, Protocol):
+    """What the module of a task has beside that, if it can list all the right answers to a question."""
+
+    def solutions(self, gold: str) -> list[str]:
+        """Every completion that earns a reward, up to spaces around it."""
+        ...
+
+    def format_of(self, completion: str) -> str:
+        """The name of the form in which a completion answers, right or wrong."""
+        ...
+
+
 def open_task(name: str) -> Task:
     """The task of this name. Raises UserError for an unknown one."""
     if name not in NAMES:
         raise UserError(f"unknown task {name!r}. {nearest(name, NAMES)}")
     module: Any = import_module(f"vla_razor.llm.tasks.{name}")
     return cast(Task, module)
+
+
+def listing(task: Task) -> ManyAnswers | None:
+    """The task, if it can list all the right answers to a question."""
+    return cast(ManyAnswers, task) if hasattr(task, "solutions") else None
+
+
+def format_entropy(task: ManyAnswers, completions: Sequence[str]) -> float:
+    """Entropy in nats of the forms in which the completions answer: 0 where all are alike. Of N samples in K forms it
+    is too low by about (K - 1) / 2N.
+    """
+    forms = Counter(map(task.format_of, completions))
+    shares = [count / len(completions) for count in forms.values()]
+    return abs(sum(share * log(share) for share in shares))  # abs: 0 rather than -0
 
 
 def is_held_out(group: str, share: float) -> bool:

@@ -2,8 +2,9 @@
 
 Each training prompt is put to the teacher until a response earns the task's reward, 16 times at most; that response, a
 reasoning model's chain included, is what SFT trains on, and with `rejected=true` the first wrong one is SimPO's other
-half. The teacher is an endpoint that speaks OpenAI's interface, or a local model. Every finished prompt is on the disk
-at once, so that a run that was interrupted loses no more than the prompts that were being asked.
+half. The teacher is an endpoint that speaks OpenAI's interface, or a local model, or with `oracle=true` a local model
+restricted to right answers, where the task can list them. Every finished prompt is on the disk at once, so that a run
+that was interrupted loses no more than the prompts that were being asked.
 
 Where it departs from the paper: its teachers were DeepSeek R1 (math, 96% covered) and GPT-4o (science, all of it), here
 `teacher` is any. Of the wrong responses it says only that they are an external model's; here they are the teacher's.
@@ -19,7 +20,8 @@ from rich.table import Table
 from vla_razor.errors import RunFailed, UserError
 from vla_razor.llm import annotations
 from vla_razor.llm.annotating import annotate
-from vla_razor.llm.tasks import Example, open_task, subset
+from vla_razor.llm.models import open_model
+from vla_razor.llm.tasks import Example, ManyAnswers, listing, open_task, subset
 from vla_razor.llm.teacher import Teacher
 from vla_razor.progress import progress
 from vla_razor.runs import Run
@@ -43,7 +45,7 @@ def run(config: DictConfig, run: Run) -> None:
     missing = [(index, example) for index, example in enumerate(examples) if example.prompt not in done]
     for step, one in enumerate(kept, 1):
         run.log(step, covered=one.chosen is not None, samples=one.samples)
-    made = annotate(missing, _teacher(config), task.rewards, samples=config.samples, rejected=config.rejected)
+    made = annotate(missing, _teacher(config, examples), task.rewards, samples=config.samples, rejected=config.rejected)
     covered = sum(annotation.chosen is not None for annotation in kept)
     try:
         with progress("annotate", len(examples), len(kept)) as advance:
@@ -63,11 +65,18 @@ def run(config: DictConfig, run: Run) -> None:
     _report(Console(), config, summary)
 
 
-def _teacher(config: DictConfig) -> Teacher:
+def _teacher(config: DictConfig, examples: list[Example]) -> Teacher:
+    if config.oracle:
+        from vla_razor.llm.oracle import Oracle
+
+        answers = check_oracle(config.task)
+        if config.rejected or config.endpoint:
+            raise UserError("oracle=true is of a local model, and never wrong: it needs rejected=false, endpoint=null.")
+        model = open_model(config.teacher or config.model, device=config.device, dtype=config.dtype)
+        return Oracle(model, answers, examples, seed=config.seed)
     settings = {"temperature": config.temperature, "max_new_tokens": config.max_new_tokens}
     if config.endpoint is None:
         from vla_razor.llm.local_teacher import LocalTeacher
-        from vla_razor.llm.models import open_model
 
         model = open_model(config.teacher or config.model, device=config.device, dtype=config.dtype)
         return LocalTeacher(model, responses_at_once=config.concurrency, seed=config.seed, **settings)
@@ -84,6 +93,14 @@ def _teacher(config: DictConfig) -> Teacher:
         timeout=config.timeout,
         **settings,
     )
+
+
+def check_oracle(task: str) -> ManyAnswers:
+    """The task, which can list the right answers to a question. Raises UserError for one that cannot."""
+    answers = listing(open_task(task))
+    if answers is None:
+        raise UserError(f"the right answers of task={task} cannot be listed, so it has no oracle; task=number has one.")
+    return answers
 
 
 def _report(console: Console, config: DictConfig, summary: dict[str, Any]) -> None:

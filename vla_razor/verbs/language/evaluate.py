@@ -1,5 +1,5 @@
 """`vla-razor llm eval`: what a language model can do (RL's Razor, Section 3.1 and Appendix B.1): the new task's test
-prompts by its likeliest tokens, and the prior tasks by lm-eval.
+prompts by its likeliest tokens, or sampled at `temperature`, and the prior tasks by lm-eval.
 
 Scores of prior tasks are cached by the model, the data and lm-eval's version, so that a base is evaluated once.
 """
@@ -32,7 +32,7 @@ def run(config: DictConfig, run: Run) -> None:
     task = tasks.open_task(config.task)
     asked = tasks.subset(splits_of(config, task).test, config.eval_prompts)
     language = open_model(config.model, device=config.device, dtype=config.dtype)
-    answers = answers_of(config, language, task, asked, config.task)
+    answers = answers_of(config, language, task, asked, config.task, config.temperature)
     new = Score([float(answer) for answer in answers])
     prior: dict[str, Score] = {}
     with progress("prior tasks", len(names)) as advance:
@@ -72,10 +72,11 @@ def present(
 
 def available(config: DictConfig, data_dir: str | None) -> tuple[list[str], dict[str, str]]:
     """The prior tasks that can be run here, and why the others cannot. Raises UserError for one that there is not."""
-    for name in config.prior_tasks:
-        if name not in prior_tasks.BENCHMARKS:
-            raise UserError(f"prior_tasks: unknown {name!r}. {nearest(name, prior_tasks.BENCHMARKS)}")
     folder = Path(data_dir) if data_dir else None
+    known = prior_tasks.known(folder)
+    for name in config.prior_tasks:
+        if name not in known:
+            raise UserError(f"prior_tasks: unknown {name!r}. {nearest(name, known)}")
     reasons = {name: prior_tasks.unavailable(name, folder) for name in config.prior_tasks}
     if "humaneval" in reasons and not config.run_code:
         reasons["humaneval"] = "it runs programs that the model writes: say run_code=true to allow it"

@@ -10,7 +10,7 @@ from vla_razor.errors import UserError
 from vla_razor.llm import probe_set, tasks
 from vla_razor.llm.models import LanguageModel, source_of
 from vla_razor.llm.probe_set import ProbeSet
-from vla_razor.llm.sampling import sample
+from vla_razor.llm.sampling import Done, sample
 from vla_razor.llm.tasks import Example, Splits, Task
 from vla_razor.progress import progress
 
@@ -49,18 +49,37 @@ def probe_of(config: DictConfig, language: LanguageModel, test: list[Example]) -
         )
 
 
-def answers_of(config: DictConfig, language: LanguageModel, task: Task, asked: list[Example], title: str) -> list[bool]:
-    """Which of the prompts the model answers right with greedy decoding, as benchmarks do."""
-    settings = {"temperature": 0.0, "max_new_tokens": config.max_new_tokens, "seed": 0}
+def answers_of(
+    config: DictConfig, language: LanguageModel, task: Task, asked: list[Example], title: str, temperature: float = 0.0
+) -> list[bool]:
+    """Which of the prompts the model answers right: with greedy decoding, as benchmarks do, or where there is a
+    temperature by a sample, the same for the same model.
+    """
+    with progress(title, _batches(config, asked)) as advance:
+        texts = completions_of(config, language, asked, temperature=temperature, seed=0, done=advance)
+        rewards = task.rewards(texts, [example.gold for example in asked])
+    return [reward == 1.0 for reward in rewards]
+
+
+def completions_of(
+    config: DictConfig,
+    language: LanguageModel,
+    asked: list[Example],
+    *,
+    temperature: float,
+    seed: int,
+    done: Done = lambda: None,
+) -> list[str]:
+    """What a model, which may be in training and is left as it was, says to each prompt."""
+    settings = {"temperature": temperature, "max_new_tokens": config.max_new_tokens, "seed": seed}
     # Products are computed in `config.dtype`, whatever the weights are.
     kind, enabled = device_named(config.device).type, config.dtype == "bfloat16"
     was_training = language.model.training
     language.model.eval()
-    with torch.autocast(kind, torch.bfloat16, enabled=enabled), progress(title, _batches(config, asked)) as advance:
-        found = sample(language, asked, **settings, batch_size=config.micro_batch_size, done=advance)
-        language.model.train(was_training)
-        rewards = task.rewards([one.text for one in found], [example.gold for example in asked])
-    return [reward == 1.0 for reward in rewards]
+    with torch.autocast(kind, torch.bfloat16, enabled=enabled):
+        found = sample(language, asked, **settings, batch_size=config.micro_batch_size, done=done)
+    language.model.train(was_training)
+    return [one.text for one in found]
 
 
 def _batches(config: DictConfig, examples: list[Example]) -> int:

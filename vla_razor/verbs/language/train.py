@@ -2,7 +2,8 @@
 Sections 3.1 and 5.1, Appendix B.1).
 
 TRL trains; forward KL from the base is measured on the probe set along the way, over the whole vocabulary, at the
-base's own completions of test prompts. Base and tuned model answer the same test prompts, by their likeliest tokens.
+base's own completions of test prompts. Of a task that knows in which form a completion answers, so is the entropy of
+these forms, first of all the base's. Base and tuned model answer the same test prompts, by their likeliest tokens.
 
 Where it departs from the paper: SFT without annotations learns the gold answers alone, without reasoning.
 """
@@ -25,11 +26,11 @@ from vla_razor.llm import annotations, probe_set, tasks, training
 from vla_razor.llm.callbacks import RunCallback, trainer_folder
 from vla_razor.llm.models import LanguageModel, open_model
 from vla_razor.llm.probe_set import ProbeSet
-from vla_razor.llm.tasks import Splits
+from vla_razor.llm.tasks import Example, Splits, Task
 from vla_razor.runs import Run
 from vla_razor.statistics import paired_difference, wilson
 from vla_razor.study.measures import MEASURES, logged
-from vla_razor.verbs.language.steps import answers_of, probe_of, splits_of
+from vla_razor.verbs.language.steps import answers_of, completions_of, probe_of, splits_of
 
 
 def run(config: DictConfig, run: Run) -> None:
@@ -48,8 +49,13 @@ def run(config: DictConfig, run: Run) -> None:
         if not kept.is_file():
             write_json(kept, answers_of(config, language, task, asked, "base answers") if asked else [])
         base: list[bool] = json.loads(kept.read_text())
-    # The probe set and the answers are the base's: both are made before the first update.
-    callback = RunCallback(run, config.probe_every, lambda: _moved(config, language, probe))
+    # The probe set, the answers and the first diversity are the base's: they are measured before the first update.
+    probed = tasks.subset(splits.test, config.probe_prompts)
+    callback = RunCallback(
+        run, config.probe_every, lambda: _moved(config, language, probe) | _diversity(config, language, task, probed)
+    )
+    if not run.step and (diversity := _diversity(config, language, task, probed)):
+        run.log(0, **diversity)
     folder, callbacks = trainer_folder(run), [callback]
     if config.verb == "llm_sft":
         trainer: Any = training.sft(language, config, data, folder, callbacks)
@@ -122,3 +128,12 @@ def _data(config: DictConfig, splits: Splits) -> Any:
 
 def _moved(config: DictConfig, language: LanguageModel, probe: ProbeSet | None) -> dict[str, Any]:
     return probe_set.measure(language, probe, config.micro_batch_size) if probe else {}
+
+
+def _diversity(config: DictConfig, language: LanguageModel, task: Task, probed: list[Example]) -> dict[str, float]:
+    """In how many forms the model answers; empty where it is not to be measured, or the task knows none."""
+    answers = tasks.listing(task)
+    if not config.probe_every or answers is None:
+        return {}
+    texts = completions_of(config, language, probed, temperature=1.0, seed=config.seed)
+    return {"format_entropy": tasks.format_entropy(answers, texts)}

@@ -1,7 +1,7 @@
 """A study of language models: which methods there are, what they begin from, and how its runs are evaluated."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,22 @@ from rich.console import Console
 from vla_razor.errors import UserError, nearest
 from vla_razor.llm.models import open_model
 from vla_razor.llm.representations import weights_of
-from vla_razor.verbs import LLM_TRAINING
+from vla_razor.verbs.language import annotate
 from vla_razor.verbs.language import evaluate as llm_eval
 from vla_razor.verbs.study import axes, comparison
 from vla_razor.verbs.study.axes import Training
 from vla_razor.verbs.study.comparison import ANSWERS, Kinds, Outcome
 from vla_razor.verbs.study.stages import stage
 
-VERBS = {method: f"llm_{method}" for method in LLM_TRAINING}
+METHODS: Mapping[str, tuple[str, str | None]] = {
+    "sft": ("llm_sft", None),
+    "sft_own": ("llm_sft", "own"),
+    "sft_oracle": ("llm_sft", "oracle"),
+    "grpo": ("llm_grpo", None),
+    "reinforce": ("llm_reinforce", None),
+    "simpo": ("llm_simpo", None),
+}
+"""The verb of each, and what the study makes it labels of; None where it learns from `annotations`, or from rewards."""
 VARIANTS = ("kl_coefficient", "lora_rank")
 """Settings that make a method another one in the table."""
 LARGEST = 1024
@@ -32,10 +40,12 @@ class Language:
 
     cold_start      SFT that teaches a model the form of an answer, where `config.cold_start` says so
     base            the model that is fine-tuned, evaluated
+    own, oracle     labels: the base's own right answers (rejection sampling), the oracle's
     <run>           a training
     <run>_step_10   its checkpoint, evaluated
 
-    Where there are several models, their numbers end the first two names: base_2.
+    Where there are several models, their numbers end the first names: base_2. A seed's labels end as its runs do:
+    own_2_seed0.
     """
 
     def __init__(self, config: DictConfig, out: Path) -> None:
@@ -44,18 +54,23 @@ class Language:
     def plan(self) -> list[Training]:
         """The runs: every combination of the axes' values that a method knows, each once.
 
-        Raises UserError where no method knows an axis, a value is refused by its rule, or the cold start has a setting
-        that SFT has not.
+        Raises UserError where no method knows an axis, a value is refused by its rule, the cold start has a setting
+        that SFT has not, or the task has no oracle.
         """
         config = self.config
         for key in config.cold_start or ():
             if key not in config.llm_sft:
                 raise UserError(f"cold_start: unknown key {key!r}. {nearest(key, map(str, config.llm_sft))}")
-        trainings = axes.plan(config, self.out, VERBS, shared=("model",), variants=VARIANTS)
+        verbs = {method: verb for method, (verb, _) in METHODS.items()}
+        trainings = axes.plan(config, self.out, verbs, shared=("model",), variants=VARIANTS)
+        if any(training.method == "sft_oracle" for training in trainings):
+            annotate.check_oracle(config.task)
         return [replace(one, model=str(one.changes.get("model", config.model))) for one in trainings]
 
     def prepare(self, trainings: Sequence[Training]) -> None:
-        """Give every model its cold start, and evaluate it. Raises UserError where no prior task can be run here."""
+        """Give every model its cold start, evaluate it, and draw the labels that runs learn from. Raises UserError
+        where no prior task can be run here.
+        """
         names, skipped = llm_eval.available(self.config.llm_eval, self.config.data_dir)
         if not names:
             raise UserError(f"no prior task can be run here, and there is nothing to forget: {skipped}")
@@ -67,12 +82,19 @@ class Language:
                 changes = {**self.config.cold_start, "probe_every": 0, "eval_prompts": 0}
                 stage(self.console, self.config, self._of("cold_start", model), "llm_sft", model=model, **changes)
             stage(self.console, self.config, self._of("base", model), "llm_eval", model=self._base(model))
+        for training in trainings:
+            if folder := self._labels(training):
+                changes = {"model": self._base(training.model), "seed": training.seed}
+                changes["oracle"] = METHODS[training.method][1] == "oracle"
+                stage(self.console, self.config, folder, "llm_annotate", **changes)
 
     def train(self, training: Training) -> None:
         """Do a run, or go on with it; it is measured wherever it saves."""
-        verb, base = VERBS[training.method], self._base(training.model)
+        verb, base = METHODS[training.method][0], self._base(training.model)
         saves = training.changes.get("save_every", self.config[verb].save_every)
-        changes = {**training.changes, "model": base, "seed": training.seed, "probe_every": saves}
+        folder = self._labels(training)
+        labels = {"annotations": str(folder)} if folder else {}
+        changes = {**labels, **training.changes, "model": base, "seed": training.seed, "probe_every": saves}
         stage(self.console, self.config, training.folder, verb, **changes)
         comparison.measure_weights(
             base, training, self.config.checkpoints, lambda spec: weights_of(open_model(spec)), largest=LARGEST
@@ -117,6 +139,14 @@ class Language:
     def _of(self, name: str, model: str) -> Path:
         models = list(dict.fromkeys(self.config.axes.get("model", [model])))
         return self.out / (f"{name}_{models.index(model) + 1}" if len(models) > 1 else name)
+
+    def _labels(self, training: Training) -> Path | None:
+        """Where the labels are that the study makes for a run."""
+        kind = METHODS[training.method][1]
+        if kind is None:
+            return None
+        name = self._of(kind, training.model).name
+        return self.out / (name + training.folder.name.removeprefix(training.setting))
 
     def _evaluations(self, trainings: Sequence[Training]) -> dict[Path, Path]:
         """Where each checkpoint is evaluated."""

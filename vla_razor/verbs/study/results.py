@@ -14,7 +14,7 @@ from vla_razor.files import atomic_write
 from vla_razor.plots import Bars, Curve, Point
 from vla_razor.statistics import Difference
 from vla_razor.study import law, table
-from vla_razor.study.measures import MEASURES
+from vla_razor.study.measures import ENTROPIES, MEASURES
 from vla_razor.verbs.measure.evaluate import FPS, film_path
 from vla_razor.verbs.study.axes import Training
 from vla_razor.verbs.study.comparison import Column, Outcome, change
@@ -41,7 +41,7 @@ def write_rows(out: Path, outcomes: Sequence[Outcome], failures: Mapping[Trainin
         earned = one.earned["prior"][one.scale.headlined]
         moved: dict[str, float | None] = {name: one.drift.get(name) for name in MEASURES}
         if one.method == "base":  # which has not moved, though nobody measured it
-            moved |= {name: 1.0 if "sparsity" in name else 0.0 for name in MEASURES if name != "entropy"}
+            moved |= {name: 1.0 if "sparsity" in name else 0.0 for name in MEASURES if name not in ENTROPIES}
         rows.append(
             {
                 "domain": one.domain,

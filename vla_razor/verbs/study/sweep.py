@@ -13,7 +13,8 @@ teacher that acts unlike the base, as the paper's demonstrator does and as `far`
 successes from the same grid (rejection sampling: what it fits is the base given success, the policy among those that
 succeed that is nearest to it; the paper's Section 5.2); `sft_replay`, sft with demonstrations of the prior tasks, by
 the same policy, in every batch; `rl`; `distill`, the expert's actions at the states that the policy visits. Of language
-models: `sft`, `grpo`, `reinforce`, `simpo`.
+models: `sft` and `simpo` on `annotations`; `sft_own` on the base's own right answers; `sft_oracle` on those of the base
+restricted to right answers and renormalised, where the task can list them; `grpo`, `reinforce`.
 
 `interpolated=[0.5]` measures, beside each run, the policy half of the way from the base to its last one (WiSE-FT).
 
