@@ -90,6 +90,12 @@ class Training(Probed, BesidePrior, Ranked):
     spillover_coefficient: k.Number = key(
         0.0, "weight of a penalty on KL(base || tuned) at the same images under other_instructions", before=0.0
     )
+    replay: k.Text | None = key(
+        None, "folder that `vla-razor collect --env drawer` wrote, to learn prior tasks again", before=None
+    )
+    replay_coefficient: k.Number = key(
+        0.0, "weight of a penalty on the cross-entropy of what is replayed; sft at 0: replay_share instead", before=0.0
+    )
     penalties: k.Coefficients = key(
         {}, "of your own, with their weights: a class charges for each decision (CONTRIBUTING.md)", before={}
     )
@@ -189,8 +195,7 @@ class Sft(Supervised):
 
     demos: k.Text | None = key(None, "folder that `vla-razor collect` or `import` wrote")
     epochs: k.Count = key(1, "over the demonstrations", "passes")
-    replay: k.Text | None = key(None, "folder that `vla-razor collect --env drawer` wrote, to learn prior tasks again")
-    replay_share: k.Part = key(0.25, "share of every batch, where there is a replay")
+    replay_share: k.Part = key(0.25, "share of every batch, where there is a replay and no replay_coefficient")
     save_every: k.Count = 50
     probe_every: k.Whole = 50
 

@@ -15,6 +15,7 @@ from vla_razor.runs import Run
 from vla_razor.study.forecast import Guard
 from vla_razor.training.base import Base, open_policies
 from vla_razor.training.measuring import finish, measure, open_probe
+from vla_razor.training.penalties import replay
 from vla_razor.training.trainer import NotFinite, Trainer, is_due
 
 
@@ -59,6 +60,7 @@ def fit(config: DictConfig, run: Run, begin: Callable[[DictConfig, Trainable, Ba
     """Fine-tune `config.policy` on `config.env`; goes on where a resumed run stopped. Several ranks do the same, each
     with a share of the episodes and of what is learnt from them.
     """
+    replay.check(config)
     state = run.restore()
     guard = Guard.of(config, "robot")
     policy, base = open_policies(config, run)

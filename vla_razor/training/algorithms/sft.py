@@ -10,7 +10,8 @@ they are, so that SFT and REINFORCE train the same parameters in the same way. T
 at the demonstrated states unless `kl_coefficient` asks for one, none on it at the same images under the instructions of
 other tasks (what the policy would do there if it were asked to; none of these tasks is needed) unless
 `spillover_coefficient` does, and no replay unless `replay` does: demonstrations of the prior tasks, which take
-`replay_share` of every batch. An epoch is then still one of the new task's.
+`replay_share` of every batch. An epoch is then still one of the new task's. With a `replay_coefficient` they are a
+penalty instead, as in the other algorithms.
 """
 
 from collections.abc import Iterator
@@ -48,7 +49,7 @@ class SFT:
         self.data = demonstrations.load(config.demos, config.env, policy.seen)
         recorded.check_actions(policy, self.data, config.demos)
         self.count = len(self.data.actions)
-        if config.replay is not None:
+        if replayed_per_batch(config):
             self.data = self.data.followed_by(demonstrations.load(config.replay, config.prior, policy.seen))
         self.tokens = policy.tokenize(self.data.actions, self.data.episode)
         self.rounds = config.epochs * -(-self.count // (config.batch_size - replayed_per_batch(config)))
@@ -73,13 +74,11 @@ class SFT:
 
 
 def check(config: DictConfig) -> None:
-    """Raises UserError where there are no demonstrations, or a replay cannot be."""
+    """Raises UserError where there are no demonstrations, or a batch is too small for a replay."""
     if config.demos is None:
         collect = f"vla-razor collect --env {config.env.name} --out DIR"
         raise UserError(f"sft needs demonstrations: demos=DIR. Make them with: {collect}")
     replayed_per_batch(config)
-    if config.replay is not None and config.prior is None:
-        raise UserError("replay is of prior tasks: prior=null names none.")
 
 
 def features(policy: Trainable, config: DictConfig, data: Demonstrations) -> Float[Tensor, "N ..."] | None:
@@ -113,7 +112,7 @@ def batch(config: DictConfig, step: int, count: int, total: int) -> Int[Tensor, 
 
 def replayed_per_batch(config: DictConfig) -> int:
     """How many of a batch are replayed. Raises UserError where a batch is too small to hold both."""
-    if config.replay is None:
+    if config.replay is None or config.replay_coefficient:
         return 0
     replayed = round(config.replay_share * config.batch_size)
     if not 0 < replayed < config.batch_size:

@@ -1,7 +1,8 @@
 """What a training pays for beside its own objective: the ways to forget less, a file each, which all algorithms share.
 
-`kl_coefficient` and `spillover_coefficient` ask for those that are here, `penalties={package.module:Class: 0.1}` for
-one from anywhere. A class is made once, for a whole training, of those of `policy`, `base` and `config` that it takes.
+`kl_coefficient`, `spillover_coefficient` and `replay_coefficient` ask for those that are here,
+`penalties={package.module:Class: 0.1}` for one from anywhere. A class is made once, for a whole training, of those of
+`policy`, `base` and `config` that it takes.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from vla_razor.policies.members import called, named
 from vla_razor.policies.trainable import Trainable
 from vla_razor.training.base import Base
 from vla_razor.training.penalties.penalty import Penalty, States
+from vla_razor.training.penalties.replay import Replay
 from vla_razor.training.penalties.spillover import Spillover
 
 
@@ -40,6 +42,8 @@ class Penalties:
             terms.append((config.kl_coefficient, kl(policy, base)))
         if config.spillover_coefficient:
             terms.append((config.spillover_coefficient, Spillover(policy, base, config)))
+        if config.replay_coefficient:
+            terms.append((config.replay_coefficient, Replay(policy, config)))
         others: Mapping[Any, float] = config.penalties
         for spec, coefficient in others.items():
             terms.append((coefficient, _made(str(spec), {"policy": policy, "base": base, "config": config})))

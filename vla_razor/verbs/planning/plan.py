@@ -255,11 +255,14 @@ def work_of(config: DictConfig) -> Work:
 
 def learning_flop(config: DictConfig, takes: PolicyFootprint) -> float:
     """FLOP for a state learnt from, penalties included, but for a user's own. Each has a forward pass of the base and
-    an update's passes of its own, which REINFORCE's KL shares with its loss, and spillover's a decision of the base.
+    an update's passes of its own, which REINFORCE's KL shares with its loss, and spillover's a decision of the base;
+    replay has an update's passes alone.
     """
     flop, both = takes.update_flop, takes.forward_flop + takes.update_flop
     if config.spillover_coefficient:
         flop += both + takes.decision_flop
+    if config.replay_coefficient:
+        flop += takes.update_flop
     if config.kl_coefficient:
         flop += takes.forward_flop if config.verb == "rl" else both
     return flop

@@ -30,7 +30,7 @@ METHODS: Mapping[str, tuple[str, Mapping[str, str]]] = {
 }
 """The verb of each, and which collections it learns from: the verb's key and the name of the folder."""
 VARIANTS = ("kl_coefficient", "spillover_coefficient", "lora_rank", "replay_share", "staleness", "guidance")
-VARIANTS += ("loss", "baseline", "normalizer", "prefix_jitter", "penalties")
+VARIANTS += ("replay_coefficient", "loss", "baseline", "normalizer", "prefix_jitter", "penalties")
 """Settings that make a method another one in the table."""
 EVALUATION_SEED = 0
 KINDS = ("new", "prior")
