@@ -19,7 +19,7 @@ from vla_razor.config import compose, scenes
 from vla_razor.errors import UserError, nearest
 from vla_razor.policies import Policy
 from vla_razor.policies.opening import open_policy
-from vla_razor.policies.trainable import Trainable
+from vla_razor.policies.trainable import Trainable, base_of
 from vla_razor.rollouts import evaluation, probe_set
 from vla_razor.rollouts import rollout as rollouts
 from vla_razor.rollouts.demonstrations import Demonstrations as Demonstrations
@@ -175,15 +175,15 @@ def forward_kl(
         if one is not None and not isinstance(one, Trainable):
             raise UserError(f"forward KL needs two distributions: {one.name} only acts.")
     assert isinstance(tuned, Trainable)
+    assert base is None or isinstance(base, Trainable)
     pictures = images.cpu().numpy() if isinstance(images, torch.Tensor) else np.asarray(images)
-    if base is not None:
-        assert isinstance(base, Trainable)
-        probe = probe_set.of_observations(base, pictures, instructions, seed)
-    elif tuned.has_adapter:
-        with tuned.adapter_disabled():
-            probe = probe_set.of_observations(tuned, pictures, instructions, seed)
-    else:
-        raise UserError(f"base=None is for an adapter, the base being the model below it; {tuned.name} is none.")
+    named = tuned.name
+
+    def nowhere() -> Trainable:
+        raise UserError(f"base=None is for an adapter, the base being the model below it; {named} is none.")
+
+    with base_of(tuned, base, nowhere) as before:
+        probe = probe_set.of_observations(before, pictures, instructions, seed)
     return probe_set.measure(tuned, probe)
 
 

@@ -203,7 +203,7 @@ class Run:
     def _disk_guard(self, name: str) -> AbstractContextManager[None]:
         newest = self.newest_checkpoint()
         kept = f"{newest} is intact" if newest else "no checkpoint had been saved yet"
-        advice = f"{kept}. Free some space, then go on with: vla-razor resume {self.path}"
+        advice = f"{kept}. Free some space, then go on with: vla-razor resume {resumed_as(self.path, self.config)}"
         return full_disk_reported(self.path / name, advice)
 
 
@@ -239,8 +239,16 @@ def checkpoint_folder(path: Path) -> Path | None:
     if not checkpoints:
         if others := sorted(path.glob("checkpoints/share_*")):
             raise UserError(f"{path} holds policies between two others: name one of them, such as {others[0]}.")
-        raise UserError(f"{path}: this run has no checkpoint yet. Go on with: vla-razor resume {path}")
+        goes_on = resumed_as(path, read_config(path / "config.yaml")) if (path / "config.yaml").is_file() else path
+        raise UserError(f"{path}: this run has no checkpoint yet. Go on with: vla-razor resume {goes_on}")
     return checkpoints[-1][1]
+
+
+def resumed_as(path: Path, config: DictConfig) -> Path:
+    """What `vla-razor resume` takes, to go on with the run in a folder: this, or the folder of the study around it, of
+    which alone a policy between two others (`interpolated`) is a part.
+    """
+    return path.parent if "share" in config else path
 
 
 def origin_of(spec: str | Path, key: str) -> str:

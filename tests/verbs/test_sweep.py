@@ -10,10 +10,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from omegaconf import OmegaConf
 from rich.console import Console
 from typer.testing import CliRunner
 
 from tests.verbs.support import CommandLine, metrics, until
+from tests.verbs.test_demo import make_evaluation, make_training
 from vla_razor import cli
 from vla_razor.config import compose
 from vla_razor.errors import UserError
@@ -135,6 +137,46 @@ def test_policies_between_are_runs_of_their_own() -> None:
     found = [one for training in own.plan() for one in own.between(training)]
     assert [one.folder.name for one in found] == [f"rl_{n}_seed0_share{s}" for n in (1, 2) for s in (25, 50)]
     assert found[1].label == "rl kl_coefficient=0.1 share=0.5" and found[1].setting == "rl_1_share50"
+
+
+def test_a_run_that_ends_only_when_a_study_is_resumed_is_evaluated_then(tmp_path: Path) -> None:
+    """REINFORCE had diverged when the runs of its seed were evaluated in one process."""
+    own = Robot(compose("sweep", ["method=sft,rl", "launcher=here", "checkpoints=1"]), tmp_path)
+    one, late = own.plan()
+    for training in (one, late):
+        make_training(tmp_path, training.setting, training.seed)
+    paths = [str(training.checkpoints(1)[0]) for training in (one, late)]
+    together = "{}" + one.folder.name.removeprefix(one.setting)
+    assert own.evaluations([one, late]) == {together: ["tiny", *paths]}
+    for kind, tasks in (("new", ("pick_can",)), ("prior", ("open_top_drawer",))):
+        folder = tmp_path / together.format(kind)
+        make_evaluation(folder, tasks, {"tiny": [1, 0], paths[0]: [1, 1]})
+        (folder / "config.yaml").write_text(
+            f"verb: eval\npolicy: tiny\nagainst: /moved/{one.folder.name}/checkpoints/step_4\n"
+        )
+    assert own.is_done(one) and not own.is_done(late)
+    assert [outcome.run for outcome in own.outcomes([one, late])] == ["base", one.folder.name], (
+        "it is left out until then"
+    )
+    found = own.evaluations([one, late])
+    assert found.pop(together)[0] == "tiny" and found == {f"{late.folder.name}_{{}}": [paths[1]]}
+    make_evaluation(tmp_path / f"{late.folder.name}_new", ("pick_can",), {paths[1]: [0, 1]})
+    make_evaluation(tmp_path / f"{late.folder.name}_prior", ("open_top_drawer",), {paths[1]: [0, 1]})
+    assert own.is_done(late)
+    assert [outcome.run for outcome in own.outcomes([one, late])][2:] == [late.folder.name]
+
+
+def test_what_goes_on_with_a_policy_between_is_its_study(tmp_path: Path) -> None:
+    share, page = tmp_path / "rl_seed0_share50", tmp_path / "page"
+    facts = {"policy": "p", "base": "tiny", "share": 0.5, "env": compose("eval").env, "logger": "none"}
+    with Run.create(share, OmegaConf.create(facts), "interpolate"):
+        (share / "checkpoints").mkdir()
+    advice = f"vla-razor resume {tmp_path}"
+    for command in (["resume", str(share)], ["eval", f"policy={share}", f"out={tmp_path / 'eval'}"]):
+        result = CliRunner().invoke(cli.app, command)
+        assert result.exit_code == 2 and result.stderr.strip().endswith(advice), result.stderr
+    result = CliRunner().invoke(cli.app, ["report", str(share), f"out={page}"])
+    assert advice in (page / "report.md").read_text() if page.is_dir() else advice in result.output + result.stderr
 
 
 def test_one_value_is_an_axis_like_several() -> None:

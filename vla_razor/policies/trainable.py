@@ -6,7 +6,7 @@ policies (`openvla/policy.py`); one of a user's own derives from it, and `policy
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -152,3 +152,17 @@ class Trainable(ABC):
     def adapter_disabled(self) -> Iterator[None]:
         """Inside, the policy is its base."""
         yield
+
+
+@contextmanager
+def base_of(tuned: Trainable, named: Trainable | None, otherwise: Callable[[], Trainable]) -> Iterator[Trainable]:
+    """The policy before fine-tuning, for as long as the block lasts: the one that is `named`, if any; else the tuned
+    one below its adapter, if it has one; else what `otherwise` finds.
+    """
+    if named is not None:
+        yield named
+    elif tuned.has_adapter:
+        with tuned.adapter_disabled():
+            yield tuned
+    else:
+        yield otherwise()

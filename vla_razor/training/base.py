@@ -14,7 +14,7 @@ from vla_razor.errors import UserError
 from vla_razor.policies import Decisions
 from vla_razor.policies.opening import open_trainable
 from vla_razor.policies.openvla.policy import PrismaticPolicy
-from vla_razor.policies.trainable import Trainable
+from vla_razor.policies.trainable import Trainable, base_of
 from vla_razor.rollouts import recorded
 from vla_razor.runs import Run
 from vla_razor.training.trainer import generator
@@ -31,11 +31,8 @@ class Base:
     @contextmanager
     def policy(self) -> Iterator[Trainable]:
         """The base, for as long as the block lasts."""
-        if self.config.lora_rank:
-            with self.tuned.adapter_disabled():
-                yield self.tuned
-        else:
-            yield self._copy
+        with base_of(self.tuned, None, lambda: self._copy) as policy:
+            yield policy
 
     @cached_property
     def _copy(self) -> Trainable:

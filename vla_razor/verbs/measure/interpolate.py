@@ -15,13 +15,16 @@ from vla_razor.errors import UserError
 from vla_razor.files import atomic_folder, full_disk_reported
 from vla_razor.policies.trainable import Trainable
 from vla_razor.rollouts import probe_set
-from vla_razor.runs import Run, origin_of
+from vla_razor.runs import Run, origin_of, resumed_as
 from vla_razor.study import measures
 from vla_razor.training.base import opened
 
 
 def run(config: DictConfig, run: Run) -> None:
     """Write a policy for each of `config.shares`; those that are there already are left alone."""
+    if "share" in config:
+        study = f"vla-razor resume {resumed_as(run.path, config)}"
+        raise UserError(f"{run.path} is a part of a study, which alone goes on with it: {study}")
     run.restore()
     base, tuned = _ends(config.base or origin_of(config.policy, "policy"), config.policy, config)
     check(base, tuned, config.policy)

@@ -29,7 +29,7 @@ from vla_razor import recordings
 from vla_razor.config import scenes
 from vla_razor.errors import UserError
 from vla_razor.policies.opening import open_trainable
-from vla_razor.policies.trainable import Trainable
+from vla_razor.policies.trainable import Trainable, base_of
 from vla_razor.progress import progress
 from vla_razor.rollouts import probe_set, recorded
 from vla_razor.rollouts.probe_set import ProbeSet
@@ -104,17 +104,11 @@ def _forecast(law: FittedLaw | None, measured: Mapping[str, Any]) -> Forecast | 
 
 
 def _probe(config: DictConfig, policy: Trainable) -> ProbeSet:
-    """The base's, which for an adapter is the same policy with the adapter disabled."""
-    if config.base is None and policy.has_adapter:
-        with policy.adapter_disabled():
-            return _probe_of(config, policy)
-    return _probe_of(config, open_trainable(config.base or origin_of(config.policy, "policy"), config))
-
-
-def _probe_of(config: DictConfig, base: Trainable) -> ProbeSet:
     """At recorded states; or from the cache, or collected now."""
-    if config.states is not None:
-        states = recorded.drawn(config.states, config.env, base, config.probe_states, config.seed)
-        return recorded.probe_of(base, states, config.env.name, config.other_instructions, config.seed)
-    settings = {key: config[key] for key in ("seed", "other_instructions", "num_envs", "num_workers")}
-    return probe_set.obtain(base, config.env, **settings, states=config.probe_states, progress=progress)
+    named = open_trainable(config.base, config) if config.base else None
+    with base_of(policy, named, lambda: open_trainable(origin_of(config.policy, "policy"), config)) as base:
+        if config.states is not None:
+            states = recorded.drawn(config.states, config.env, base, config.probe_states, config.seed)
+            return recorded.probe_of(base, states, config.env.name, config.other_instructions, config.seed)
+        settings = {key: config[key] for key in ("seed", "other_instructions", "num_envs", "num_workers")}
+        return probe_set.obtain(base, config.env, **settings, states=config.probe_states, progress=progress)

@@ -108,14 +108,23 @@ class Robot:
         """Which policies are evaluated together, by the name of the folder, {} standing for new and for prior.
 
         In one process they are all of a seed's runs, so that the environments are opened once. The starts are the same
-        for every seed, and so would the base's episodes be: it plays them once, with the first.
+        for every seed, and so would the base's episodes be: it plays them once, with the first. A run that came to its
+        end only when the study was resumed, after that evaluation had begun, has one of its own.
         """
         members = [one for training in trainings for one in (training, *self.between(training))]
         checkpoints = {one: [str(path) for path in one.checkpoints(self.config.checkpoints)] for one in members}
         if self.config.launcher != "here":
             return {f"{one.folder.name}_{{}}": paths for one, paths in checkpoints.items()}
+        together = f"{{}}{_suffix(trainings[0])}"
         base = [self.config.policy] if trainings[0].seed == axes.seeds_of(self.config)[0] else []
-        return {f"{{}}{_suffix(trainings[0])}": [*base, *(path for paths in checkpoints.values() for path in paths)]}
+        begun = self.out / together.format(KINDS[0]) / "config.yaml"
+        if not begun.is_file():
+            return {together: [*base, *(path for paths in checkpoints.values() for path in paths)]}
+        settings = read_config(begun)
+        policies = [settings.policy, *(settings.against.split(",") if settings.against else [])]
+        known = set(map(_place, policies))  # all may have been moved since
+        late = {one: paths for one, paths in checkpoints.items() if not known.issuperset(map(_place, paths))}
+        return {together: policies, **{f"{one.folder.name}_{{}}": paths for one, paths in late.items()}}
 
     def is_done(self, training: Training) -> bool:
         """Whether a run has ended and been evaluated."""
@@ -195,19 +204,24 @@ def read(
         {name: hits for folder in reversed(folders) for name, hits in comparison.hits_in(folder).items()}
         for folders in (new, prior)
     ]
-    evaluated_as = {Path(name).parts[-3:]: name for name in found[0] if name != policy}  # run, checkpoints, step
+    evaluated_as = {_place(name): name for name in found[0] if name != policy}
 
     def earned(name: str) -> Kinds:
         return {kind: hits[name] for kind, hits in zip(KINDS, found, strict=True)}
 
     def earned_by(checkpoint: Path) -> Kinds:
-        return earned(evaluated_as[checkpoint.parts[-3:]])
+        return earned(evaluated_as[_place(checkpoint)])
 
     outcomes = [Outcome.of_base("robot", policy, earned(policy), trainings[0].seed)]
     for training in trainings:
         if training.finished:
             outcomes += comparison.outcomes_of("robot", training, checkpoints, earned_by)
     return outcomes
+
+
+def _place(checkpoint: str | Path) -> tuple[str, ...]:
+    """What a checkpoint is known by wherever a study lies: run, checkpoints, step."""
+    return Path(checkpoint).parts[-3:]
 
 
 def _suffix(training: Training) -> str:

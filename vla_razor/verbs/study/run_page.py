@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from vla_razor import plots
 from vla_razor.errors import UserError
-from vla_razor.runs import read_config
+from vla_razor.runs import read_config, resumed_as
 from vla_razor.statistics import READINGS
 from vla_razor.study import measures
 from vla_razor.study.measures import MEASURES
@@ -67,7 +67,9 @@ def read(folder: Path, name: str, figure: Path) -> RunPage:
     curves = {panel: key for panel, key in known.items() if key}
     left_out = []
     if not finished:
-        left_out.append(f"no summary: the run has not finished; go on with: vla-razor resume {folder}")
+        left_out.append(
+            f"no summary: the run has not finished; go on with: vla-razor resume {resumed_as(folder, config)}"
+        )
     elif not cells:
         left_out.append(f"no table: the summary of {config.verb.replace('_', ' ')} tells no success and no forward KL")
     if absent := [panel for panel in known if panel not in curves]:
