@@ -19,10 +19,11 @@ TOLERANCE = 1e-4
 def pyav() -> Any:
     """The module. Raises `UserError` where it is not installed."""
     try:
-        import av  # pyright: ignore[reportMissingImports]
+        import av
+        from av import logging
     except ImportError as error:
         raise UserError("films of a LeRobot dataset need PyAV: pip install 'vla-razor[lerobot]'.") from error
-    av.logging.set_libav_level(av.logging.PANIC)  # what it would print of a damaged film, our own messages say
+    logging.set_libav_level(logging.PANIC)  # what it would print of a damaged film, our own messages say
     return av
 
 
