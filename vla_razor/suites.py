@@ -32,7 +32,6 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vla_razor import conventions
 from vla_razor.errors import UserError, nearest
 
 GROUP = "vla_razor.suites"
@@ -110,7 +109,11 @@ def _env(where: str | Path, node: Any, given: Any, name: str) -> DictConfig:
         if not isinstance(facts["instruction"], str):
             raise UserError(f"{where}: the task {task} has no instruction; expected a sentence.")
     size, starts, num_envs, said = (suite.pop(key) for key in ("image_size", "starts", "num_envs", "convention"))
-    named = {"convention": conventions.parse(str(where), said).facts()} if said else {}
+    named = {}
+    if said:
+        from vla_razor import conventions  # not for the help of the command line: it loads jaxtyping
+
+        named = {"convention": conventions.parse(str(where), said).facts()}
     try:
         return OmegaConf.create(
             {
