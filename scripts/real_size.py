@@ -54,7 +54,6 @@ from vla_razor.training.trainer import Trainer, generator
 from vla_razor.verbs.planning import plan
 from vla_razor.verbs.planning.plan import PolicyFootprint
 
-PARAMETERS = 7_541_237_184
 SHARD = 2_000_000_000
 """Bytes of a shard, and so of what is held while the checkpoint is written."""
 INSTRUCTION = "pick coke can"
@@ -273,7 +272,7 @@ def main() -> None:
         parser.error("on a CPU, peak memory is read from /proc, which only Linux has")
     options.folder.mkdir(parents=True, exist_ok=True)
     model, meter = options.folder / f"openvla_random_{options.depth}", Meter(device)
-    room = 2.2 * (PARAMETERS - (32 - options.depth) * 202_383_360)
+    room = 2.2 * sum(empty.numel() for empty in on_meta(OpenVLA, *described(options.depth)).parameters())
     if not model.is_dir() and shutil.disk_usage(options.folder).free < room:
         parser.error(f"{options.folder}: {room / 1e9:.0f} GB must be free there")
     try:

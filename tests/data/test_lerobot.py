@@ -13,10 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner, Result
 
-from tests.verbs.support import random_demonstration, write_store
-from vla_razor import cli, recordings
+from tests.verbs.support import done, random_demonstration, told, write_store
+from vla_razor import recordings
 from vla_razor.data.lerobot_writer import Writer
 from vla_razor.rollouts import demonstrations
 from vla_razor.rollouts.demonstrations import Demonstration
@@ -37,16 +36,6 @@ def episodes(disturbed: bool = False) -> list[Demonstration]:
         episode = replace(episode, task=f"pick_can_{seed % 2}")
         found.append(replace(episode, actions=episode.labels + 1) if disturbed else episode)
     return found
-
-
-def told(*words: object) -> Result:
-    return CliRunner().invoke(cli.app, [*map(str, words)])
-
-
-def done(*words: object) -> Result:
-    result = told(*words)
-    assert result.exit_code == 0, result.output
-    return result
 
 
 @pytest.fixture

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner, Result
 
-from tests.verbs.support import metrics, random_demonstration, small_policy, write_store
-from vla_razor import cli, config, recordings
+from tests.verbs.support import done, metrics, random_demonstration, small_policy, told, write_store
+from vla_razor import config, recordings
 from vla_razor.policies.load import load_model
 from vla_razor.policies.openvla.policy import PrismaticPolicy
 from vla_razor.rollouts import demonstrations, probe_set
@@ -21,16 +20,6 @@ from vla_razor.rollouts.starts import episode_seed
 QUIET = ("logger=none", "device=cpu")
 FEW = ("batch_size=16", "epochs=3", "learning_rate=3e-3", "prefix_jitter=0", "probe_states=12", "probe_every=3")
 OTHERS = "other_instructions=[open top drawer]"
-
-
-def told(*words: object) -> Result:
-    return CliRunner().invoke(cli.app, [*map(str, words)])
-
-
-def done(*words: object) -> Result:
-    result = told(*words)
-    assert result.exit_code == 0, result.output
-    return result
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
+from typer.testing import CliRunner, Result
 
+from vla_razor import cli
 from vla_razor.policies.openvla import OpenVLA
 from vla_razor.policies.openvla.tiny import make_tiny
 from vla_razor.rollouts import demonstrations
@@ -27,6 +29,18 @@ from vla_razor.cli import main
 main()"""
 ACTION = {"q01": [-0.07] * 3 + [-0.25] * 3 + [-1.0], "q99": [0.07] * 3 + [0.25] * 3 + [1.0], "mask": [True] * 7}
 INSTRUCTION = "pick can"
+
+
+def told(*words: object) -> Result:
+    """What the command line answers, in this process."""
+    return CliRunner().invoke(cli.app, [*map(str, words)])
+
+
+def done(*words: object) -> Result:
+    """As `told`, of a command that succeeds."""
+    result = told(*words)
+    assert result.exit_code == 0, result.output
+    return result
 
 
 def small_policy(seed: int = 0) -> OpenVLA:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,13 +34,13 @@ def evaluate(
     num_workers: int = 2,
     device: str | torch.device = "auto",
     filmed: int = 0,
-    progress: Callable[[Episode], None] | None = None,
+    progress: Callable[[str, Episode], None] | None = None,
 ) -> dict[str, Results]:
     """Run each policy for `episodes` episodes of every task of the scenes (environment configs with an id).
 
     All policies meet the same starts and random numbers, which `seed` alone decides. Images are kept for the first
     `filmed` episodes of a task and dropped from the others. Several ranks share the episodes, and each has all of the
-    results; `progress` is called with each of its own as it ends.
+    results; `progress` is called with a policy's name and each of its own episodes as it ends.
     """
     results: dict[str, Results] = {name: {} for name in policies}
     for scene in scenes:
@@ -49,17 +50,17 @@ def evaluate(
         def watched(start: Start, keep: set[tuple[str, int]] = keep) -> bool:
             return (start.task, start.seed) in keep
 
-        def note(episode: Episode, watched: Callable[[Start], bool] = watched) -> None:
+        def note(name: str, episode: Episode, watched: Callable[[Start], bool] = watched) -> None:
             if not watched(episode.start):
                 episode.images = np.zeros((0, *episode.images.shape[1:]), np.uint8)
             if progress:
-                progress(episode)
+                progress(name, episode)
 
         with closing(make_vector_env(scene, num_envs, num_workers, device)) as envs:
             for name, policy in policies.items():
                 noise = episode_seed("evaluation", seed)
                 settings: dict[str, Any] = {"hold": None, "seed": noise, "watched": watched}
-                played, _ = rollout(envs, policy, ranks.share(starts), **settings, progress=note)
+                played, _ = rollout(envs, policy, ranks.share(starts), **settings, progress=partial(note, name))
                 for episode in ranks.gathered(played):
                     results[name].setdefault(episode.start.task, []).append(episode)
     return results

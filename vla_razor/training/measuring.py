@@ -118,4 +118,4 @@ def _evaluated(config: DictConfig, policies: dict[str, Policy], places: list[Dic
     settings = {key: config[key] for key in ("num_envs", "num_workers", "device")}
     total = len(policies) * config.eval_episodes * sum(len(place.tasks) for place in places)
     with progress("evaluation", -(-total // ranks.world())) as advance:
-        return evaluate(policies, places, episodes=config.eval_episodes, **settings, progress=lambda _: advance())
+        return evaluate(policies, places, episodes=config.eval_episodes, **settings, progress=lambda *_: advance())

@@ -52,17 +52,11 @@ def run(config: DictConfig, run: Run) -> None:
     tasks = [task for scene in scenes(config.env) for task in scene.tasks]
     settings = {key: config[key] for key in ("episodes", "seed", "num_envs", "num_workers", "device")}
     played: dict[str, Results] = {name: {} for name in policies}
-    turns = (  # in which the policies play
-        name
-        for scene in scenes(config.env)
-        for name in policies
-        for _ in ranks.share(range(len(scene.tasks) * config.episodes))
-    )
     total = len(policies) * len(tasks) * config.episodes
     with progress("evaluation", -(-total // ranks.world())) as advance:
 
-        def note(episode: Episode) -> None:
-            played[next(turns)].setdefault(episode.start.task, []).append(episode)
+        def note(name: str, episode: Episode) -> None:
+            played[name].setdefault(episode.start.task, []).append(episode)
             advance()
 
         try:
