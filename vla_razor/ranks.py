@@ -168,8 +168,9 @@ def agree(values: Mapping[str, Any]) -> None:
 
 def agree_on_folder(path: Path) -> None:
     """Raises UserError, on every rank alike, where rank 0's run folder cannot be seen by all."""
-    if _group:
-        _group.folder = path
+    if _group is None:  # one process, or accelerate's, who have not met yet
+        return
+    _group.folder = path
     meet()  # rank 0 has made it by then
     for number, seen in enumerate(everyones((path / "config.yaml").is_file())):
         if not seen:

@@ -211,6 +211,8 @@ def judge_by_tensors(task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets a CPU's task compute as a GPU's does."""
     for module in ("pick_can", "task"):
         monkeypatch.setattr(f"vla_razor_envs.{module}.pose_of", lambda body: body.pose.raw_pose)
+    for module in ("drawer", "task"):
+        monkeypatch.setattr(f"vla_razor_envs.{module}.qpos_of", lambda robot: robot.qpos)
     pushes = task.pushes
     task.pushes = lambda *bodies: tuple(torch.from_numpy(part) for part in pushes(*bodies))
     arrays = {name: value for name, value in vars(task).items() if isinstance(value, np.ndarray)}

@@ -62,21 +62,26 @@ def run(config: DictConfig, run: Run) -> None:
         if envs.setup.camera.name != config.env.camera:
             raise UserError(f"env.camera={config.env.camera}: the camera of this robot is {envs.setup.camera.name}.")
         facts = {"control_hz": envs.setup.control_hz, "camera": envs.setup.camera.name, "policy": policy.name}
-        mine = ranks.share(list(enumerate(rows)))
+
+        def collected(path: Path, index: int) -> Shard:
+            """A row, written; its images, of which the paper's grid has 18 GB, go with this function's frame."""
+            tried = _collected(envs, policy, rows[index], config, advance)
+            kept = [demonstration(episode, **facts) for point in tried for episode in point.kept]
+            described = [point.facts(config.per_point) for point in tried]
+            shard = Shard(robot_of(config.env), index, len(rows), described, kept)
+            demonstrations.write(path, shard)
+            return demonstrations.without_images(shard)
+
+        mine = ranks.share(range(len(rows)))
         with progress("collect", wanted * len(mine)) as advance:
-            for index, starts in mine:
+            for index in mine:
                 path = run.path / FOLDER / f"row_{index:04d}.h5"
                 if path.exists():
-                    shard = demonstrations.read(path)
+                    shards.append(demonstrations.without_images(demonstrations.read(path)))
                     for _ in range(wanted):
                         advance()
                 else:
-                    tried = _collected(envs, policy, starts, config, advance)
-                    kept = [demonstration(episode, **facts) for point in tried for episode in point.kept]
-                    described = [point.facts(config.per_point) for point in tried]
-                    shard = Shard(robot_of(config.env), index, len(rows), described, kept)
-                    demonstrations.write(path, shard)
-                shards.append(demonstrations.without_images(shard))  # those of the paper's grid would be 18 GB
+                    shards.append(collected(path, index))
                 if ranks.world() == 1:
                     run.log(index + 1, **_totals(shards[-1:]))
     shards = ranks.gathered(shards)
