@@ -11,7 +11,7 @@ at the demonstrated states unless `kl_coefficient` asks for one, none on it at t
 other tasks (what the policy would do there if it were asked to; none of these tasks is needed) unless
 `spillover_coefficient` does, and no replay unless `replay` does: demonstrations of the prior tasks, which take
 `replay_share` of every batch. An epoch is then still one of the new task's. With a `replay_coefficient` they are a
-penalty instead, as in the other algorithms.
+penalty instead, as in the other algorithms; at 0 nothing is replayed.
 """
 
 from collections.abc import Iterator
@@ -112,7 +112,7 @@ def batch(config: DictConfig, step: int, count: int, total: int) -> Int[Tensor, 
 
 def replayed_per_batch(config: DictConfig) -> int:
     """How many of a batch are replayed. Raises UserError where a batch is too small to hold both."""
-    if config.replay is None or config.replay_coefficient:
+    if config.replay is None or config.replay_coefficient is not None:
         return 0
     replayed = round(config.replay_share * config.batch_size)
     if not 0 < replayed < config.batch_size:

@@ -41,9 +41,9 @@ def check(config: DictConfig) -> None:
         raise UserError(
             f"replay_coefficient needs demonstrations of prior tasks: replay=DIR. Make them with: {collect}"
         )
-    if config.replay is not None and not config.replay_coefficient and config.verb != "sft":
+    if config.replay is not None and config.replay_coefficient is None and config.verb != "sft":
         raise UserError(
-            f"replay={config.replay}: {config.verb} pays for it, which needs replay_coefficient, as in 0.1."
+            f"replay={config.replay}: {config.verb} pays for it, which needs replay_coefficient, as in 0.1 (0: without)."
         )
     if config.replay is not None and config.prior is None:
         raise UserError("replay is of prior tasks: prior=null names none.")

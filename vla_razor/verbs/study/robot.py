@@ -158,8 +158,14 @@ class Robot:
         ]
 
     def collections(self, training: Training) -> dict[str, Path]:
-        """Where what a run learns from is collected, by the key of its verb."""
-        return {key: self.out / (name + _suffix(training)) for key, name in METHODS[training.method][1].items()}
+        """Where what a run learns from is collected, by the key of its verb; a replay that is paid for is among it,
+        unless one is given.
+        """
+        verb, names = METHODS[training.method]
+        settings = {**self.config[verb], **training.changes}
+        if settings["replay_coefficient"] and settings["replay"] is None:
+            names = {**names, "replay": "replay"}
+        return {key: self.out / (name + _suffix(training)) for key, name in names.items()}
 
     def collected(self, name: str) -> dict[str, Any]:
         """What a collection differs in from `config.collect`: a far teacher's as `config.far` says; the base's own is
