@@ -119,8 +119,8 @@ def _member(spec: str) -> _Member | None:
         return _Member(partial(_served, spec), spec, None)
     if factory := factory_of(spec):
         return _Member(factory, spec, None)
-    folder = run_of(spec)
-    trained = read_config(folder / "config.yaml").get("policy") if folder else None
-    if trained is None or trained == spec or not (origin := _member(str(trained))):
+    if not (folder := run_of(spec)):
         return None
-    return origin._replace(spec=spec, checkpoint=checkpoint_folder(Path(spec)))
+    trained, checkpoint = read_config(folder / "config.yaml").get("policy"), checkpoint_folder(Path(spec))
+    origin = _member(str(trained)) if trained not in (None, spec) else None
+    return origin and origin._replace(spec=spec, checkpoint=checkpoint)

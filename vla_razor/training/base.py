@@ -59,7 +59,6 @@ def open_policies(config: DictConfig, run: Run) -> tuple[Trainable, Base]:
         raise UserError(
             f"env={config.env.name}: {run.config.verb} takes one scene, such as env=pick_can or env=drawer."
         )
-    recorded.check_settings(config)
     checkpoint = run.newest_checkpoint()
     policy = opened(str(checkpoint or config.policy), config, learns=not config.lora_rank)
     recorded.check(policy, config)

@@ -43,7 +43,7 @@ def check(config: DictConfig) -> None:
         )
     if config.replay is not None and config.replay_coefficient is None and config.verb != "sft":
         raise UserError(
-            f"replay={config.replay}: {config.verb} pays for it, which needs replay_coefficient, as in 0.1 (0: without)."
+            f"replay={config.replay}: {config.verb} pays for it, which needs replay_coefficient, as in 0.1; 0: without."
         )
     if config.replay is not None and config.prior is None:
         raise UserError("replay is of prior tasks: prior=null names none.")
