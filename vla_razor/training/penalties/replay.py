@@ -1,5 +1,5 @@
-"""A penalty on no longer doing what was shown of prior tasks: the cross-entropy of demonstrations of them, in nats an
-action, at as many states as are learned from, which are drawn anew at every update.
+"""A penalty on forgetting demonstrations of prior tasks: their cross-entropy in nats per action, at as many states as
+are learned from, drawn anew at every update.
 
 SFT without a `replay_coefficient` gives them `replay_share` of its own batches instead (`algorithms/sft.py`).
 """

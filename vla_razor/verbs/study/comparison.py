@@ -155,7 +155,7 @@ class Outcome:
 
 
 class Column(NamedTuple):
-    """A setting in the table: the last policies of its runs, one per seed, and the base with which they are compared."""
+    """A setting in the table: the last policies of its runs, one per seed, and the base that they are compared with."""
 
     name: str
     members: Sequence[Outcome]
