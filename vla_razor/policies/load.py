@@ -26,18 +26,18 @@ def load_model(
     matrices: torch.dtype | None = None,
     oft: Mapping[str, Any] | None = None,
 ) -> PrismaticVLA:
-    """Load a policy's model, of the family that its `config.json` says.
+    """Load a policy's model, of the family that its `config.json` states.
 
     Args:
         spec: "tiny" or "vla" (the embedded base), a run folder (its newest checkpoint), a checkpoint folder (a whole
             model, or an adapter, whose base is then loaded first), or a Hub id.
         device: "auto" takes a GPU where there is one.
         dtype: of the parameters; an adapter's are float32.
-        matrices: of those that matrix products alone read, where it is another.
-        oft: opens a checkpoint as OpenVLA-OFT that does not say it is, as those of the original do not: any of the
-            settings of `OpenVLAOFT.from_pretrained`.
+        matrices: the dtype of those parameters that matrix products alone read, where it differs.
+        oft: opens a checkpoint as OpenVLA-OFT although its `config.json` does not say that it is, as the original's do
+            not: any of the settings of `OpenVLAOFT.from_pretrained`.
 
-    Raises `UserError` for everything that is not such a thing.
+    Raises `UserError` for anything else.
     """
     kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
@@ -53,7 +53,7 @@ def load_model(
     place = folder or checkpoint.locate(spec)
     family = OpenVLAOFT if oft is not None else family_of(checkpoint.read_json(place / checkpoint.CONFIG_FILE))
     model = family.from_pretrained(place, kind, device, matrices, **(oft or {}))
-    if folder in (None, TINY):  # what was typed says more than where it lies
+    if folder in (None, TINY):  # the name that was typed, not the path behind it
         model.name_or_path = "tiny" if folder else str(spec)
     return model
 
@@ -64,8 +64,8 @@ def family_of(raw: Mapping[str, Any]) -> type[PrismaticVLA]:
 
 
 def stored_weights(spec: str | Path) -> Mapping[str, Tensor]:
-    """The weights of what `load_model` would load, an adapter's merged, by the names they have in a checkpoint; each is
-    read from its file when it is asked for. Raises `UserError` as `load_model` does.
+    """The weights of what `load_model` would load, an adapter's merged, by their names in a checkpoint. Each is read
+    from its file when it is asked for. Raises `UserError` as `load_model` does.
     """
     folder = _folder(spec)
     if folder is None or not (folder / lora.ADAPTER_CONFIG_FILE).is_file():
@@ -74,7 +74,7 @@ def stored_weights(spec: str | Path) -> Mapping[str, Tensor]:
 
 
 def _folder(spec: str | Path) -> Path | None:
-    """The folder of weights that `spec` names here; None for a Hub id. Raises UserError without the embedded base."""
+    """The local folder of the weights that `spec` names; None for a Hub id. Raises UserError without the embedded base."""
     if str(spec) not in _EMBEDDED:
         return checkpoint_folder(Path(spec))
     if not TINY.is_dir():

@@ -83,9 +83,7 @@ def fit(config: DictConfig, run: Run, begin: Callable[[DictConfig, Trainable, Ba
             try:
                 with trainer.stale():
                     gathered = algorithm.gather(number)
-            except (
-                ranks.Lost
-            ) as lost:  # between updates: this rank's state is whole, and is saved
+            except ranks.Lost as lost:  # between updates: this rank's state is whole, and is saved
                 raise KeyboardInterrupt from lost
             # An interrupted run is saved, and can only be saved between two rounds.
             with uninterrupted():

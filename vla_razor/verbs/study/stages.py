@@ -1,4 +1,4 @@
-"""The stages of a verb that is made of others. Each is an ordinary run folder: it is run once, resumed or left alone."""
+"""The stages of a verb that is made of others. Each is an ordinary run folder: run once, resumed or left alone."""
 
 from pathlib import Path
 from typing import Any
