@@ -74,7 +74,7 @@ def stored_weights(spec: str | Path) -> Mapping[str, Tensor]:
 
 
 def _folder(spec: str | Path) -> Path | None:
-    """The local folder of the weights that `spec` names; None for a Hub id. Raises UserError without the embedded base."""
+    """The local folder of the weights that `spec` names; None for a Hub id. Raises UserError if the base is missing."""
     if str(spec) not in _EMBEDDED:
         return checkpoint_folder(Path(spec))
     if not TINY.is_dir():

@@ -80,7 +80,7 @@ def taken_in(env: DictConfig) -> Mapping[str, Any] | None:
 
 
 class _Member(NamedTuple):
-    """A factory of policies from outside, the name the policy goes by, and the checkpoint of a run that has trained it."""
+    """A factory of policies from outside, the name a policy goes by, and the checkpoint of a run that trained it."""
 
     factory: Callable[..., Any]
     spec: str

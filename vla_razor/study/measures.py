@@ -50,12 +50,8 @@ ENTROPIES = ("entropy", "format_entropy")
 DISTANCES = tuple(
     name
     for name in MEASURES
-    if name
-    not in (
-        "forward_kl_per_action",
-        "forward_kl_per_completion",
-        *ENTROPIES,
-    )  # multiples, and no distances
+    # Without the multiples of FORWARD_KL, and without what is no distance.
+    if name not in ("forward_kl_per_action", "forward_kl_per_completion", *ENTROPIES)
 )
 """Measures that may predict forgetting. All but the shares of unchanged weights are 0 for the base."""
 SHORT = {
