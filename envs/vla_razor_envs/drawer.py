@@ -16,7 +16,7 @@ from torch import Tensor
 from .geometry import qpos_of
 from .records import DrawerSetup
 from .scenes import build_cabinet
-from .setups import DRAWERS
+from .setups import DRAWER_TASKS, DRAWERS
 from .starts import station_name, station_place
 from .task import ManipulationTask, Start
 
@@ -26,10 +26,6 @@ class Drawer(ManipulationTask):
 
     setup: DrawerSetup
 
-    def __init__(self, task: str, **kwargs: Any) -> None:
-        self.default_task = task
-        super().__init__(**kwargs)
-
     def instructions(self) -> list[str]:
         return [task.replace("_", " ") for task in self.tasks]
 
@@ -38,7 +34,7 @@ class Drawer(ManipulationTask):
 
     def _after_reconfigure(self, options: dict[str, Any]) -> None:
         super()._after_reconfigure(options)
-        self.tasks = [self.default_task] * self.num_envs
+        self.tasks = [self.first_task or DRAWER_TASKS[0]] * self.num_envs
         joints = [joint.name for joint in self.cabinet.active_joints]
         order = [next(i for i, joint in enumerate(joints) if joint.startswith(name)) for name in DRAWERS]
         x, y, z = np.add(self.setup.cabinet_pose, self.setup.handle).tolist()
@@ -53,7 +49,7 @@ class Drawer(ManipulationTask):
     def _place(self, env_idx: Tensor, starts: list[Start]) -> None:
         qpos = torch.zeros(len(starts), len(DRAWERS), device=self.device)
         for row, (env, start) in enumerate(zip(env_idx.tolist(), starts, strict=True)):
-            task = start.get("task", self.default_task)
+            task = start.get("task", self.first_task or DRAWER_TASKS[0])
             verb, drawer, _ = task.split("_")
             self.tasks[env] = task
             self.drawer_of[env], self.opening[env] = DRAWERS.index(drawer), verb == "open"

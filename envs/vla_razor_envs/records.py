@@ -5,7 +5,7 @@ Units are metres, radians, seconds and kilograms; poses are x, y, z, qw, qx, qy,
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 Vector = tuple[float, float, float]
 
@@ -75,10 +75,16 @@ class Setup:
     outside it are clipped or, where `clips_actions` is false, refused: there the box is so wide that they must be
     mistakes.
 
+    `task` names the class that builds the scene and judges success, module:Class, which is imported with the simulator.
+    `start_keys` are its reset options.
+
     `photo` is the file of the photograph behind the scene, with {station} for the station's name. `robot_material` is
     the specular share and roughness with which the whole robot is drawn, whatever its files say. `files` is the group
     of the original's files without which nothing can be built.
     """
+
+    task: ClassVar[str]
+    start_keys: ClassVar[tuple[str, ...]]
 
     agent: str
     control_mode: str
@@ -192,6 +198,9 @@ class PickCanSetup(Setup):
     the start, for each of them. `distractors` are dropped around the settled can, one after another.
     """
 
+    task = "vla_razor_envs.pick_can:PickCan"
+    start_keys = ("object_xy", "orientation")
+
     robot_xy: tuple[float, float]
     table: BoxTable | Stage
     table_top: float
@@ -243,6 +252,9 @@ class DrawerSetup(Setup):
 
     A handle is at the cabinet's place, plus the drawer's height, plus `handle`, plus `slide` for each metre of opening.
     """
+
+    task = "vla_razor_envs.drawer:Drawer"
+    start_keys = ("station", "task")
 
     stations: Mapping[str, Vector]
     between_stations: bool

@@ -1,5 +1,6 @@
 """A task as `gymnasium.make` gives it: one environment, unbatched numpy."""
 
+import importlib
 import os
 from dataclasses import replace
 from functools import cached_property
@@ -24,8 +25,6 @@ FORKED = (
 )
 ANYWHERE = 10.0
 """A bound on what is measured, in metres and radians: nothing gets that far."""
-START_KEYS = {"pick_can": ("object_xy", "orientation"), "drawer": ("station", "task")}
-
 
 _renders: int | None = None
 """The process that has begun to render. A fork does not take Vulkan's threads along: whoever waits for them hangs."""
@@ -69,8 +68,8 @@ def check_start(family: str, setup: Setup, start: dict[str, Any]) -> dict[str, A
     expected.
     """
     for key, value in start.items():
-        if key not in START_KEYS[family]:
-            expected = ", ".join(START_KEYS[family])
+        if key not in setup.start_keys:
+            expected = ", ".join(setup.start_keys)
             raise StartRefused(f"reset option {key!r} is unknown to {family}; expected {expected}")
         if isinstance(setup, PickCanSetup) and key == "object_xy":
             place, (low, high) = np.asarray(value, float), np.transpose([setup.table_x, setup.table_y])
@@ -100,18 +99,18 @@ def build(family: str, setup: Setup, image_size: tuple[int, int], task: str | No
     from .vulkan import use_software_vulkan
 
     use_software_vulkan()
+    module, _, name = setup.task.partition(":")
     try:
         from . import google_robot, panda  # noqa: F401  (registers the robots)
-        from .drawer import Drawer
-        from .pick_can import PickCan
+
+        task_class = getattr(importlib.import_module(module), name)
     except ImportError as error:  # a shared library of the system that mani_skill's own imports need
         raise RenderingUnavailable(f"the simulator cannot be loaded ({error}); {REMEDY}") from error
 
     somewhere = "gpu" if torch.cuda.is_available() else "cpu"
     where = {"sim_backend": f"physx_{device}", "render_backend": somewhere if device == "cpu" else f"sapien_{device}"}
-    common: dict[str, Any] = dict(setup=setup, image_size=image_size, num_envs=num_envs, **where)
     try:
-        return PickCan(**common) if isinstance(setup, PickCanSetup) else Drawer(task=task or DRAWER_TASKS[0], **common)
+        return task_class(setup, image_size, task, num_envs=num_envs, **where)
     except RuntimeError as error:
         if any(sign in str(error).lower() for sign in ("rendering device", "vulkan", "vk::")):
             raise RenderingUnavailable(f"no usable Vulkan device to render the scene ({error}); {REMEDY}") from error

@@ -40,9 +40,8 @@ class ManipulationTask(BaseEnv):
     SUPPORTED_ROBOTS: ClassVar[Any] = None
     setup: Setup
 
-    def __init__(self, setup: Setup, image_size: tuple[int, int], **kwargs: Any) -> None:
-        self.setup = setup
-        self.image_size = image_size
+    def __init__(self, setup: Setup, image_size: tuple[int, int], task: str | None = None, **kwargs: Any) -> None:
+        self.setup, self.image_size, self.first_task = setup, image_size, task
         seen = "rgb+segmentation" if setup.photo else "rgb"
         super().__init__(robot_uids=setup.agent, control_mode=setup.control_mode, obs_mode=seen, **kwargs)
 

@@ -11,6 +11,7 @@ import torch
 
 from tests.verbs.support import done, metrics, random_demonstration, small_policy, told, write_store
 from vla_razor import config, recordings
+from vla_razor.errors import UserError
 from vla_razor.policies.load import load_model
 from vla_razor.policies.openvla.policy import PrismaticPolicy
 from vla_razor.rollouts import demonstrations, probe_set
@@ -161,3 +162,8 @@ def test_what_cannot_be_is_one_message(
     result = told(*(word.format(**places) for word in words), *QUIET, f"out={tmp_path / 'run'}")
     assert result.exit_code == 2 and says in result.stderr, result.stderr
     assert "Traceback" not in result.stderr and not (tmp_path / "run").exists()
+
+
+def test_prior_tasks_of_another_robot_are_refused(dataset: Path) -> None:
+    with pytest.raises(UserError, match=r"prior=drawer: it is of panda, what is learned of .*: prior=null"):
+        config.compose("sft", [f"demos={dataset}", "prior=drawer"])

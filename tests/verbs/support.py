@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ MAIN = """import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from vla_razor.cli import main
 main()"""
+GUIDE = Path(__file__).parents[2] / "CONTRIBUTING.md"
 ACTION = {"q01": [-0.07] * 3 + [-0.25] * 3 + [-1.0], "q99": [0.07] * 3 + [0.25] * 3 + [1.0], "mask": [True] * 7}
 INSTRUCTION = "pick can"
 
@@ -41,6 +43,12 @@ def done(*words: object) -> Result:
     result = told(*words)
     assert result.exit_code == 0, result.output
     return result
+
+
+def recipe(file: str) -> str:
+    """The block of CONTRIBUTING.md whose first line names the file."""
+    (text,) = re.findall(rf"```\w+\n(# {re.escape(file)}[,\n].*?)```", GUIDE.read_text(), re.DOTALL)
+    return text
 
 
 def small_policy(seed: int = 0) -> OpenVLA:

@@ -1,6 +1,5 @@
 """A way to forget less from outside the package: the class of CONTRIBUTING.md, in a module of the user's."""
 
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.verbs.support import CommandLine, metrics, small_policy
+from tests.verbs.support import CommandLine, metrics, recipe, small_policy
 from vla_razor import config
 from vla_razor.errors import UserError
 from vla_razor.policies.openvla.policy import PrismaticPolicy
@@ -19,7 +18,6 @@ from vla_razor.training.penalties import Penalties
 from vla_razor.training.penalties.kl import ForwardKL
 from vla_razor.training.trainer import Trainer
 
-GUIDE = Path(__file__).parents[2] / "CONTRIBUTING.md"
 BAD = """
 class Mute:
     name = "mute"
@@ -31,8 +29,7 @@ def failing(policy): raise RuntimeError("no memory")
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A working directory with the guide's module in it."""
-    (module,) = re.findall(r"```python\n(# mymethods.py.*?)```", GUIDE.read_text(), re.DOTALL)
-    (tmp_path / "mymethods.py").write_text(module + BAD)
+    (tmp_path / "mymethods.py").write_text(recipe("mymethods.py") + BAD)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path[:])
     yield tmp_path

@@ -8,23 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.verbs.support import CommandLine, metrics
+from tests.verbs.support import CommandLine, metrics, recipe
 from vla_razor import config
 from vla_razor.errors import UserError
 from vla_razor.policies import opening
 from vla_razor.policies.scripted import ScriptedExpert
 
-MODULE = """
-import numpy as np
-from vla_razor.policies import Decisions
-
-class Random:
-    def act(self, images, instructions, infos, generators, memories=None):
-        return Decisions(np.stack([g.uniform(-0.05, 0.05, (2, 7)) for g in generators]).astype(np.float32))
+OTHERS = """
 
 class Bare(Random):
     def act(self, *seen):
         return super().act(*seen).actions
+
+class Nameless:
+    def act(self, *seen): ...
 
 class Knowing(Random):
     def __init__(self, robot, device):
@@ -39,7 +36,7 @@ def giving(): return 3
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A working directory with a module in it."""
-    (tmp_path / "mypolicies.py").write_text(MODULE)
+    (tmp_path / "mypolicies.py").write_text(recipe("mypolicies.py") + OTHERS)
     (tmp_path / "broken.py").write_text("import nothing_of_the_kind")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path[:])
@@ -53,9 +50,10 @@ def opened(spec: str) -> object:
 
 def test_a_module_of_the_users_own(here: Path) -> None:
     policy = opened("mypolicies:Random")
-    assert policy.name == "mypolicies:Random"  # pyright: ignore
+    assert policy.name == "random"  # pyright: ignore
     generators = [np.random.default_rng(row) for row in range(3)]
-    assert policy.act(np.zeros((3, 4, 4, 3)), ["x"] * 3, [{}] * 3, generators).actions.shape == (3, 2, 7)  # pyright: ignore
+    assert policy.act(np.zeros((3, 4, 4, 3)), ["x"] * 3, [{}] * 3, generators).actions.shape == (3, 1, 7)  # pyright: ignore
+    assert opened("mypolicies:Nameless").name == "mypolicies:Nameless"  # pyright: ignore
     assert opened("mypolicies:Knowing").name == "panda cpu"  # pyright: ignore
 
 
@@ -63,7 +61,7 @@ def test_an_entry_point_of_another_package(here: Path) -> None:
     facts = here / "others-1.0.dist-info"
     facts.mkdir()
     (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: others\nVersion: 1.0\n")
-    (facts / "entry_points.txt").write_text("[vla_razor.policies]\nwild = mypolicies:Random\n")
+    (facts / "entry_points.txt").write_text("[vla_razor.policies]\nwild = mypolicies:Nameless\n")
     sys.path.append(str(here))
     assert opened("wild").name == "wild"  # pyright: ignore
     assert isinstance(opened("scripted"), ScriptedExpert)

@@ -14,10 +14,11 @@ from vla_razor.rollouts import demonstrations
 from vla_razor.rollouts.rollout import Timing
 from vla_razor.training.algorithms import distillation, reinforce, sft, supervised
 from vla_razor.training.base import Base
-from vla_razor.training.penalties import Penalties
+from vla_razor.training.penalties import Penalties, replay
 from vla_razor.training.penalties.kl import ForwardKL, ReverseKL
 from vla_razor.training.penalties.penalty import States
 from vla_razor.training.trainer import Trainer
+from vla_razor.verbs.study.robot import Robot
 
 QUICK = ("device=cpu", "logger=none", "warmup_steps=0", "learning_rate=3e-3")
 
@@ -78,10 +79,27 @@ def test_in_sft_it_takes_no_share_of_the_batches(demos: Path, prior: Path) -> No
         settings = config.compose("sft", [*words, *more])
         return sft.SFT(settings, policy, Base(policy, settings))
 
-    shared, paid = begun(), begun("replay_coefficient=0.1")
+    shared, paid, without = begun(), begun("replay_coefficient=0.1"), begun("replay_coefficient=0")
     assert (len(shared.tokens), shared.rounds, shared.penalties.terms) == (54, 4, [])
+    assert (len(without.tokens), without.rounds, without.penalties.terms) == (48, 3, [])
     assert (len(paid.tokens), paid.rounds, len(paid.penalties.terms)) == (48, 3, 1)
     assert max(paid.gather(step).max() for step in range(3)) == 47
+
+
+def test_a_sweep_over_the_coefficient_has_rows_without_replay(tmp_path: Path) -> None:
+    words = ["method=sft,rl,distill", "replay_coefficient=0,0.1", "seed=0"]
+    study = Robot(config.compose("sweep", words), tmp_path)
+    trainings = study.plan()
+    labels = [f"{method} replay_coefficient={value}" for method in ("sft", "rl", "distill") for value in (0, 0.1)]
+    assert [training.label for training in trainings] == labels
+    replays = [study.collections(training).get("replay") for training in trainings]
+    assert replays == [None, tmp_path / "replay_seed0"] * 3, "which the study collects for those that pay"
+    for verb in ("sft", "rl", "distill"):
+        for value in (0, 0.1):
+            replay.check(config.compose(verb, ["replay=DIR", f"replay_coefficient={value}"]))
+        replay.check(config.compose(verb, ["replay_coefficient=0"]))
+    given = Robot(config.compose("sweep", [*words, "rl.replay=DIR"]), tmp_path)
+    assert not any(given.collections(training) for training in given.plan() if training.method == "rl")
 
 
 @pytest.mark.parametrize(

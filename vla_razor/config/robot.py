@@ -93,8 +93,10 @@ class Training(Probed, BesidePrior, Ranked):
     replay: k.Text | None = key(
         None, "folder that `vla-razor collect --env drawer` wrote, to learn prior tasks again", before=None
     )
-    replay_coefficient: k.Number = key(
-        0.0, "weight of a penalty on the cross-entropy of what is replayed; sft at 0: replay_share instead", before=0.0
+    replay_coefficient: k.Number | None = key(
+        None,
+        "weight of a penalty on the cross-entropy of what is replayed; 0: nothing is; null: sft's replay_share instead",
+        before=None,
     )
     penalties: k.Coefficients = key(
         {}, "of your own, with their weights: a class charges for each decision (CONTRIBUTING.md)", before={}
@@ -195,7 +197,7 @@ class Sft(Supervised):
 
     demos: k.Text | None = key(None, "folder that `vla-razor collect` or `import` wrote")
     epochs: k.Count = key(1, "over the demonstrations", "passes")
-    replay_share: k.Part = key(0.25, "share of every batch, where there is a replay and no replay_coefficient")
+    replay_share: k.Part = key(0.25, "share of every batch, where there is a replay and replay_coefficient=null")
     save_every: k.Count = 50
     probe_every: k.Whole = 50
 

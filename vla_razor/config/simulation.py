@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from vla_razor import recordings
 from vla_razor.config.groups import VERBS
 from vla_razor.errors import UserError
 
@@ -66,9 +67,15 @@ def place_robot(config: DictConfig) -> None:
 
 
 def check(config: DictConfig) -> None:
-    """Raises `UserError` for another robot than `config.robot`, and for tasks that a scene does not have: those that
-    the files of its id name. What those of a user's own id are, nobody knows here.
+    """Raises `UserError` for another robot than `config.robot`, or than the one that a recorded suite is of, and for
+    tasks that a scene does not have: those that the files of its id name. What those of a user's own id are, nobody
+    knows here.
     """
+    if config.get("prior") and recordings.is_recorded(config.env) and robot_of(config.prior) != robot_of(config.env):
+        raise UserError(
+            f"prior={config.prior.name}: it is of {robot_of(config.prior)}, what is learned of {robot_of(config.env)}, "
+            "whose actions mean nothing there: prior=null."
+        )
     for scene in environments(config):
         robot = scene.make.get("robot", config.robot)
         if robot != config.robot:

@@ -26,32 +26,36 @@ def load_model(
     matrices: torch.dtype | None = None,
     oft: Mapping[str, Any] | None = None,
 ) -> PrismaticVLA:
-    """Load a policy's model, of the family that its `config.json` says.
+    """Load a policy's model, of the family that its `config.json` states.
 
     Args:
         spec: "tiny" or "vla" (the embedded base), a run folder (its newest checkpoint), a checkpoint folder (a whole
             model, or an adapter, whose base is then loaded first), or a Hub id.
         device: "auto" takes a GPU where there is one.
         dtype: of the parameters; an adapter's are float32.
-        matrices: of those that matrix products alone read, where it is another.
-        oft: opens a checkpoint as OpenVLA-OFT that does not say it is, as those of the original do not: any of the
-            settings of `OpenVLAOFT.from_pretrained`.
+        matrices: the dtype of those parameters that matrix products alone read, where it differs.
+        oft: opens a checkpoint as OpenVLA-OFT although its `config.json` does not say that it is, as the original's do
+            not: any of the settings of `OpenVLAOFT.from_pretrained`.
 
-    Raises `UserError` for everything that is not such a thing.
+    Raises `UserError` for anything else.
     """
-    device, dtype = device_named(device), _dtype(dtype)
-    if str(spec) in _EMBEDDED:
-        if not TINY.is_dir():
-            raise UserError(f"The embedded base policy is not in {TINY}. Make it with scripts/make_tiny_base.py.")
-        model = _from_pretrained(TINY, dtype, device, matrices, oft)
-        model.name_or_path = "tiny"
-        return model
-    folder = checkpoint_folder(Path(spec))
-    if folder is None or not (folder / lora.ADAPTER_CONFIG_FILE).is_file():
-        return _from_pretrained(folder or spec, dtype, device, matrices, oft)
-    own = {key: value for key, value in lora.settings_beside(folder).items() if key in OpenVLAOFTConfig.OWN}
-    base = load_model(_adapted(folder), device=device, dtype=dtype, matrices=matrices, oft=oft or own or None)
-    return base.load_lora(folder)
+    kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+        raise UserError(f"dtype={dtype}: unknown; expected float32 or bfloat16.")
+    device, folder = device_named(device), _folder(spec)
+    if folder is not None and (folder / lora.ADAPTER_CONFIG_FILE).is_file():
+        own = {key: value for key, value in lora.settings_beside(folder).items() if key in OpenVLAOFTConfig.OWN}
+        base = load_model(_adapted(folder), device=device, dtype=kind, matrices=matrices, oft=oft or own or None)
+        return base.load_lora(folder)
+    for name in oft or {}:
+        if name not in OpenVLAOFTConfig.OWN:
+            raise UserError(f"oft={dict(oft or {})}: unknown {name}. {nearest(name, OpenVLAOFTConfig.OWN)}")
+    place = folder or checkpoint.locate(spec)
+    family = OpenVLAOFT if oft is not None else family_of(checkpoint.read_json(place / checkpoint.CONFIG_FILE))
+    model = family.from_pretrained(place, kind, device, matrices, **(oft or {}))
+    if folder in (None, TINY):  # the name that was typed, not the path behind it
+        model.name_or_path = "tiny" if folder else str(spec)
+    return model
 
 
 def family_of(raw: Mapping[str, Any]) -> type[PrismaticVLA]:
@@ -59,32 +63,23 @@ def family_of(raw: Mapping[str, Any]) -> type[PrismaticVLA]:
     return OpenVLAOFT if "chunk" in raw else OpenVLA
 
 
-def _from_pretrained(
-    spec: str | Path,
-    dtype: torch.dtype,
-    device: torch.device,
-    matrices: torch.dtype | None,
-    oft: Mapping[str, Any] | None,
-) -> PrismaticVLA:
-    if oft is None:
-        raw = checkpoint.read_json(checkpoint.locate(spec) / checkpoint.CONFIG_FILE)
-        return family_of(raw).from_pretrained(spec, dtype, device, matrices)
-    for name in oft:
-        if name not in OpenVLAOFTConfig.OWN:
-            raise UserError(f"oft={dict(oft)}: unknown {name}. {nearest(name, OpenVLAOFTConfig.OWN)}")
-    return OpenVLAOFT.from_pretrained(spec, dtype, device, matrices, **oft)
-
-
 def stored_weights(spec: str | Path) -> Mapping[str, Tensor]:
-    """The weights of what `load_model` would load, an adapter's merged, by the names they have in a checkpoint; each is
-    read from its file when it is asked for. Raises `UserError` as `load_model` does.
+    """The weights of what `load_model` would load, an adapter's merged, by their names in a checkpoint. Each is read
+    from its file when it is asked for. Raises `UserError` as `load_model` does.
     """
-    if str(spec) in _EMBEDDED:
-        return checkpoint.StoredWeights(TINY)
-    folder = checkpoint_folder(Path(spec))
+    folder = _folder(spec)
     if folder is None or not (folder / lora.ADAPTER_CONFIG_FILE).is_file():
         return checkpoint.StoredWeights(folder or checkpoint.locate(spec))
     return lora.MergedWeights(stored_weights(_adapted(folder)), folder)
+
+
+def _folder(spec: str | Path) -> Path | None:
+    """The local folder of the weights that `spec` names; None for a Hub id. Raises UserError if the base is missing."""
+    if str(spec) not in _EMBEDDED:
+        return checkpoint_folder(Path(spec))
+    if not TINY.is_dir():
+        raise UserError(f"The embedded base policy is not in {TINY}. Make it with scripts/make_tiny_base.py.")
+    return TINY
 
 
 def _adapted(folder: Path) -> str:
@@ -93,10 +88,3 @@ def _adapted(folder: Path) -> str:
     if not base:
         raise UserError(f"{folder}: the adapter does not say what it adapts (base_model_name_or_path).")
     return base
-
-
-def _dtype(dtype: torch.dtype | str) -> torch.dtype:
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise UserError(f"dtype={dtype}: unknown; expected float32 or bfloat16.")
-    return found

@@ -1,9 +1,8 @@
-"""Policies by name: those that packages register as entry points of the group `vla_razor.policies`, and whatever
-`package.module:factory` names.
+"""Policies by name: entry points of the group `vla_razor.policies`, and whatever `package.module:factory` names.
 
-A factory is a class or a function that gives an object with a `name` and an `act`, as `vla_razor.policies.Policy` has
-them. It is called with those of `robot` (whose environments it will act in), `device` and `checkpoint` (what a training
-has saved of it, or None) that it has parameters for.
+A factory is a class or a function. It returns an object with a `name` and an `act`, as in `vla_razor.policies.Policy`.
+It is called with those of `robot` (whose environments the policy will act in), `device` and `checkpoint` (what a
+training has saved of it, or None) that are its parameters.
 """
 
 import importlib
@@ -23,10 +22,10 @@ _FACTORY = re.compile(r"(?P<module>[A-Za-z_]\w*(\.\w+)*):(?P<name>[A-Za-z_]\w*)"
 
 
 def factory_of(spec: str) -> Callable[..., Any] | None:
-    """What makes the policy that `spec` names; None where it is the name of no entry point and no `module:factory`.
+    """The factory that `spec` names; None if it is neither the name of an entry point nor `module:factory`.
 
-    Modules are also looked for in the working directory. Raises `UserError` where there is no such module, or nothing
-    of that name in it.
+    Modules are also looked for in the working directory. Raises `UserError` where there is no such module, or no such
+    name in it.
     """
     for entry in entry_points(group=GROUP, name=spec):
         return _callable("policy", spec, _loaded("policy", spec, entry.load))
@@ -34,8 +33,8 @@ def factory_of(spec: str) -> Callable[..., Any] | None:
 
 
 def named(spec: str, key: str) -> Callable[..., Any] | None:
-    """What `package.module:name` names, modules of the working directory among them; None for anything else. Raises
-    `UserError`, which speaks of the configuration's `key`, as `factory_of` does.
+    """What `package.module:name` names, with modules of the working directory included; None for text of another form.
+    Raises `UserError` as `factory_of` does; its message speaks of the configuration's `key`.
     """
     found = _FACTORY.fullmatch(spec)
     if found is None or Path(spec).exists():
@@ -50,8 +49,8 @@ def named(spec: str, key: str) -> Callable[..., Any] | None:
 
 
 def made_by(factory: Callable[..., Any], spec: str, **offered: Any) -> Policy:
-    """The policy that a factory gives, called with what it takes of what is `offered`. Raises `UserError` where it
-    wants anything else, fails, or gives something that does not act.
+    """The policy that a factory returns when called with those of `offered` that it takes. Raises `UserError` where it
+    requires anything else, fails, or returns something that does not act.
     """
     parameters = inspect.signature(factory).parameters.values()
     wanted = {p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
@@ -69,15 +68,15 @@ def made_by(factory: Callable[..., Any], spec: str, **offered: Any) -> Policy:
 
 
 def called(factory: Callable[..., Any], offered: Mapping[str, Any], refusal: str) -> Any:
-    """What a factory gives, called with those of what is `offered` that it has parameters for. Raises `UserError`,
-    which begins with the `refusal`, where it fails.
+    """What a factory returns when called with those of `offered` that are its parameters. Raises `UserError`, which
+    begins with `refusal`, where it fails.
     """
     takes = inspect.signature(factory).parameters
     try:
         return factory(**{name: value for name, value in offered.items() if name in takes})
     except UserError:
         raise
-    except Exception as error:  # whatever the user's code does
+    except Exception as error:  # the user's code may raise anything
         raise UserError(f"{refusal} ({type(error).__name__}: {error}).") from error
 
 
@@ -90,5 +89,5 @@ def _callable(key: str, spec: str, thing: Any) -> Callable[..., Any]:
 def _loaded(key: str, spec: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
-    except Exception as error:  # whatever a user's module does when it is imported
+    except Exception as error:  # a user's module may raise anything when it is imported
         raise UserError(f"{key}={spec}: cannot be imported ({type(error).__name__}: {error}).") from error

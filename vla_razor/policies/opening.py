@@ -1,4 +1,4 @@
-"""From a configuration's `policy` to what acts, or to what can be trained and measured."""
+"""From a configuration's `policy` to a policy that acts, or to one that can be trained and measured."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -21,13 +21,13 @@ from vla_razor.policies.trainable import Trainable
 from vla_razor.runs import checkpoint_folder, read_config, run_of
 
 SERVED = "openpi://"
-"""How the address of a policy server begins."""
+"""Prefix of the address of a policy server."""
 
 
 def open_policy(spec: str, config: DictConfig) -> Policy:
-    """A server's policy where `spec` is its address; a member of the group `vla_razor.policies` or what
-    `module:factory` makes, as a run has trained it where `spec` is its folder; RT-1 where `spec` is a SavedModel's
-    folder; or a model at the configured temperature, greedy if asked for.
+    """The policy that `spec` names: the address of a server; a member of the group `vla_razor.policies` or
+    `module:factory`, also as a run has trained it; the folder of RT-1's SavedModel; or a model, at the configured
+    temperature, greedy if asked for.
     """
     robot = robot_of(config.env)
     if member := _member(spec):
@@ -46,8 +46,8 @@ def open_policy(spec: str, config: DictConfig) -> Policy:
 
 
 def open_trainable(spec: str, config: DictConfig, **dtypes: Any) -> Trainable:
-    """A policy that tells its distribution: a model, its parameters in `config.dtype` or as `dtypes` tell `load_model`,
-    or a member that does. Raises UserError for a policy that only acts.
+    """A policy that tells its distribution: a model, with parameters in `config.dtype` or as `dtypes` tell
+    `load_model`, or a member that is `Trainable`. Raises UserError for a policy that only acts.
     """
     if member := _member(spec):
         return _trainable(member, config)
@@ -56,15 +56,15 @@ def open_trainable(spec: str, config: DictConfig, **dtypes: Any) -> Trainable:
 
 
 def weights_of(spec: str | Path, config: DictConfig) -> Mapping[str, Tensor]:
-    """The weights of what `open_trainable` would open, by name; those of a checkpoint are each read from its file when
-    they are asked for. Raises UserError as it does.
+    """By name, the weights of what `open_trainable` would open. Those of a checkpoint are read from its file one by
+    one, when they are asked for. Raises UserError as it does.
     """
     member = _member(str(spec))
     return _trainable(member, config).module.state_dict() if member else stored_weights(spec)
 
 
 def open_model(spec: str, config: DictConfig, **dtypes: Any) -> PrismaticVLA:
-    """The model that `spec` names, at `config.temperature` and with `config.prompt` unless they are null."""
+    """The model that `spec` names, with `config.temperature` and `config.prompt` unless they are null."""
     model = load_model(spec, device=config.device, oft=config.oft, **(dtypes or {"dtype": config.dtype}))
     if config.temperature is not None:
         model.config.temperature = config.temperature
@@ -74,13 +74,13 @@ def open_model(spec: str, config: DictConfig, **dtypes: Any) -> PrismaticVLA:
 
 
 def taken_in(env: DictConfig) -> Mapping[str, Any] | None:
-    """The convention of the actions of a suite from outside, where it says it."""
+    """The convention of a suite's actions, if the suite is from outside and states it."""
     suite = suite_in(scenes(env)[0].make)
     return suite.get("convention") if suite else None
 
 
 class _Member(NamedTuple):
-    """What makes a policy from outside, the name it goes by, and the checkpoint of a run that has trained it."""
+    """A factory of policies from outside, the name a policy goes by, and the checkpoint of a run that trained it."""
 
     factory: Callable[..., Any]
     spec: str
@@ -92,7 +92,7 @@ class _Member(NamedTuple):
 
 
 def _robot_of(config: DictConfig) -> str | None:
-    """None for a verb in which nobody acts."""
+    """The robot of a configuration; None for a verb in which nobody acts."""
     return robot_of(config.env) if config.get("env") else None
 
 
@@ -119,8 +119,8 @@ def _member(spec: str) -> _Member | None:
         return _Member(partial(_served, spec), spec, None)
     if factory := factory_of(spec):
         return _Member(factory, spec, None)
-    folder = run_of(spec)
-    trained = read_config(folder / "config.yaml").get("policy") if folder else None
-    if trained is None or trained == spec or not (origin := _member(str(trained))):
+    if not (folder := run_of(spec)):
         return None
-    return origin._replace(spec=spec, checkpoint=checkpoint_folder(Path(spec)))
+    trained, checkpoint = read_config(folder / "config.yaml").get("policy"), checkpoint_folder(Path(spec))
+    origin = _member(str(trained)) if trained not in (None, spec) else None
+    return origin and origin._replace(spec=spec, checkpoint=checkpoint)

@@ -67,15 +67,6 @@ def probe_of(
     return found
 
 
-def check_settings(config: DictConfig) -> None:
-    """Raises UserError where prior tasks are of another robot than a recorded suite is."""
-    if is_recorded(config.env) and config.prior is not None and robot_of(config.prior) != robot_of(config.env):
-        raise UserError(
-            f"prior={config.prior.name}: it is of {robot_of(config.prior)}, what is learned of {robot_of(config.env)}, "
-            "whose actions mean nothing there: prior=null."
-        )
-
-
 def check(policy: Trainable, config: DictConfig) -> None:
     """Raises UserError where a policy has no action statistics of the recorded suite: the only ones that it has are
     some other robot's.

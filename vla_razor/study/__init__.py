@@ -1,1 +1,1 @@
-"""What many runs say together: the results table, the frontier and the law on it, and the forecast from a law."""
+"""What many runs show together: the results table, its frontier and law, and forecasts from a law."""

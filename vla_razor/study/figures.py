@@ -1,6 +1,6 @@
-"""The figures of a study, the same for every domain: trade-off, law, what predicts forgetting, prior tasks.
+"""The figures of a study, the same for every domain: trade-off, law, predictors of forgetting, prior tasks.
 
-A point is anything with a method, a run, `new`, `prior` and `forgotten` in [0, 1], and `measures` by name.
+A point is any object with a method, a run, `new`, `prior` and `forgotten` in [0, 1], and `measures` by name.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ from vla_razor.study.table import Result
 
 Colours = Mapping[str, str]
 MANY = 500
-"""Marks in a figure."""
+"""A figure with more marks than this is rasterised."""
 
 
 def trade_off(
@@ -31,7 +31,7 @@ def trade_off(
     colours: Colours,
     bases: Mapping[str, tuple[float, float]] | None = None,
 ) -> None:
-    """Prior against new success; the models near each group's frontier, with the exponential through them (paper,
+    """Prior against new success: all models, those near each group's frontier with the exponential through them (paper,
     Figures 3, 6 and 8), and the bases by name.
     """
     with plots.figure(path, 1, 1, (6, 4.2)) as (axis,):
@@ -53,8 +53,9 @@ def trade_off(
 
 
 def forgetting(path: Path, points: Sequence[Any], colours: Colours, fitted: FittedLaw | None = None) -> None:
-    """Prior success lost against forward KL, one curve for all methods (paper, Figure 3, middle); with `fitted`,
-    against its measure, with its forecast and the band that holds 90% of unseen runs, each with all its checkpoints.
+    """Prior success lost against forward KL, with one curve for all methods (paper, Figure 3, middle). With `fitted`,
+    against that law's measure, with its forecast and the band that holds 90% of unseen runs, each with all its
+    checkpoints.
     """
     measure = fitted.measure if fitted else FORWARD_KL
     with plots.figure(path, 1, 1, (6, 4.2)) as (axis,):
@@ -86,8 +87,8 @@ def accuracy(path: Path, points: Sequence[Any], colours: Colours) -> None:
 
 
 def least_kl(path: Path, groups: Mapping[str, Sequence[Any]], colours: Colours) -> None:
-    """The least forward KL among each group's policies with at least so much new-task success: KL at matched success
-    (paper, Figure 4, right).
+    """The least forward KL among the policies of each group that reach at least a given new-task success: KL at matched
+    success (paper, Figure 4, right).
     """
     with plots.figure(path, 1, 1, (6, 4.2)) as (axis,):
         for index, (name, own) in enumerate(groups.items()):
@@ -103,7 +104,7 @@ def least_kl(path: Path, groups: Mapping[str, Sequence[Any]], colours: Colours) 
 
 
 def predictors(path: Path, points: Sequence[Any], names: Sequence[str], colours: Colours) -> None:
-    """Prior success lost against every measure, with the polynomial that R2 speaks of (paper, Table 1)."""
+    """Prior success lost against every measure, with the polynomial whose R2 is reported (paper, Table 1)."""
     rows = -(-len(names) // 3)
     with plots.figure(path, rows, 3, (10, 2.75 * rows)) as axes:
         for axis in axes[len(names) :]:
@@ -142,8 +143,8 @@ def prior_tasks(path: Path, results: Sequence[Result], colours: Colours) -> None
 def learning_curves(
     path: Path, results: Sequence[Result], colours: Colours, bases: Mapping[str, tuple[float, float]]
 ) -> None:
-    """New- and prior-task success at each run's checkpoints, from its base on, whose [new, prior] is given by model: a
-    thin line a run, and each method's mean.
+    """New- and prior-task success at each run's checkpoints, beginning with its base, whose [new, prior] is given by
+    model. One thin line per run, and the mean of each method.
     """
     runs: dict[str, list[Result]] = {}
     for result in sorted(results, key=lambda result: result.step):
@@ -166,8 +167,8 @@ def learning_curves(
 
 
 def plasticity(path: Path, learned: Sequence[Any], task: str) -> None:
-    """How each policy learns another task, by the KL that its fine-tuning had spent: anything with a method, `spent` in
-    nats an action, a `curve` of success at `steps`, and the rate over `all` of them.
+    """How each policy learns another task, by the KL that its fine-tuning had spent. A policy is any object with a
+    method, `spent` in nats per action, a `curve` of success at `steps`, and the rate over `all` of them.
     """
     colours, most = plots.colours_of(learned), max(one.spent for one in learned) or 1.0
     with plots.figure(path, 1, 2, (10, 3.8)) as (curves, against):
@@ -205,7 +206,7 @@ def _scatter(axis: Axes, points: Sequence[Any], measure: str, what: str, colours
 
 
 def _marks(size: float, count: int) -> dict[str, Any]:
-    """Thousands of marks are a picture within the SVG: as paths they would make the page of a report too large."""
+    """Style of scatter marks. Thousands of them are rasterised: as paths they would make a report's page too large."""
     return {"s": size, "linewidths": 0, "rasterized": count > MANY}
 
 

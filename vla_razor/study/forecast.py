@@ -1,4 +1,4 @@
-"""From a fitted law to the forgetting that a training has probably caused so far, without one prior task being run."""
+"""From a fitted law to how much a training has probably forgotten so far, without running a single prior task."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from vla_razor.study.table import Result, measures_of, unmeasured
 SCHEMA = 2
 FILE = "law.json"
 LAWS = (FORWARD_KL, "spillover", "activation_l2")
-"""What a law may be of: measures that every training logs."""
+"""Measures that a law may be of: every training logs them."""
 
 
 class Forecast(NamedTuple):
     """Prior success lost, in [0, 1], with the interval that holds 90% of unseen runs, each with all of its checkpoints
-    (`law.spread`); `known` where the divergence is within what the law was fitted on.
+    (`law.spread`). `known`: the divergence is within the range that the law was fitted on.
     """
 
     forgotten: float
@@ -40,8 +40,8 @@ class Forecast(NamedTuple):
 class FittedLaw(NamedTuple):
     """Prior success lost as a polynomial in a measure on the probe set, and how far runs lie from it.
 
-    `reach` is from the smallest divergence among the runs to the largest; from `below` to `above` is
-    where truth minus forecast lies in 90% of unseen runs, at all checkpoints of each.
+    `reach` is the range of divergences among the runs. Truth minus forecast lies between `below` and `above` in 90% of
+    unseen runs, at all checkpoints of each.
     """
 
     domain: str
@@ -54,16 +54,16 @@ class FittedLaw(NamedTuple):
     runs: int
 
     def forecast(self, divergence: float) -> Forecast:
-        """At a divergence, in the measure's unit."""
+        """The forecast at a divergence, in the measure's unit."""
         low, high = self.reach
         expected = law.value(self.coefficients, divergence, self.reach)
-        known = min(0.0, low) <= divergence <= high  # the base, at 0, is known too
+        known = min(0.0, low) <= divergence <= high  # the base, at 0, counts as known
         return Forecast(expected, expected + self.below, expected + self.above, known)
 
 
 def fit(results: Sequence[Result], measure: str = FORWARD_KL) -> FittedLaw:
-    """The law of these policies, all of one domain. Raises UserError where they are of fewer than ten runs, or do not
-    vary.
+    """The law of these policies, all of one domain. Raises UserError where there are fewer than ten runs, or they do
+    not vary.
     """
     runs = {result.run for result in results}
     if measure not in measures_of(results):
@@ -90,13 +90,13 @@ def save(path: Path, fitted: FittedLaw) -> None:
 
 
 def load(path: Path, domain: str) -> FittedLaw:
-    """Read what `save` wrote, from the file or the folder of a report.
+    """Read what `save` wrote, from the file itself or from the folder of a report.
 
     Raises UserError where it cannot be read, is the law of another domain, or was fitted on fewer than ten runs, as
-    earlier versions did.
+    earlier versions allowed.
     """
     if path.is_dir():
-        own = path / f"law_{domain}.json"  # of a report on several domains; of one, the name is FILE
+        own = path / f"law_{domain}.json"  # a report on several domains has one law per domain
         path = own if own.is_file() else path / FILE
     try:
         content: Mapping[str, Any] = json.loads(path.read_text())
@@ -123,7 +123,7 @@ def load(path: Path, domain: str) -> FittedLaw:
 
 
 class Guard:
-    """Watches a training's forecast against the share of prior success that it may lose."""
+    """Compares a training's forecast with the share of prior success that it may lose."""
 
     def __init__(self, fitted: FittedLaw, budget: float) -> None:
         self.fitted, self.budget = fitted, budget
@@ -132,9 +132,9 @@ class Guard:
 
     @classmethod
     def of(cls, config: Any, domain: str) -> Guard | None:
-        """As `config.forgetting_budget` and `config.law` say; None without a budget.
+        """The guard for `config.forgetting_budget` and `config.law`; None without a budget.
 
-        Raises UserError where one is given without the other, or the run never measures forward KL.
+        Raises UserError where one is given without the other, or where the run never measures forward KL.
         """
         if config.forgetting_budget is None:
             return None
@@ -148,7 +148,7 @@ class Guard:
         return cls(fitted, config.forgetting_budget)
 
     def forecast(self, measured: Mapping[str, float]) -> Forecast:
-        """What the training has probably forgotten, by what was measured on the probe set."""
+        """What the training has probably forgotten, given what was measured on the probe set."""
         if self.fitted.measure not in measured:
             raise UserError(f"the law is of {self.fitted.measure}, which this policy does not tell: take another law.")
         return self.fitted.forecast(measured[self.fitted.measure])
@@ -156,7 +156,7 @@ class Guard:
     def scalars(self, measured: Mapping[str, float]) -> dict[str, float]:
         """The forecast, for a row of metrics.jsonl."""
         found = self.forecast(measured)
-        self.shown = {"predicted_forgetting": found.forgotten, "budget": self.budget}  # and kept for the bar
+        self.shown = {"predicted_forgetting": found.forgotten, "budget": self.budget}  # for the progress bar
         return {"predicted_forgetting": found.forgotten, "predicted_low": found.low, "predicted_high": found.high}
 
     def is_spent(self, measured: Mapping[str, float]) -> bool:

@@ -1,8 +1,8 @@
-"""How far a policy has moved, and what else is measured of it on the probe set: one name each, in metrics.jsonl, in the
-results table and in all that is made of it. Files of earlier versions are read with these names.
+"""The measures on the probe set: how far a policy has moved, and its entropy. Each has one name, in metrics.jsonl, in
+the results table and in everything made from it. Files of earlier versions are read under these names.
 
-Within the entry `forward_kl` of summary.json, which `probe_set.measure` makes, forward KL itself is `per_token`,
-`per_action` or `per_completion`, and reverse KL is `reverse_kl`: `logged` has them by their whole names.
+In the entry `forward_kl` of summary.json, which `probe_set.measure` makes, forward KL is called `per_token`,
+`per_action` or `per_completion`, and reverse KL `reverse_kl`; `logged` gives them their full names.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 
 class Measure(NamedTuple):
-    """What a measure is called, and its unit; empty where it has none."""
+    """A measure's label, and its unit, which is empty where it has none."""
 
     label: str
     unit: str = ""
@@ -45,14 +45,15 @@ MEASURES = {
     "activation_l2": Measure("the activations' change", "L2"),
 }
 FORWARD_KL = "forward_kl_per_token"
-"""What is compared across domains, and what the law is of unless told otherwise."""
+"""The measure that is compared across domains, and that a law is of by default."""
 ENTROPIES = ("entropy", "format_entropy")
 DISTANCES = tuple(
     name
     for name in MEASURES
-    if name not in ("forward_kl_per_action", "forward_kl_per_completion", *ENTROPIES)  # multiples of it; no distances
+    # Without the multiples of FORWARD_KL, and without what is no distance.
+    if name not in ("forward_kl_per_action", "forward_kl_per_completion", *ENTROPIES)
 )
-"""What may predict forgetting: 0 where nothing has moved, but for the weights unchanged."""
+"""Measures that may predict forgetting. All but the shares of unchanged weights are 0 for the base."""
 SHORT = {
     "per_token": "forward_kl_per_token",
     "per_action": "forward_kl_per_action",
@@ -63,17 +64,17 @@ SHORT = {
     "probe_reverse_kl": "reverse_kl_per_token",
     "probe_entropy": "entropy",
 }
-"""Names within an entry of summary.json, and those of earlier versions' files."""
+"""Names within an entry of summary.json, and in files of earlier versions."""
 
 
 def logged(found: Mapping[str, Any]) -> dict[str, float]:
-    """Of an entry of summary.json what metrics.jsonl has, by its names there."""
+    """What metrics.jsonl has of an entry of summary.json, under its names there."""
     return {name: value for name, value in renamed(found).items() if name in MEASURES}
 
 
 def renamed(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of a file of any version, by the names of today. REINFORCE's own `entropy`, of the episodes that it learns
-    from, was called as the one on the probe set is now.
+    """A row of a file of any version, under today's names. REINFORCE's own `entropy`, that of its training episodes,
+    once had the name that the one on the probe set has now.
     """
     played = {"entropy": "sampled_entropy"} if "episode_length" in row and "sampled_entropy" not in row else {}
     return {played.get(name) or SHORT.get(name, name): value for name, value in row.items()}

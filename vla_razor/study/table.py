@@ -1,4 +1,4 @@
-"""The results table of any domain (robot, language, ParityMNIST): results.parquet, a row a policy."""
+"""The results table of any domain (robot, language, ParityMNIST): results.parquet, one row per policy."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,8 +17,8 @@ FACTS = ("domain", "method", "seed", "run", "step", "learning_rate", "new", "pri
 
 
 class Result(NamedTuple):
-    """A policy after fine-tuning: success on the new task and the prior ones, in [0, 1], prior success lost since its
-    base, and how far it moved, by measure. `model` is what was tuned, where a table tells; else empty.
+    """A policy after fine-tuning: success on the new task and the prior ones, in [0, 1]; prior success lost since its
+    base; and how far it moved, by measure. `model` is what was fine-tuned, where the table says it; else empty.
     """
 
     domain: str
@@ -36,8 +36,8 @@ class Result(NamedTuple):
 
 
 class Study(NamedTuple):
-    """What results folders hold: the tuned policies, the bases [new, prior] by domain and model, and what is in no
-    fit.
+    """The content of results folders: the tuned policies, the bases [new, prior] by domain and model, and the lines
+    about rows that are in no fit.
     """
 
     results: list[Result]
@@ -54,13 +54,13 @@ class Study(NamedTuple):
 
 
 def read(folders: Sequence[Path]) -> Study:
-    """The rows of all folders; a run is called by its folder's name too where there are several (its whole path where
-    two end alike).
+    """The rows of all folders. With several folders a run's name begins with its folder's (or its whole path, where two
+    folders have the same name).
 
     A run that failed, or has a number that is not finite, is in `left_out` with its reason.
 
-    Raises UserError where a folder is given twice, holds no table, one that lacks a column or a base, or no finished
-    run, and where two tables of a domain have different bases of one model.
+    Raises UserError where a folder is given twice; where it holds no table, or one without a needed column, a base or a
+    finished run; and where two tables of a domain have different bases of one model.
     """
     study = Study([], {}, [])
     if len({folder.resolve() for folder in folders}) < len(folders):
@@ -84,19 +84,19 @@ def read(folders: Sequence[Path]) -> Study:
 
 
 def measures_of(results: Sequence[Result]) -> list[str]:
-    """The measures that every one of the policies has, in the table's order."""
+    """The measures that all of the policies have, in the table's order."""
     return [name for name in results[0].measures if all(name in result.measures for result in results)]
 
 
 def unmeasured(results: Sequence[Result]) -> dict[str, list[str]]:
-    """The measures that some of the policies have and others have not, with the runs of these."""
+    """The measures that only some of the policies have, with the runs of the others."""
     names = dict.fromkeys(name for result in results for name in result.measures)
     lacking = {name: [r.run for r in results if name not in r.measures] for name in names}
     return {name: list(dict.fromkeys(runs)) for name, runs in lacking.items() if runs}
 
 
 def short_names(models: Iterable[str]) -> dict[str, str]:
-    """What each model is called in a figure: the end of its path or Hub id, unless two share it."""
+    """The name of each model in a figure: the end of its path or Hub id, unless two have the same end."""
     found = list(dict.fromkeys(models))
     ends = [Path(model).name for model in found]
     return dict(zip(found, ends if len(set(ends)) == len(ends) else found, strict=True))
@@ -121,12 +121,12 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def _same_base(study: Study, folder: Path, bases: Sequence[Mapping[str, Any]]) -> None:
-    """Tables that speak of one model must have the same base; ParityMNIST's has one a seed, which is one protocol."""
+    """Check that tables have the same base of a model. ParityMNIST has one base per seed, whose mean counts."""
     for model in dict.fromkeys(map(_model, bases)):
         own = [base for base in bases if _model(base) == model]
         mean = tuple(sum(base[name] for base in own) / len(own) for name in ("new", "prior"))
         known = study.bases.setdefault((own[0]["domain"], model), (mean[0], mean[1]))
-        # Success is a share of a few hundred episodes: a smaller difference is rounding.
+        # Success is a share of a few hundred episodes; smaller differences are rounding.
         if any(abs(one - other) > 1e-6 for one, other in zip(known, mean, strict=True)):
             raise UserError(
                 f"{folder}: its base has {mean[0]:.1%} of the new task and {mean[1]:.1%} of the prior ones, that of "
@@ -140,7 +140,7 @@ def _model(row: Mapping[str, Any]) -> str:
 
 
 def _base_of(row: Mapping[str, Any], bases: Sequence[Mapping[str, Any]], folder: Path) -> Mapping[str, Any]:
-    """Of the same model, width and seed, where there are several."""
+    """The base of the same model and, where there are several, of the same width and seed."""
     own = [base for base in bases if _model(base) == _model(row)]
     if not own:
         raise UserError(f"{folder / FILE} has no row of the base {_model(row)}: forgetting cannot be measured.")

@@ -1,4 +1,4 @@
-"""The policy that is trained, and the one that it was before."""
+"""The policy that is trained, and its base: what it was before."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +21,9 @@ from vla_razor.training.trainer import generator
 
 
 class Base:
-    """The policy before fine-tuning: the tuned one below its adapter if it has one, else a copy made on demand."""
+    """The policy before fine-tuning: the tuned one with its adapter switched off if it has one, else a copy made on
+    demand.
+    """
 
     name = "base"
 
@@ -59,7 +61,6 @@ def open_policies(config: DictConfig, run: Run) -> tuple[Trainable, Base]:
         raise UserError(
             f"env={config.env.name}: {run.config.verb} takes one scene, such as env=pick_can or env=drawer."
         )
-    recorded.check_settings(config)
     checkpoint = run.newest_checkpoint()
     policy = opened(str(checkpoint or config.policy), config, learns=not config.lora_rank)
     recorded.check(policy, config)
@@ -75,9 +76,9 @@ def open_policies(config: DictConfig, run: Run) -> tuple[Trainable, Base]:
 
 
 def opened(spec: str, config: DictConfig, *, learns: bool) -> Trainable:
-    """A policy whose products are in `config.dtype`. What learns is float32, adapters too: in bfloat16 no step below
-    1/256 of a weight changes it, and AdamW's moments do not decay. A base's matrices may be stored as products read
-    them.
+    """A policy whose matrix products are in `config.dtype`. Trainable parameters, adapters included, are float32: in
+    bfloat16 an update below 1/256 of a weight changes nothing, and AdamW's moments do not decay. The matrices of a base
+    may be stored in the dtype that products read.
     """
     products = products_of(config)
     policy = open_trainable(spec, config, dtype=torch.float32, matrices=None if learns else products)
@@ -87,5 +88,5 @@ def opened(spec: str, config: DictConfig, *, learns: bool) -> Trainable:
 
 
 def products_of(config: DictConfig) -> torch.dtype | None:
-    """What a training computes products in: None for float32, in which all else is."""
+    """The dtype of a training's matrix products; None for float32, the dtype of everything else."""
     return torch.bfloat16 if config.dtype == "bfloat16" else None

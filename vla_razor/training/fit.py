@@ -1,4 +1,4 @@
-"""The loop of every training: gather, learn, measure, log, save, until the last round or the end of the budget."""
+"""The loop of every training: gather, learn, measure, log and save, until the last round or the end of the budget."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,10 +20,10 @@ from vla_razor.training.trainer import NotFinite, Trainer, is_due
 
 
 class Algorithm(Protocol):
-    """How a policy learns. A training is `rounds` long, each of so many `updates`.
+    """How a policy learns. A training has `rounds` rounds of `updates` optimizer steps each.
 
-    `title` heads the progress bar, which shows what was last logged under the names in `watched`. `envs` are the
-    environments that it plays in, if any: the probe set is made in them.
+    `title` heads the progress bar, which shows the latest values of the names in `watched`. `envs` are the environments
+    that the algorithm plays in, if any; the probe set is made in them.
     """
 
     @property
@@ -38,27 +38,29 @@ class Algorithm(Protocol):
     def envs(self) -> VectorEnv | None: ...
 
     def prepare(self, stack: ExitStack) -> None:
-        """Before the first round: open what is needed, to be closed with the stack."""
+        """Before the first round, open what is needed; it is closed with the stack."""
         ...
 
     def gather(self, number: int) -> Any:
-        """What round `number`, from 0, learns from. It may be interrupted: the round is then gathered again."""
+        """What round `number` (from 0) learns from. An interruption may end this call; the round is then gathered
+        again.
+        """
         ...
 
     def learn(self, trainer: Trainer, gathered: Any, *, measured: bool) -> Iterator[Mapping[str, float]]:
-        """Take the round's updates; what is yielded is logged at the step where the trainer stands. `measured`: the
-        policy will be measured after this round, so that what costs a pass of the base may be logged too.
+        """Take the round's updates. What is yielded is logged at the trainer's current step. `measured`: the policy
+        will be measured after this round, so that scalars which cost a pass of the base may be logged too.
         """
         ...
 
     def closing_words(self, run: Run, trainer: Trainer) -> str | None:
-        """Why nothing was learned, if so."""
+        """The reason if nothing was learned, else None."""
         ...
 
 
 def fit(config: DictConfig, run: Run, begin: Callable[[DictConfig, Trainable, Base], Algorithm]) -> None:
-    """Fine-tune `config.policy` on `config.env`; goes on where a resumed run stopped. Several ranks do the same, each
-    with a share of the episodes and of what is learnt from them.
+    """Fine-tune `config.policy` on `config.env`; a resumed run goes on where it stopped. Several ranks do the same,
+    each with a share of the episodes and of the decisions learnt from.
     """
     replay.check(config)
     state = run.restore()
@@ -81,31 +83,30 @@ def fit(config: DictConfig, run: Run, begin: Callable[[DictConfig, Trainable, Ba
             try:
                 with trainer.stale():
                     gathered = algorithm.gather(number)
-            except ranks.Lost as lost:  # where everything is whole still: saved as an interruption is
+            except ranks.Lost as lost:  # between updates: this rank's state is whole, and is saved
                 raise KeyboardInterrupt from lost
-            # A run that is interrupted is saved, which it can be between two rounds alone.
+            # An interrupted run is saved, and can only be saved between two rounds.
             with uninterrupted():
                 step, scalars = trainer.step, dict[str, float]()
                 for row in algorithm.learn(trainer, gathered, measured=measured):
                     if scalars:
                         run.log(step, **scalars)
                     step, scalars = trainer.step, dict(row)
-                # The last row waits for what is measured at its step.
+                # The last row waits for the measures of its step.
                 if probe and measured:
                     scalars |= measure(policy, probe, trainer, guard)
                 run.log(step, **scalars)
                 if trainer.spent or is_due(number + 1, config.save_every, algorithm.rounds):
                     save()
             advance(**{name: scalars[name] for name in algorithm.watched}, **(guard.shown if guard else {}))
-    words = algorithm.closing_words(run, trainer) if ranks.first() else None  # of the run's own rows
+    words = algorithm.closing_words(run, trainer) if ranks.first() else None  # only the first rank has the run's rows
     finish(config, run, policy, base, probe, guard, words)
 
 
 @contextmanager
 def saving(run: Run, policy: Trainable, trainer: Trainer) -> Iterator[Callable[[], None]]:
-    """Gives a callable that saves the run as it stands; an interruption is saved too, at the last whole update.
-
-    A failed update is reported with the last good checkpoint.
+    """Gives a callable that saves the run as it stands. An interruption is saved too, at the last complete update. A
+    failed update is reported together with the last good checkpoint.
     """
     saved = run.step
 

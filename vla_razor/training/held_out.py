@@ -1,5 +1,5 @@
-"""How well a policy says what was demonstrated in episodes that it has not learned from: what is evaluated of a
-recorded suite, in which nobody can act.
+"""How well a policy predicts demonstrations that it has not learned from. This evaluates a recorded suite, in which
+nobody can act.
 """
 
 from typing import Any
@@ -26,14 +26,14 @@ MEASURES = {
 
 
 def recorded_ends(config: DictConfig, policy: Trainable, base: Base) -> dict[str, Any]:
-    """Of the base, the tuned policy and their difference at the same states, each of `MEASURES` with its 95% interval,
-    clustered by episode; the action error of each dimension too.
+    """Each of `MEASURES` for the base, the tuned policy and their difference at the same states, with its 95% interval,
+    clustered by episode; also the action error of each dimension.
 
-    The error is that of actions that the policy samples, at the first control step of a decision, in the units of the
-    demonstrations. An action's likelihood is that of all the tokens of a decision.
+    The error is that of actions sampled by the policy, at the first control step of a decision, in the units of the
+    demonstrations. An action's likelihood is that of all tokens of a decision.
     """
     states = recorded.held_out(config, policy)
-    with base.policy() as before:  # which may be the tuned policy, with its adapter switched off
+    with base.policy() as before:  # this may be the tuned policy itself, with its adapter switched off
         found = {"base": _measured(before, states)}
     found["tuned"] = _measured(policy, states)
     episodes = states.data.episode[states.rows]
@@ -46,7 +46,7 @@ def recorded_ends(config: DictConfig, policy: Trainable, base: Base) -> dict[str
 
 
 def show_ends(console: Console, found: dict[str, Any]) -> None:
-    """A line a measure."""
+    """Print one line per measure."""
     title = f"At {found['states']} held-out states of {found['episodes']} episodes [95%, clustered by episode]"
     table = Table("", "base", "tuned", "difference", title=title)
     for name, meaning in MEASURES.items():

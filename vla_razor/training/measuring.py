@@ -1,4 +1,4 @@
-"""What a training measures of its policy: on the probe set while it learns, and in the tasks at its end."""
+"""How a training is measured: on the probe set while it learns, and in its tasks at the end."""
 
 import math
 
@@ -25,9 +25,9 @@ from vla_razor.training.trainer import NotFinite, Trainer
 
 
 def open_probe(config: DictConfig, base: Base, envs: VectorEnv | None = None) -> ProbeSet | None:
-    """The base's probe set on the new task, made in `envs` where it is not in the cache; None for `probe_every=0`.
+    """The base's probe set on the new task, made in `envs` where the cache has none; None for `probe_every=0`.
 
-    Its seed is 0 for runs of any seed, which are measured at the same states.
+    Its seed is always 0, so that runs of any seed are measured at the same states.
     """
     if not config.probe_every:
         return None
@@ -40,8 +40,8 @@ def open_probe(config: DictConfig, base: Base, envs: VectorEnv | None = None) ->
 
 
 def measure(policy: Trainable, probe: ProbeSet, trainer: Trainer, guard: Guard | None) -> dict[str, float]:
-    """What a measured step logs: how far the policy has moved and, with a guard, what it has probably forgotten. At the
-    budget the training ends, or goes on at half its rates.
+    """The scalars of a measured step: how far the policy has moved and, with a guard, the forecast of what it has
+    forgotten. At the budget the training ends, or goes on with its learning rates halved.
 
     Raises `NotFinite` where the policy's distributions are not finite.
     """
@@ -56,7 +56,7 @@ def measure(policy: Trainable, probe: ProbeSet, trainer: Trainer, guard: Guard |
         else:
             trainer.peaks, done = [peak / 2 for peak in trainer.peaks], "its learning rates are halved"
         said = f"step {trainer.step}: {guard.forecast(scalars)}, of a budget of {guard.budget:.1%}: {done}"
-        get_console().print(said, highlight=False)  # the console of the progress bar
+        get_console().print(said, highlight=False)  # on the console of the progress bar
     return scalars | guard.scalars(scalars)
 
 
@@ -69,10 +69,11 @@ def finish(
     guard: Guard | None,
     nothing_learned: str | None = None,
 ) -> None:
-    """Writes and prints the entries `base` and `tuned` of summary.json, and why nothing was learned, if so.
+    """Write and print the entries `base` and `tuned` of summary.json, and why nothing was learned, if so.
 
-    Success is measured from the same starts in every run, `config.eval_episodes` of each task, new and prior (0: not at
-    all); forward KL on the probe set. Of a recorded suite, in which nobody can act, likelihood and action error are.
+    Success is measured from the same starts in every run, in `config.eval_episodes` episodes of each task, new and
+    prior (0: not at all); forward KL is measured on the probe set. In a recorded suite nobody can act: there likelihood
+    and action error are measured.
     """
     policies: dict[str, Policy] = {"base": base, "tuned": policy}
     places = _places(config)

@@ -1,7 +1,7 @@
 """An optimizer and its schedule: one guarded update after the other.
 
-Everything random is seeded by the run's seed and the step, so that a trainer's state is its weights, its optimizer and
-its counters, and a run that was killed and resumed ends as one that was not.
+Everything random is seeded by the run's seed and the step. A trainer's state is therefore its weights, its optimizer
+and its counters, and a run that was killed and resumed ends like one that was not.
 """
 
 import math
@@ -25,7 +25,7 @@ class NotFinite(RunFailed):
 
 
 class Update(NamedTuple):
-    """What one optimizer step did; `grad_norm` is taken before clipping."""
+    """The result of one optimizer step; `grad_norm` is taken before clipping."""
 
     loss: float
     grad_norm: float
@@ -40,11 +40,12 @@ class Learns(Protocol):
 
 
 class Trainer:
-    """A policy's optimizer and schedule, `total_steps` long; with `state`, taken up where `state_dict` was called.
+    """A policy's optimizer and schedule over `total_steps` steps. With `state` it goes on where `state_dict` was
+    called.
 
-    `skipped` counts the steps in which nothing was moved. `spent` says that the training has ended early, because its
-    forgetting budget is. With `config.staleness` K, `past` holds what learns as it was each of the last K times that it
-    was remembered, the oldest first.
+    `skipped` counts the steps in which nothing moved. `spent`: the training has ended early, at its forgetting budget.
+    With `config.staleness` K, `past` holds the trainable parameters as they were the last K times that they were
+    remembered, the oldest first.
     """
 
     def __init__(
@@ -65,9 +66,9 @@ class Trainer:
             self.past.extend(state.get("past", []))
 
     def update(self, shares: Iterable[Tensor]) -> Update:
-        """One step along the gradient of the sum of `shares`, one micro-batch's part of the loss each, over all ranks.
+        """One step along the gradient of the sum of `shares`, each the loss of one micro-batch, over all ranks.
 
-        Raises `NotFinite`, before any weight has changed, where the loss or its gradient is not finite.
+        Raises `NotFinite` before any weight has changed, where the loss or its gradient is not finite.
         """
         parameters = self.parameters
         for parameter in parameters:
@@ -76,7 +77,7 @@ class Trainer:
         for share in shares:
             share.backward()
             loss += float(share.detach())
-        # Here alone the gradient is complete: the shares of all ranks add up as those of one do.
+        # The gradient is complete only here: the shares of all ranks add up, as those of one rank do.
         loss = ranks.add_up([gradient for p in parameters if (gradient := p.grad) is not None], loss)
         grad_norm = float(nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm))
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
@@ -90,12 +91,12 @@ class Trainer:
         return self._taken(loss, grad_norm)
 
     def skip(self) -> Update:
-        """A step for which there is nothing to learn from. Nothing moves: AdamW's momentum would, with no gradient."""
+        """A step without anything to learn from. Nothing moves, whereas AdamW's momentum would without a gradient."""
         self.skipped += 1
         return self._taken(0.0, 0.0)
 
     def remember(self) -> None:
-        """Keeps what learns as it is now, where the policy that plays is to be stale."""
+        """Keep a copy of the trainable parameters, if the policy that plays is to be stale."""
         if self.past.maxlen:
             self.past.append([parameter.detach().clone() for parameter in self.parameters])
 
@@ -110,12 +111,12 @@ class Trainer:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """What learns."""
+        """The trainable parameters."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     @contextmanager
     def stale(self) -> Iterator[None]:
-        """Inside, the policy is as the oldest that is remembered, if any."""
+        """Inside, the policy has the oldest parameters that are remembered, if there are any."""
         if not self.past:
             yield
             return
@@ -132,7 +133,7 @@ class Trainer:
         return self.spent or self.step >= self.total_steps
 
     def state_dict(self) -> dict[str, Any]:
-        """What, beside the weights, the next steps depend on."""
+        """Everything but the weights that the next steps depend on."""
         counters = {name: getattr(self, name) for name in ("step", "clipped", "skipped", "peaks", "spent")}
         past = {"past": list(self.past)} if self.past.maxlen else {}
         return {"optimizer": self.optimizer.state_dict(), **counters, **past}
@@ -140,21 +141,21 @@ class Trainer:
 
 @torch.no_grad()
 def assign(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
-    """Copies values into parameters, in place, to wherever these are."""
+    """Copy values into parameters in place, on whatever device these are."""
     for parameter, value in zip(parameters, values, strict=True):
         parameter.copy_(value)
 
 
 def is_due(step: int, every: int, last: int) -> bool:
-    """Whether what is done every so many steps (0: never), and at the last one, is done after `step`."""
+    """Whether something done every `every` steps (0: never), and at the last one, is due after `step`."""
     return every > 0 and (step % every == 0 or step == last)
 
 
 def generator(seed: int, purpose: str, *keys: int) -> torch.Generator:
-    """A CPU generator of its own for every (seed, purpose, keys)."""
+    """A CPU generator that (seed, purpose, keys) determine, independent of all others."""
     return torch.Generator().manual_seed(episode_seed(purpose, seed, *keys))
 
 
 def own_generator(seed: int, purpose: str, *keys: int) -> torch.Generator:
-    """As `generator`, but another one on every rank, for what is drawn about its own part of a batch alone."""
+    """As `generator`, but a different one on every rank: for draws about this rank's part of a batch alone."""
     return generator(seed, purpose if ranks.first() else f"{purpose} of rank {ranks.rank()}", *keys)

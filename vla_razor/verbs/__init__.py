@@ -1,4 +1,4 @@
-"""One file a verb, read top to bottom: `run(config, run)`. The folders are the groups of the command line."""
+"""One short file per verb, read top to bottom: `run(config, run)`. The folders are the groups of the command line."""
 
 import importlib
 from types import ModuleType
@@ -8,16 +8,16 @@ from vla_razor.config.groups import SWEEPS
 from vla_razor.errors import UserError, nearest
 
 LLM_TRAINING = ("sft", "grpo", "reinforce", "simpo")
-"""Whose processes accelerate brings together."""
+"""Verbs whose processes are joined by accelerate."""
 RANKED = ("collect", "sft", "rl", "distill", "eval", "kl")
-"""Whose work several ranks share (`vla_razor.ranks`)."""
+"""Verbs whose work several ranks share (`vla_razor.ranks`)."""
 _FOLDERS = {"Learn": "learn", "Measure": "measure", "Deploy": "deploy", "Study": "study", "Language models": "language"}
 _FILES = {"eval": "evaluate", "llm_eval": "evaluate", "import": "importing", "export": "exporting"}
 _FILES |= {f"llm_{method}": "train" for method in LLM_TRAINING}
 
 
 def module_of(verb: str) -> ModuleType:
-    """The module whose `run` does what the verb says. Raises UserError for a verb of another version."""
+    """The module whose `run` carries out the verb. Raises UserError for a verb that this version does not have."""
     if verb not in VERBS:
         raise UserError(f"unknown verb {verb!r}. {nearest(verb, VERBS)}")
     if verb in SWEEPS:

@@ -1,4 +1,6 @@
-"""`vla-razor assets fetch`: the files of the original simulation, from upstream or from a folder, each one checked."""
+"""`vla-razor assets fetch`: the files of the original simulation, from upstream or a local folder, each checked by its
+hash.
+"""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,29 +23,29 @@ NOTICE = (
     f"Robot, objects, scenes and photographs of github.com/{REPOSITORY}, published there under the Apache licence 2.0 "
     "(the file LICENSE beside them). It states no separate rights for meshes, textures, brands and photographs."
 )
-ATTEMPTS, TIMEOUT, PARALLEL = 3, 60.0, 4  # the timeout in seconds without a byte
+ATTEMPTS, TIMEOUT, PARALLEL = 3, 60.0, 4  # TIMEOUT: seconds without a byte
 PAUSE = 1.0  # seconds, before the second attempt; doubled before the third
 
 ADVICE = "Without a connection: vla-razor assets fetch --from DIR, a copy of the repository at that commit."
 
 SIMULATE = ("collect", "demo", "distill", "eval", "plasticity", "rl", "sweep")
-"""Verbs that play episodes, whatever their settings; sft does where it evaluates."""
+"""Verbs that always play episodes; sft plays some where it evaluates."""
 Reader = Callable[[str], bytes]
 
 
 class _Refused(Exception):
-    """Why one file could not be had."""
+    """A file that could not be fetched, with the reason."""
 
 
 def fetch(source: Path | None = None) -> None:
-    """Brings every asset into the cache folder, and says what is there; what is there already is left alone.
+    """Download every asset into the cache folder and print what is there. Files that are there already are left alone.
 
     Args:
         source: a folder laid out as upstream, to copy from instead of downloading.
 
     Raises:
         UserError: the source is no folder, or lacks files that the tasks need.
-        RunFailed: a file that the tasks need could not be downloaded. Run it again to go on.
+        RunFailed: a file that the tasks need could not be downloaded. Running it again goes on.
     """
     if source is not None and not source.is_dir():
         raise UserError(f"{source} is no folder; expected one laid out as github.com/{REPOSITORY}.")
@@ -55,9 +57,9 @@ def fetch(source: Path | None = None) -> None:
 
 
 def check(config: DictConfig) -> None:
-    """Before anything slow is begun: the files of the scenes that the verb plays in.
+    """Check, before anything slow begins, that the files of the scenes the verb plays in are complete.
 
-    Raises UserError where they are of the Google robot and files of it are missing, cut short or changed.
+    Raises UserError where files of the Google robot are missing, cut short or changed.
     """
     plays = config.verb in SIMULATE or (config.verb == "sft" and config.eval_episodes > 0)
     own = [scene for scene in environments(config) if scene.make.get("robot") == "google_robot"] if plays else []
@@ -69,7 +71,7 @@ def check(config: DictConfig) -> None:
 
 
 def _bring(read: Reader, folder: Path) -> dict[str, str]:
-    """Fetches what is not there yet; returns, by path, why a file could not be had."""
+    """Fetch what is missing. Returns, by path, why a file could not be fetched."""
     files = {path: checksum for group in GROUPS.values() for path, checksum in group.items()}
     failures: dict[str, str] = {}
     with (
@@ -85,7 +87,7 @@ def _bring(read: Reader, folder: Path) -> dict[str, str]:
 
 
 def _one(read: Reader, folder: Path, path: str, checksum: str) -> str:
-    """Brings one file; returns why it could not be had, or nothing."""
+    """Fetch one file. Returns why that failed, or an empty string."""
     target = folder / path
     if target.is_file() and is_right(target.read_bytes(), checksum):
         return ""

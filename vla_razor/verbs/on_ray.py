@@ -1,8 +1,8 @@
 """`launcher=ray devices=8 nodes=2`: Ray Train's TorchTrainer places the ranks of a run on a cluster.
 
-Each of its workers starts its rank as a process of its own, with the command line that was given here. That process
-handles signals, which a worker's thread cannot, and takes no worker with it when it dies. The store by which the ranks
-find each other and say why they end is the first worker's, as torchrun's is the launcher's.
+Each of its workers starts its rank as a process of its own, with the command line that was given here. A process can
+handle signals, which a worker's thread cannot, and does not take the worker along when it dies. The first worker keeps
+the store by which the ranks find each other and say why they end, as the launcher does under torchrun.
 """
 
 import os
@@ -24,10 +24,10 @@ SAID = "vla-razor: "
 
 
 def launch(verb: str, given: Sequence[str], config: DictConfig) -> None:
-    """Run the verb on `config.devices` ranks of each of `config.nodes` nodes, and wait for its end.
+    """Run the verb on `config.devices` ranks of each of `config.nodes` nodes, and wait for it to end.
 
-    Raises what the rank that failed said: UserError or RunFailed. UserError too where Ray is not installed, does not
-    answer, or has no room.
+    Raises UserError or RunFailed with the message of the rank that failed; UserError too where Ray is not installed,
+    does not answer, or lacks the resources.
     """
     needed("ray")
     check_reachable(os.environ.get("RAY_ADDRESS", ""))
@@ -37,9 +37,9 @@ def launch(verb: str, given: Sequence[str], config: DictConfig) -> None:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     try:
-        quiet = ray.LoggingConfig(log_level="ERROR")  # its actors warn of a missing dashboard twice a second
+        quiet = ray.LoggingConfig(log_level="ERROR")  # else its actors warn of a missing dashboard twice a second
         ray.init(ignore_reinit_error=True, include_dashboard=False, logging_config=quiet)
-    except Exception as error:  # it has no class for a node that does not start
+    except Exception as error:  # Ray has no exception class for a node that does not start
         raise RunFailed(f"launcher=ray: Ray does not start: {error}") from error
     folder = Path(config.out).absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def launch(verb: str, given: Sequence[str], config: DictConfig) -> None:
                     "path": os.environ.get("PYTHONPATH", ""),
                 },
                 scaling_config=ScalingConfig(num_workers=count, use_gpu=gpu),
-                torch_config=TorchConfig(backend="gloo"),  # of the workers, who exchange nothing: the ranks have theirs
+                torch_config=TorchConfig(backend="gloo"),  # for the workers; the ranks choose their own
                 run_config=RunConfig(storage_path=aside, name="ranks"),
             )
             try:
@@ -68,7 +68,7 @@ def launch(verb: str, given: Sequence[str], config: DictConfig) -> None:
 
 
 def _kind(there: Mapping[str, float], config: DictConfig) -> bool:
-    """Whether the ranks go on GPUs. Raises UserError where the cluster has too few of them, or too few cores."""
+    """Whether the ranks run on GPUs. Raises UserError where the cluster has too few GPUs, cores or nodes."""
     gpu = bool(there.get("GPU")) and config.device != "cpu"
     unit, count = ("GPU" if gpu else "CPU"), config.devices * config.nodes
     if there.get(unit, 0) < count:
@@ -81,9 +81,9 @@ def _kind(there: Mapping[str, float], config: DictConfig) -> bool:
 
 
 def _rank(given: dict[str, Any]) -> None:
-    """What a worker does."""
+    """What a worker does: start its rank, and pass on its last words."""
     own = {"TORCHELASTIC_USE_AGENT_STORE": "True", "PYTHONPATH": given["path"]}
-    if device := os.environ.get("ACCELERATE_TORCH_DEVICE", "").partition(":")[2]:  # Ray's choice among those it shows
+    if device := os.environ.get("ACCELERATE_TORCH_DEVICE", "").partition(":")[2]:  # Ray's choice for this worker
         own["LOCAL_RANK"] = device
     pipes: Any = {"stdin": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(given["command"], env=os.environ | own, cwd=given["cwd"], **pipes) as child:
@@ -96,18 +96,18 @@ def _rank(given: dict[str, Any]) -> None:
                 else:
                     sys.stderr.write(line)
             status = child.wait()
-        except BaseException:  # the others have failed
+        except BaseException:  # Ray stops this worker because another one failed
             child.terminate()
             raise
     if words:
         raise RuntimeError(f"{words[-1].strip()} [{status}]")
     if status:
-        time.sleep(2 * ranks.GRACE)  # who knows why is heard first
+        time.sleep(2 * ranks.GRACE)  # so that a rank that knows the reason is heard first
         raise RuntimeError(f"{SAID}rank {os.environ['RANK']} ended with status {status} [1]")
 
 
 def _as_said(error: BaseException) -> Exception:
-    """The message of a rank, in the class that it had there."""
+    """The message of the rank that failed, in the class that it had there."""
     failures = getattr(error, "worker_failures", {}).values()
     said = [str(failure) for failure in failures if SAID in str(failure)] or [str(error)]
     text = said[0].rpartition(SAID)[2].strip()

@@ -1,4 +1,4 @@
-"""OpenVLA's architecture, native to today's torch: `OpenVLA.from_pretrained`, batched sampling, exact likelihoods."""
+"""OpenVLA's architecture on today's torch: `OpenVLA.from_pretrained`, batched sampling, exact likelihoods."""
 
 from vla_razor.policies.openvla.config import OpenVLAConfig
 from vla_razor.policies.openvla.model import OpenVLA, Samples

@@ -1,7 +1,8 @@
-"""Actions as tokens: each dimension in one of 256 bins, each bin one of the last ids of the vocabulary.
+"""Actions as tokens: each dimension falls into one of 256 bins, and each bin is one of the last ids of the vocabulary.
 
-After `action_tokenizer.py` of openvla c8f03f4: `digitize` gives 1..256 counted *down* from the end of the vocabulary,
-and decoding has 255 bin centres, so that the two smallest ids (the top edge, and the bin below it) share one.
+After `action_tokenizer.py` of openvla c8f03f4. There `digitize` gives 1..256, counted *down* from the end of the
+vocabulary, and decoding has 255 bin centres, so that the two smallest ids (the top edge, and the bin below it) share
+one.
 """
 
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from vla_razor.errors import UserError, nearest
 
 @dataclass(frozen=True)
 class ActionTokenizer:
-    """Between actions normalised to [-1, 1] and token ids `end - bins .. end - 1`."""
+    """Maps actions normalised to [-1, 1] to the token ids `end - bins .. end - 1` and back."""
 
     end: int
     bins: int = 256
@@ -39,8 +40,8 @@ class ActionTokenizer:
 
 @dataclass(frozen=True)
 class ActionScale:
-    """One data set's action statistics: `low` to `high` span [-1, 1] where `mask` is true. `added` to the span keeps it
-    from being zero, in the families that do so.
+    """The action statistics of one data set: `low` to `high` become [-1, 1] where `mask` is true. In the families that
+    do so, `added` to the span keeps it from being zero.
     """
 
     low: Float[np.ndarray, " A"]
@@ -56,8 +57,8 @@ class ActionScale:
         bounds: tuple[str, str] = ("q01", "q99"),
         added: float = 0.0,
     ) -> "ActionScale":
-        """The statistics under `key`; None means the only one. Raises `UserError` naming the keys there are, or the
-        statistics where there are no such `bounds` among them.
+        """The statistics under `key`; None means the only ones. Raises `UserError` with the keys that there are, or
+        with the statistics that there are if the `bounds` are not among them.
         """
         if key is None and len(norm_stats) == 1:
             key = next(iter(norm_stats))

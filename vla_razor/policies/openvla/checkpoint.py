@@ -28,7 +28,7 @@ class NoCheckpoint(UserError):
 
 
 def locate(folder_or_hub_id: str | Path) -> Path:
-    """The checkpoint folder. Only a name that is no folder here and looks like `owner/name` asks the Hub."""
+    """The checkpoint folder. The Hub is asked only for a name of the form `owner/name` that is no local folder."""
     folder = Path(folder_or_hub_id)
     if folder.is_dir():
         return folder
@@ -64,8 +64,8 @@ def read_tensors(folder: Path, device: str) -> Iterator[tuple[str, Tensor]]:
 
 
 class StoredWeights(Mapping[str, Tensor]):
-    """The weights in a folder by name, each read from its file when it is asked for, so that no two need fit into
-    memory. Raises `UserError` for missing or broken files.
+    """The weights in a folder by name. Each is read from its file when it is asked for, so that no two need fit into
+    memory together. Raises `UserError` for missing or broken files.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -108,7 +108,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def assign(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
-    """Make `tensors` the model's parameters. Raises `UserError` if they are not exactly those it has."""
+    """Make `tensors` the model's parameters. Raises `UserError` unless they are exactly the model's."""
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}
     missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     wrong = [name for name, shape in expected.items() if name in tensors and tensors[name].shape != shape]
@@ -127,7 +127,7 @@ def write_tensors(tensors: dict[str, Tensor], folder: Path, max_shard_size: str 
 
 
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write into a folder aside, then rename it to `folder`, which must not exist or be empty."""
+    """Let `fill` write into a temporary folder, then rename it to `folder`, which must be absent or empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty; choose another folder or remove it.")
     atomic_folder(folder, fill)

@@ -1,7 +1,7 @@
-"""OpenVLA's `config.json`, and what it leaves unsaid.
+"""OpenVLA's `config.json`, and its defaults.
 
-The file stores only what differs from the defaults of the code that wrote it, so the defaults are part of the format.
-They are spelled out here (after `configuration_prismatic.py` of openvla c8f03f4) instead of left to today's libraries.
+The file stores only what differs from the defaults of the code that wrote it, so these defaults are part of the format.
+They are spelled out here (after `configuration_prismatic.py` of openvla c8f03f4) rather than left to today's libraries.
 """
 
 from dataclasses import dataclass, field
@@ -62,7 +62,7 @@ class OpenVLAConfig:
     """
 
     SETTINGS: ClassVar[tuple[str, ...]] = ("temperature", "prompt")
-    """What an adapter's own files cannot say of its policy."""
+    """Settings of a policy that an adapter's own files cannot hold."""
 
     text: dict[str, Any]
     timm_model_ids: tuple[str, ...]
@@ -95,7 +95,7 @@ class OpenVLAConfig:
 
     @classmethod
     def _fields(cls, raw: dict[str, Any], where: str) -> dict[str, Any]:
-        """The attributes that the file speaks of, and their defaults."""
+        """The attributes that the file contains, and the defaults of the others."""
         ids, sizes, activations = _vision_stacks(raw, where)
         text = {k: v for k, v in (raw.get("text_config") or {}).items() if k not in _TEXT_IGNORED}
         text = {**_TEXT_DEFAULTS, **text}

@@ -1,8 +1,9 @@
-"""The forward pass through transformers' Llama layers: a cache of fixed size, and no more positions than needed.
+"""The forward pass through transformers' Llama layers, with a KV cache of fixed size, and at no more positions than
+needed.
 
-The modules (and so the parameters' names, and where peft puts its adapters) are transformers'; the order of operations
-is that of its `LlamaDecoderLayer`. What differs is the last layer: of its outputs only a few positions reach the head,
-so queries and MLP are computed for those alone.
+The modules (and so the names of parameters, and where peft puts its adapters) are those of transformers; the order of
+operations is that of its `LlamaDecoderLayer`. The last layer differs: only a few of its outputs reach the head, so
+queries and MLP are computed at those positions alone.
 """
 
 from collections.abc import Callable
@@ -37,7 +38,7 @@ class Cache:
 
 
 def recomputed(call: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    """`call(*inputs)`, whose activations the backward pass computes again instead of keeping them."""
+    """`call(*inputs)`, with activations that the backward pass recomputes instead of keeping them."""
     output = checkpoint(call, *inputs, use_reentrant=False, preserve_rng_state=False)
     assert isinstance(output, Tensor)
     return output
@@ -67,10 +68,10 @@ def prefill(
     cache: Cache | None = None,
     checkpointing: bool = False,
 ) -> Float[Tensor, "B K H"]:
-    """Run whole sequences that begin at position 0; the outputs, after the final norm, at the positions `keep`.
+    """Run whole sequences from position 0. Returns the outputs, after the final norm, at the positions `keep`.
 
-    Each position sees those before it; with `mask`, the same ones as all others, wherever they are. Padding belongs on
-    the right: causality hides it from everything before it, or the mask does.
+    Each position sees those before it; with `mask`, every position sees the same ones, wherever they are. Padding
+    belongs on the right: causality, or the mask, hides it.
     """
     length = x.shape[1]
     rotary = (table[0][None, :length], table[1][None, :length])
@@ -94,7 +95,7 @@ def step(
     cache: Cache,
     visible: Bool[Tensor, "B 1 1 C"] | None,
 ) -> Float[Tensor, "B 1 H"]:
-    """Run one more token a sequence, at `positions`, seeing what of the cache is `visible` (None: all of it)."""
+    """Run one more token per sequence, at `positions`, with the `visible` part of the cache (None: all of it)."""
     rotary = (table[0][positions][:, None], table[1][positions][:, None])
     mask = None if visible is None else visible[..., : cache.length + 1]
     for layer in model.layers:
@@ -125,7 +126,7 @@ def _layer(
         queries = _heads(attention.q_proj(normed), attention.head_dim)
         queries, _ = apply_rotary_pos_emb(queries, queries, rotary[0][0, keep], rotary[1][0, keep])
         _, keys = apply_rotary_pos_emb(keys, keys, *rotary)
-    queries, keys = queries.to(values.dtype), keys.to(values.dtype)  # the table is wider in mixed precision
+    queries, keys = queries.to(values.dtype), keys.to(values.dtype)  # in mixed precision the table is float32
     if cache is not None:
         keys, values = cache.append(attention.layer_idx, keys, values)
     attended = F.scaled_dot_product_attention(

@@ -1,11 +1,11 @@
-"""Random weights for a policy that is trained from nothing."""
+"""Random weights for a policy that is trained from scratch."""
 
 import torch
 from torch import nn
 
 
 def initialize(model: nn.Module, head: nn.Linear, generator: torch.Generator) -> None:
-    """Weights scaled to their fan-in, so that small widths start as lively as large ones; a nearly uniform `head`."""
+    """Weights scaled by fan-in, so that activations do not depend on the width; the `head` is nearly uniform."""
     scaled = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     scaled.discard(id(head.weight))
     for name, parameter in model.named_parameters():

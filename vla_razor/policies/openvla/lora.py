@@ -1,8 +1,8 @@
-"""Low-rank adapters on an OpenVLA model, through peft, in peft's file layout. Beside its files lies what an adapter
-cannot say of the policy: the temperature at which it was trained, and how it is prompted.
+"""Low-rank adapters on an OpenVLA model, through peft and in peft's file layout. A file beside them holds what an
+adapter cannot say about its policy: the temperature at which it was trained, and how it is prompted.
 
-The adapters are injected in place, so the model keeps its class and its methods, and the base policy is the same model
-with them switched off: no second copy in memory.
+The adapters are injected in place. The model keeps its class and its methods, and the base policy is the same model
+with them switched off: there is no second copy in memory.
 """
 
 import json
@@ -29,13 +29,13 @@ if TYPE_CHECKING:  # peft takes seconds to import, and most policies have no ada
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
 POLICY_FILE = "policy.json"
-"""Not in peft's own file, which peft would warn about; one that peft wrote lacks it, and the base's settings hold."""
+"""A file of its own, since peft warns about unknown keys in its own. Where it is absent, the base's settings hold."""
 _NAME = "default"
 _PREFIX = "base_model.model."
 
 
 def peft_config(model: Any) -> "LoraConfig":
-    """What `add` was given (peft leaves it on the model)."""
+    """The configuration that `add` was given; peft keeps it on the model."""
     return model.peft_config[_NAME]
 
 
@@ -50,7 +50,7 @@ def layers(model: nn.Module) -> list[Any]:
 
 
 def targets(vision_depths: Sequence[int]) -> str:
-    """A pattern of the linear layers that are run: all but those of each vision stack's last block and its head."""
+    """A pattern for the linear layers that are run: all but those of each vision stack's last block and head."""
     parts = [r"language_model\..*_proj", r"language_model\.lm_head", r"projector\.fc\d"]
     for stack, depth in zip(("featurizer", "fused_featurizer"), vision_depths, strict=False):
         parts.append(rf"vision_backbone\.{stack}\.blocks\.(?!{depth - 1}\.)\d+\.(attn\.(qkv|proj)|mlp\.fc\d)")
@@ -65,7 +65,7 @@ def configuration(rank: int, alpha: int, vision_depths: Sequence[int]) -> "LoraC
 
 
 def add(model: nn.Module, config: "LoraConfig") -> None:
-    """Inject adapters; afterwards they alone are trainable, and float32 whatever the model is."""
+    """Inject adapters. Afterwards only they are trainable; they are float32 whatever the model is."""
     from peft import inject_adapter_in_model
 
     if layers(model):
@@ -87,7 +87,7 @@ def initialize(model: nn.Module, generator: torch.Generator | None) -> None:
 
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is its base. Afterwards what asked for gradients does again, and nothing else."""
+    """Inside, the model is its base. Afterwards the same parameters are trainable as before."""
     adapted = [layer for layer in layers(model) if not layer.disable_adapters]
     asked = [(parameter, parameter.requires_grad) for layer in adapted for parameter in layer.parameters()]
     for layer in adapted:
@@ -97,7 +97,7 @@ def disabled(model: nn.Module) -> Iterator[None]:
     finally:
         for layer in adapted:
             layer.enable_adapters(True)
-        for parameter, before in asked:  # peft has every adapter ask for them
+        for parameter, before in asked:  # peft makes every adapter trainable here
             parameter.requires_grad_(before)
 
 
@@ -114,7 +114,7 @@ def linear_rows(layer: Any, x: Float[Tensor, "*B H"], rows: slice) -> Float[Tens
 
 
 def save(model: Any, folder: Path, base: str) -> None:
-    """Write the adapter as peft would, and the policy's settings; `base` is where `load` will find what it adapts."""
+    """Write the adapter as peft would, and the policy's settings; `base` is where `load` finds what it adapts."""
     config = peft_config(model)
     config.base_model_name_or_path = base
     config.save_pretrained(str(folder))
@@ -163,7 +163,7 @@ def settings_beside(folder: Path) -> dict[str, Any]:
 
 
 def merge(model: nn.Module) -> None:
-    """Add the adapters to the base weights and remove them; what was frozen below them may learn again."""
+    """Add the adapters to the base weights and remove them; the weights below them become trainable again."""
     adapted: list[tuple[str, Any]] = [(name, module) for name, module in model.named_modules() if is_adapted(module)]
     for name, layer in adapted:
         layer.merge()
@@ -174,9 +174,8 @@ def merge(model: nn.Module) -> None:
 
 
 class MergedWeights(Mapping[str, Tensor]):
-    """Stored weights with a stored adapter added to each as `merge` would, when it is asked for.
-
-    Raises `UserError` where the adapter cannot be read.
+    """Stored weights, to each of which a stored adapter is added when it is asked for, as `merge` would. Raises
+    `UserError` where the adapter cannot be read.
     """
 
     def __init__(self, weights: Mapping[str, Tensor], folder: Path) -> None:

@@ -1,5 +1,5 @@
-"""What OpenVLA and OpenVLA-OFT share: vision stacks, projector and Llama decoder, their checkpoints, adapters and
-precision. How images and a prompt become actions is each one's own.
+"""What OpenVLA and OpenVLA-OFT share: vision stacks, projector and Llama decoder, with checkpoints, adapters and
+precision. How images and a prompt become actions is up to each family.
 
 After `modeling_prismatic.py` of openvla c8f03f4, on transformers' Llama and timm's vision transformers.
 """
@@ -34,7 +34,7 @@ M = TypeVar("M", bound="PrismaticVLA")
 
 
 def in_its_precision(method: Callable[Concatenate[M, P], R]) -> Callable[Concatenate[M, P], R]:
-    """A method that computes with the model's `products`."""
+    """Decorates a method whose matrix products are computed in the model's `products`."""
 
     @wraps(method)
     def call(model: M, *arguments: P.args, **settings: P.kwargs) -> R:
@@ -96,7 +96,7 @@ class PrismaticVLA(nn.Module):
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
     ) -> Self:
-        """A model with random weights drawn from `generator`."""
+        """A model with random weights, drawn from `generator`."""
         model = on_meta(cls, config, processor)
         model.to_empty(device="cpu")
         initialize(model, model.language_model.lm_head, generator)
@@ -129,10 +129,10 @@ class PrismaticVLA(nn.Module):
         return model.to(device).eval()
 
     def save_pretrained(self, folder: str | Path, max_shard_size: str | int = "5GB") -> None:
-        """Write what `from_pretrained` reads, under the original's key names; with adapters, only them, as peft would,
-        and the policy's temperature and prompt.
+        """Write what `from_pretrained` reads, under the original's key names. With adapters, write only them, as peft
+        would, and the policy's temperature and prompt.
 
-        Written aside and renamed; a `folder` that holds anything is refused with a `UserError`.
+        The files are written aside and renamed. Raises `UserError` for a `folder` that is not empty.
         """
 
         def fill(aside: Path) -> None:
@@ -154,7 +154,7 @@ class PrismaticVLA(nn.Module):
         return {stored_key(name.replace(".base_layer.", ".")): tensor for name, tensor in parameters.items()}
 
     def fingerprint(self) -> str:
-        """SHA-256 of the configuration, the weights, adapters included unless disabled, and `products`."""
+        """SHA-256 of the configuration, the weights (with adapters, unless they are disabled), and `products`."""
         config = {k: v for k, v in self.config.to_dict().items() if k != "torch_dtype"}  # that of the file, not ours
         config |= {"products": str(self.products)} if self.products else {}
         digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
@@ -167,17 +167,18 @@ class PrismaticVLA(nn.Module):
         return digest.hexdigest()
 
     def cast(self, dtype: torch.dtype, matrices: torch.dtype | None = None) -> Self:
-        """Cast the parameters; those which products alone read to `matrices`, where it is given."""
+        """Cast the parameters; those which only products read to `matrices`, where it is given."""
         kinds = dict.fromkeys(read_by_products(self), matrices) if matrices else {}
         for name, parameter in self.named_parameters():
             parameter.data = parameter.data.to(kinds.get(name, dtype))
         return self
 
     def precision(self) -> AbstractContextManager[Any]:
-        """Inside, products are computed in `products`. Each call of a method has a context of its own: autocast keeps
-        its copies of the weights to the end of one, and those made without gradients must not be met by a pass with.
+        """Inside, matrix products are computed in `products`. Every method call has a context of its own: autocast
+        keeps its copies of the weights until the context ends, and copies made without gradients must not be used by a
+        pass that needs them.
         """
-        if self.products is None or self.device.type == "meta":  # where nothing is computed
+        if self.products is None or self.device.type == "meta":  # the meta device has no autocast
             return nullcontext()
         return torch.autocast(self.device.type, self.products)
 
@@ -197,12 +198,12 @@ class PrismaticVLA(nn.Module):
 
     @property
     def chunk(self) -> int:
-        """Control steps of a decision."""
+        """Control steps per decision."""
         return 1
 
     @property
     def num_tokens(self) -> int:
-        """Action tokens of a decision; as many as the first statistics have numbers, or seven where there are none."""
+        """Action tokens per decision: as many as the first statistics have numbers, or seven where there are none."""
         stats = next(iter(self.config.norm_stats.values()), None)
         return len(stats["action"]["q01"]) if stats else 7
 
@@ -217,11 +218,9 @@ class PrismaticVLA(nn.Module):
         return self.language_model.model.embed_tokens.weight.dtype
 
     def parameter_groups(self, config: DictConfig) -> list[dict[str, Any]]:
-        """What learns: weights, and the language model's normalisation gains at `gain_learning_rate` (null: that of the
-        weights) and without weight decay.
-
-        The vision stacks are frozen unless `config.train_vision`. A parameter that already asks for no gradient (below
-        a LoRA adapter) stays as it is.
+        """What is trained: the weights, and the language model's normalisation gains at `gain_learning_rate` (null:
+        that of the weights) without weight decay. The vision stacks are frozen unless `config.train_vision`. A
+        parameter that is frozen already (below a LoRA adapter) stays so.
         """
         gains, weights = [], []
         for name, parameter in self.named_parameters():
@@ -243,14 +242,14 @@ class PrismaticVLA(nn.Module):
         return bool(lora.layers(self))
 
     def add_lora(self, rank: int = 32, alpha: int = 16, *, generator: torch.Generator | None = None) -> Self:
-        """Put low-rank adapters on every linear layer that is run, and freeze the rest. Returns the model."""
+        """Put low-rank adapters on every linear layer that is run, and freeze everything else. Returns the model."""
         depths = [len(stack.blocks) for stack in self.vision_backbone.stacks]
         lora.add(self, lora.configuration(rank, alpha, depths))
         lora.initialize(self, generator)
         return self
 
     def load_lora(self, folder: str | Path) -> Self:
-        """Add the adapter that `save_pretrained` or peft wrote to `folder`, and take on its policy's settings."""
+        """Add the adapter that `save_pretrained` or peft wrote to `folder`, and adopt its policy's settings."""
         lora.load(self, Path(folder))
         return self
 
@@ -327,8 +326,8 @@ class PrismaticVLA(nn.Module):
     @torch.no_grad()
     @in_its_precision
     def patch_features(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B P D"]:
-        """What the vision stacks make of images. Every method that takes `pixels` takes these in their place: where the
-        vision stacks do not learn, images need to be looked at once.
+        """The features that the vision stacks compute from images. Every method with a parameter `pixels` accepts them
+        instead: while the vision stacks are frozen, images need be processed only once.
         """
         return self.vision_backbone(pixels.to(self.device, self.dtype))
 
@@ -359,7 +358,7 @@ def _is_gain(name: str) -> bool:
 
 
 def read_by_products(model: nn.Module) -> set[str]:
-    """The names of the parameters of linear layers and convolutions: in mixed precision they are rounded before each
+    """The names of the parameters of linear layers and convolutions. In mixed precision they are rounded before every
     use, so that storing them rounded changes no result.
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
@@ -374,7 +373,7 @@ def _llama_config(config: OpenVLAConfig) -> LlamaConfig:
 
 
 def on_meta(cls: type[M], config: OpenVLAConfig, processor: Processor) -> M:
-    """The modules without memory for their parameters; the rotary frequencies, which no file holds, are real."""
+    """The modules on the meta device. The rotary frequencies, which no file holds, are real."""
     with torch.device("meta"):
         model = cls(config, processor)
     llama = model.language_model.model

@@ -1,1 +1,1 @@
-"""How a policy learns: a file an algorithm, each of which gives batches and a loss to `fit`."""
+"""How a policy learns: one file per algorithm, which gives `fit` its batches and its loss."""

@@ -1,15 +1,16 @@
-"""Distillation: imitate the scripted expert at the states that the policy itself visits (on-policy distillation;
-DAgger of Ross, Gordon and Bagnell, 2011, without keeping earlier iterations' states).
+"""Distillation: imitate the scripted expert at the states that the policy itself visits (on-policy distillation; DAgger
+of Ross, Gordon and Bagnell, 2011, without keeping the states of earlier iterations).
 
-An iteration plays REINFORCE's episodes: `per_point` of the policy from every point of a grid, each up to its success.
-What is learned of them is SFT's: `updates` on batches of the visited states, cross-entropy on the action that the
-expert, who reads the privileged state, would have taken there. So of the two things in which SFT on demonstrations and
-REINFORCE differ, where the states come from and what is said about them, it changes the first alone. With the default
-settings it makes as many updates as twelve epochs of SFT on a hundred demonstrations of the can.
+An iteration plays episodes as REINFORCE does: `per_point` of the policy from every point of a grid, each until its
+success. It learns from them as SFT does: `updates` optimizer steps on batches of the visited states, with the
+cross-entropy of the action that the expert, who reads the privileged state, would have taken there. SFT on
+demonstrations and REINFORCE differ in two things: where the states come from, and what is learned at them. Distillation
+changes only the first of these from SFT. The default settings make as many updates as twelve epochs of SFT on a hundred
+demonstrations of the can.
 
-At first the expert takes a share of the steps itself, `guidance`, which falls to none in the last iteration (DAgger's
-mixed policy): left alone, a base that mostly fails shows little but lost positions, and what is learned there undoes
-what it can do. `success` is therefore the policy's own in the last iteration only.
+At first the expert takes a share of the steps itself, `guidance`, which falls to zero in the last iteration (DAgger's
+mixed policy). Left alone, a base that mostly fails would show little but lost positions, and learning there undoes what
+it can do. So only in the last iteration is `success` that of the policy alone.
 
 The paper has no such run on robots; its Section 5 distils a teacher's answers on ParityMNIST's own inputs.
 """
@@ -37,7 +38,7 @@ from vla_razor.training.trainer import Trainer, generator
 
 
 class Distillation:
-    """A round is an iteration: its episodes, and the updates on states that were visited in them."""
+    """A round is an iteration: its episodes, and the updates on the states that were visited in them."""
 
     title, watched = "distillation", ("success", "loss")
     envs: VectorEnv | None = None
@@ -53,7 +54,7 @@ class Distillation:
         self.envs = reinforce.environments(self.config, self.policy, stack)
 
     def gather(self, number: int) -> tuple[list[Episode], Timing, float]:
-        """An iteration's episodes, with the expert's actions, and its share of the steps."""
+        """An iteration's episodes with the expert's actions, and the expert's share of the steps."""
         assert self.envs is not None
         guidance = guidance_at(self.config, number)
         corrected = Corrected(self.policy, self.expert, guidance)
@@ -62,7 +63,7 @@ class Distillation:
     def learn(
         self, trainer: Trainer, gathered: tuple[list[Episode], Timing, float], *, measured: bool
     ) -> Iterator[dict[str, float]]:
-        """Updates, with the last of which it is told how the episodes went."""
+        """The updates; the last one also logs how the episodes went."""
         episodes, timing, guidance = gathered
         visited = states_of(episodes)
         tokens = self.policy.tokenize(visited.actions, visited.episode)
@@ -81,19 +82,22 @@ class Distillation:
 
 
 def guidance_at(config: DictConfig, iteration: int) -> float:
-    """The share of an iteration's steps (from 0) that are the expert's; the last one's are all the policy's."""
+    """The expert's share of the steps of an iteration (from 0); it is 0 in the last one."""
     return config.guidance * (1 - iteration / (config.iterations - 1)) if config.iterations > 1 else 0.0
 
 
 def states_of(episodes: Sequence[Episode]) -> Demonstrations:
-    """Every state that was visited in episodes which were not lost, with the expert's action there. The images of those
-    that other ranks have visited are black.
+    """Every state that was visited in episodes which were not lost, with the expert's action there. Images that other
+    ranks have seen are black.
     """
     kept = [episode for episode in episodes if not episode.lost]
     images = np.concatenate([episode.images for episode in kept])
     if any(episode.elsewhere for episode in kept):
         here = np.repeat([not episode.elsewhere for episode in kept], [episode.length for episode in kept])
-        seen, images = images, np.zeros((len(here), *images.shape[1:]), np.uint8)  # unwritten, it takes no memory
+        seen, images = (
+            images,
+            np.zeros((len(here), *images.shape[1:]), np.uint8),
+        )  # unwritten zeros take no memory
         images[here] = seen
     return Demonstrations(
         images=images,
@@ -105,7 +109,7 @@ def states_of(episodes: Sequence[Episode]) -> Demonstrations:
 
 
 def batches(config: DictConfig, iteration: int, count: int) -> Iterator[Int[Tensor, " B"]]:
-    """`config.updates` batches of `count` states, each state once before any comes again."""
+    """`config.updates` batches of `count` states; each state is drawn once before any is drawn again."""
     draws = generator(config.seed, "visited states", iteration)
     passes = -(-config.updates * config.batch_size // count)
     order = torch.cat([torch.randperm(count, generator=draws) for _ in range(passes)])

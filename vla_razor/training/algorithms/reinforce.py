@@ -74,11 +74,11 @@ class Reinforce:
     def learn(
         self, trainer: Trainer, gathered: tuple[list[Episode], Timing], *, measured: bool
     ) -> Iterator[dict[str, float]]:
-        """The updates on them, told as one."""
+        """The updates on them, logged as one."""
         yield learn(self.policy, trainer, self.config, *gathered, self.penalties, measured=measured)
 
     def closing_words(self, run: Run, trainer: Trainer) -> str | None:
-        """What is said of a run all of whose updates were skipped."""
+        """Why nothing was learned, where every update was skipped."""
         if trainer.skipped < trainer.step:
             return None
         if any(row["success"] for row in read_lines(run.path / "metrics.jsonl")):
@@ -87,19 +87,19 @@ class Reinforce:
 
 
 def environments(config: DictConfig, policy: Trainable, stack: ExitStack) -> VectorEnv:
-    """Those that a training plays in, closed with the stack."""
+    """The environments that a training plays in; they are closed with the stack."""
     envs = make_vector_env(config.env, config.num_envs, config.num_workers, policy.device)
     return stack.enter_context(closing(envs))
 
 
 def episodes_of(config: DictConfig) -> int:
-    """How many an iteration runs."""
+    """Episodes per iteration."""
     return len(starts_of(config, 0))
 
 
 def starts_of(config: DictConfig, iteration: int) -> list[Start]:
-    """The starts of an iteration's episodes, with several at each: the points of a grid or, of `grid=random`, new ones.
-    A policy that is trained from the same few points learns these and no others.
+    """The starts of an iteration's episodes, several from each point: the points of a grid or, with `grid=random`, new
+    ones in every iteration. A policy that always trains from the same few points learns these and no others.
     """
     seed = episode_seed("starts", config.seed, iteration)
     if config.grid == "random":
@@ -108,7 +108,7 @@ def starts_of(config: DictConfig, iteration: int) -> list[Start]:
 
 
 def updates_of(config: DictConfig, episodes: int) -> int:
-    """AdamW steps of an iteration of so many episodes."""
+    """AdamW steps of an iteration with so many episodes."""
     return -(-episodes // config.batch_size) if config.batch_size else 1
 
 
@@ -137,11 +137,11 @@ def learn(
     *,
     measured: bool = False,
 ) -> dict[str, float]:
-    """An iteration's updates on the episodes that were not lost. Returns what is logged: of several updates the mean
-    loss and gradient norm, and the last learning rate.
+    """An iteration's updates on the episodes that were not lost. Returns what is logged; for several updates that is
+    the mean loss and gradient norm, and the last learning rate.
 
-    What is paid for is among it and, where it is `measured`, the reverse KL(policy || base), in nats an action, exact
-    at every visited state; each is measured before the update on it. Raises `RunFailed` where the loss is not finite.
+    Penalties are logged too and, if `measured`, the reverse KL(policy || base) in nats per action, exact at every
+    visited state. Each is measured before the update on it. Raises `RunFailed` where the loss is not finite.
     """
     begin = time.perf_counter()
     kept = [episode for episode in episodes if not episode.lost]
@@ -156,7 +156,7 @@ def learn(
             updates.append(trainer.update(shares))
         else:
             with torch.no_grad():
-                deque(shares, maxlen=0)  # for the reverse KL alone
+                deque(shares, maxlen=0)  # only to measure the reverse KL
             updates.append(trainer.skip())
     return {
         **played(episodes, timing),
@@ -170,8 +170,8 @@ def learn(
 
 
 def batches(config: DictConfig, step: int, kept: int, episodes: int) -> list[Int[Tensor, " B"]]:
-    """Which of the `kept` episodes each update of the iteration that begins at `step` is on. Where some were lost, the
-    last ones may be on none: an iteration is always as many steps.
+    """Which of the `kept` episodes each update uses, for the iteration that begins at `step`. An iteration always has
+    the same number of steps: where episodes were lost, the last steps may have none.
     """
     updates = updates_of(config, episodes)
     if updates == 1:
@@ -182,8 +182,9 @@ def batches(config: DictConfig, step: int, kept: int, episodes: int) -> list[Int
 
 
 def played(episodes: Sequence[Episode], timing: Timing) -> dict[str, float]:
-    """What is logged of an iteration's episodes, and how many independent ones they are worth, of which several share a
-    start. The entropy, in nats a token, is that of the policy that played, estimated from its samples.
+    """What is logged about an iteration's episodes. `effective_episodes` is how many independent ones they are worth,
+    since several share a start. The entropy, in nats per token, is that of the policy that played, estimated from its
+    samples.
     """
     kept = [episode for episode in episodes if not episode.lost]
     points = [episode.start.grid_point for episode in kept]
@@ -204,8 +205,9 @@ def played(episodes: Sequence[Episode], timing: Timing) -> dict[str, float]:
 class Batch:
     """The decisions of an update's episodes.
 
-    `steps` are (episode, decision) pairs; `weights` [S] is what each decision's summed log-probability is multiplied
-    with, the episode's advantage over its number of tokens (or 1); `normalizer` divides the sum over all decisions.
+    `steps` are (episode, decision) pairs. `weights` [S] multiply each decision's summed log-probability: the episode's
+    advantage, divided by its number of tokens where an episode counts by its mean. `normalizer` divides the sum over
+    all decisions.
     """
 
     steps: list[tuple[Episode, int]]
@@ -229,10 +231,10 @@ class Batch:
 
 
 def advantages_of(episodes: Sequence[Episode], baseline: str) -> tuple[Tensor, int]:
-    """The advantage of each episode, and the number of grid points whose rewards are all equal. Success is rewarded
-    where it stands at the end of the episode, which goes on until it has been held.
+    """The advantage of each episode, and the number of grid points whose rewards are all equal. The reward is success
+    at the end of the episode, which goes on until success has been held.
 
-    `baseline`: grid_point or batch, within which rewards are normalised; one_zero leaves them as they are.
+    `baseline`: rewards are normalised within a grid_point or the batch; one_zero leaves them as they are.
     """
     rewards = torch.tensor([float(episode.success_at_end) for episode in episodes])
     points = [episode.start.grid_point for episode in episodes]
@@ -257,11 +259,11 @@ def _shares(
     *,
     measured: bool,
 ) -> Iterator[Tensor]:
-    """Each micro-batch's part of the loss; the parts add up to that of the whole batch.
+    """Each micro-batch's part of the loss; the parts add up to the loss of the whole batch.
 
-    Those of an episode that another rank has played are that rank's part. Steps that weigh nothing are skipped, unless
-    something is paid for or measured at every step. Penalties are at the
-    visited states as they are: their gradients do not know that earlier actions lead to later states.
+    This rank computes the parts of the episodes that it has played. Steps of weight 0 are skipped, unless every step is
+    penalised or measured. Penalties take the visited states as given: their gradients do not know that earlier actions
+    lead to later states.
     """
     everywhere = measured or penalties.paid_for
     rows = torch.arange(len(batch.steps)) if everywhere else batch.weights.nonzero()[:, 0]
@@ -278,7 +280,7 @@ def _shares(
         everything = torch.ones_like(tokens, dtype=torch.bool)
         weights = batch.weights[part].to(log_probs)
         loss = losses.policy_gradient(log_probs, weights, everything, normalizer=batch.normalizer)
-        # Costs join the loss, not a share of their own: they were worked out from the same pass of the policy.
+        # Costs join this loss, because they come from the same forward pass of the policy.
         states = States(views, prompts, tokens, said)
         for coefficient, cost in penalties.costs(states, draws, measured=measured):
             loss = loss + coefficient * cost.sum() / len(batch.steps)

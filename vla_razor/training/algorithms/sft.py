@@ -11,7 +11,7 @@ at the demonstrated states unless `kl_coefficient` asks for one, none on it at t
 other tasks (what the policy would do there if it were asked to; none of these tasks is needed) unless
 `spillover_coefficient` does, and no replay unless `replay` does: demonstrations of the prior tasks, which take
 `replay_share` of every batch. An epoch is then still one of the new task's. With a `replay_coefficient` they are a
-penalty instead, as in the other algorithms.
+penalty instead, as in the other algorithms; at 0 nothing is replayed.
 """
 
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ from vla_razor.training.penalties.kl import ForwardKL
 from vla_razor.training.trainer import Trainer, generator
 
 MOST_FEATURES = 2**30
-"""Bytes of features that are kept: of the embedded policy's 50,000 states, of OpenVLA-7B's 500."""
+"""Largest size of kept features in bytes: 50,000 states of the embedded policy, 500 of OpenVLA-7B."""
 
 
 class SFT:
@@ -56,7 +56,7 @@ class SFT:
         self.penalties = Penalties.of(config, policy, base, ForwardKL, measured=False)
 
     def prepare(self, stack: ExitStack) -> None:
-        """Look at every image, if once is enough."""
+        """Compute the features of every image, if each need be looked at only once."""
         self.features = features(self.policy, self.config, self.data)
 
     def gather(self, number: int) -> Int[Tensor, " B"]:
@@ -82,8 +82,8 @@ def check(config: DictConfig) -> None:
 
 
 def features(policy: Trainable, config: DictConfig, data: Demonstrations) -> Float[Tensor, "N ..."] | None:
-    """The policy's `features` of every demonstrated image. None where it has none, images are shifted, or they would
-    take more than `MOST_FEATURES`.
+    """The policy's `features` of every demonstrated image. None where the policy has none, where images are augmented,
+    or where they would take more than `MOST_FEATURES`.
     """
     size, each = config.micro_batch_size, policy.feature_bytes
     if not each or config.augmentation or len(data.images) * each > MOST_FEATURES:
@@ -98,8 +98,8 @@ def features(policy: Trainable, config: DictConfig, data: Demonstrations) -> Flo
 
 
 def batch(config: DictConfig, step: int, count: int, total: int) -> Int[Tensor, " B"]:
-    """The control steps of update `step` (from 0): the next of a shuffled epoch over the first `count`, and replayed
-    ones drawn from those between `count` and `total`.
+    """The control steps of update `step` (from 0): the next ones of a shuffled epoch over the first `count`, and
+    replayed ones drawn from those between `count` and `total`.
     """
     replayed = replayed_per_batch(config)
     new = config.batch_size - replayed
@@ -111,8 +111,8 @@ def batch(config: DictConfig, step: int, count: int, total: int) -> Int[Tensor, 
 
 
 def replayed_per_batch(config: DictConfig) -> int:
-    """How many of a batch are replayed. Raises UserError where a batch is too small to hold both."""
-    if config.replay is None or config.replay_coefficient:
+    """The replayed states in a batch. Raises UserError where a batch is too small to hold both kinds."""
+    if config.replay is None or config.replay_coefficient is not None:
         return 0
     replayed = round(config.replay_share * config.batch_size)
     if not 0 < replayed < config.batch_size:

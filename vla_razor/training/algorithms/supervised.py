@@ -1,5 +1,5 @@
-"""Supervised updates: cross-entropy on the tokens of given actions, and what is paid for besides. SFT makes them on
-demonstrations, distillation at the states that the policy visits.
+"""Supervised updates: cross-entropy of given actions' tokens, plus penalties. SFT makes them on demonstrations,
+distillation at the states that the policy visits.
 """
 
 import time
@@ -29,12 +29,14 @@ class Accuracy:
     tokens: int = 0
 
     def add(self, said: Categorical, targets: Int[Tensor, "B A"]) -> None:
-        """Takes in a micro-batch."""
+        """Count a micro-batch."""
         self.hits += int((said.likeliest() == targets).sum())
         self.tokens += targets.numel()
 
     def means(self) -> dict[str, float]:
-        """Over all ranks. Empty where nothing was counted: the policy's own loss tells no distribution."""
+        """The accuracy over all ranks; empty where nothing was counted, because the policy's own loss gives no
+        distribution.
+        """
         hits, tokens = ranks.total(self.hits, self.tokens)
         return {"token_accuracy": hits / tokens} if tokens else {}
 
@@ -50,9 +52,9 @@ def learn(
     features: Float[Tensor, "N ..."] | None = None,
     here: Bool[Tensor, " N"] | None = None,
 ) -> dict[str, float]:
-    """One update on the decisions `rows`. Returns what is logged, what was paid for in nats an action among it.
-    `features`: what stands for the images' views, if it is known (`Trainable.features`). Several ranks share the
-    update: each learns from the decisions that are `here`; where all have all of them, the batch is dealt out.
+    """One update on the decisions `rows`. Returns what is logged, the penalties in nats per action included. `features`
+    replace the images' views where they are known (`Trainable.features`). Several ranks share the update: each learns
+    from the decisions that are `here`, or from its part of the batch if all ranks have all of them.
 
     Raises `RunFailed` where the loss is not finite.
     """
@@ -95,8 +97,8 @@ def learn(
 def jittered(tokens: Int[Tensor, "B A"], support: range, bins: float, draws: torch.Generator) -> Int[Tensor, "B A"]:
     """Tokens moved within the support by a normal draw of `bins`, rounded.
 
-    Fed to the decoder in place of the demonstrated ones, they are what a policy that samples feeds itself: neighbours
-    of the demonstrated tokens, which cloning with exact ones never shows it.
+    They are fed to the decoder in place of the demonstrated tokens. A sampling policy feeds itself neighbours of the
+    likely tokens, which cloning on exact prefixes never shows it.
     """
     if not bins:
         return tokens

@@ -1,8 +1,8 @@
-"""What a training pays for beside its own objective: the ways to forget less, a file each, which all algorithms share.
+"""What a training pays for beside its own objective: the ways to forget less, one file each, for all algorithms.
 
-`kl_coefficient`, `spillover_coefficient` and `replay_coefficient` ask for those that are here,
-`penalties={package.module:Class: 0.1}` for one from anywhere. A class is made once, for a whole training, of those of
-`policy`, `base` and `config` that it takes.
+`kl_coefficient`, `spillover_coefficient` and `replay_coefficient` choose those in this folder, and
+`penalties={package.module:Class: 0.1}` adds one from anywhere. A class is instantiated once per training, with those of
+`policy`, `base` and `config` that are its parameters.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,14 +26,15 @@ from vla_razor.training.penalties.spillover import Spillover
 
 @dataclass
 class Penalties:
-    """Those of a training, each with its coefficient."""
+    """The penalties of a training, each with its coefficient."""
 
     terms: Sequence[tuple[float, Penalty]]
     _costs: dict[str, list[Tensor]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: DictConfig, policy: Trainable, base: Base, kl: type[Any], *, measured: bool) -> "Penalties":
-        """What a configuration asks for, `kl` by `kl_coefficient`; that one also at 0 where it is to be `measured`.
+        """The penalties that a configuration asks for, with `kl` for `kl_coefficient`. If the KL is to be `measured` it
+        is included at a coefficient of 0 too.
 
         Raises UserError where a class cannot be found or made.
         """
@@ -57,8 +58,8 @@ class Penalties:
     def costs(
         self, states: States, generator: torch.Generator, *, measured: bool = False
     ) -> Iterator[tuple[float, Float[Tensor, " B"]]]:
-        """Coefficients and costs, one after the other, since each may hold a pass of the policy; with `measured` also
-        those whose coefficient is 0.
+        """Coefficients and costs, one at a time, because each may hold the activations of a forward pass. With
+        `measured`, also those with a coefficient of 0.
         """
         for coefficient, penalty in self.terms:
             if coefficient or measured:
@@ -67,7 +68,7 @@ class Penalties:
                 yield coefficient, cost
 
     def means(self) -> dict[str, float]:
-        """What each has cost since this was last asked, by name, over all ranks."""
+        """By name, the mean cost of each penalty since the last call, over all ranks."""
         told = ranks.everyones({name: torch.cat(parts).cpu() for name, parts in self._costs.items()})
         names = dict.fromkeys(name for costs in told for name in costs)
         means = {name: float(torch.cat([costs[name] for costs in told if name in costs]).mean()) for name in names}

@@ -1,7 +1,7 @@
-"""Penalties on the divergence from the base, at the states that a training learns from, in nats an action.
+"""Penalties on the divergence from the base, at the states that a training learns from, in nats per action.
 
-What is paid for is not the forward KL that is logged: that is at the states which the base visits by itself and along
-its own tokens (the probe set).
+They are not the forward KL that is logged, which is measured on the probe set: at states that the base itself visits,
+along the base's own tokens.
 """
 
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ from vla_razor.training.penalties.penalty import States
 
 @dataclass
 class ForwardKL:
-    """KL(base || policy) along tokens that somebody else has chosen: a demonstrator, or an expert. SFT has no states of
-    the base's own at hand, which would need a simulator.
+    """KL(base || policy) along tokens that a demonstrator or an expert has chosen. SFT has no states and tokens of the
+    base itself: they would need a simulator.
     """
 
     policy: Trainable
@@ -35,8 +35,9 @@ class ForwardKL:
 
 @dataclass
 class ReverseKL:
-    """KL(policy || base) along tokens that the policy itself has sampled. Its gradient knows that the policy samples an
-    action's tokens one after the other (`losses.on_policy_divergence`), not that earlier actions lead to later states.
+    """KL(policy || base) along tokens that the policy itself has sampled. The gradient takes into account that an
+    action's tokens are sampled one after the other (`losses.on_policy_divergence`), but not that earlier actions lead
+    to later states.
     """
 
     policy: Trainable
@@ -51,7 +52,7 @@ class ReverseKL:
 
 @torch.no_grad()
 def of_base(base: Base, states: States) -> Categorical:
-    """What the base would say along the same tokens."""
+    """The base's distribution along the same tokens."""
     with base.policy() as before:
         return before.distribution(states.views, states.prompts, states.tokens)
 

@@ -1,4 +1,4 @@
-"""What a penalty is, and what it is asked about."""
+"""The protocol of a penalty, and what it is given."""
 
 from typing import NamedTuple, Protocol
 
@@ -10,7 +10,9 @@ from vla_razor.core.categorical import Categorical
 
 
 class States(NamedTuple):
-    """The decisions of a micro-batch. `said` is the policy's distribution along `tokens`, where it is known already."""
+    """The decisions of a micro-batch. `said` is the policy's distribution along `tokens`, if it has been computed
+    already.
+    """
 
     views: Float[Tensor, "B ..."]
     prompts: list[list[int]]
@@ -19,11 +21,11 @@ class States(NamedTuple):
 
 
 class Penalty(Protocol):
-    """Something that is paid for, called `name` in metrics.jsonl, where its mean is logged."""
+    """Something that is paid for. Its mean is logged in metrics.jsonl under `name`."""
 
     @property
     def name(self) -> str: ...
 
     def cost(self, states: States, generator: torch.Generator) -> Float[Tensor, " B"]:
-        """Of each decision, differentiable in what learns. What is random about it is drawn from the generator."""
+        """The cost of each decision, differentiable in the trainable parameters. Random draws use the generator."""
         ...

@@ -1,5 +1,5 @@
-"""A penalty on no longer doing what was shown of prior tasks: the cross-entropy of demonstrations of them, in nats an
-action, at as many states as are learned from, which are drawn anew at every update.
+"""A penalty on forgetting demonstrations of prior tasks: their cross-entropy in nats per action, at as many states as
+are learned from, drawn anew at every update.
 
 SFT without a `replay_coefficient` gives them `replay_share` of its own batches instead (`algorithms/sft.py`).
 """
@@ -41,9 +41,9 @@ def check(config: DictConfig) -> None:
         raise UserError(
             f"replay_coefficient needs demonstrations of prior tasks: replay=DIR. Make them with: {collect}"
         )
-    if config.replay is not None and not config.replay_coefficient and config.verb != "sft":
+    if config.replay is not None and config.replay_coefficient is None and config.verb != "sft":
         raise UserError(
-            f"replay={config.replay}: {config.verb} pays for it, which needs replay_coefficient, as in 0.1."
+            f"replay={config.replay}: {config.verb} pays for it, which needs replay_coefficient, as in 0.1; 0: without."
         )
     if config.replay is not None and config.prior is None:
         raise UserError("replay is of prior tasks: prior=null names none.")

@@ -1,5 +1,6 @@
-"""A penalty on changing what was not asked for: KL(base || policy) at the same images under other tasks' instructions,
-along the base's own actions there, in nats an action (docs/study.md). None of these tasks is needed.
+"""A penalty on changing what was not asked for: KL(base || policy) at the same images under the instructions of other
+tasks, along the base's own actions there, in nats per action (docs/study.md). The other tasks themselves are not
+needed.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from vla_razor.training.penalties.penalty import States
 
 
 class Spillover:
-    """One of `config.other_instructions` is drawn for each decision, another than its own."""
+    """For each decision one of `config.other_instructions` is drawn, which is not its own."""
 
     name = "forward_kl_elsewhere"
 

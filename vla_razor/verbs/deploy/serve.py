@@ -1,9 +1,9 @@
 """`vla-razor serve`: a policy behind a socket, for robots and evaluators (docs/serving.md).
 
-The port is taken, and a line printed, before the policy is loaded; nobody is heard until it is. One decision is made
-for nothing first, so that the first client does not wait for what only a first pass does, and a policy that needs more
-than a client can show is refused. SIGTERM and Ctrl-C end the server: clients are told that it is going away, and
-summary.json says what was done.
+The port is taken, and its address printed, before the policy is loaded; clients are served once it is. One decision is
+made on a blank observation first. It spares the first client the cost of warming up, and a policy that needs more than
+a client can show is refused before anyone connects. SIGTERM and Ctrl-C end the server: clients are told that it is
+going away, and summary.json says how many decisions were made.
 """
 
 import asyncio
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from vla_razor.policies import Policy
 
 SIZE = (224, 224)
-"""Of the picture for the first decision, where the suite does not say."""
+"""Height and width of the blank picture for the first decision, where the suite names no size."""
 PROMPT = "pick coke can"
-"""For the first decision, where the suite does not say: RT-1's embeddings are of such sentences."""
+"""Instruction for the first decision, where the suite has none; RT-1's table of embeddings knows it."""
 
 
 def run(config: DictConfig, run: Run) -> None:
@@ -68,8 +68,8 @@ def run(config: DictConfig, run: Run) -> None:
 
 
 def described(policy: "Policy", config: DictConfig) -> dict[str, Any]:
-    """What clients are told of the policy, the shape of its decisions being that of its first. Raises `UserError` for
-    one that cannot decide by what a client shows.
+    """What clients are told about the policy; the shape of its decisions is that of the first one. Raises `UserError`
+    for a policy that needs more than a client can show.
     """
     from vla_razor.serving.observations import blank, decide
 
@@ -80,7 +80,7 @@ def described(policy: "Policy", config: DictConfig) -> dict[str, Any]:
     try:
         actions = decide(policy, [blank(make.get("image_size") or SIZE, prompt)], [None]).actions
     except UserError:
-        return facts  # as a policy may refuse an instruction that it has not been taught; a client's may be another
+        return facts  # the policy may not know this instruction, and yet know a client's
     except Exception as error:
         raise UserError(
             f"policy={config.policy}: it cannot decide by an image, an instruction and proprioception alone, which "
@@ -95,7 +95,7 @@ async def _until_stopped(serve: Any, ready: Any) -> None:
     def end(number: int) -> None:
         stop.set()
         if number == signal.SIGINT:
-            loop.remove_signal_handler(number)  # another Ctrl-C insists
+            loop.remove_signal_handler(number)  # a second Ctrl-C ends the process at once
 
     before = {number: signal.getsignal(number) for number in SIGNALS}
     for number in SIGNALS:

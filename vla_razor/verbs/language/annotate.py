@@ -1,13 +1,14 @@
 """`vla-razor llm annotate`: right answers to learn from, sampled from a teacher (RL's Razor, Appendix B.1).
 
-Each training prompt is put to the teacher until a response earns the task's reward, 16 times at most; that response, a
-reasoning model's chain included, is what SFT trains on, and with `rejected=true` the first wrong one is SimPO's other
-half. The teacher is an endpoint that speaks OpenAI's interface, or a local model, or with `oracle=true` a local model
-restricted to right answers, where the task can list them. Every finished prompt is on the disk at once, so that a run
-that was interrupted loses no more than the prompts that were being asked.
+Each training prompt is put to the teacher until a response earns the task's reward, at most 16 times. SFT trains on
+that response, with the chain of thought of a reasoning model; with `rejected=true` the first wrong response becomes the
+rejected half of a SimPO pair. The teacher is an endpoint with OpenAI's interface, a local model, or with `oracle=true`
+a local model restricted to right answers, for tasks that can list them. Every finished prompt is written at once, so
+that an interrupted run loses only the prompts that were in flight.
 
-Where it departs from the paper: its teachers were DeepSeek R1 (math, 96% covered) and GPT-4o (science, all of it), here
-`teacher` is any. Of the wrong responses it says only that they are an external model's; here they are the teacher's.
+Where it departs from the paper: the paper's teachers were DeepSeek R1 (math, 96% covered) and GPT-4o (science, all
+covered); here `teacher` may be any model. The paper says of the wrong responses only that an external model wrote them;
+here the teacher did.
 """
 
 import os
@@ -33,7 +34,7 @@ def run(config: DictConfig, run: Run) -> None:
     """Fills the store in the run's folder; goes on where a resumed run stopped."""
     run.restore()
     task = open_task(config.task)
-    distinct: dict[str, Example] = {}  # the training split's, each prompt once
+    distinct: dict[str, Example] = {}  # of the training split, each prompt once
     for example in splits_of(config, task).train:
         distinct.setdefault(example.prompt, example)
     if not distinct:
@@ -96,7 +97,7 @@ def _teacher(config: DictConfig, examples: list[Example]) -> Teacher:
 
 
 def check_oracle(task: str) -> ManyAnswers:
-    """The task, which can list the right answers to a question. Raises UserError for one that cannot."""
+    """The task, if it can list the right answers to a question. Raises UserError if it cannot."""
     answers = listing(open_task(task))
     if answers is None:
         raise UserError(f"the right answers of task={task} cannot be listed, so it has no oracle; task=number has one.")

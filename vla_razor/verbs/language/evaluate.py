@@ -1,7 +1,7 @@
-"""`vla-razor llm eval`: what a language model can do (RL's Razor, Section 3.1 and Appendix B.1): the new task's test
-prompts by its likeliest tokens, or sampled at `temperature`, and the prior tasks by lm-eval.
+"""`vla-razor llm eval`: what a language model can do (RL's Razor, Section 3.1 and Appendix B.1). The new task's test
+prompts are answered by greedy decoding, or sampled at `temperature`; the prior tasks are scored by lm-eval.
 
-Scores of prior tasks are cached by the model, the data and lm-eval's version, so that a base is evaluated once.
+Scores of prior tasks are cached by model, data and lm-eval's version, so that a base is evaluated once.
 """
 
 import json
@@ -71,7 +71,7 @@ def present(
 
 
 def available(config: DictConfig, data_dir: str | None) -> tuple[list[str], dict[str, str]]:
-    """The prior tasks that can be run here, and why the others cannot. Raises UserError for one that there is not."""
+    """The prior tasks that can be run here, and why the others cannot. Raises UserError for an unknown one."""
     folder = Path(data_dir) if data_dir else None
     known = prior_tasks.known(folder)
     for name in config.prior_tasks:
@@ -85,7 +85,9 @@ def available(config: DictConfig, data_dir: str | None) -> tuple[list[str], dict
 
 
 def _cached(config: DictConfig, language: LanguageModel, name: str, data_dir: Path | None, folder: Path) -> Score:
-    """A score of data that no version is known of is not kept: others of the same name would be taken for it."""
+    """The score, from the cache where it is there. Where the version of the data is unknown nothing is cached: other
+    data of the same name would be taken for it.
+    """
     kept = None
     if data := prior_tasks.data_version(name, data_dir):
         model = model_key(language.model, adapter=True)

@@ -1,7 +1,7 @@
 """`vla-razor llm kl`: how far a language model has moved from its base on the new task (RL's Razor, Section 4).
 
 Forward KL is summed exactly over the whole vocabulary, at the base's own completions of test prompts
-(`llm/probe_set.py`); the alternatives of the paper's Section 6 stand beside it.
+(`llm/probe_set.py`). The alternatives of the paper's Section 6 are reported beside it.
 """
 
 from omegaconf import DictConfig
@@ -19,7 +19,7 @@ def run(config: DictConfig, run: Run) -> None:
     """Measure `config.model` against `config.base` on the probe set of `config.task`."""
     run.restore()
     language = open_model(config.model, device=config.device, dtype=config.dtype)
-    base = language  # an adapter's, which is disabled for it
+    base = language  # of an adapter, which is switched off to measure the base
     if config.base is not None or not language.has_adapter:
         origin = config.base or origin_of(config.model, "model")
         base = open_model(origin, device=config.device, dtype=precision_in(language))
@@ -31,7 +31,7 @@ def run(config: DictConfig, run: Run) -> None:
 
 
 def report(console: Console, config: DictConfig, measured: dict[str, float | int]) -> None:
-    """Forward KL a token and a completion, and the alternatives a token."""
+    """Forward KL per token and per completion, and the alternatives per token."""
     title = f"{config.model} against its base on {config.task}, {measured['completions']} completions, in nats"
     table = Table("", "a completion", "a token", title=title)
     error = f"{measured['per_completion']:.4g} ± {measured['per_completion_standard_error']:.2g}"

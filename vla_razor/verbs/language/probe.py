@@ -1,5 +1,5 @@
-"""`vla-razor llm probe`: how much of a language model's inside survived fine-tuning (RL's Razor, Section 6 and Appendix
-C.1): CKA and CKNNA to the base on Wikipedia paragraphs, and sparsity and rank of the weights' update.
+"""`vla-razor llm probe`: how much of a language model's representations survived fine-tuning (RL's Razor, Section 6 and
+Appendix C.1): CKA and CKNNA to the base on Wikipedia paragraphs, and sparsity and rank of the weight update.
 """
 
 from pathlib import Path

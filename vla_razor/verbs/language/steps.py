@@ -1,4 +1,6 @@
-"""What the language models' verbs share: the task's splits, the probe set and a model's answers, each with its bar."""
+"""What the language models' verbs share: the task's splits, the probe set and a model's answers, each with a progress
+bar.
+"""
 
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from vla_razor.progress import progress
 
 
 def check_models(config: DictConfig) -> None:
-    """Raises UserError, before anything is asked of the Hub, for a key that names a model by a path to nothing."""
+    """Raises UserError for a key that names a model by a path to nothing, before the Hub is asked for anything."""
     keys = ("model", "base") if config.get("endpoint") else ("model", "base", "teacher")
     named = [(key, config[key]) for key in keys if config.get(key)]
     for key, spec in [*named, *(("model", spec) for spec in config.get("axes", {}).get("model", []))]:
@@ -27,7 +29,9 @@ def check_models(config: DictConfig) -> None:
 
 
 def splits_of(config: DictConfig, task: Task) -> Splits:
-    """From `config.data_dir`, or from the Hub where it is null. Raises UserError where there is no easier slice."""
+    """The task's splits, from `config.data_dir`, or from the Hub where it is null. Raises UserError where there is no
+    easier slice.
+    """
     if config.easy and config.task != "tool":
         raise UserError(f"easy=true: task={config.task} has no easier slice, tool has one.")
     data_dir = Path(config.data_dir) if config.data_dir else None
@@ -35,7 +39,7 @@ def splits_of(config: DictConfig, task: Task) -> Splits:
 
 
 def probe_of(config: DictConfig, language: LanguageModel, test: list[Example]) -> ProbeSet:
-    """The base's, on `config.probe_prompts` of the test prompts: from the cache, or made now."""
+    """The base's probe set on `config.probe_prompts` test prompts, from the cache or made now."""
     examples = tasks.subset(test, config.probe_prompts)
     with progress("probe set", _batches(config, examples)) as advance:
         return probe_set.obtain(
@@ -52,8 +56,8 @@ def probe_of(config: DictConfig, language: LanguageModel, test: list[Example]) -
 def answers_of(
     config: DictConfig, language: LanguageModel, task: Task, asked: list[Example], title: str, temperature: float = 0.0
 ) -> list[bool]:
-    """Which of the prompts the model answers right: with greedy decoding, as benchmarks do, or where there is a
-    temperature by a sample, the same for the same model.
+    """Which prompts the model answers right, by greedy decoding as benchmarks do; with a temperature, by one sample,
+    which is the same for the same model.
     """
     with progress(title, _batches(config, asked)) as advance:
         texts = completions_of(config, language, asked, temperature=temperature, seed=0, done=advance)
@@ -70,7 +74,7 @@ def completions_of(
     seed: int,
     done: Done = lambda: None,
 ) -> list[str]:
-    """What a model, which may be in training and is left as it was, says to each prompt."""
+    """The model's completion of each prompt. A model in training is left as it was."""
     settings = {"temperature": temperature, "max_new_tokens": config.max_new_tokens, "seed": seed}
     # Products are computed in `config.dtype`, whatever the weights are.
     kind, enabled = device_named(config.device).type, config.dtype == "bfloat16"

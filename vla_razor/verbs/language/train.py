@@ -1,9 +1,9 @@
 """`vla-razor llm sft|grpo|reinforce|simpo`: fine-tune a language model on math, science or tool use (RL's Razor,
 Sections 3.1 and 5.1, Appendix B.1).
 
-TRL trains; forward KL from the base is measured on the probe set along the way, over the whole vocabulary, at the
-base's own completions of test prompts. Of a task that knows in which form a completion answers, so is the entropy of
-these forms, first of all the base's. Base and tuned model answer the same test prompts, by their likeliest tokens.
+TRL trains. Along the way forward KL from the base is measured on the probe set, over the whole vocabulary, at the
+base's own completions of test prompts. Where the task can tell the form of an answer, the entropy over these forms is
+measured too, beginning with the base's. Base and tuned model answer the same test prompts by greedy decoding.
 
 Where it departs from the paper: SFT without annotations learns the gold answers alone, without reasoning.
 """
@@ -43,13 +43,13 @@ def run(config: DictConfig, run: Run) -> None:
     training.check(config, len(data))
     language = open_model(config.model, device=config.device, dtype=config.dtype, learning=not config.lora_rank)
     asked = tasks.subset(splits.test, config.eval_prompts) if config.eval_prompts else []
-    with processes.main_process_first():  # the others then find what it made
+    with processes.main_process_first():  # the others then read what it has made
         probe = probe_of(config, language, splits.test) if config.probe_every else None
-        kept = run.path / "base_answers.json"  # asked while the model is the base; kept for a resumed run
+        kept = run.path / "base_answers.json"  # answered before the first update, and kept for a resumed run
         if not kept.is_file():
             write_json(kept, answers_of(config, language, task, asked, "base answers") if asked else [])
         base: list[bool] = json.loads(kept.read_text())
-    # The probe set, the answers and the first diversity are the base's: they are measured before the first update.
+    # Probe set, answers and first diversity are those of the base: all are measured before the first update.
     probed = tasks.subset(splits.test, config.probe_prompts)
     callback = RunCallback(
         run, config.probe_every, lambda: _moved(config, language, probe) | _diversity(config, language, task, probed)
@@ -63,7 +63,7 @@ def run(config: DictConfig, run: Run) -> None:
         trainer = training.simpo(language, config, data, folder, callbacks)
     else:
         trainer = training.on_policy(language, config, task, data, folder, callbacks)
-    trainer.remove_callback(PrinterCallback)  # the run has its own bar
+    trainer.remove_callback(PrinterCallback)  # the run has its own progress bar
     language = language._replace(model=trainer.model)
     resumed = str(trainer_folder(run, run.step)) if run.step else None
     advice = f"free some space, then go on with: vla-razor resume {run.path}"
@@ -131,7 +131,7 @@ def _moved(config: DictConfig, language: LanguageModel, probe: ProbeSet | None) 
 
 
 def _diversity(config: DictConfig, language: LanguageModel, task: Task, probed: list[Example]) -> dict[str, float]:
-    """In how many forms the model answers; empty where it is not to be measured, or the task knows none."""
+    """The entropy over the forms of the model's answers; empty where it is not measured, or the task knows no forms."""
     answers = tasks.listing(task)
     if not config.probe_every or answers is None:
         return {}

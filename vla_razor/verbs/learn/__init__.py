@@ -1,1 +1,1 @@
-"""The verbs that teach a policy, and collect what it is taught by."""
+"""The verbs that teach a policy, and those that collect or convert what it learns from."""

@@ -1,14 +1,14 @@
 """`vla-razor collect`: successful demonstrations over a grid of start positions (RL's Razor, Appendix B.2).
 
-At every grid point episodes are run until `per_point` of them succeeded or `max_attempts` times as many were tried,
-one row of the grid after the other in full batches. Only successes are kept; what was attempted at each point is
-reported and written, and points that got too few are listed. Every finished row is a file of the store, so that an
-interrupted collection goes on with the next row and ends with the same bytes. Several ranks share the rows.
+At every grid point episodes are run until `per_point` of them have succeeded, or `max_attempts` times as many have been
+tried. The grid is done row by row, in full batches. Only successes are kept; the attempts at each point are written and
+reported, and points with too few successes are listed. Every finished row is one file of the store: an interrupted
+collection goes on with the next row and ends with the same bytes. Several ranks share the rows.
 
-Where it departs from the paper: the demonstrations are of a scripted expert, which disturbs a share of its own steps
-(the labels stay undisturbed), where the paper's are of a pre-trained RT-1; `policy` takes any policy. An episode ends
-at its first success. Attempts at one point differ by their seed: in the robot's joint noise, and, in a task without a
-start area, in the whole start.
+Where it departs from the paper: the paper's demonstrator is a pre-trained RT-1. Here it is by default a scripted
+expert, which disturbs a share of its own steps (the labels stay undisturbed); `policy` takes any policy. An episode
+ends at its first success. Attempts at one point differ by their seed: in the robot's joint noise and, in a task without
+a start area, in the whole start.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,21 +36,21 @@ from vla_razor.runs import Run
 from vla_razor.statistics import wilson
 from vla_razor.videos import enlarged, tiled, write_film, write_picture
 
-SAMPLES, STRIP, PICTURE = 8, 6, 128  # `show`: episodes, frames of each on the sheet, their side in pixels
+SAMPLES, STRIP, PICTURE = 8, 6, 128  # of `show`: episodes, frames per episode on the sheet, pixels of their side
 
 
 def run(config: DictConfig, run: Run) -> None:
-    """Fills the store in the run's folder; goes on where a resumed run stopped."""
+    """Fill the store in the run's folder; a resumed run goes on where it stopped."""
     if len(scenes(config.env)) != 1:
         raise UserError(f"env={config.env.name}: collect takes one scene, such as env=pick_can or env=drawer.")
     run.restore()
     points, (_, length) = grid_starts(config.env, config.grid, 1, config.seed), parse_grid(config.grid)
-    rows = [points[begin : begin + length] for begin in range(0, len(points), length)]  # the same x, and one task
+    rows = [points[begin : begin + length] for begin in range(0, len(points), length)]  # of one x and one task
     wanted = config.per_point * length
     if config.policy == "scripted":
         policy: Policy = ScriptedExpert(config.noise, robot=robot_of(config.env), style=config.style)
     else:
-        from vla_razor.policies.opening import open_policy  # not for the expert: it loads transformers
+        from vla_razor.policies.opening import open_policy  # loads transformers, which the expert does without
 
         policy = open_policy(config.policy, config)
     shards: list[Shard] = []
@@ -64,7 +64,7 @@ def run(config: DictConfig, run: Run) -> None:
         facts = {"control_hz": envs.setup.control_hz, "camera": envs.setup.camera.name, "policy": policy.name}
 
         def collected(path: Path, index: int) -> Shard:
-            """A row, written; its images, of which the paper's grid has 18 GB, go with this function's frame."""
+            """Collect and write one row. Its images are freed on return: the paper's grid has 18 GB of them."""
             tried = _collected(envs, policy, rows[index], config, advance)
             kept = [demonstration(episode, **facts) for point in tried for episode in point.kept]
             described = [point.facts(config.per_point) for point in tried]
@@ -85,7 +85,7 @@ def run(config: DictConfig, run: Run) -> None:
                 if ranks.world() == 1:
                     run.log(index + 1, **_totals(shards[-1:]))
     shards = ranks.gathered(shards)
-    if ranks.world() > 1:  # whose rows end in any order
+    if ranks.world() > 1:  # ranks finish their rows in any order
         for shard in shards:
             run.log(shard.shard + 1, **_totals([shard]))
     points = [point for shard in shards for point in shard.points]
@@ -94,7 +94,7 @@ def run(config: DictConfig, run: Run) -> None:
 
 
 def show(directory: Path) -> None:
-    """Prints a summary of a store and writes a contact sheet and a film of samples beside it."""
+    """Print a summary of a store, and write a contact sheet and a film of samples beside it."""
     console, shards = Console(), demonstrations.read_store(directory, demonstrations.without_images)
     _report(console, directory, shards)
     kept = [(shard.shard, index) for shard in shards for index in range(len(shard.demonstrations))]
@@ -112,7 +112,7 @@ def show(directory: Path) -> None:
 
 @dataclass
 class _Point:
-    """What was tried at one grid point, and what of it is kept."""
+    """The attempts at one grid point, and the episodes that are kept."""
 
     start: Start
     attempts: int = 0
@@ -138,8 +138,8 @@ class _Point:
 def _collected(
     envs: VectorEnv, policy: Policy, starts: Sequence[Start], config: DictConfig, advance: Callable[[], None]
 ) -> list[_Point]:
-    """What a row of the grid gives: rounds of full batches, each with as many attempts at a point as it still lacks
-    successes, until it has them or was tried often enough.
+    """The points of one row of the grid. Each round is a full batch, with as many attempts at a point as it still lacks
+    successes, until it has enough or was tried often enough.
     """
     points = {start.grid_point: _Point(start) for start in starts}
     noise, most = episode_seed("collect", config.seed), config.max_attempts * config.per_point
@@ -152,7 +152,7 @@ def _collected(
         attempts = []
         for name, point in points.items():
             missing = min(config.per_point - len(point.kept), most - point.attempts)
-            numbers = range(point.attempts, point.attempts + missing)  # an attempt's number alone decides its seed
+            numbers = range(point.attempts, point.attempts + missing)  # the number of an attempt alone decides its seed
             seeds = [episode_seed("attempt", config.seed, name, number) for number in numbers]
             attempts += [replace(point.start, seed=seed) for seed in seeds]
         if not attempts:
@@ -172,13 +172,13 @@ def _totals(shards: Sequence[Shard]) -> dict[str, Any]:
 
 
 def _too_few(shards: Sequence[Shard]) -> list[dict[str, Any]]:
-    """The grid points with fewer successes than wanted; older stores do not say how many that were."""
+    """The grid points with fewer successes than wanted; older stores do not say how many were wanted."""
     points = [point for shard in shards for point in shard.points]
     return [point for point in points if point["successes"] < point.get("wanted", 1)]
 
 
 def _report(console: Console, folder: Path, shards: Sequence[Shard]) -> None:
-    """Successes of attempts at every grid point, a line for each row; the totals; the points that got too few."""
+    """Successes and attempts at every grid point, one line per row; the totals; the points with too few successes."""
     table = Table("task", "row", "successes / attempts at each point", title=f"Demonstrations in {folder}")
     for shard in shards:
         cells = [f"{point['successes']}/{point['attempts']}" for point in shard.points]

@@ -1,4 +1,4 @@
-"""`vla-razor export`: a store of demonstrations as a LeRobot dataset, which LeRobot, openpi and GR00T train on."""
+"""`vla-razor export`: a store of demonstrations as a LeRobot dataset, which LeRobot, openpi and GR00T can train on."""
 
 import shutil
 import tempfile

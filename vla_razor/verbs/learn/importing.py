@@ -1,8 +1,8 @@
 """`vla-razor import`: a LeRobot or RLDS dataset as a store of demonstrations, like those that `collect` writes.
 
-The run's folder is the store of the episodes to learn from, `held_out` in it that of the others; `dataset.yaml` in
-both makes them a suite that nobody can act in, so that `sft`, `stats` and `kl` need no simulator. Every file of the
-store is written whole, so that an interrupted import goes on with the next one.
+The run's folder is the store of the training episodes, its folder `held_out` that of the held-out ones. `dataset.yaml`
+in both makes them a recorded suite, in which nobody can act: `sft`, `stats` and `kl` need no simulator for it. Every
+file of the store is written whole, so that an interrupted import goes on with the next one.
 """
 
 import re
@@ -24,7 +24,7 @@ from vla_razor.recordings import HELD_OUT
 from vla_razor.runs import Run
 
 SHOWN = 10
-"""Dropped episodes that are printed; summary.json has all."""
+"""How many dropped episodes are printed; summary.json lists all of them."""
 
 
 def run(config: DictConfig, run: Run) -> None:
@@ -61,7 +61,7 @@ def run(config: DictConfig, run: Run) -> None:
 
 
 def opened(config: DictConfig) -> Source:
-    """The dataset. Raises `UserError` where there is none, or it is not of the format."""
+    """The dataset. Raises `UserError` where there is none, or where it has another format."""
     keys = Keys(config.camera, config.action, config.state, config.success)
     if config.format == "rlds":
         from vla_razor.data.rlds import RLDS
@@ -75,7 +75,7 @@ def opened(config: DictConfig) -> Source:
 
 
 def located(source: str) -> Path:
-    """The dataset's folder: one here, or a copy of the Hub's."""
+    """The dataset's folder: a local one, or a copy downloaded from the Hub."""
     if Path(source).is_dir():
         return Path(source)
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
@@ -84,18 +84,18 @@ def located(source: str) -> Path:
 
     try:
         return Path(snapshot_download(source, repo_type="dataset"))
-    except Exception as error:  # the client's and the network's own
+    except Exception as error:  # the client and the network each raise their own
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"{source}: no such folder here, and the Hub did not give it: {reason}") from error
 
 
 def name_of(config: DictConfig) -> str:
-    """What the dataset is called: `name`, else its folder."""
+    """The dataset's name: `name`, or that of its folder."""
     return config.name or re.sub(r"\W+", "_", Path(config.source).resolve().name.lower()).strip("_") or "dataset"
 
 
 def _conventions(config: DictConfig) -> tuple[Convention | None, Convention | None]:
-    """What the dataset's actions are said in, and what they are to be stored in."""
+    """The convention of the dataset's actions, and the one in which they are stored."""
     if config.convention is None:
         for key, holds in (("every", config.every > 1), ("convert", config.convert is not None)):
             if holds:
@@ -110,7 +110,7 @@ def _conventions(config: DictConfig) -> tuple[Convention | None, Convention | No
 
 
 def show(console: Console, folder: Path, reports: list[Report]) -> None:
-    """How much was taken, what was not and why, and what to do next."""
+    """Print how much was taken, what was dropped and why, and what to do next."""
     for where, report in zip((folder, folder / HELD_OUT), reports, strict=False):
         console.print(
             f"{where}: {len(report.taken)} episodes, {report.steps:,} control steps, {len(report.tasks)} tasks",

@@ -1,11 +1,12 @@
 """`vla-razor stats DIR`: the action statistics of demonstrations, by which OpenVLA's families turn actions into tokens
-and back; with `policy`, also a copy of it that speaks in their units, to be trained on a robot or a suite that it has
-no statistics of.
+and back. With `policy` it also writes a copy of that policy with these statistics, to be trained on a robot or suite
+for which it has none.
 
-They are what `dataset_statistics.json` of OpenVLA holds: of every dimension of an action (and of the proprioception)
-q01, q99, min, max, mean and standard deviation, and whether it is normalised: all are but a gripper in [-1, 1], where
-the dataset's convention says that it is one, as in OpenVLA's own. The copy is a checkpoint of the run's folder:
-`policy=RUN` on any verb.
+They are what OpenVLA's `dataset_statistics.json` holds: q01, q99, min, max, mean and standard deviation of every
+dimension of actions and proprioception, and a mask of the dimensions that are normalised. All are, except a gripper in
+[-1, 1] that the dataset's convention names, as in OpenVLA's own statistics.
+
+The copy is a checkpoint in the run's folder: `policy=RUN` on any verb.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,11 +32,11 @@ from vla_razor.runs import Run
 
 FILE = "dataset_statistics.json"
 CLIPPED = 10.0
-"""A dimension whose whole range is so many times the one between its quantiles loses its large movements."""
+"""A dimension whose whole range exceeds the one between its quantiles by this factor loses its large movements."""
 
 
 def run(config: DictConfig, run: Run) -> None:
-    """Work them out, say what is odd about them, and write them down."""
+    """Compute the statistics, print what is odd about them, and write them."""
     if config.demos is None:
         raise UserError(
             "stats needs demonstrations: vla-razor stats DIR, a folder that `vla-razor collect` or `import` wrote."
@@ -49,7 +50,7 @@ def run(config: DictConfig, run: Run) -> None:
         raise UserError(f"{config.demos}: no attempt succeeded, so there are no actions to describe.")
     robot = shards[0].robot
     name = config.unnorm_key or next(iter(SPOKEN_FOR.get(robot, ())), robot)
-    convention = convention_of(name, robot)  # they are of what the policy says, which is not always what the robot does
+    convention = convention_of(name, robot)  # statistics are in the policy's convention, which may not be the robot's
     actions = np.concatenate([convention.from_environment(episode.labels) for episode in episodes])
     spoken = _convention(config.demos)
     found = {
@@ -62,9 +63,9 @@ def run(config: DictConfig, run: Run) -> None:
     warnings = [*oddities(found["action"]), *odd_episodes(episodes, spoken)]
     write_json(run.path / FILE, {name: found})
     written = None
-    if model:  # a copy with these statistics beside its own
+    if model:  # a copy, with these statistics beside its own
         model.config.norm_stats = {**model.config.norm_stats, name: found}
-        if isinstance(model, OpenVLAOFT):  # which decides so many numbers a control step, whatever its statistics
+        if isinstance(model, OpenVLAOFT):  # its config fixes the numbers per control step
             model.config.dims = len(found["action"]["mean"])
         written = run.path / "checkpoints" / "step_0"
         if not written.is_dir():
@@ -75,7 +76,7 @@ def run(config: DictConfig, run: Run) -> None:
 
 
 def described(values: Float[np.ndarray, "N D"]) -> dict[str, list[Any]]:
-    """q01, q99, min, max, mean and std of each dimension; `mask` says that all of them are normalised."""
+    """q01, q99, min, max, mean and std of each dimension; `mask` marks all of them as normalised."""
     values = values.astype(np.float64)
     low, high = np.quantile(values, [0.01, 0.99], axis=0)
     columns = {"q01": low, "q99": high, "min": values.min(0), "max": values.max(0)}
@@ -84,7 +85,7 @@ def described(values: Float[np.ndarray, "N D"]) -> dict[str, list[Any]]:
 
 
 def oddities(action: Mapping[str, list[float]]) -> list[str]:
-    """What a policy that learns these actions would suffer from."""
+    """What would harm a policy that learns these actions."""
     found = []
     for index, (low, high, least, most) in enumerate(
         zip(*(action[name] for name in ("q01", "q99", "min", "max")), strict=True)
@@ -100,7 +101,7 @@ def oddities(action: Mapping[str, list[float]]) -> list[str]:
 def mask_of(
     asked: Sequence[bool] | None, actions: Float[np.ndarray, "N D"], convention: Convention | None
 ) -> list[bool]:
-    """Which dimensions are normalised. Raises UserError where it is asked for another number of them."""
+    """Which dimensions are normalised. Raises UserError where the mask that was given has another length."""
     dims = actions.shape[1]
     if asked is not None:
         if len(asked) != dims:
@@ -111,7 +112,7 @@ def mask_of(
 
 
 def _convention(demos: str) -> Convention | None:
-    """What `dataset.yaml` says, if there is one."""
+    """The convention in `dataset.yaml`, if there is one."""
     said = recordings.read_facts(demos).get("convention") if recordings.describes(demos) else None
     return conventions.parse(f"{demos}/{recordings.FILE}", said) if said else None
 
@@ -119,10 +120,10 @@ def _convention(demos: str) -> Convention | None:
 def report(
     console: Console, folder: Path, name: str, found: Mapping[str, Any], odd: Sequence[str], written: Path | None
 ) -> None:
-    """A line a dimension, and what is odd."""
+    """One line per dimension, and what is odd."""
     counts = f"{found['num_trajectories']:,} episodes, {found['num_transitions']:,} control steps"
     table = Table("dimension", title=f"Actions of {name}: {counts}")
-    columns = ("q01", "q99", "min", "max", "mean", "std")  # and what is not normalised has a star
+    columns = ("q01", "q99", "min", "max", "mean", "std")  # dimensions that are not normalised have a star
     for column in columns:
         table.add_column(column, justify="right")
     action = found["action"]

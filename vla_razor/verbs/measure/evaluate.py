@@ -1,15 +1,15 @@
-"""`vla-razor eval`: how often a policy succeeds, from uniformly random starts (RL's Razor, Sections 3.1 and Appendix
+"""`vla-razor eval`: how often a policy succeeds, from uniformly random starts (RL's Razor, Section 3.1 and Appendix
 B.2).
 
-Each task is tried from `episodes` starts (paper: 100) that the seed alone decides, so that policies evaluated with
-the same seed meet the same ones. Every rate comes with its Wilson 95% interval; with `against` a second policy plays
-the same starts, and the differences come with a paired interval. The policy samples at its own temperature;
-`greedy=true` takes the likeliest tokens instead and is reported under its own name.
+Each task is tried from `episodes` starts (paper: 100) that the seed alone decides, so that policies evaluated with the
+same seed meet the same starts. Every rate has its Wilson 95% interval. With `against` a second policy plays from the
+same starts, and the differences have a paired interval. The policy samples at its own temperature; `greedy=true` takes
+the likeliest tokens instead and is reported under its own name.
 
 Where it departs from the paper: episodes do not stop at success, so that success at the end and success at any time are
 told apart.
 
-The run folder gets `episodes.jsonl`, a line an episode, and `videos/`, `videos` films a task and policy.
+The run folder gets `episodes.jsonl`, one line per episode, and `videos/`, with `videos` films per task and policy.
 """
 
 import json
@@ -43,9 +43,9 @@ MOST_IN_TABLE = 2
 def run(config: DictConfig, run: Run) -> None:
     """Evaluate `config.policy`, and those of `config.against` if given, on every task of `config.env`.
 
-    A task counts as new where a run taught it to one of the policies and, where no run taught them anything, unless it
-    is one of those that a training has as prior ones by default; all others are prior. One or two policies are shown in
-    a table, more are in summary.json alone.
+    A task is new if a run taught it to one of the policies. Where no run taught them anything, every task is new except
+    the default prior tasks of a training. All other tasks are prior. One or two policies are shown in a table; more are
+    in summary.json alone.
     """
     run.restore()
     policies = open_policies(config)
@@ -95,10 +95,10 @@ def specs_of(config: DictConfig) -> list[str]:
 
 
 def new_tasks(config: DictConfig) -> list[str]:
-    """The tasks that are filed as new, see `run`."""
+    """The tasks that count as new; see `run`."""
     learned = []
     for spec in specs_of(config):
-        folder = run_of(spec)  # None where no run made it, as of a checkpoint from elsewhere
+        folder = run_of(spec)  # None for a checkpoint that no run has made
         settings = read_config(folder / "config.yaml") if folder else {}
         learned += [task for scene in scenes(settings["env"]) for task in scene.tasks] if "env" in settings else []
     if learned:
@@ -117,12 +117,12 @@ def open_policies(config: DictConfig) -> dict[str, Policy]:
 
 
 def write_records(path: Path, results: Mapping[str, Results]) -> None:
-    """One JSON object a line: the policy, and what became of an episode."""
+    """Write one JSON object per line: the policy, and what became of an episode."""
     rows = [{"policy": name, **record} for name, result in results.items() for record in records(result)]
     atomic_write(path, b"".join(json.dumps(row).encode() + b"\n" for row in rows))
 
 
 def film_path(folder: Path, policy: str, task: str, number: int) -> Path:
-    """Where the film of a policy's episode is kept below a run folder."""
-    name = re.sub(r"[^\w.-]+", "_", policy).strip("_")  # a policy may be a path
+    """Where the film of a policy's episode is kept within a run folder."""
+    name = re.sub(r"[^\w.-]+", "_", policy).strip("_")  # the name of a policy may be a path
     return folder / "videos" / f"{name}-{task}-{number}.mp4"

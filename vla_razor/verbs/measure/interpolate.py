@@ -1,7 +1,7 @@
 """`vla-razor interpolate`: policies on the straight line between the base's weights and the tuned ones, which often
 keep most of both (WiSE-FT; Wortsman et al., "Robust fine-tuning of zero-shot models", 2022).
 
-A policy `share` of the way is in checkpoints/share_<percent>; `vla-razor eval --policy` and `kl --policy` take it.
+The policy `share` of the way is in checkpoints/share_<percent>, which `vla-razor eval --policy` and `kl --policy` take.
 """
 
 import copy
@@ -41,8 +41,8 @@ def run(config: DictConfig, run: Run) -> None:
 
 
 def measured(config: DictConfig, tuned: Path, folder: Path, share: float, probed: DictConfig) -> None:
-    """The policy `share` of the way from `config.policy` to its tuned checkpoint, measured on the probe set of
-    `config.env` as the training `probed` was, as a finished run of as many steps as the checkpoint's name says; one
+    """Measure the policy `share` of the way from `config.policy` to its tuned checkpoint, on the probe set that the
+    training `probed` used. The result is a finished run in `folder`, with the checkpoint's step as its only one. A run
     that has finished is left alone.
     """
     if (folder / "summary.json").is_file():
@@ -54,7 +54,7 @@ def measured(config: DictConfig, tuned: Path, folder: Path, share: float, probed
         policy = between(*_ends(config.policy, str(tuned), config), share)
         settings = {key: config[key] for key in ("num_envs", "num_workers")}
         settings |= {"states": probed.probe_states, "other_instructions": probed.other_instructions}
-        before = opened(config.policy, config, learns=False)  # stored as the training's base was, whose probe set it is
+        before = opened(config.policy, config, learns=False)  # as the training's base: one probe set
         probe = probe_set.obtain(before, config.env, **settings)
         step = int(tuned.name.removeprefix("step_"))
         run.log(step, **measures.logged(probe_set.measure(policy, probe)))
@@ -63,7 +63,7 @@ def measured(config: DictConfig, tuned: Path, folder: Path, share: float, probed
 
 
 def _ends(base: str, tuned: str, config: DictConfig) -> tuple[Trainable, Trainable]:
-    """The two policies, whole."""
+    """Base and tuned policy, adapters merged."""
     before, policy = (opened(spec, config, learns=True) for spec in (base, tuned))
     if policy.has_adapter:
         policy.merge_lora()
@@ -71,7 +71,7 @@ def _ends(base: str, tuned: str, config: DictConfig) -> tuple[Trainable, Trainab
 
 
 def check(base: Trainable, tuned: Trainable, name: str) -> None:
-    """Raises UserError where the two have not the same weights to lie between."""
+    """Raises UserError where the two do not have the same weights, between which to interpolate."""
     one, other = ({key: tuple(v.shape) for key, v in p.module.state_dict().items()} for p in (base, tuned))
     if one != other:
         different = sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
@@ -82,7 +82,7 @@ def check(base: Trainable, tuned: Trainable, name: str) -> None:
 
 @torch.no_grad()
 def between(base: Trainable, tuned: Trainable, share: float) -> Trainable:
-    """A policy with the weights base + share * (tuned - base), in all else the tuned one."""
+    """The tuned policy with the weights base + share * (tuned - base)."""
     policy = copy.deepcopy(tuned)
     start = base.module.state_dict()
     for name, weight in policy.module.state_dict().items():

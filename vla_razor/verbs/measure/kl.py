@@ -1,20 +1,20 @@
 """`vla-razor kl`: how far a policy has moved from its base on the new task (RL's Razor, Section 4: what predicts
 forgetting).
 
-Forward KL, KL(base || policy), is summed exactly over the action ids at the states the base visits on the task's grid
-and along the base's own tokens (`rollouts/probe_set.py`); it is split into sharpening (what a change of the base's
-temperature alone accounts for) and displacement (the rest). Beside it stand the alternatives of the paper's Section 6
-and a cross-check by sampling. The probe set is made once for a base and kept in the cache, so that measuring another
-policy takes one forward pass and no simulator.
+Forward KL, KL(base || policy), is summed exactly over the action ids at the states that the base visits on the task's
+grid, along the base's own tokens (`rollouts/probe_set.py`). It is split into sharpening, which a change of the base's
+temperature alone explains, and displacement, the rest. The alternatives of the paper's Section 6 and a cross-check by
+sampling are reported too. The probe set is made once for a base and kept in the cache: measuring another policy takes
+one forward pass and no simulator.
 
-`states=DATASET` measures at recorded states instead, those of demonstrations that `import` or `collect` wrote: no
-simulator is needed at all. With `law`, what that divergence has probably cost is told too. The law was fitted at the
-states that a base visits, and recorded ones may be others.
+`states=DATASET` measures at recorded states instead, those of demonstrations that `import` or `collect` wrote; no
+simulator is needed at all. With `law`, the forgetting that goes with such a divergence is forecast. The law was fitted
+at the states that a base visits; recorded states may be others.
 
-`seed` decides which states these are. A training measures itself at those of seed 0, whatever its own seed is, and so
-does `kl` unless it is given another, which shows how much the states matter. `dtype=bfloat16` is the policy that is
-deployed, all of its weights rounded; a training with `dtype=bfloat16` rounds no more than its products, and has a probe
-set of its own.
+`seed` decides which states are drawn. A training always measures itself at those of seed 0. So does `kl` unless it is
+given another seed, which shows how much the choice of states matters. `dtype=bfloat16` rounds all of the weights, as a
+deployed policy's are; a training with `dtype=bfloat16` rounds no more than its products, and has a probe set of its
+own.
 """
 
 from collections.abc import Mapping
@@ -65,7 +65,7 @@ def run(config: DictConfig, run: Run) -> None:
 
 
 def report(console: Console, config: DictConfig, measured: dict[str, Any]) -> None:
-    """The total and its parts, the alternatives, and where in the action and in the episode the divergence lies."""
+    """The total and its parts, the alternatives, and the divergence by token of the action and by time."""
     title = f"{config.policy} against its base on {config.env.name}, {measured['states']} states, in nats"
     table = Table("", "an action", "a token", title=title)
     length = len(measured["by_position"])
@@ -94,7 +94,7 @@ def report(console: Console, config: DictConfig, measured: dict[str, Any]) -> No
 
 
 def _forecast(law: FittedLaw | None, measured: Mapping[str, Any]) -> Forecast | None:
-    """What the law says of what was measured. Raises UserError where the policy does not tell its measure."""
+    """What the law forecasts from the measures. Raises UserError where the policy lacks the law's measure."""
     if law is None:
         return None
     known = measures.logged(measured)
@@ -104,7 +104,7 @@ def _forecast(law: FittedLaw | None, measured: Mapping[str, Any]) -> Forecast | 
 
 
 def _probe(config: DictConfig, policy: Trainable) -> ProbeSet:
-    """At recorded states; or from the cache, or collected now."""
+    """The probe set: at recorded states, from the cache, or collected now."""
     named = open_trainable(config.base, config) if config.base else None
     with base_of(policy, named, lambda: open_trainable(origin_of(config.policy, "policy"), config)) as base:
         if config.states is not None:

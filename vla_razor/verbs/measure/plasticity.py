@@ -1,17 +1,18 @@
-"""`vla-razor plasticity RUNS...`: how well a policy that has been fine-tuned still learns something else.
+"""`vla-razor plasticity RUNS...`: how well a fine-tuned policy still learns another task.
 
-RUNS are fine-tunings of one base, such as a sweep's. The base and the last policy of each run are trained on `env`, all
-in the same way and from the same starts or demonstrations; every training is a run folder below `out`, so that an
-interrupted comparison goes on. What each learned is set against the forward KL that its run had spent on the task
-before, and against the entropy of its distribution at the beginning: where a policy hardly explores any more, REINFORCE
-has nothing to choose from.
+RUNS are fine-tunings of one base, such as those of a sweep. The base and the last policy of each run are trained on
+`env`, all in the same way and from the same starts or demonstrations. Every training is a run folder below `out`, so
+that an interrupted comparison goes on. What each learned is set against the forward KL that its run had spent on the
+task before, and against the entropy of its distribution at the beginning: a policy that hardly explores any more gives
+REINFORCE nothing to choose from.
 
-By REINFORCE (`method=rl`) the learning curve is the success of each iteration's episodes, on the grid that is learned
-from. A task that no policy ever solves has no reward to learn from: `method=sft` learns it from the scripted expert's
-demonstrations, and the curve is the success of each checkpoint, the policy before among them, from random starts. The
-paper measures forgetting alone.
+By REINFORCE (`method=rl`) the learning curve is the success of each iteration's episodes, on the training grid. A task
+that no policy ever solves has no reward to learn from. `method=sft` learns it from the scripted expert's
+demonstrations; the curve is then the success of each checkpoint, beginning with the policy before, from random starts.
+The paper measures forgetting alone.
 
-Success is success once in an episode. At the end it is known of evaluations alone: REINFORCE's episodes end there.
+Success means success once in an episode. Success at the end is known from evaluations alone, because REINFORCE's
+episodes end at their first success.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -36,19 +37,19 @@ from vla_razor.verbs.study.comparison import hits_in, step_of
 from vla_razor.verbs.study.stages import stage
 
 SEED = 0
-"""Of the demonstrations and of the starts that are evaluated."""
+"""Seed of the demonstrations and of the starts of the evaluation."""
 NAMES = {"rl": "REINFORCE", "sft": "SFT on demonstrations"}
 WINDOWS = {"rl": (3, "iterations"), "sft": (1, "evaluation")}
-"""How many points of the curve are pooled at its beginning and at its end, and what they are."""
+"""How many points of a curve are pooled at its beginning and its end, and what a point is."""
 
 
 class Learned(NamedTuple):
     """How a policy learned the second task.
 
-    `spent` is the forward KL of its fine-tuning before, in nats an action, 0 for the base; `method` the verb of that;
-    `curve` the success at each of `steps`; `entropy`, at the beginning, is in nats a token. `all` pools the whole
-    curve: the area below it. `at_end` are these three rates (first, last, all) of success at the end, where that was
-    evaluated.
+    `spent` is the forward KL of its first fine-tuning in nats per action, 0 for the base, and `method` the verb of that
+    fine-tuning. `curve` is the success at each of `steps`. `entropy`, at the beginning, is in nats per token. `first`,
+    `last` and `all` pool the beginning, the end and the whole of the curve. `at_end` are these three rates for success
+    at the end, where it was evaluated.
     """
 
     name: str
@@ -66,7 +67,7 @@ class Learned(NamedTuple):
 
 class History(NamedTuple):
     """A policy before the second training: what to load, the verb that made it (`base` for the base), and the forward
-    KL that this spent, in nats an action.
+    KL in nats per action that its fine-tuning spent.
     """
 
     policy: str
@@ -100,8 +101,9 @@ def run(config: DictConfig, run: Run) -> None:
 def histories(runs: Sequence[str], task: str) -> dict[str, History]:
     """The base of all runs and their last policies, by name.
 
-    Raises UserError where there is no run, one has not finished, never measured forward KL or learned the `task` (an
-    env's name) that is to be learned now, two have one name, or their bases differ.
+    Raises UserError where there is no run; where a run has not finished, never measured forward KL, or has learned
+    already the `task` (an env's name) that is to be learned now; where two have the same name; and where their bases
+    differ.
     """
     if not runs:
         raise UserError("plasticity is of fine-tunings that there are: vla-razor plasticity DIR... --env TASK")
@@ -130,13 +132,13 @@ def histories(runs: Sequence[str], task: str) -> dict[str, History]:
 
 
 def read(folder: Path, name: str, history: History) -> Learned:
-    """What a training by REINFORCE says."""
+    """How a training by REINFORCE went."""
     rows, settings = measures.read_rows(folder), read_config(folder / "config.yaml")
     starts = points_of(settings) * (1 if settings.env.grid else len(settings.env.tasks))
     curve: dict[int, Rate] = {}
     for row in rows:
-        # Every iteration draws starts of its own. Earlier versions did not log how much episodes from one start agree:
-        # as if they all did.
+        # Every iteration draws new starts. Runs of earlier versions did not log how much episodes from one start agree;
+        # for those, all episodes of a start count as one.
         kept = starts * settings.per_point - row["lost_episodes"]
         known = min(starts, kept)
         effective = row.get("effective_episodes", float(known))
@@ -149,7 +151,7 @@ def read(folder: Path, name: str, history: History) -> Learned:
 
 
 def imitate(console: Console, config: DictConfig, folder: Path, name: str, history: History, seed: int) -> Learned:
-    """A policy trained into `folder` on demonstrations that all share, and evaluated at every checkpoint beside it."""
+    """Train a policy in `folder` on demonstrations that all policies share, and evaluate each of its checkpoints."""
     demos, evaluation = folder.with_name("demos"), folder.with_name(f"{folder.name}_eval")
     stage(console, config, demos, "collect", seed=SEED)
     stage(console, config, folder, "sft", policy=history.policy, demos=str(demos), seed=seed)
@@ -160,7 +162,7 @@ def imitate(console: Console, config: DictConfig, folder: Path, name: str, histo
     found = hits_in(evaluation)
     once, at_end = ([found[policy][reading] for policy in policies.values()] for reading in READINGS)
     rates = [_over([point])["rate"] for point in once]
-    # The policy before, at the states that it visits in the task which was then learned.
+    # Entropy of the policy before the training, at the states that it visits in the second task.
     trained = read_config(folder / "config.yaml")
     opened = open_trainable(history.policy, trained)
     settings = {key: trained[key] for key in ("num_envs", "num_workers")}
@@ -171,27 +173,29 @@ def imitate(console: Console, config: DictConfig, folder: Path, name: str, histo
 
 
 def _over(points: Sequence[Mapping[str, np.ndarray]]) -> Rate:
-    """Over several points of a curve, each with the outcomes of one and the same starts by task."""
+    """The rate over several points of a curve, which share their starts, task by task."""
     return pooled_rate(clustered([point[task] for point in points]) for task in points[0])
 
 
 def _ends(method: str, points: Sequence[Any], pool: Callable[[Sequence[Any]], Rate]) -> tuple[Rate, Rate, Rate]:
-    """The beginning of a curve, its end, and all of it."""
+    """The rates of the beginning of a curve, of its end, and of all of it."""
     window, _ = WINDOWS[method]
     return pool(points[:window]), pool(points[-window:]), pool(points)
 
 
 def correlation(learned: Sequence[Learned]) -> float | None:
-    """Kendall's tau of the KL that was spent with the success over the whole curve; None where it says nothing."""
+    """Kendall's tau between the KL that was spent and the success over the whole curve; None where there are too few
+    values.
+    """
     pairs = [(one.spent, one.all["rate"]) for one in learned]
-    if min(len(set(column)) for column in zip(*pairs, strict=True)) < 3:  # two points are always in some order
+    if min(len(set(column)) for column in zip(*pairs, strict=True)) < 3:  # two points always have some order
         return None
     tau: Any = kendalltau(*zip(*pairs, strict=True))[0]
     return float(tau)
 
 
 def table(config: DictConfig, learned: Sequence[Learned]) -> Table:
-    """A line a training, by rising KL: success once, and where it was evaluated below it at the end."""
+    """One line per training, by rising KL: success once and, where it was evaluated, success at the end below it."""
     title = f"{config.env.name} learned by {NAMES[config.method]} after a fine-tuning [95%, clustered by start]"
     window, unit = WINDOWS[config.method]
     found = Table("policy", "seed", "KL spent,\nnats an action", "entropy,\nnats a token", title=title)

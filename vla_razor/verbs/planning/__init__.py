@@ -1,1 +1,1 @@
-"""`dry_run=true`: what a run would take."""
+"""`dry_run=true`: the memory and the time that a run would take."""

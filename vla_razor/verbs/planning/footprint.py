@@ -1,6 +1,6 @@
-"""What a training takes, measured on torch's meta device: every tensor that would exist is added up, every matrix
-product's operations are counted, and nothing is held. Memory is linear in the micro-batch, so two sizes give all
-others. What is assumed instead of computed stands as a constant below.
+"""What a training takes, measured on torch's meta device: the bytes of all tensors and the operations of all matrix
+products are counted, and nothing is allocated. Memory is linear in the micro-batch, so that two sizes give all others.
+What is assumed instead of computed is a constant below.
 """
 
 import time
@@ -23,12 +23,12 @@ from vla_razor.devices import CARDS, Card, device_named
 UTILIZATION = 0.4
 """Share of a device's peak that training reaches."""
 OVERHEAD = 2e9
-"""Bytes on a GPU for its context, its libraries and what the allocator cannot use."""
+"""Bytes of a GPU that its context, its libraries and fragmentation take."""
 
 
 class Ledger(TorchDispatchMode):
-    """Adds up the bytes of the meta tensors that exist at a time beside those of a model and its gradients: `now`, and
-    the most there were, `peak`.
+    """Counts the bytes of the meta tensors that exist beside those of a model and its gradients: `now`, and their
+    maximum, `peak`.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -67,25 +67,28 @@ def _fused_attention(
     is_causal: bool = False,
     **more: Any,
 ) -> Tensor:
-    """Attention as devices run it, without holding the weights; on the meta device torch would spell it out."""
+    """Attention as devices run it, without materialising the weights, which torch would do on the meta device."""
     fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     mask = None if attn_mask is None else torch.zeros_like(attn_mask, dtype=query.dtype)
     if key.shape[1] != query.shape[1]:  # grouped queries
         key, value = (part.repeat_interleave(query.shape[1] // key.shape[1], 1) for part in (key, value))
-    query, key = query.to(value.dtype), key.to(value.dtype)  # autocast's rounding, where values alone are rounded yet
+    query, key = (
+        query.to(value.dtype),
+        key.to(value.dtype),
+    )  # as autocast rounds all three
     return fused(query, key, value, dropout_p, is_causal, attn_mask=mask, scale=more.get("scale"))[0]
 
 
 @dataclass(frozen=True)
 class Line:
-    """Something that grows with the batch: `fixed + each * batch`."""
+    """A quantity that grows linearly with the batch: `fixed + each * batch`."""
 
     fixed: float
     each: float
 
     @classmethod
     def through(cls, one: float, three: float) -> "Line":
-        """From its values at batches of one and three."""
+        """The line through the values at batches of one and three."""
         each = (three - one) / 2
         return cls(one - each, each)
 
@@ -95,11 +98,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a model takes: parameters by number, memory in bytes, operations in FLOP.
+    """What a model takes: parameters as a number, memory in bytes, operations in FLOP.
 
-    `base` is what the base's weights take beside the policy's, `activations` what an update holds at its height beside
-    weights, gradients and optimizer, by micro-batch, `scratch` what the optimizer's step needs for a moment. Where
-    devices share weights, gradients and optimizer, each holds `gathered` of the weights whole for a while.
+    `base` is the memory of the base's weights beside the policy's. `activations` is the peak memory of an update beside
+    weights, gradients and optimizer, by micro-batch. `scratch` is what the optimizer's step needs temporarily. Where
+    devices share weights, gradients and optimizer, each of them temporarily holds `gathered` bytes of whole weights.
     """
 
     parameters: int
@@ -114,45 +117,47 @@ class Footprint:
     update_flop: float
 
     def held(self, devices: int = 1) -> float:
-        """Bytes on each device that are there from the first update to the last."""
+        """Bytes on each device that are allocated from the first update to the last."""
         whole = self.weights + self.base + self.gradients + self.optimizer
         return whole if devices == 1 else whole / devices + self.gathered
 
     def update_peak(self, micro_batch: int, devices: int = 1) -> float:
-        """The most bytes of an update on each device."""
+        """Peak memory of an update in bytes, on each device."""
         return self.held(devices) + max(self.activations.at(micro_batch), self.scratch / devices)
 
     def largest_micro_batch(self, memory: float, devices: int = 1) -> int:
-        """The largest micro-batch that fits into so many bytes of each GPU; 0 where none does."""
+        """The largest micro-batch that fits into `memory` bytes of each GPU; 0 where none does."""
         free = memory - OVERHEAD - self.held(devices)
         fits = free >= self.scratch / devices
         # The optimizer's scratch and an update's activations are never held at the same time.
         return max(int((free - self.activations.fixed) // self.activations.each), 0) if fits else 0
 
 
-def peak_of(model: nn.Module, call: Callable[[], Any], products: torch.dtype | None = None) -> float:
-    """The most bytes beside the weights and gradients of a model on the meta device while a call uses it.
+def peak_of(
+    model: nn.Module, call: Callable[[], Any], products: torch.dtype | None = None, *, copies: bool = True
+) -> float:
+    """Peak memory in bytes while `call` uses a model on the meta device, beside its weights and gradients.
 
-    With `products`, those of mixed precision: autocast, which the meta device does not have, copies what products read
-    into this dtype, and keeps its copies of what learns until the call has ended.
+    `products` is the dtype of mixed precision. The meta device has no autocast; like it, matrix products read copies in
+    this dtype. With `copies` those of what learns are kept until the call has ended, as torch's autocast keeps them.
     """
     ledger = Ledger(model)
-    _call(call, ledger, products)
+    _call(call, ledger, products, copies)
     return ledger.peak
 
 
 def operations_of(call: Callable[[], Any], products: torch.dtype | None = None) -> float:
-    """The FLOP of a call on the meta device, `products` as in `peak_of`. Not in one pass with it: what counts
-    operations holds on to tensors that would be gone.
+    """The FLOP of a call on the meta device, with `products` as in `peak_of`. Memory needs a pass of its own: the
+    counter of operations keeps tensors alive that would be freed.
     """
     counter = FlopCounterMode(display=False)
-    _call(call, counter, products)
+    _call(call, counter, products, copies=False)
     return counter.get_total_flops()
 
 
-def _call(call: Callable[[], Any], mode: Any, products: torch.dtype | None) -> None:
-    lowered = _reading(products)
-    # Replaced, not dispatched on: what checkpointing computes again in the backward pass sees no mode of the forward's.
+def _call(call: Callable[[], Any], mode: Any, products: torch.dtype | None, copies: bool) -> None:
+    lowered = _reading(products, copies)
+    # Patched rather than dispatched: recomputation in the backward pass does not see a mode of the forward pass.
     replaced = {"linear": F.linear, "conv2d": F.conv2d, "scaled_dot_product_attention": _fused_attention}
     with ExitStack() as stack:
         for name, function in replaced.items():
@@ -161,35 +166,37 @@ def _call(call: Callable[[], Any], mode: Any, products: torch.dtype | None) -> N
         call()
 
 
-def _reading(products: torch.dtype | None) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-    """Makes functions read tensors of float32 in `products`, and what learns from copies that are made once."""
-    copies: dict[Tensor, Tensor] = {}
+def _reading(products: torch.dtype | None, copies: bool) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Makes functions read float32 tensors in the dtype `products`. With `copies`, what learns is read from copies that
+    are made once.
+    """
+    made: dict[Tensor, Tensor] = {}
 
     def taken(value: Any) -> Any:
         if products is None or not isinstance(value, Tensor) or value.dtype != torch.float32:
             return value
-        if not (value.is_leaf and value.requires_grad):
+        if not (copies and value.is_leaf and value.requires_grad):
             return value.to(products)
-        if value not in copies:
-            copies[value] = value.to(products)
-        return copies[value]
+        if value not in made:
+            made[value] = value.to(products)
+        return made[value]
 
     return lambda function: lambda *arguments, **settings: function(*map(taken, arguments), **settings)
 
 
 def bytes_of(parameters: Iterable[Tensor]) -> float:
-    """That their numbers take."""
+    """Bytes of the parameters."""
     return float(sum(p.numel() * p.element_size() for p in parameters))
 
 
 def give_gradients(parameters: Iterable[Tensor]) -> None:
-    """As the trainer does, so that a ledger does not count them with the activations."""
+    """Allocate gradients as the trainer does, so that a ledger does not count them as activations."""
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
 
 
 def card_named(device: str) -> Card | None:
-    """The GPU that is named, or found; None for a CPU."""
+    """The GPU that is named, or the one that is here; None for a CPU."""
     if device in CARDS:
         return CARDS[device]
     found = device_named(device)
@@ -200,14 +207,14 @@ def card_named(device: str) -> Card | None:
 
 
 def flops_of(card: Card | None) -> float:
-    """FLOP a second at the peak: the GPU's, or this CPU's, measured."""
+    """Peak FLOP per second: the GPU's, or this CPU's as measured."""
     return card.flops if card else _rate(torch.device("cpu"))
 
 
 def _rate(device: torch.device, size: int = 1024) -> float:
-    """FLOP a second of a product of square matrices."""
+    """FLOP per second of a product of square matrices."""
     matrix = torch.randn(size, size, device=device)
-    _ = matrix @ matrix  # the first one loads libraries
+    _ = matrix @ matrix  # warm-up: loads libraries
     begin, count = time.perf_counter(), 0
     while time.perf_counter() - begin < 0.2:
         float((matrix @ matrix)[0, 0])

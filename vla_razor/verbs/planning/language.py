@@ -1,22 +1,19 @@
-"""`dry_run=true` of a language model's training: parameters, memory a device and tokens a step; nothing is started.
+"""`dry_run=true` of a language model's training: parameters, memory per device and tokens per step; nothing is started.
 
-The model is built on torch's meta device from its configuration, adapters included, and one micro-batch of the longest
-sequences is learnt from (`footprint.py`). Several devices share weights, gradients and optimizer as FSDP2 does.
+The model is built on torch's meta device from its configuration, adapters included, and learns from one micro-batch of
+the longest sequences (`footprint.py`). Several devices share weights, gradients and optimizer as under FSDP2.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 from torch.autograd import backward
-from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config
 from trl.trainer.utils import selective_log_softmax
 
@@ -38,7 +35,7 @@ from vla_razor.verbs.planning.footprint import (
 )
 
 PROMPT_TOKENS = 256
-"""Of a question in the task's words; tool documentation is longer."""
+"""Of a question of the tasks; tool documentation is longer."""
 DEVICES = (1, 2, 4, 8)
 _QWEN: dict[str, Any] = {"model_type": "qwen2", "max_position_embeddings": 32768, "rope_theta": 1e6}
 KNOWN: dict[str, dict[str, Any]] = {
@@ -73,12 +70,12 @@ KNOWN: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
 }
-"""What `config.json` says of the paper's models: nothing need be asked of the Hub."""
+"""`config.json` of the paper's models, so that the Hub need not be asked."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What an optimizer step does: sequences learnt from and sampled, and the tokens of a sequence, at most."""
+    """The work of an optimizer step: sequences learnt from, sequences sampled, and at most how many tokens each has."""
 
     learnt: int
     sampled: int
@@ -86,7 +83,7 @@ class Work:
 
 
 def show(config: DictConfig) -> None:
-    """Print the plan. Raises UserError where the run itself would, or where the Hub does not know the model."""
+    """Print the plan. Raises UserError as the run itself would, or where the Hub does not know the model."""
     console, card = Console(), card_named(config.device)
     model, work = model_of(config), work_of(config)
     takes = footprint(model, config)
@@ -115,7 +112,7 @@ def work_of(config: DictConfig) -> Work:
 
 
 def model_of(config: DictConfig) -> Any:
-    """The model that a run would train, adapters included, without memory for a single parameter."""
+    """The model that a run would train, adapters included, on the meta device."""
     source = source_of(config.model)
     try:
         settings: Any = Qwen2Config(**KNOWN[source]) if source in KNOWN else AutoConfig.from_pretrained(source)
@@ -144,10 +141,12 @@ def footprint(model: Any, config: DictConfig) -> Footprint:
     give_gradients(learning)
     update = {"llm_sft": cross_entropy, "llm_simpo": pair}.get(config.verb, sampled)
     length = PROMPT_TOKENS + config.max_new_tokens
-    with _products_in(getattr(torch, config.dtype)):
-        one, three = (peak_of(model, update(model, batch, length)) for batch in (1, 3))
-        flop = operations_of(update(model, 1, length))
-    # While it needs them, a device that shares weights holds the embeddings and two layers whole.
+    products = None if config.dtype == "float32" else getattr(torch, config.dtype)
+    # Without copies, as accelerate has autocast; with them, checkpointed updates of Qwen 2.5 3B would seem to take 6 GB
+    # more than they do.
+    one, three = (peak_of(model, update(model, batch, length), products, copies=False) for batch in (1, 3))
+    flop = operations_of(update(model, 1, length), products)
+    # A device that shares weights temporarily holds the embeddings and two whole layers.
     layers = next(m for m in model.modules() if isinstance(m, nn.ModuleList))
     inside = bytes_of(layers.parameters())
     penalised = config.get("kl_coefficient", 0.0) and not config.lora_rank
@@ -166,7 +165,7 @@ def footprint(model: Any, config: DictConfig) -> Footprint:
 
 
 def cross_entropy(model: Any, batch: int, length: int) -> Callable[[], None]:
-    """An update as SFT's trainer makes it."""
+    """An update as in SFT's trainer."""
 
     def update() -> None:
         given = _given(model, batch, length)
@@ -176,7 +175,7 @@ def cross_entropy(model: Any, batch: int, length: int) -> Callable[[], None]:
 
 
 def sampled(model: Any, batch: int, length: int) -> Callable[[], None]:
-    """As GRPO's trainer: log-probabilities of the completion alone."""
+    """As in GRPO's trainer: log-probabilities of the completion alone."""
 
     def update() -> None:
         given = _given(model, batch, length)
@@ -187,7 +186,7 @@ def sampled(model: Any, batch: int, length: int) -> Callable[[], None]:
 
 
 def pair(model: Any, batch: int, length: int) -> Callable[[], None]:
-    """As SimPO's trainer: both answers of a pair in one pass, log-probabilities of every token."""
+    """As in SimPO's trainer: both answers of a pair in one pass, log-probabilities of every token."""
 
     def update() -> None:
         given = _given(model, 2 * batch, length)
@@ -197,24 +196,8 @@ def pair(model: Any, batch: int, length: int) -> Callable[[], None]:
     return update
 
 
-@contextmanager
-def _products_in(dtype: torch.dtype) -> Iterator[None]:
-    """As the trainers' autocast has it, which the meta device does not have: what goes into a linear layer, its weights
-    among it, is rounded.
-    """
-    # Not `peak_of`'s own `products`: accelerate has autocast keep no copies of the weights. With copies, checkpointed
-    # updates of Qwen 2.5 3B would be said to take 6 GB more than they do.
-    linear = F.linear
-
-    def cast(given: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return linear(given.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
-
-    with mock.patch.object(F, "linear", cast):
-        yield
-
-
 def _given(model: Any, batch: int, length: int) -> dict[str, Any]:
-    """Token ids, and the mask that a padded batch comes to."""
+    """Token ids, and the attention mask of a padded batch."""
     return {
         "input_ids": torch.zeros(batch, length, dtype=torch.long, device=model.device),
         "attention_mask": torch.ones(batch, 1, length, length, dtype=torch.bool, device=model.device).tril(),
@@ -246,7 +229,7 @@ def _sizes(config: DictConfig, takes: Footprint) -> Table:
 
 
 def _cards(config: DictConfig, takes: Footprint) -> Table:
-    """Which micro-batch fits onto which GPU, alone or sharing."""
+    """The largest micro-batch that fits on each GPU, alone or shared by several."""
     title = f"Largest micro-batch (asked for: {config.micro_batch_size})"
     table = Table("GPU", "memory", *(f"{n} GPUs" if n > 1 else "1 GPU" for n in DEVICES), title=title)
     for card in CARDS.values():

@@ -1,8 +1,8 @@
-"""`dry_run=true`: what a training run would take, worked out from the model's configuration; nothing is started.
+"""`dry_run=true`: what a training run would take, computed from the model's configuration; nothing is started.
 
-The model is built without memory (torch's meta device), adapters included, and one update of a micro-batch, one rollout
-step and the optimizer's state are run through it (`footprint.py`). What is assumed instead of computed stands as a
-constant there or below, and is printed with the plan.
+The model is built on torch's meta device, adapters included. One update of a micro-batch, one rollout step and the
+optimizer's state are measured on it (`footprint.py`). What is assumed instead of computed is a constant there or below,
+and is printed with the plan.
 """
 
 import importlib
@@ -51,14 +51,15 @@ from vla_razor.verbs.planning.footprint import (
 from vla_razor.verbs.study.robot import Robot, verb_of
 
 PROMPT_TOKENS = 20
-"""Of a prompt such as "pick coke can" in Llama's tokenizer, where the checkpoint's is not at hand."""
+"""Of a prompt such as "pick coke can" in Llama's tokenizer, for a checkpoint whose own is not at hand."""
 SIMULATOR = {"panda": 130.0, "google_robot": 6.6, "simpler_env": 2.9}
-"""Control steps a second of one process, rendering included, on one core: 64 x 64, and 512 x 640. The latter two are of
-pick can in the table of docs/simplerenv.md: two processes together make 13.2 of ours and 5.9 of the original.
+"""Control steps per second of one process on one core, rendering included: 64 x 64 pixels, and 512 x 640. The latter
+two are of pick can in the table of docs/simplerenv.md: two processes together make 13.2 of ours and 5.9 of the
+original.
 """
 DEMONSTRATED = {"panda": 10, "google_robot": 19, "simpler_env": 19}
-"""Control steps of the scripted expert's demonstration of pick can, where there are none yet: 10.0 over a 3x3 grid of
-the Panda, 19.0 over the thousand of docs/simplerenv.md.
+"""Control steps of the scripted expert's demonstrations of pick can, assumed where there are none yet: a mean of 10.0
+over a 3x3 grid of the Panda, of 19.0 over the thousand of docs/simplerenv.md.
 """
 KNOWN: dict[str, dict[str, Any]] = {
     "openvla/openvla-7b": {
@@ -67,13 +68,14 @@ KNOWN: dict[str, dict[str, Any]] = {
         "text_config": {"model_type": "llama", "pad_token_id": 32000, "vocab_size": 32064},
     }
 }
-"""What `config.json` says of a public checkpoint's shape: nothing need be asked of the Hub."""
+"""The shape that a public checkpoint's `config.json` states, so that the Hub need not be asked."""
 
 
 @dataclass(frozen=True)
 class PolicyFootprint(Footprint):
-    """Of a policy: `rollout` is what a decision holds at its height, its cache among it, by environments; `cache` that
-    of one alone, `forward_flop` what the forward passes of an update take. A state is one image, prompt and action.
+    """What a policy takes. `rollout` is the peak memory of a decision, KV cache included, by number of environments;
+    `cache` is the KV cache of one environment; `forward_flop` are the operations of an update's forward passes. A state
+    is one image, prompt and action.
     """
 
     rollout: Line
@@ -83,13 +85,13 @@ class PolicyFootprint(Footprint):
     tokens: int
 
     def most_environments(self, memory: float) -> int:
-        """Whose decisions, all in one batch, fit into so many bytes of a GPU; 0 where none does."""
+        """How many environments' decisions fit, in one batch, into `memory` bytes of a GPU; 0 where none does."""
         free = memory - OVERHEAD - self.held()
         return max(int((free - self.rollout.fixed) // self.rollout.each), 0)
 
 
 def show(config: DictConfig) -> None:
-    """Print the plan of a training verb's configuration. Raises `UserError` as the run itself would for a bad one."""
+    """Print the plan of a training verb's configuration. Raises `UserError` for a bad one, as the run itself would."""
     console = Console()
     if config.verb == "mnist":
         from vla_razor.parity_mnist import model
@@ -98,7 +100,7 @@ def show(config: DictConfig) -> None:
         runs = mnist.runs_of(config)
         count = sum(value.numel() for value in model.initialize(1, torch.Generator()).values())
         console.print(f"mnist: {len(runs)} models of about {count:,} parameters, all trainable", highlight=False)
-    elif "axes" in config:  # of a study's runs the first of each verb
+    elif "axes" in config:  # of the runs of a study, the first of each verb
         common = {key: config[key] for key in (*common_keys(config.verb), "env", "prior", "collect")}
         firsts: dict[str, DictConfig] = {}
         for training in Robot(config, Path(config.out)).plan():
@@ -127,14 +129,14 @@ def footprint(model: PrismaticVLA, config: DictConfig) -> PolicyFootprint:
 
     one, three = (peak_of(model, update(batch), model.products) for batch in (1, 3))
     few, many = (peak_of(model, _decision(model, batch), model.products) for batch in (1, 3))
-    # A copy of the model that does not learn is stored as products read it.
+    # The base's copy does not learn, and is stored in the dtype that products read.
     kind, base = model.products or model.dtype, 0
-    if not config.lora_rank:  # else the base is the same weights, without the adapter
+    if not config.lora_rank:  # with an adapter the base is the same weights
         rounded = read_by_products(model)
         base = sum(p.numel() * (kind if n in rounded else p.dtype).itemsize for n, p in model.named_parameters())
     prompt = model.vision_backbone.num_patches + len(_prompts(model, 1)[0])
     prompt += model.config.trailing_token_id is not None
-    # A model that decides token by token takes so many steps after the prompt, and keeps their keys and values.
+    # An autoregressive model takes this many decoding steps after the prompt, and caches their keys and values.
     llama, steps = model.language_model.config, model.num_tokens - 1
     width: int = llama.num_key_value_heads * llama.hidden_size // llama.num_attention_heads  # pyright: ignore
     cache = 2.0 * llama.num_hidden_layers * width * (prompt + steps) * kind.itemsize
@@ -159,8 +161,8 @@ def footprint(model: PrismaticVLA, config: DictConfig) -> PolicyFootprint:
 
 
 def model_of(config: DictConfig) -> PrismaticVLA:
-    """The model that a run would train, adapters included, without memory for a single parameter. Raises UserError for
-    a policy from outside, whose size nothing says.
+    """The model that a run would train, adapters included, on the meta device. Raises UserError for a policy from
+    outside, whose size is not known.
     """
     if factory_of(str(config.policy)):
         raise UserError(f"policy={config.policy}: dry_run knows what OpenVLA and OpenVLA-OFT take, not what this does.")
@@ -180,7 +182,7 @@ def model_of(config: DictConfig) -> PrismaticVLA:
 
 
 def _described(policy: str) -> tuple[dict[str, Any], Processor | None]:
-    """A checkpoint's `config.json`, and its processor where its folder is here; nothing large is downloaded."""
+    """A checkpoint's `config.json`, and its processor if its folder is local. Nothing large is downloaded."""
     folder = TINY if policy in ("tiny", "vla") else checkpoint_folder(Path(policy))
     if folder is not None and (folder / lora.ADAPTER_CONFIG_FILE).is_file():
         return _described(str(lora.read_config(folder).base_model_name_or_path))
@@ -201,7 +203,7 @@ def _logits(model: PrismaticVLA, batch: int) -> Tensor:
 
 
 def _decision(model: PrismaticVLA, batch: int) -> Callable[[], None]:
-    """One decision, but for the steps after the prompt, if there are any; the cache is as large as with them."""
+    """One decision without the decoding steps after the prompt, if there are any; the KV cache has its full length."""
     llama, more = model.language_model.model, model.num_tokens - 1
 
     @torch.no_grad()
@@ -231,8 +233,9 @@ def _prompts(model: PrismaticVLA, batch: int) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class Work:
-    """What a step (SFT) or an iteration (REINFORCE, distillation) does: control steps simulated and states learnt from,
-    at most, and how many of them a run makes; what that assumes of demonstrations that there are not yet.
+    """The work of a step (SFT) or an iteration (REINFORCE, distillation): at most how many control steps are simulated
+    and states learnt from. `steps` is how many a run makes, and `assumed` what this assumes about demonstrations that
+    do not exist yet.
     """
 
     simulated: int
@@ -249,14 +252,14 @@ def work_of(config: DictConfig) -> Work:
         return Work(most, learnt, config.iterations)
     states, assumed = _demonstrated(config)
     new = config.batch_size - replayed_per_batch(config)
-    # An epoch is one of the new task: what is replayed in a batch does not make it longer.
+    # An epoch is one pass over the new task; the replayed part of a batch does not make it longer.
     return Work(0, config.batch_size, config.epochs * -(-states // new), assumed)
 
 
 def learning_flop(config: DictConfig, takes: PolicyFootprint) -> float:
-    """FLOP for a state learnt from, penalties included, but for a user's own. Each has a forward pass of the base and
-    an update's passes of its own, which REINFORCE's KL shares with its loss, and spillover's a decision of the base;
-    replay has an update's passes alone.
+    """FLOP per state learnt from, with all penalties except a user's own. Each penalty has a forward pass of the base
+    and the passes of an update; REINFORCE's KL shares the latter with its loss. Spillover adds a decision of the base.
+    Replay needs the passes of an update alone.
     """
     flop, both = takes.update_flop, takes.forward_flop + takes.update_flop
     if config.spillover_coefficient:
@@ -269,7 +272,7 @@ def learning_flop(config: DictConfig, takes: PolicyFootprint) -> float:
 
 
 def horizon_of(env: DictConfig) -> int:
-    """The control steps of a full episode, from the suite's file or the environments' own setup record."""
+    """The control steps of a full episode, from the suite's file or the environments' setup record."""
     if suite := suite_in(scenes(env)[0].make):
         return suite["horizon"]
     spec = gymnasium.spec(scenes(env)[0].id)
@@ -278,8 +281,8 @@ def horizon_of(env: DictConfig) -> int:
 
 
 def simulator_seconds(config: DictConfig, work: Work, card: Card | None) -> float | None:
-    """Of a step or iteration, in processes on a CPU. None where the simulator runs on the GPU that is named
-    (sim_backend=gpu; SimplerEnv itself knows no other than processes): nothing says yet how fast.
+    """Seconds that a step or iteration simulates, in processes on a CPU. None where the simulator runs on the GPU
+    (sim_backend=gpu), whose speed is not known; SimplerEnv itself always runs in processes.
     """
     make = scenes(config.env)[0].make
     if suite_in(make):
@@ -291,8 +294,8 @@ def simulator_seconds(config: DictConfig, work: Work, card: Card | None) -> floa
 
 
 def _demonstrated(config: DictConfig) -> tuple[int, str]:
-    """The states of the demonstrations in `config.demos`; where there are none yet, of those that `collect` would make,
-    and that this is assumed.
+    """The number of states in `config.demos`. Where there are none yet, it is that of the demonstrations `collect`
+    would make, and a sentence says so.
     """
     total = 0
     for path in sorted((Path(config.demos) / FOLDER).glob("*.h5")) if config.demos else ():
@@ -362,8 +365,8 @@ def _sizes(config: DictConfig, takes: PolicyFootprint) -> Table:
 
 
 def _cards(config: DictConfig, takes: PolicyFootprint) -> Table:
-    """Which micro-batch fits onto which GPU in an update, and whether the rollout of a verb that learns from one does;
-    a simulation on the GPU itself is not counted.
+    """The micro-batch that fits on each GPU in an update and, for a verb that plays episodes, whether its rollout fits.
+    A simulation on the GPU itself is not counted.
     """
     envs, acts = config.num_envs, config.verb != "sft"
     columns = [f"largest micro-batch\n(asked for: {config.micro_batch_size})"]

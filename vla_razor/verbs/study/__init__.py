@@ -1,1 +1,1 @@
-"""The verbs that compare many runs: `demo`, `sweep`, `report` and `mnist`, and what they are made of."""
+"""The verbs that compare many runs (`demo`, `sweep`, `report`, `mnist`), and their parts."""

@@ -1,8 +1,8 @@
-"""Which runs a sweep comes to, in the grammar of Hydra's multirun: `method=sft,rl learning_rate=1e-4,3e-4 seed=0,1,2`.
+"""The runs of a sweep, in the grammar of Hydra's multirun: `method=sft,rl learning_rate=1e-4,3e-4 seed=0,1,2`.
 
-A key that one method alone has, or that differs between methods, is given with its section: `rl.iterations=12,24`. The
-gains' learning rate, where a method has one, keeps its ratio to `learning_rate` unless it is given too; one value or
-several make no difference.
+A key that only one method has, or whose values differ between methods, is given with its section:
+`rl.iterations=12,24`. The gains' learning rate, where a method has one, keeps its ratio to `learning_rate` unless it is
+given too. An axis may have one value or several.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,9 +21,9 @@ from vla_razor.study import measures
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """A training run: its folder, its setting (one for all seeds), method, seed, learning rate, what it changes of the
-    method's settings, those of the changes that make it another method in the table, as text, and what it fine-tunes
-    where a study may have several models.
+    """A training run: its folder; its setting, which all seeds share; method, seed and learning rate; the `changes` of
+    the method's settings; `variant`, the part of the changes that makes it another method in the table, as text; and
+    the `model` that it fine-tunes, where a study has several.
     """
 
     folder: Path
@@ -45,7 +45,7 @@ class Training:
         return (self.folder / "summary.json").is_file()
 
     def checkpoints(self, count: int) -> list[Path]:
-        """`count` of the saved checkpoints (or as many as there are), evenly spaced, the last one among them."""
+        """`count` of the saved checkpoints, or as many as there are: evenly spaced, the last one always among them."""
         found = sorted((self.folder / "checkpoints").glob("step_*"), key=step_of)
         wanted = {round(index) for index in np.linspace(len(found), 0, count, endpoint=False)}
         return [path for index, path in enumerate(found, 1) if index in wanted]
@@ -56,21 +56,21 @@ class Training:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step in a checkpoint's name."""
+    """The step that a checkpoint's name states."""
     return int(checkpoint.name.removeprefix("step_"))
 
 
 def plan(
     config: DictConfig, out: Path, verbs: Mapping[str, str], shared: Sequence[str] = (), variants: Sequence[str] = ()
 ) -> list[Training]:
-    """The runs: every combination of the axes' values that a method knows, each once. A demo's of a single seed are
-    called as their settings are, all others by their seeds too.
+    """The runs: every combination of the axes' values that a method knows, each once. Runs are named by setting and
+    seed; those of a demo with a single seed by setting alone.
 
-    `verbs` are the methods, each with the verb that trains by it, whose settings are a section of `config` of the same
-    name; `shared` are keys of all methods that stand beside the sections; `variants` are keys that make a method
-    another one where they are not as the verb has them.
+    `verbs` maps each method to the verb that trains by it, whose settings are the section of `config` with that name.
+    `shared` are keys of all methods that stand beside the sections. `variants` are keys whose change makes a method
+    another one in the table.
 
-    Raises UserError where no method knows an axis, or a value is refused by its rule.
+    Raises UserError where no method knows an axis, or a value breaks the rule of its key.
     """
     axes: dict[str, list[str]] = {"method": list(verbs)}
     axes |= {str(key): [str(value) for value in values] for key, values in config.axes.items() if key != "seed"}
@@ -78,7 +78,7 @@ def plan(
         if len(set(values)) < len(values):
             raise UserError(f"{key}={','.join(values)}: each value only once, or runs would be the same.")
     methods, seeds = axes.pop("method"), seeds_of(config)
-    alone = config.verb.endswith("demo") and len(seeds) == 1  # a demo's folders: demos, sft, rl, without a number
+    alone = config.verb.endswith("demo") and len(seeds) == 1  # the folders of such a demo are called demos, sft, rl
     for method in methods:
         if method not in verbs:
             raise UserError(f"unknown method {method!r}. {nearest(method, verbs)}")
@@ -97,7 +97,7 @@ def plan(
             raise UserError(f"{', '.join(own)}: {method} is given one of its keys twice, with its section and without.")
         settings = [dict(zip(own, values, strict=True)) for values in product(*own.values())]
         for setting, texts in enumerate(settings, 1):
-            # Composed as the verb would be, which checks each by its rule.
+            # Composed as for the verb itself, which checks each value by the rule of its key.
             named = {_name(key, verb): text for key, text in texts.items()}
             composed = compose(verb, [f"{key}={text}" for key, text in named.items()])
             changes: Any = OmegaConf.to_container(OmegaConf.create({key: composed[key] for key in named}))
@@ -105,7 +105,7 @@ def plan(
             if "learning_rate" in changes and "gain_learning_rate" not in changes and gains is not None:
                 changes["gain_learning_rate"] = gains * changes["learning_rate"] / config[verb].learning_rate
             name = f"{method}_{setting}" if len(settings) > 1 else method
-            # A setting keeps its number over all seeds, so that its runs are found and averaged together.
+            # A setting has one number for all seeds, by which its runs are found and averaged.
             rate = changes.get("learning_rate", config[verb].learning_rate)
             used = {**config[verb], **changes}
             variant = " ".join(f"{k}={used[k]}" for k in variants if k in used and used[k] != usual[k])
@@ -116,7 +116,7 @@ def plan(
 
 
 def seeds_of(config: DictConfig) -> list[int]:
-    """Of the trainings. Raises UserError for one that is no whole number."""
+    """The seeds of the trainings. Raises UserError for one that is no whole number."""
     seeds = [str(value) for value in config.axes.get("seed", [config.seed])]
     for text in seeds:
         if not text.isdecimal():
@@ -125,6 +125,6 @@ def seeds_of(config: DictConfig) -> list[int]:
 
 
 def _name(key: str, verb: str) -> str:
-    """What an axis is called in a method's settings; empty where it is another method's."""
+    """The key that an axis names in a method's settings; empty where it is another method's."""
     section, _, name = key.rpartition(".")
     return name if section in ("", verb) else ""

@@ -1,7 +1,7 @@
 """What the evaluations of a study found, side by side: the policies of a robot, or language models.
 
-Either domain has, of every policy, task by task, what it earned from each start (or of each question), in an order that
-all policies share. How these numbers are summed up is the domain's `Scale`; all else is one.
+In both domains a policy has, for every task, what it earned from each start (or for each question), in an order that
+all policies share. A domain's `Scale` sums these numbers up; everything else is the same for both.
 """
 
 import io
@@ -36,21 +36,22 @@ from vla_razor.tables import in_words, shown
 from vla_razor.verbs.study.axes import Training, step_of
 
 SIDE_BY_SIDE = 3
-"""Columns of the table up to which a count stands beside its rate, and not above it."""
+"""Up to this many columns, a rate and its interval stand on one line."""
 WIDTH = 200
-"""Characters of a table as text, at least."""
+"""Least width of a table as text, in characters."""
 Earned = Mapping[str, Mapping[str, np.ndarray]]
-"""Reading -> task -> what was earned from each start: 1, 0 or NaN (lost) of a robot, a share in [0, 1] of a model."""
+"""Reading -> task -> what was earned from each start: 1, 0 or NaN (lost) by a robot, a share in [0, 1] by a model."""
 Kinds = Mapping[str, Earned]
-"""What a policy earned of the `new` tasks and of the `prior` ones."""
+"""What a policy earned on the `new` tasks and on the `prior` ones."""
 
 
 class Scale(NamedTuple):
-    """How a domain sums up what was earned: of several tasks, each [copies, starts], one rate with its interval, or the
-    difference of two policies; how either is printed, and which prior tasks share a row of the table.
+    """How a domain sums up what was earned. `rate` turns several tasks, each [copies, starts], into one rate with its
+    interval, and `difference` compares two policies; `shown` and `in_words` print them. `family` names the table row
+    that prior tasks share.
 
-    `readings` are of what counts as success, the headlined one first, each with the words that tell it from that one.
-    `moved` are the measures that summary.json and the end of the table have; the first is drawn.
+    `readings` are the definitions of success, the headlined one first, each with the words that tell it from that one.
+    `moved` are the measures in summary.json and at the end of the table; the first one is drawn.
     """
 
     readings: Mapping[str, str]
@@ -77,7 +78,7 @@ SUCCESS = Scale(
     moved=("forward_kl_per_action", "sharpening", "displacement", "forward_kl_per_token"),
     title="Success once in an episode, and at the end [95%, clustered by start]; forward KL in nats",
 )
-"""Of episodes that succeed or do not."""
+"""For episodes, which succeed or fail."""
 
 
 def _mean(tasks: Sequence[np.ndarray]) -> dict[str, float]:
@@ -89,7 +90,7 @@ def _mean(tasks: Sequence[np.ndarray]) -> dict[str, float]:
 ANSWERS = Scale(
     readings={"right": ""},
     rate=_mean,
-    # Pair by pair, since a model and its base answer the same questions.
+    # Paired, because a model and its base answer the same questions.
     difference=lambda after, before: mean_with_interval(
         [cluster_means(one) - cluster_means(other) for one, other in zip(after, before, strict=True)]
     ),
@@ -99,19 +100,19 @@ ANSWERS = Scale(
     moved=("forward_kl_per_completion", "forward_kl_per_token"),
     title="Right answers, and change from the base on the same examples [95%]; forward KL in nats",
 )
-"""Of questions, each answered once by every model and worth a share of 1, and of tasks that weigh the same. Means over
-seeds are within an example, so that its answers do not count as independent ones.
+"""For questions, each answered once by every model and worth a share of 1; tasks weigh the same. Seeds are averaged
+within an example, because answers to one question are not independent.
 """
 SCALES: Mapping[str, Scale] = {"robot": SUCCESS, "language": ANSWERS}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A policy as it was evaluated: a base, or a checkpoint of a training run (`last`: the one at its end).
+    """A policy as it was evaluated: a base, or a checkpoint of a training run (`last`: the final one).
 
-    `policy` is the name it was evaluated under. `drift` is the row of metrics.jsonl at this step, with the measures on
-    the probe set in nats, and the changes of the weights where `measure_weights` has been asked for them; empty for a
-    base. The rest is as its `Training` has it.
+    `policy` is the name under which it was evaluated. `drift` is the row of metrics.jsonl at this step, with the
+    measures on the probe set in nats and, where `measure_weights` has run, the changes of the weights; empty for a
+    base. The other fields are those of its `Training`.
     """
 
     domain: str
@@ -141,7 +142,7 @@ class Outcome:
         return SCALES[self.domain]
 
     def tasks(self, kind: str) -> list[str]:
-        """The `new` ones or the `prior` ones."""
+        """Names of the `new` or the `prior` tasks."""
         return list(next(iter(self.earned[kind].values())))
 
     @cached_property
@@ -154,7 +155,7 @@ class Outcome:
 
 
 class Column(NamedTuple):
-    """A setting in the table: the policies at the end of its runs, one a seed, and the base they are compared with."""
+    """A setting in the table: the last policies of its runs, one per seed, and the base that they are compared with."""
 
     name: str
     members: Sequence[Outcome]
@@ -165,14 +166,14 @@ class Column(NamedTuple):
         return self.base.scale
 
     def tasks(self, kind: str) -> dict[str, dict[str, Any]]:
-        """By task (`kind` is new or prior) and reading, the rate over all seeds, clustered by start."""
+        """By task and reading, the rate over all seeds, clustered by start; `kind` is new or prior."""
         return {
             task: {reading: self.rate(kind, reading, [task]) for reading in self.scale.readings}
             for task in self.base.tasks(kind)
         }
 
     def rate(self, kind: str, reading: str, tasks: Sequence[str] | None = None) -> Any:
-        """Of some tasks together, or all."""
+        """The rate over some tasks together, or over all."""
         return self.scale.rate(tables(self.members, kind, reading, tasks))
 
     def changes(self, kind: str) -> dict[str, Difference]:
@@ -197,14 +198,14 @@ class Column(NamedTuple):
 
 
 def tables(members: Sequence[Outcome], kind: str, reading: str, tasks: Sequence[str] | None = None) -> list[np.ndarray]:
-    """Task by task, what several policies earned [policies, starts]."""
+    """For each task, what several policies earned [policies, starts]."""
     asked = members[0].tasks(kind) if tasks is None else tasks
     return [np.stack([member.earned[kind][reading][task] for member in members]) for task in asked]
 
 
 def change(tuned: Sequence[Outcome], others: Sequence[Outcome], kind: str, reading: str | None = None) -> Difference:
-    """How much more is earned by `tuned`, the policies of several seeds or one, than by others, such as the base, from
-    the same starts of all new or prior tasks; by the headlined reading unless told otherwise.
+    """How much more `tuned` earns than `others`, such as the base, from the same starts of all new or prior tasks. Each
+    side is the policies of one or more seeds. The reading is the headlined one unless given.
     """
     scale = tuned[0].scale
     after, before = (tables(side, kind, reading or scale.headlined) for side in (tuned, others))
@@ -214,8 +215,9 @@ def change(tuned: Sequence[Outcome], others: Sequence[Outcome], kind: str, readi
 def measure_weights(
     base: str, training: Training, count: int, weights_of: Callable[[str | Path], Weights], **settings: float
 ) -> None:
-    """How far the weights of each of `count` checkpoints have moved from the base's, kept in weight_changes/ of the
-    run; what is there already is left alone. `settings` are those of `weight_change.summary`.
+    """Measure how far the weights of `count` checkpoints have moved from the base's, and keep it in the run's
+    weight_changes/. Checkpoints that have been measured are left alone. `settings` are those of
+    `weight_change.summary`.
     """
     waiting = [path for path in training.checkpoints(count) if not _weight_file(training, path).is_file()]
     if not waiting:
@@ -228,7 +230,7 @@ def measure_weights(
 
 
 def weight_changes(training: Training, checkpoint: Path) -> dict[str, Any]:
-    """What `measure_weights` found of a checkpoint; empty where it has not been asked."""
+    """What `measure_weights` found for a checkpoint; empty where it has not run."""
     path = _weight_file(training, checkpoint)
     return json.loads(path.read_text()) if path.is_file() else {}
 
@@ -240,7 +242,7 @@ def _weight_file(training: Training, checkpoint: Path) -> Path:
 def outcomes_of(
     domain: str, training: Training, checkpoints: int, earned: Callable[[Path], Kinds]
 ) -> Iterator[Outcome]:
-    """A finished run's checkpoints, with what each has earned."""
+    """The checkpoints of a finished run, with what each has earned."""
     rows, paths = {row["step"]: row for row in training.rows()}, training.checkpoints(checkpoints)
     for path in paths:
         yield Outcome(
@@ -261,7 +263,7 @@ def outcomes_of(
 
 
 def columns_of(outcomes: Sequence[Outcome]) -> list[Column]:
-    """Every base, then every setting, each with the last policies of its runs."""
+    """Every base, then every setting with the last policies of its runs."""
     bases = {outcome.model: outcome for outcome in outcomes if outcome.method == "base"}
     last: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
@@ -276,8 +278,8 @@ def _bases(bases: Mapping[str, Outcome]) -> list[Column]:
 
 
 class Matched(NamedTuple):
-    """The bases, and every setting where it first reaches the success on the new task that all of them reach, the least
-    of the settings' best.
+    """The bases, and every setting at the checkpoint where it first reaches `level`: the success on the new task that
+    all settings reach, the least of their best.
     """
 
     best: Mapping[str, float]
@@ -292,8 +294,8 @@ class Matched(NamedTuple):
         return f"Where each first reaches {self.level:.0%} on the new task, which all reach"
 
     def summary(self, probed: Mapping[str, int]) -> dict[str, Any]:
-        """What summary.json says of it: also each setting's best, the steps, and how much more of the prior tasks each
-        has kept than each other of the same model, on the same starts.
+        """The entry in summary.json: the columns, each setting's best success and its steps, and how much more of the
+        prior tasks each has kept than every other setting of the same model, on the same starts.
         """
         tuned = [column for column in self.columns if column.members[0].method != "base"]
         kept = {
@@ -310,9 +312,9 @@ class Matched(NamedTuple):
 
 
 def matched(outcomes: Sequence[Outcome]) -> Matched:
-    """Settings where they first reach the success on the new task (headlined reading, all seeds together) that all
-    reach: the least of their best. A setting's runs are compared checkpoint by checkpoint, in the order in which each
-    saved them.
+    """Each setting where it first reaches the success on the new task (headlined reading, over all seeds) that all
+    settings reach: the least of their best. The runs of a setting are compared checkpoint by checkpoint, in the order
+    of saving.
     """
     bases = {outcome.model: outcome for outcome in outcomes if outcome.method == "base"}
     runs: dict[str, dict[str, list[Outcome]]] = {}
@@ -320,7 +322,7 @@ def matched(outcomes: Sequence[Outcome]) -> Matched:
         if outcome.method != "base":
             runs.setdefault(outcome.setting, {}).setdefault(outcome.run, []).append(outcome)
     stages = {
-        # Not strict: a run of one seed may have ended early, at its budget; then the others' later ones do not count.
+        # Not strict: a run may have ended early, at its budget; later checkpoints of the other seeds are then left out.
         name: [Column(name, own, bases[own[0].model]) for own in zip(*by_run.values(), strict=False)]
         for name, by_run in runs.items()
     }
@@ -332,8 +334,8 @@ def matched(outcomes: Sequence[Outcome]) -> Matched:
 
 
 def summary(columns: Sequence[Column], probed: Mapping[str, int]) -> dict[str, Any]:
-    """What summary.json says of them: the policies, and how what is earned changed from the base's, by kind of task and
-    reading.
+    """The entries of summary.json: the policies, and by kind of task and reading how much more each earned than its
+    base.
     """
     return {
         "policies": {column.name: column.entry(probed) for column in columns},
@@ -350,8 +352,8 @@ def summary(columns: Sequence[Column], probed: Mapping[str, int]) -> dict[str, A
 
 
 def table(columns: Sequence[Column], heading: str = "") -> Table:
-    """What each setting changes, if any does; its rates with their intervals, the headlined reading first; changes from
-    the base with paired intervals; and how far it moved.
+    """The table: what each setting changes; its rates with intervals, the headlined reading first; changes from the
+    base with paired intervals; and how far it moved.
     """
     base, scale = columns[0].base, columns[0].scale
     found = Table("", title=f"{heading}\n{scale.title}" if heading else scale.title)
@@ -375,14 +377,14 @@ def table(columns: Sequence[Column], heading: str = "") -> Table:
         found.add_section()
     for name in scale.moved:
         label, unit = MEASURES[name]
-        # What does not begin with its name is a part of it.
+        # The other measures are parts of forward KL, and are indented.
         label = f"{label} {unit.removeprefix('nats ')}" if name.startswith("forward_kl") else f"  {label}"
         found.add_row(label, *(f"{column.drift(name):.3g}" for column in columns))
     return found
 
 
 def _rows(base: Outcome, kind: str) -> dict[str, list[str]]:
-    """The tasks of each row of the table, by its label."""
+    """The tasks in each row of the table, by the row's label."""
     if kind == "new":
         return {task: [task] for task in base.tasks(kind)}
     families: dict[str, list[str]] = {}
@@ -399,13 +401,13 @@ def as_text(found: Table) -> str:
 
 
 def hits_in(folder: Path) -> dict[str, dict[str, dict[str, np.ndarray]]]:
-    """Policy -> reading -> task -> 1, 0 or NaN (lost) for each start of an evaluation, in the order they were played
-    in.
+    """For each policy, reading and task, 1, 0 or NaN (lost) for each start of an evaluation, in the order of the
+    starts.
     """
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
     for row in read_lines(folder / "episodes.jsonl"):
         for reading in READINGS:
-            value = float("nan") if row["lost"] else float(row[reading])  # keeps its place: starts must stay paired
+            value = float("nan") if row["lost"] else float(row[reading])  # kept as NaN, so that starts stay paired
             of_policy = found.setdefault(row["policy"], {}).setdefault(reading, {})
             of_policy.setdefault(row["task"], []).append(value)
     return {

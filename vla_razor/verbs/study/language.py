@@ -1,4 +1,4 @@
-"""A study of language models: which methods there are, what they begin from, and how its runs are evaluated."""
+"""A study of language models: which methods there are, what they start from, and how their runs are evaluated."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -28,11 +28,13 @@ METHODS: Mapping[str, tuple[str, str | None]] = {
     "reinforce": ("llm_reinforce", None),
     "simpo": ("llm_simpo", None),
 }
-"""The verb of each, and what the study makes it labels of; None where it learns from `annotations`, or from rewards."""
+"""The verb of each method, and the source of the labels that the study makes for it; None where it learns from
+`annotations` or from rewards.
+"""
 VARIANTS = ("kl_coefficient", "lora_rank")
-"""Settings that make a method another one in the table."""
+"""Settings whose change makes a method another one in the table."""
 LARGEST = 1024
-"""Rows or columns beyond which a matrix is not decomposed: spectral norm and rank are null then."""
+"""A matrix with more rows or columns is not decomposed: its spectral norm and rank are then null."""
 
 
 class Language:
@@ -54,8 +56,8 @@ class Language:
     def plan(self) -> list[Training]:
         """The runs: every combination of the axes' values that a method knows, each once.
 
-        Raises UserError where no method knows an axis, a value is refused by its rule, the cold start has a setting
-        that SFT has not, or the task has no oracle.
+        Raises UserError where no method knows an axis, a value breaks the rule of its key, the cold start has a setting
+        that SFT lacks, or the task has no oracle.
         """
         config = self.config
         for key in config.cold_start or ():
@@ -89,7 +91,7 @@ class Language:
                 stage(self.console, self.config, folder, "llm_annotate", **changes)
 
     def train(self, training: Training) -> None:
-        """Do a run, or go on with it; it is measured wherever it saves."""
+        """Carry out a run, or go on with it; it is measured wherever it saves."""
         verb, base = METHODS[training.method][0], self._base(training.model)
         saves = training.changes.get("save_every", self.config[verb].save_every)
         folder = self._labels(training)
@@ -127,13 +129,13 @@ class Language:
         return found if done else []
 
     def probed(self, trainings: Sequence[Training]) -> dict[str, int]:
-        """How many completions the finished runs were measured at."""
+        """The number of completions at which the finished runs were measured."""
         finished = next(training for training in trainings if training.finished)
         summary = json.loads((finished.folder / "summary.json").read_text())
         return {"completions": summary["forward_kl"]["completions"]}
 
     def _base(self, model: str) -> str:
-        """What the trainings of a model begin from."""
+        """What the trainings of a model start from."""
         return model if self.config.cold_start is None else str(self._of("cold_start", model))
 
     def _of(self, name: str, model: str) -> Path:
@@ -141,7 +143,7 @@ class Language:
         return self.out / (f"{name}_{models.index(model) + 1}" if len(models) > 1 else name)
 
     def _labels(self, training: Training) -> Path | None:
-        """Where the labels are that the study makes for a run."""
+        """Where the study's own labels for a run are; None where it needs none."""
         kind = METHODS[training.method][1]
         if kind is None:
             return None
@@ -149,7 +151,7 @@ class Language:
         return self.out / (name + training.folder.name.removeprefix(training.setting))
 
     def _evaluations(self, trainings: Sequence[Training]) -> dict[Path, Path]:
-        """Where each checkpoint is evaluated."""
+        """By checkpoint, the folder in which it is evaluated."""
         return {
             path: training.folder.with_name(f"{training.folder.name}_{path.name}")
             for training in trainings
@@ -157,7 +159,7 @@ class Language:
         }
 
     def _earned(self, folder: Path) -> Kinds:
-        """What an evaluation found: of every task, what each example earned."""
+        """What each example of every task earned in an evaluation."""
         answers = {task: np.array(own) for task, own in json.loads((folder / "answers.json").read_text()).items()}
         new = {task: own for task, own in answers.items() if task == self.config.task}
         kinds: dict[str, Any] = {"new": new, "prior": {task: answers[task] for task in answers if task not in new}}

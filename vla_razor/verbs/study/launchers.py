@@ -1,5 +1,5 @@
-"""Where the runs of a sweep go: processes of this machine, Ray, or Slurm by submitit. Every run is a process of its
-own, so that one that dies takes no other with it: the verb's `job(out, number)`.
+"""Where the runs of a sweep are carried out: processes of this machine, Ray, or Slurm by submitit. Every run is a
+process of its own, the verb's `job(out, number)`, so that one that dies takes no other with it.
 """
 
 import os
@@ -26,9 +26,9 @@ from vla_razor.verbs import module_of
 from vla_razor.verbs.study.axes import Training
 
 REACHED_WITHIN = 10.0
-"""Seconds in which Ray's head node must answer."""
+"""Seconds within which Ray's head node must answer."""
 Outcome = tuple[int, str | None]
-"""A run's number, and why it failed, if it did."""
+"""The number of a run, and the reason if it failed."""
 Failures = Mapping[Training, str]
 RUNNING: set[subprocess.Popen[bytes]] = set()
 """The runs that this process has started."""
@@ -41,9 +41,9 @@ def carry_out(
     is_done: Callable[[Training], bool],
     write: Callable[[Failures], object],
 ) -> Failures:
-    """Launch the runs of a sweep that have not ended, `write` being told of the failures so far whenever one ends.
+    """Launch the runs of a sweep that have not ended. Whenever one ends, `write` is given the failures so far.
 
-    Raises RunFailed where none came to its end.
+    Raises RunFailed where no run came to its end.
     """
     failures: dict[Training, str] = {}
     waiting = [(number, training.folder.name) for number, training in enumerate(trainings) if not is_done(training)]
@@ -60,7 +60,8 @@ def carry_out(
 
 
 def launch(config: DictConfig, out: Path, names: Iterable[tuple[int, str]]) -> Generator[Outcome]:
-    """Do the numbered runs where `config.launcher` says, `config.jobs` at a time on this machine; each as it ends.
+    """Carry out the numbered runs where `config.launcher` says, `config.jobs` at a time on this machine. Yields each as
+    it ends.
 
     Raises UserError where the launcher's package is missing, or no cluster answers.
     """
@@ -75,7 +76,7 @@ def launch(config: DictConfig, out: Path, names: Iterable[tuple[int, str]]) -> G
         futures |= {pool.submit(work, *job, cards): job[1] for job in jobs}
         yield from ((futures[future], future.result()) for future in as_completed(futures))
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # one who stops a sweep does not want the rest of it
+        pool.shutdown(wait=False, cancel_futures=True)  # a sweep that is stopped starts no further runs
         while any(future.running() for future in futures):
             for child in list(RUNNING):
                 child.terminate()
@@ -83,7 +84,7 @@ def launch(config: DictConfig, out: Path, names: Iterable[tuple[int, str]]) -> G
 
 
 class Cards:
-    """The GPUs of this machine that its jobs share: each job sees one, that which the fewest others are on."""
+    """The GPUs of this machine that its jobs share: each job sees the one GPU that has the fewest jobs."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._jobs = dict.fromkeys(names, 0)
@@ -91,7 +92,7 @@ class Cards:
 
     @classmethod
     def of(cls, config: DictConfig) -> "Cards":
-        """Those that are visible, in CUDA's words; none where `config.device` names the device itself."""
+        """The visible GPUs, as CUDA names them; none where `config.device` names the device itself."""
         if re.fullmatch(r"cpu|cuda:\d+", config.device):
             return cls([])
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -103,7 +104,7 @@ class Cards:
 
     @contextmanager
     def one(self) -> Iterator[dict[str, str]]:
-        """What a job's environment says beside this process's own, while it runs."""
+        """Environment variables that give a job its GPU, for as long as it runs."""
         with self._lock:
             name = min(self._jobs, key=self._jobs.__getitem__, default=None)
             if name is not None:
@@ -119,9 +120,9 @@ class Cards:
 
 
 def work(out: str, number: int, name: str, cards: Cards | None = None) -> str | None:
-    """Run number `number` of the sweep in `out`, its output going to logs/<name>.log; why it failed, or None.
+    """Carry out run `number` of the sweep in `out`, with its output in logs/<name>.log. Returns why it failed, or None.
 
-    Where this process is stopped, so is the run, which saves first.
+    If this process is stopped, so is the run, which saves first.
     """
     log = Path(out) / "logs" / f"{name}.log"
     log.parent.mkdir(exist_ok=True)
@@ -136,7 +137,7 @@ def work(out: str, number: int, name: str, cards: Cards | None = None) -> str | 
         RUNNING.add(child)  # so that `launch` can stop it from another thread
         try:
             status = child.wait()
-        except BaseException:  # Ray ends a worker by SystemExit
+        except BaseException:  # Ray ends a worker with SystemExit
             child.terminate()
             raise  # when the child has ended
         finally:
@@ -144,12 +145,12 @@ def work(out: str, number: int, name: str, cards: Cards | None = None) -> str | 
     if status == 0:
         return None
     said = log.read_text(errors="replace").strip().splitlines()
-    # The last line of its output is the message; a process that a signal ended has said nothing.
+    # The last line of the log is the message, except of a process that a signal killed.
     return said[-1] if said and status > 0 else f"its process died with status {status}; see {log}"
 
 
 def _ray(jobs: list[tuple[str, int, str]]) -> Iterator[Outcome]:
-    """On the cluster that RAY_ADDRESS names, else on this machine; the folder must be one that all of them see."""
+    """On the cluster that RAY_ADDRESS names, else on this machine. All nodes must see the folder."""
     import ray
     from ray.exceptions import RayError
 
@@ -173,7 +174,7 @@ def _ray(jobs: list[tuple[str, int, str]]) -> Iterator[Outcome]:
 
 
 def check_reachable(address: str) -> None:
-    """Raises UserError where nobody listens at an address host:port: Ray itself would try again for minutes."""
+    """Raises UserError where nobody listens at an address host:port; Ray itself would retry for minutes."""
     host, _, port = address.rpartition(":")
     if not port.isdecimal() or "/" in host:  # none, or one in Ray's own words, such as auto or ray://...
         return
@@ -212,7 +213,7 @@ def needed(package: str) -> None:
 
 
 def main(out: str, number: str) -> None:
-    """A run of the sweep in `out`; what the person who made a mistake should know is the last line."""
+    """Carry out a run of the sweep in `out`. The last line of the output is the message for the user."""
     try:
         with stoppable():
             module_of(read_config(Path(out) / "config.yaml").verb).job(Path(out), int(number))

@@ -41,14 +41,14 @@ FOLLOWED_RATE = 3e-4
 def run(config: DictConfig, run: Run) -> None:
     """Train whatever is missing of the sweep, then show what it found."""
     run.restore()
-    runs = runs_of(config)  # first: nothing is downloaded for settings that are refused
-    # An on-policy and an offline training whose single updates are looked at, from the first base.
+    runs = runs_of(config)  # first: bad settings are refused before anything is downloaded
+    # An on-policy and an offline training, from the first base, whose single updates are examined.
     longest, seed = max(config.lengths), config.seeds[0]
     followed = [Settings(method, FOLLOWED_RATE, "constant", longest, seed) for method in FOLLOWED]
     folder = None if config.data_dir is None else Path(config.data_dir).expanduser().resolve()
     if folder and not (folder / "MNIST" / "raw").is_dir():
         data.download(folder)
-    data.load(folder)  # here, and not in a worker first: bad images are one message
+    data.load(folder)  # here, before the workers do: bad images give one message
     job = sweep.Job(folder, run.path.resolve(), config.checkpoints, str(device_named(config.device)))
     files = sweep.files(runs, followed, job)
     with progress("sweep", len(files), sum(path.is_file() for path in files)) as advance:
@@ -93,7 +93,7 @@ def run(config: DictConfig, run: Run) -> None:
 
 def runs_of(config: DictConfig) -> list[Settings]:
     """Every method at the paper's width, and SFT at the other widths. Raises UserError for an unknown method, and for
-    learning rates whose bounds are in the wrong order.
+    bounds of the learning rates in the wrong order.
     """
     for name in config.methods:
         if name not in METHODS:
@@ -108,7 +108,7 @@ def runs_of(config: DictConfig) -> list[Settings]:
 
 
 def show_theory(seed: int = 0, steps: int = 1000) -> None:
-    """Prints where the three ways of `parity_mnist.theory` lead, and what normalising the advantage changes."""
+    """Print where the three iterations of `parity_mnist.theory` lead, and what normalising the advantage changes."""
     shown = Table("", "update", "expected reward", title="From one base to a policy that is always right")
     shown.add_column("KL from the KL-minimal\noptimal policy, nats", justify="right")
     shown.add_column("KL from the base,\nnats", justify="right")

@@ -1,15 +1,20 @@
-"""`vla-razor report RUNS...`: what runs say, alone and together, in one page (RL's Razor, Figures 1 to 4, Table 1).
+"""`vla-razor report RUNS...`: one page about runs, alone and together (RL's Razor, Figures 1 to 4, Table 1).
 
-RUNS are run folders of any verb. Those with a results table (of `demo`, `sweep`, their `llm` namesakes and `mnist`) are
-taken together, and the page shows, for each domain: the trade-off between the new task and the prior ones with its
-frontier, for each model where a table tells several (Figure 8); forgetting against forward KL with the law; what
-predicts forgetting; success against forward KL, and the least KL at matched success (Figures 3 and 4, right); each
-method's residuals; how well forgetting would have been forecast for methods, seeds and models that the law had not
-seen; every policy. `law.json` is what `forgetting_budget` reads. Of any other run (`sft`, `rl`, `eval`, `kl`, ...) it
-shows what there is: the curves of its metrics, a table of its summary. What cannot be shown is left out, and said.
-Figures are kept as PNG and SVG.
+RUNS are run folders of any verb. Those with a results table (`demo`, `sweep`, their `llm` namesakes and `mnist`) are
+taken together. For each domain the page shows:
+- the trade-off between the new task and the prior ones with its frontier, per model where a table has several (Figure
+  8);
+- forgetting against forward KL, with the law, and what predicts forgetting;
+- success against forward KL, and the least KL at matched success (Figures 3 and 4, right);
+- each method's residuals, and how well the law would have forecast methods, seeds and models that it had not seen;
+- every policy.
 
-Where it departs from the paper: intervals are bootstrapped over runs, since a run's checkpoints are not independent.
+`law.json` is what `forgetting_budget` reads.
+
+Of any other run (`sft`, `rl`, `eval`, `kl`, ...) the page shows what there is: the curves of its metrics, and a table
+of its summary. It says what is left out. Figures are written as PNG and SVG.
+
+Where it departs from the paper: intervals are bootstrapped over runs, because a run's checkpoints are not independent.
 """
 
 import base64
@@ -36,9 +41,9 @@ from vla_razor.verbs.measure.evaluate import MOST_IN_TABLE
 from vla_razor.verbs.study import run_page
 
 LARGEST_FILM = 8 << 20
-"""Bytes; a longer film is not put into the page."""
+"""In bytes; a larger film is not put into the page."""
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-"""Of new-task success, at which groups are compared."""
+"""New-task success at which groups are compared."""
 PAGE = Path(vla_razor.__file__).parent / "assets" / "report.html"
 CAPTIONS = {
     "1_trade_off": "What each policy learned and kept; the line is the exponential through those near the frontier.",
@@ -84,7 +89,7 @@ def run(config: DictConfig, run: Run) -> None:
     laws = {domain: part["law"] for domain, part in parts.items() if part["law"]}
     for domain, fitted in laws.items():
         forecast.save(run.path / (forecast.FILE if len(laws) == 1 else f"law_{domain}.json"), fitted)
-    # Within the page, as everything is: it asks nobody for anything. A film that is too long is left out.
+    # Embedded, because the page loads nothing from elsewhere. A film that is too large is left out.
     films = [(folder / table.FILM).read_bytes() for folder in folders if (folder / table.FILM).is_file()]
     coded = [base64.b64encode(film).decode() for film in films if len(film) <= LARGEST_FILM]
     page = Environment(autoescape=True).from_string(PAGE.read_text())
@@ -103,7 +108,7 @@ def run(config: DictConfig, run: Run) -> None:
     for domain, part in parts.items():
         _show(console, domain, part)
     for page in pages:
-        if 0 < len(page.cells) <= MOST_IN_TABLE:  # more are in the page alone
+        if 0 < len(page.cells) <= MOST_IN_TABLE:  # larger tables are in the page alone
             found = Table("", *page.cells, title=page.name)
             for label in page.rows:
                 found.add_row(label, *(own.get(label, "") for own in page.cells.values()))
@@ -120,7 +125,7 @@ def run(config: DictConfig, run: Run) -> None:
 
 
 def _part(study: Study, domain: str, measure: str, folder: Path) -> dict[str, Any]:
-    """What there is to say of a domain; what needs more runs than there are is None or empty."""
+    """Everything about one domain; what would need more runs is None or empty."""
     results = study.of(domain)
     fitted, why = None, ""
     try:
@@ -172,14 +177,14 @@ def _part(study: Study, domain: str, measure: str, folder: Path) -> dict[str, An
 
 
 def _group(result: Result, names: Mapping[str, str]) -> str:
-    """What is told apart: methods, and models where there are several."""
+    """What is told apart in the figures: methods, and models where there are several."""
     return f"{result.method} {names[result.model]}" if len(names) > 1 else result.method
 
 
 def _matched(
     groups: Mapping[str, Sequence[Result]], best: Callable[[Sequence[Result], float], Result | None]
 ) -> dict[float, dict[str, Result]]:
-    """By level of the new task, who is `best` there, of each group that reaches it; levels that at least two reach."""
+    """For each level of the new task that at least two groups reach, the policy of each group that is `best` there."""
     found = {level: {name: best(own, level) for name, own in groups.items()} for level in LEVELS}
     reached = {level: {name: one for name, one in by_group.items() if one} for level, by_group in found.items()}
     return {level: by_group for level, by_group in reached.items() if len(by_group) > 1}

@@ -1,4 +1,4 @@
-"""What a study leaves for further ones: the results table, figures, a film, and what predicts forgetting."""
+"""What a study leaves behind: the results table, figures, a film, and what predicts forgetting."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ from vla_razor.verbs.study.comparison import Column, Outcome, change
 from vla_razor.videos import read_film, write_film
 
 TITLE = 30
-"""Height in pixels of the line above a film."""
+"""Height of a title above a film, in pixels."""
 
 
 def forgotten(outcome: Outcome, base: Outcome) -> Difference:
@@ -31,16 +31,16 @@ def forgotten(outcome: Outcome, base: Outcome) -> Difference:
 
 
 def write_rows(out: Path, outcomes: Sequence[Outcome], failures: Mapping[Training, str]) -> None:
-    """results.parquet: a row a policy, merged in sorted order from a shard a run in results/. A measure is null where a
-    run has not measured it.
+    """results.parquet: one row per policy, merged in sorted order from one shard per run in results/. A measure is null
+    where a run has not measured it.
 
-    Wall times, which alone are not reproducible, are in a table of their own: wall_seconds.parquet.
+    Wall times, the only numbers that cannot be reproduced, have a table of their own: wall_seconds.parquet.
     """
     rows = []
     for one in outcomes:
         earned = one.earned["prior"][one.scale.headlined]
         moved: dict[str, float | None] = {name: one.drift.get(name) for name in MEASURES}
-        if one.method == "base":  # which has not moved, though nobody measured it
+        if one.method == "base":  # the base has not moved, though this is not measured
             moved |= {name: 1.0 if "sparsity" in name else 0.0 for name in MEASURES if name not in ENTROPIES}
         rows.append(
             {
@@ -79,8 +79,9 @@ def write_rows(out: Path, outcomes: Sequence[Outcome], failures: Mapping[Trainin
 def write_table(
     out: Path, rows: Sequence[dict[str, Any]], failed: Sequence[dict[str, Any]], wall_seconds: Sequence[float]
 ) -> None:
-    """results.parquet, its shards and wall_seconds.parquet: of the policies' rows, which all have the columns of the
-    first, the failed runs' rows, which may lack some, and each policy's time.
+    """Write results.parquet, its shards and wall_seconds.parquet. `rows` are those of the policies, all with the
+    columns of the first; `failed` are rows of failed runs, which may lack columns; `wall_seconds` is the time of each
+    policy.
     """
     texts, counts = ("domain", "method", "model", "run", "status", "reason"), ("seed", "step")
     kinds = dict.fromkeys(texts, pa.string()) | dict.fromkeys(counts, pa.int64())
@@ -110,7 +111,7 @@ def draw(
     trainings: Sequence[Training],
     episodes: Mapping[Training, int],
 ) -> None:
-    """The figures; `episodes` are how many an iteration has of those runs that play."""
+    """Draw the figures; `episodes` is the number of episodes per iteration, for the runs that play."""
     shown = [training for training in trainings if training.finished and training.seed == trainings[0].seed]
     bases = {column.base.model: column.base for column in columns}
     scale, curves = columns[0].scale, [Curve(t.label, t.setting, t.rows(), episodes.get(t)) for t in shown]
@@ -139,8 +140,8 @@ def draw(
 
 
 def film(out: Path, columns: Sequence[Column], task: str, count: int) -> None:
-    """One film of `count` starts of a task: the base and each method's first run side by side, under their names, as
-    the evaluations below `out` filmed them. Starts that were not filmed are left out.
+    """Write one film of `count` starts of a task: the base and each method's first run side by side, with titles, from
+    the films of the evaluations below `out`. Starts that were not filmed are left out.
     """
     firsts: dict[str, Outcome] = {}
     for column in columns:
@@ -167,7 +168,7 @@ def _write_parquet(path: Path, rows: list[dict[str, Any]], schema: pa.Schema | N
 
 
 def _titled(frame: np.ndarray, title: str) -> np.ndarray:
-    """The frame below a line with its title."""
+    """The frame with a title above it."""
     picture = Image.new("RGB", (frame.shape[1], frame.shape[0] + TITLE), "white")
     picture.paste(Image.fromarray(frame), (0, TITLE))
     ImageDraw.Draw(picture).text((6, 4), title, fill="black", font=ImageFont.load_default(size=TITLE - 12))

@@ -1,4 +1,4 @@
-"""A study of a robot's policies: which methods there are, what each learns from, and how its runs are evaluated."""
+"""A study of a robot's policies: which methods there are, what each learns from, and how their runs are evaluated."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -28,10 +28,10 @@ METHODS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "rl": ("rl", {}),
     "distill": ("distill", {}),
 }
-"""The verb of each, and which collections it learns from: the verb's key and the name of the folder."""
+"""The verb of each method, and the collections that it learns from: the key of the verb, and the name of the folder."""
 VARIANTS = ("kl_coefficient", "spillover_coefficient", "lora_rank", "replay_share", "staleness", "guidance")
 VARIANTS += ("replay_coefficient", "loss", "baseline", "normalizer", "prefix_jitter", "penalties")
-"""Settings that make a method another one in the table."""
+"""Settings whose change makes a method another one in the table."""
 EVALUATION_SEED = 0
 KINDS = ("new", "prior")
 
@@ -54,7 +54,7 @@ class Robot:
     def plan(self) -> list[Training]:
         """The runs: every combination of the axes' values that a method knows, each once.
 
-        Raises UserError where no method knows an axis, a value is refused by its rule, a checkpoint would not be
+        Raises UserError where no method knows an axis, a value breaks the rule of its key, a checkpoint would not be
         measured, or there is no far teacher or no prior task.
         """
         config = self.config
@@ -66,12 +66,12 @@ class Robot:
         if config.eval.greedy:
             raise UserError(f"a {config.verb} compares policies as they act: eval.greedy=false.")
         trainings = axes.plan(config, self.out, {name: verb for name, (verb, _) in METHODS.items()}, variants=VARIANTS)
-        if config.verb == "demo" and not config.far:  # whose methods need not have been chosen one by one
+        if config.verb == "demo" and not config.far:  # its default methods include sft_far
             trainings = [training for training in trainings if training.method != "sft_far"] or trainings
         for training in trainings:
             settings = {**config[verb_of(training.method)], **training.changes}
             save, probe = settings["save_every"], settings["probe_every"]
-            # Every checkpoint that is evaluated needs its measures; the last step is measured where any is.
+            # Every evaluated checkpoint needs its measures; the last step always has them, if any step has.
             if not probe or (config.checkpoints > 1 and save % probe):
                 said = f"{training.method}: probe_every={probe} must divide save_every={save}"
                 raise UserError(f"{said}: every checkpoint is measured.")
@@ -80,7 +80,7 @@ class Robot:
         return trainings
 
     def prepare(self, trainings: Sequence[Training]) -> None:
-        """Collect what the runs learn from and, where these will be evaluated one by one, evaluate the base."""
+        """Collect what the runs learn from. Where runs will be evaluated one by one, evaluate the base too."""
         if self.config.launcher != "here":
             self._evaluate("base_{}", [self.config.policy])
         for folder, seed in sorted({(folder, t.seed) for t in trainings for folder in self.collections(t).values()}):
@@ -88,7 +88,7 @@ class Robot:
             stage(self.console, self.config, folder, "collect", seed=seed, **changes)
 
     def train(self, training: Training) -> None:
-        """Do a run, or go on with it; then the policies between the base and its last one."""
+        """Carry out a run, or go on with it; then make and measure the policies between the base and its last one."""
         data = {key: str(folder) for key, folder in self.collections(training).items()}
         changes = {**data, **training.changes, "seed": training.seed}
         stage(self.console, self.config, training.folder, verb_of(training.method), **changes)
@@ -105,11 +105,11 @@ class Robot:
             self._evaluate(folders, policies)
 
     def evaluations(self, trainings: Sequence[Training]) -> dict[str, list[str]]:
-        """Which policies are evaluated together, by the name of the folder, {} standing for new and for prior.
+        """Which policies are evaluated together, by the name of the folder, in which {} stands for new and for prior.
 
-        In one process they are all of a seed's runs, so that the environments are opened once. The starts are the same
-        for every seed, and so would the base's episodes be: it plays them once, with the first. A run that came to its
-        end only when the study was resumed, after that evaluation had begun, has one of its own.
+        In one process these are all runs of a seed, so that the environments are opened once. The starts are the same
+        for every seed, and so would be the episodes of the base: it plays them once, with the first seed. A run that
+        ended only after that evaluation had begun, because the study was resumed, is evaluated separately.
         """
         members = [one for training in trainings for one in (training, *self.between(training))]
         checkpoints = {one: [str(path) for path in one.checkpoints(self.config.checkpoints)] for one in members}
@@ -122,7 +122,7 @@ class Robot:
             return {together: [*base, *(path for paths in checkpoints.values() for path in paths)]}
         settings = read_config(begun)
         policies = [settings.policy, *(settings.against.split(",") if settings.against else [])]
-        known = set(map(_place, policies))  # all may have been moved since
+        known = set(map(_place, policies))  # by their place: the study may have been moved since
         late = {one: paths for one, paths in checkpoints.items() if not known.issuperset(map(_place, paths))}
         return {together: policies, **{f"{one.folder.name}_{{}}": paths for one, paths in late.items()}}
 
@@ -132,20 +132,20 @@ class Robot:
         return training.finished and all((folder / "summary.json").is_file() for folder in folders)
 
     def outcomes(self, trainings: Sequence[Training]) -> list[Outcome]:
-        """The base and the checkpoints of the runs that are done."""
+        """The base, and the checkpoints of the runs that are done."""
         done = [one for t in trainings if self.is_done(t) for one in (t, *self.between(t))]
         finished = [path.parent for path in sorted(self.out.glob("*/summary.json"))]
         new, prior = ([folder for folder in finished if kind in folder.name.split("_")] for kind in KINDS)
         return read(self.config.policy, new, prior, done, self.config.checkpoints) if done else []
 
     def probed(self, trainings: Sequence[Training]) -> dict[str, int]:
-        """How many states the finished runs were measured at."""
+        """The number of states at which the finished runs were measured."""
         finished = next(training for training in trainings if training.finished)
         summary = json.loads((finished.folder / "summary.json").read_text())
         return {"states": summary["policies"]["tuned"]["forward_kl"]["states"]}
 
     def between(self, training: Training) -> list[Training]:
-        """The policies on the line from the base to a run's last one, for the table each a run of its own."""
+        """The policies on the line from the base to a run's last one; in the table each is a run of its own."""
         ends = {share: f"share{100 * share:g}" for share in self.config.interpolated}
         return [
             replace(
@@ -158,13 +158,19 @@ class Robot:
         ]
 
     def collections(self, training: Training) -> dict[str, Path]:
-        """Where what a run learns from is collected, by the key of its verb."""
-        return {key: self.out / (name + _suffix(training)) for key, name in METHODS[training.method][1].items()}
+        """Where the data of a run is collected, by the key of its verb. A replay that a penalty needs is collected too,
+        unless one is given.
+        """
+        verb, names = METHODS[training.method]
+        settings = {**self.config[verb], **training.changes}
+        if settings["replay_coefficient"] and settings["replay"] is None:
+            names = {**names, "replay": "replay"}
+        return {key: self.out / (name + _suffix(training)) for key, name in names.items()}
 
     def collected(self, name: str) -> dict[str, Any]:
-        """What a collection differs in from `config.collect`: a far teacher's as `config.far` says; the base's own is
-        by `config.policy`; a replay is of about as many episodes as the new task's, and at least one at every point of
-        the grid of each prior task.
+        """The settings of a collection that differ from `config.collect`. Those of a far teacher are `config.far`; the
+        base's own successes are collected with `config.policy`. A replay has about as many episodes as the new task's
+        demonstrations, and at least one at every grid point of each prior task.
 
         Raises UserError for a far teacher where there is none.
         """
@@ -197,8 +203,10 @@ def read(
     policy: str, new: Sequence[Path], prior: Sequence[Path], trainings: Sequence[Training], checkpoints: int
 ) -> list[Outcome]:
     """The base `policy`, once, then the checkpoints of the finished runs, as evaluated in the run folders `new` and
-    `prior`. Those know a checkpoint by where it was then: all may have been moved since, together. A policy that
-    several folders evaluated, from the same starts, is that of the first.
+    `prior`.
+
+    The evaluations know a checkpoint by its path at that time; the whole study may have been moved since. A policy that
+    several folders evaluated from the same starts is read from the first.
     """
     found = [
         {name: hits for folder in reversed(folders) for name, hits in comparison.hits_in(folder).items()}
@@ -220,10 +228,10 @@ def read(
 
 
 def _place(checkpoint: str | Path) -> tuple[str, ...]:
-    """What a checkpoint is known by wherever a study lies: run, checkpoints, step."""
+    """What identifies a checkpoint wherever its study lies: run, checkpoints, step."""
     return Path(checkpoint).parts[-3:]
 
 
 def _suffix(training: Training) -> str:
-    """What ends the name of all that belongs to a run's seed."""
+    """The end of the names of everything that belongs to a run's seed."""
     return training.folder.name.removeprefix(training.setting)

@@ -1,4 +1,4 @@
-"""A run of any verb by itself, as a report shows it: its metrics as curves, its summary as a table."""
+"""The page of a single run of any verb in a report: its metrics as curves, its summary as a table."""
 
 import json
 from collections import Counter
@@ -20,14 +20,14 @@ PANELS = {
     "entropy": ("entropy", "sampled_entropy"),
     "loss": ("loss",),
 }
-"""What is drawn over the steps, and what it may be called in metrics.jsonl, the first that is there being taken."""
+"""The panels, and the names in metrics.jsonl that each may show; the first one that is there is drawn."""
 Cells = Mapping[str, Mapping[str, str]]
-"""By policy, then by row of the table."""
+"""Cells of the table, by policy and row."""
 
 
 class RunPage(NamedTuple):
-    """What there is to show of a run: `curves` name the panels of its `figure` (an SVG element), and `left_out` says
-    what there is not, each in a line.
+    """What there is to show of a run. `curves` are the panels of its `figure` (an SVG element), and `left_out` says
+    what is missing, one line each.
     """
 
     name: str
@@ -49,7 +49,7 @@ class RunPage(NamedTuple):
 
 
 def read(folder: Path, name: str, figure: Path) -> RunPage:
-    """The page of the run in a folder, its curves drawn to `figure`, which has no suffix.
+    """The page of the run in `folder`, with its curves drawn to `figure`, a path without a suffix.
 
     Raises UserError where there is no run, or a file of it cannot be read.
     """
@@ -92,7 +92,7 @@ def _cells(summary: Mapping[str, Any], config: Mapping[str, Any]) -> Cells:
         found[name] = rates | _moved(entry["forward_kl"] or {})
     if "policies" in summary:
         return {name: own for name, own in found.items() if own}
-    # A language model's: of a training its answers before and after, of an evaluation its scores.
+    # A language model: answers before and after a training, or the scores of an evaluation.
     found = {name: {"right answers": shown(summary[name])} for name in ("base", "tuned") if name in summary}
     if summary.get("forward_kl"):
         found.setdefault("tuned", {}).update(_moved(summary["forward_kl"]))

@@ -1,4 +1,4 @@
-"""The stages of a verb that is made of others: each an ordinary run folder, done once, gone on with, or left alone."""
+"""The stages of a verb that is made of others. Each is an ordinary run folder: run once, resumed or left alone."""
 
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ from vla_razor.verbs import module_of
 
 
 def stage(console: Console, config: DictConfig, folder: Path, verb: str, **changes: Any) -> None:
-    """Run `verb` into `folder` with the settings that `config` has for it, under `changes`; go on with it, or leave it
-    alone if it has finished.
+    """Run `verb` in `folder` with the settings that `config` has for it, under `changes`. A run that was begun is
+    resumed; one that has finished is left alone.
     """
     if (folder / "summary.json").is_file():
         return

@@ -1,27 +1,33 @@
-"""`vla-razor sweep`, `demo`, `llm sweep` and `llm demo`: one study. Many fine-tunings of a base, or of several models,
-each measured at several checkpoints: what each learned, what each forgot, and how far each moved (RL's Razor, Sections
-3 and 4, Appendices B and C.2). The paper trained hundreds of models a method to find the frontier; `vla-razor report`
-reads the table. The demos are sweeps with defaults of their own, at the size of a laptop (Figure 3).
+"""`vla-razor sweep`, `demo`, `llm sweep` and `llm demo`: one study. A base, or several models, is fine-tuned many
+times, and each run is measured at several checkpoints: what it learned, what it forgot, and how far it moved (RL's
+Razor, Sections 3 and 4, Appendices B and C.2). The paper trained hundreds of models per method to find the frontier;
+`vla-razor report` reads the table. The demos are sweeps with defaults of their own, at the size of a laptop (Figure 3).
 
-What the runs differ in is given in the grammar of Hydra's multirun: `method=sft,rl learning_rate=1e-4,3e-4 seed=0,1,2`.
-A key that one verb alone has, or that differs between verbs, is given with it: `rl.iterations=12,24` (`axes.py`). What
-makes a method another one (`kl_coefficient`, `lora_rank`, ...) stands behind its name in the table where it is not as
-the verb has it.
+The axes are given in the grammar of Hydra's multirun: `method=sft,rl learning_rate=1e-4,3e-4 seed=0,1,2`. A key that
+only one verb has, or that differs between verbs, is given with the verb: `rl.iterations=12,24` (`axes.py`). A setting
+that makes a method another one (`kl_coefficient`, `lora_rank`, ...) stands behind the method's name in the table,
+unless it is the verb's default.
 
-Methods of a robot: `sft` on demonstrations by `collect.policy`, the scripted expert or another; `sft_far` on those of a
-teacher that acts unlike the base, as the paper's demonstrator does and as `far` says; `sft_own` on the base's own
-successes from the same grid (rejection sampling: what it fits is the base given success, the policy among those that
-succeed that is nearest to it; the paper's Section 5.2); `sft_replay`, sft with demonstrations of the prior tasks, by
-the same policy, in every batch; `rl`; `distill`, the expert's actions at the states that the policy visits. Of language
-models: `sft` and `simpo` on `annotations`; `sft_own` on the base's own right answers; `sft_oracle` on those of the base
-restricted to right answers and renormalised, where the task can list them; `grpo`, `reinforce`.
+Methods for a robot:
+- `sft`: demonstrations by `collect.policy`, the scripted expert or another policy.
+- `sft_far`: demonstrations by a teacher that acts unlike the base, as the paper's demonstrator does; `far` describes
+  it.
+- `sft_own`: the base's own successes from the same grid (rejection sampling). It fits the base given success, which is
+  the nearest to the base among all policies that always succeed (the paper's Section 5.2).
+- `sft_replay`: sft with demonstrations of the prior tasks, by the same policy, in every batch.
+- `rl`: REINFORCE.
+- `distill`: the expert's actions at the states that the policy visits.
 
-`interpolated=[0.5]` measures, beside each run, the policy half of the way from the base to its last one (WiSE-FT).
+Methods for language models: `sft` and `simpo` on `annotations`; `sft_own` on the base's own right answers; `sft_oracle`
+on samples from the base restricted to right answers and renormalised, where the task can list them; `grpo`;
+`reinforce`.
 
-Every stage is a run folder below `out`, so that an interrupted study goes on where it was, and all that is shown is
-read from finished stages. `launcher=here` does one run after the other in this process; else every run is a process of
-its own, on this machine, on Ray or on Slurm. A run that fails is a row of the table with its reason, and not the end of
-the rest.
+`interpolated=[0.5]` also measures, for each run, the policy half of the way from the base to its last one (WiSE-FT).
+
+Every stage is a run folder below `out`: an interrupted study goes on where it was, and everything shown is read from
+finished stages. `launcher=here` carries out one run after the other in this process; otherwise every run is a process
+of its own, on this machine, on Ray or on Slurm. A run that fails is a row of the table with its reason; the others go
+on.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,20 +48,20 @@ from vla_razor.verbs.study.comparison import Outcome
 from vla_razor.verbs.study.robot import Robot
 
 if TYPE_CHECKING:
-    from vla_razor.verbs.study.language import Language  # which loads what a robot's studies do without
+    from vla_razor.verbs.study.language import Language  # loads libraries that a robot's studies do without
 
 DRAWN = 12
-"""Settings up to which all are compared at equal success and drawn; of more, `vla-razor report` says more."""
+"""Up to this many columns are compared at equal success and drawn; for more there is `vla-razor report`."""
 
 
 Study: TypeAlias = "Robot | Language"
-"""A domain's part of a study: `plan` its runs, `prepare` what they need, `train` and `evaluate` them, and read what was
-found: `is_done`, `outcomes`, `probed`.
+"""A domain's part of a study: `plan` the runs, `prepare` what they need, `train` and `evaluate` them, and read the
+results: `is_done`, `outcomes`, `probed`.
 """
 
 
 def study_of(config: DictConfig, out: Path) -> Study:
-    """By the verb. Raises UserError for one that was begun before its runs were given as axes."""
+    """The study of a verb. Raises UserError for one that an earlier version began, before there were axes."""
     if "axes" not in config:
         raise UserError(f"{out} was begun by an earlier version, which planned its runs in other words: begin anew.")
     if config.verb.startswith("llm_"):
@@ -66,7 +72,7 @@ def study_of(config: DictConfig, out: Path) -> Study:
 
 
 def run(config: DictConfig, run: Run) -> None:
-    """Do the runs that have not ended, then show what all of them found."""
+    """Carry out the runs that have not ended, then show what all of them found."""
     run.restore()
     study = study_of(config, run.path.resolve())
     trainings = study.plan()
@@ -75,10 +81,10 @@ def run(config: DictConfig, run: Run) -> None:
     if config.launcher != "here":
         write = partial(_write, study, trainings)
         failures |= launchers.carry_out(config, study.out, trainings, study.is_done, write)
-    else:  # one after the other, and their evaluation seed by seed
+    else:  # one run after the other; each seed is then evaluated at once
         for seed in dict.fromkeys(training.seed for training in trainings):
             own = [training for training in trainings if training.seed == seed]
-            # REINFORCE first: the probe set, which all need, is then made in environments that are open anyway.
+            # REINFORCE first: it opens environments anyway, in which the probe set that all runs need is then made.
             for training in sorted(own, key=lambda training: training.method):
                 try:
                     study.train(training)
@@ -103,12 +109,12 @@ def job(out: Path, number: int) -> None:
 def present(
     study: Study, outcomes: Sequence[Outcome], trainings: Sequence[Training], failures: Mapping[Training, str]
 ) -> dict[str, Any]:
-    """Prints the tables, draws the figures and the film, and returns the content of summary.json."""
+    """Print the tables, draw the figures and the film, and return the content of summary.json."""
     config, out, console = study.config, study.out, study.console
     columns, probed = comparison.columns_of(outcomes), study.probed(trainings)
     tables, further = [comparison.table(columns, "At their ends")], {}
     few = len(columns) <= DRAWN
-    if few and config.checkpoints > 1:  # with one, where a method first reaches a level is its end
+    if few and config.checkpoints > 1:  # with one, every run first reaches the level at its end
         matched = comparison.matched(outcomes)
         tables.insert(0, comparison.table(matched.columns, matched.title))
         further = {"matched": matched.summary(probed)}
@@ -118,7 +124,7 @@ def present(
         console.print(f"{training.folder.name} failed: {reason}", highlight=False)
     atomic_write(out / "table.txt", "\n".join(map(comparison.as_text, tables)).encode())
     if few:
-        # Of those runs that play, how many episodes an iteration has.
+        # Episodes per iteration, for the runs that play.
         settings = {t: read_config(t.folder / "config.yaml") for t in trainings if t.finished}
         playing = {t: own for t, own in settings.items() if own.verb in ("rl", "distill")}
         episodes = {t: points_of(own) * own.per_point for t, own in playing.items()}
@@ -134,7 +140,7 @@ def present(
 
 
 def _write(study: Study, trainings: Sequence[Training], failures: Mapping[Training, str]) -> list[Outcome]:
-    """results.parquet, of what has ended so far."""
+    """Write results.parquet from the runs that have ended so far."""
     if outcomes := study.outcomes(trainings):
         results.write_rows(study.out, outcomes, failures)
     return outcomes
