@@ -12,6 +12,7 @@ from scipy.spatial.transform import Rotation
 
 import vla_razor_envs  # noqa: F401
 from vla_razor.errors import UserError
+from vla_razor.policies import Observations
 from vla_razor.policies.scripted import ScriptedExpert
 
 pytestmark = pytest.mark.slow
@@ -39,11 +40,11 @@ def solve(
 ) -> tuple[list[bool], dict[str, Any]]:
     """Runs the expert until the first success or the horizon; returns `terminated` of every step and the last info."""
     expert, generators = ScriptedExpert(noise), [np.random.default_rng(seed)]
-    observation, info = env.reset(seed=seed, options=options)
+    _, info = env.reset(seed=seed, options=options)
     flags, truncated = [], False
     while not truncated and not any(flags):
-        action = expert.act(observation["image"][None], [info["instruction"]], [info], generators).actions[0, 0]
-        observation, reward, terminated, truncated, info = env.step(action)
+        action = expert.act(Observations({}, [info["instruction"]], infos=[info]), generators).actions[0, 0]
+        _, reward, terminated, truncated, info = env.step(action)
         assert reward == float(terminated) == float(info["success"])
         flags.append(terminated)
     return flags, info

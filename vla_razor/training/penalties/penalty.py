@@ -1,6 +1,6 @@
 """What a penalty is, and what it is asked about."""
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -10,9 +10,11 @@ from vla_razor.core.categorical import Categorical
 
 
 class States(NamedTuple):
-    """The decisions of a micro-batch. `said` is the policy's distribution along `tokens`, where it is known already."""
+    """The decisions of a micro-batch. `views` are what the policy makes of its observations (`Trainable.views`), `said`
+    is its distribution along `tokens`, where that is known already.
+    """
 
-    views: Float[Tensor, "B ..."]
+    views: Any
     prompts: list[list[int]]
     tokens: Int[Tensor, "B A"]
     said: Categorical | None = None
