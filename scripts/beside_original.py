@@ -23,6 +23,7 @@ from rich.progress import track
 from rich.table import Table
 
 import vla_razor_envs  # noqa: F401  (registers the tasks)
+from vla_razor.policies import Observations
 from vla_razor.policies.scripted import ScriptedExpert
 from vla_razor.statistics import wilson
 from vla_razor_envs.setups import DRAWER_TASKS
@@ -74,7 +75,7 @@ def both(original: Any, port: gymnasium.Env, seed: int, start: dict[str, Any]) -
     until = LONGEST
     while len(theirs) <= until:
         now = theirs[-1]
-        action = expert.act(np.zeros(0), [now["instruction"]], [now], [generator]).actions[:, 0]
+        action = expert.act(Observations({}, [now["instruction"]], infos=[now]), [generator]).actions[:, 0]
         theirs.append(first(original.step(action)[-1]))
         ours.append(port.step(action[0])[-1])
         if theirs[-1]["success"]:

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vla_razor.config import compose, scenes
-from vla_razor.policies import Decisions, Policy, scripted_google
+from vla_razor.policies import Decisions, Observations, Policy, scripted_google
 from vla_razor.policies.motion import DOWN, PITCHED
 from vla_razor.policies.openvla.policy import PrismaticPolicy
 from vla_razor.policies.openvla.prismatic import PrismaticVLA
@@ -116,13 +116,11 @@ class Privileged:
 
     def act(
         self,
-        images: Any,
-        instructions: list[str],
-        infos: list[dict[str, Any]],
+        observations: Observations,
         generators: Sequence[np.random.Generator],
         memories: Any = None,
     ) -> Decisions:
-        decisions = self.demonstrator.act(images, instructions, infos, generators, memories)
+        decisions, infos = self.demonstrator.act(observations, generators, memories), observations.infos
         offsets = np.stack([info["target_pose"][:3] - info["tcp_pose"][:3] for info in infos])
         widths = np.array([[info["gripper_position"]] for info in infos])
         columns = np.asarray(decisions.labels), offsets, widths

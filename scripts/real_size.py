@@ -37,6 +37,7 @@ from tokenizers import AddedToken
 
 from vla_razor.config import compose
 from vla_razor.files import atomic_write
+from vla_razor.policies import Observations
 from vla_razor.policies.openvla import OpenVLA, checkpoint
 from vla_razor.policies.openvla.config import OpenVLAConfig
 from vla_razor.policies.openvla.policy import PrismaticPolicy
@@ -155,15 +156,15 @@ def write(folder: Path, depth: int) -> int:
     return total
 
 
-def observations(count: int) -> np.ndarray:
+def observations(count: int) -> Observations:
     """Pictures, uint8 [count, 224, 224, 3], of nothing."""
-    return np.random.default_rng(0).integers(0, 256, (count, 224, 224, 3), dtype=np.uint8)
+    pictures = np.random.default_rng(0).integers(0, 256, (count, 224, 224, 3), dtype=np.uint8)
+    return Observations({"camera": pictures}, [INSTRUCTION] * count, np.zeros((count, 1), np.float32))
 
 
-def decide(policy: PrismaticPolicy, images: np.ndarray) -> Any:
+def decide(policy: PrismaticPolicy, seen: Observations) -> Any:
     """A decision for each picture, each with random numbers of its own."""
-    generators = [np.random.default_rng(number) for number in range(len(images))]
-    return policy.act(images, [INSTRUCTION] * len(images), [{} for _ in images], generators)
+    return policy.act(seen, [np.random.default_rng(number) for number in range(len(seen))])
 
 
 def act(meter: Meter, folder: Path, device: torch.device) -> None:
@@ -172,30 +173,30 @@ def act(meter: Meter, folder: Path, device: torch.device) -> None:
         policy = load_policy(folder, device=str(device), dtype="bfloat16")
         assert isinstance(policy, PrismaticPolicy)
         found["parameters"] = sum(parameter.numel() for parameter in policy.module.parameters())
-    images, weights = observations(max(BATCHES)), 2 * found["parameters"]
+    seen, weights = observations(max(BATCHES)), 2 * found["parameters"]
     with meter.step("decide, batch 1") as found:
-        decide(policy, images[:1])
+        decide(policy, seen[:1])
         found["peak_to_weights"] = (meter.peak() - meter.before) / weights
     with meter.step("logits, two pictures alone"), torch.no_grad():
-        alone = [_logits(policy, images[row : row + 1]) for row in (0, 1)]
+        alone = [_logits(policy, seen[row : row + 1]) for row in (0, 1)]
     with meter.step("logits, the two in one batch") as found, torch.no_grad():
-        together = _logits(policy, images[:2])
+        together = _logits(policy, seen[:2])
         found["largest_difference"] = float((together - torch.cat(alone)).abs().max())
         found["spread_of_logits"] = float(together.std())
     if device.type == "cuda":
         for batch in BATCHES:
             with meter.step(f"decide, batch {batch}, warm") as found:
-                decide(policy, images[:batch])
+                decide(policy, seen[:batch])
                 torch.cuda.synchronize()
                 begin = time.perf_counter()
-                decide(policy, images[:batch])
+                decide(policy, seen[:batch])
                 torch.cuda.synchronize()
                 found["decisions_per_second"] = batch / (time.perf_counter() - begin)
 
 
-def _logits(policy: PrismaticPolicy, images: np.ndarray) -> torch.Tensor:
-    tokens = torch.full((len(images), policy.num_tokens), policy.support.start)
-    return policy.model.action_logits(policy.views(images), policy.prompt_ids([INSTRUCTION] * len(images)), tokens)
+def _logits(policy: PrismaticPolicy, seen: Observations) -> torch.Tensor:
+    tokens = torch.full((len(seen), policy.num_tokens), policy.support.start)
+    return policy.model.action_logits(policy.views(seen), policy.prompt_ids(seen.instructions), tokens)
 
 
 def learn(meter: Meter, folder: Path, space: Path, device: torch.device) -> None:
@@ -210,32 +211,32 @@ def learn(meter: Meter, folder: Path, space: Path, device: torch.device) -> None
         policy.recompute_activations()
         found["learns"] = sum(p.numel() for p in policy.module.parameters() if p.requires_grad)
     planned = plan.footprint(plan.model_of(settings), settings)
-    images, tokens = observations(2), torch.full((2, policy.num_tokens), policy.support.start + 128)
+    seen, tokens = observations(2), torch.full((2, policy.num_tokens), policy.support.start + 128)
     actions = np.zeros((2, policy.num_tokens), np.float32)
-    data = Demonstrations(images, np.zeros((2, 1)), actions, [INSTRUCTION] * 2, np.arange(2))
+    data = Demonstrations(seen, actions, np.arange(2))
     trainer = Trainer(policy, settings, 2)
     with meter.step("SFT, one update on one state") as found:
         told = supervised.learn(policy, trainer, settings, data, tokens, torch.tensor([0]))
         found |= {"loss": told["loss"], "grad_norm": told["grad_norm"], **_planned(meter, planned)}
     settings = compose("rl", [*asked, "grid=1x1", "per_point=2"])
     with meter.step("REINFORCE, one update on two decisions") as found:
-        episodes = [_episode(images[row], tokens[row].numpy(), row == 0) for row in (0, 1)]
+        episodes = [_episode(seen[row : row + 1], tokens[row].numpy(), row == 0) for row in (0, 1)]
         told = reinforce.learn(policy, trainer, settings, episodes, Timing(), Penalties([]))
         found |= {"loss": told["loss"], "grad_norm": told["grad_norm"], **_planned(meter, planned)}
     with meter.step("forward KL(base || tuned), two states") as found:
-        measured = forward_kl(None, policy, images, [INSTRUCTION] * 2)
+        measured = forward_kl(None, policy, seen.image(), seen.instructions)
         found["nats_per_action"] = measured["per_action"]
     with meter.step("save the adapter") as found:
         policy.save(space / "adapter")
         found["bytes"] = sum(path.stat().st_size for path in (space / "adapter").iterdir())
     with torch.no_grad():
-        before = _logits(policy, images[:1])
+        before = _logits(policy, seen[:1])
     del policy, trainer
     with meter.step("load the adapter"):
         again = opened(str(space / "adapter"), settings, learns=False)
         assert isinstance(again, PrismaticPolicy)
     with meter.step("its logits") as found, torch.no_grad():
-        found["largest_difference"] = float((_logits(again, images[:1]) - before).abs().max())
+        found["largest_difference"] = float((_logits(again, seen[:1]) - before).abs().max())
 
 
 def _planned(meter: Meter, planned: PolicyFootprint) -> dict[str, float]:
@@ -244,13 +245,12 @@ def _planned(meter: Meter, planned: PolicyFootprint) -> dict[str, float]:
     return {"planned_bytes": said, "peak_to_planned": (meter.peak() - meter.before) / said}
 
 
-def _episode(image: np.ndarray, tokens: np.ndarray, success: bool) -> Episode:
+def _episode(seen: Observations, tokens: np.ndarray, success: bool) -> Episode:
     """One decision, and how it ended."""
     return Episode(
         start=Start("pick_can", grid_point=0),
         instruction=INSTRUCTION,
-        images=image[None],
-        proprioception=np.zeros((1, 1), np.float32),
+        observations=seen,
         actions=np.zeros((1, 7), np.float32),
         tokens=tokens[None],
         log_probs=np.full((1, len(tokens)), -5.0, np.float32),

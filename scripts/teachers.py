@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vla_razor.config import compose, scenes
-from vla_razor.policies import Policy
+from vla_razor.policies import Observations, Policy
 from vla_razor.policies.load import load_model
 from vla_razor.policies.openvla.policy import PrismaticPolicy
 from vla_razor.policies.scripted import SKILLS, ScriptedExpert
@@ -45,7 +45,7 @@ def unlikely(policy: PrismaticPolicy, episodes: list[Episode], generator: torch.
         chosen = [states[index] for index in batch]
         actions = np.stack([(e.actions if e.labels is None else e.labels)[t] for e, t in chosen])
         tokens = policy.model.tokenize(actions, policy.unnorm_key)
-        views = policy.views(np.stack([episode.images[t] for episode, t in chosen]))
+        views = policy.views(Observations.joined([episode.observations[t : t + 1] for episode, t in chosen]))
         with torch.no_grad():
             said = policy.distribution(views, policy.prompt_ids([e.instruction for e, _ in chosen]), tokens)
         own = said.log_prob(tokens).sum(1)

@@ -12,6 +12,7 @@ import vla_razor
 from tests.verbs.support import random_demonstration, write_store
 from vla_razor import public
 from vla_razor.errors import UserError
+from vla_razor.policies import Observations
 from vla_razor.policies.load import load_model
 from vla_razor.policies.openvla.policy import PrismaticPolicy
 from vla_razor.rollouts import demonstrations, probe_set
@@ -54,8 +55,10 @@ def test_forward_kl_is_that_of_the_distributions_at_the_bases_own_tokens() -> No
     base, hot = PrismaticPolicy(load_model("tiny")), PrismaticPolicy(load_model("tiny"))
     hot.model.config.temperature = 2 * base.model.config.temperature
     found = vla_razor.forward_kl(base, hot, torch.from_numpy(images), asked, seed=3)
-    probe = probe_set.of_observations(base, images, asked, seed=3)
-    cold, warm = (probe_set.action_outputs(m, images, probe.input_ids, probe.tokens)[0] for m in (base, hot))
+    probe = probe_set.of_observations(base, Observations({"camera": images}, asked), seed=3)
+    cold, warm = (
+        probe_set.action_outputs(m, probe.observations, probe.input_ids, probe.tokens)[0] for m in (base, hot)
+    )
     expected = torch.nn.functional.kl_div(warm, cold, log_target=True, reduction="none").sum((1, 2)).mean()
     assert found["per_action"] == pytest.approx(expected.item(), rel=1e-4) and found["states"] == 4
     assert vla_razor.forward_kl(base, base, images, asked)["per_action"] == pytest.approx(0, abs=1e-6)

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from vla_razor import __all__ as __all__
 from vla_razor.config import compose, scenes
 from vla_razor.errors import UserError, nearest
-from vla_razor.policies import Policy
+from vla_razor.policies import Observations, Policy
 from vla_razor.policies.opening import open_policy
 from vla_razor.policies.trainable import Trainable, base_of
 from vla_razor.rollouts import evaluation, probe_set
@@ -183,7 +183,8 @@ def forward_kl(
         raise UserError(f"base=None is for an adapter, the base being the model below it; {named} is none.")
 
     with base_of(tuned, base, nowhere) as before:
-        probe = probe_set.of_observations(before, pictures, instructions, seed)
+        seen = Observations({"camera": pictures}, list(instructions))
+        probe = probe_set.of_observations(before, seen, seed)
     return probe_set.measure(tuned, probe)
 
 

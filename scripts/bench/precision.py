@@ -82,8 +82,8 @@ def loss_of(model: PrismaticVLA, data: Demonstrations, batch_size: int = 64) -> 
     tokens = policy.tokenize(data.actions, data.episode)
     chosen, total = torch.arange(0, len(tokens), max(1, len(tokens) // EVALUATED)), 0.0
     for rows in chosen.split(batch_size):
-        prompts = policy.prompt_ids([data.instructions[row] for row in rows.tolist()])
-        said = policy.distribution(policy.views(data.images[rows.numpy()]), prompts, tokens[rows])
+        seen = data.observations[rows.numpy()]
+        said = policy.distribution(policy.views(seen), policy.prompt_ids(seen.instructions), tokens[rows])
         total += float(said.cross_entropy(tokens[rows])) * len(rows)
     return total / len(chosen)
 

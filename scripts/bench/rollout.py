@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vla_razor.config import compose
-from vla_razor.policies import load
+from vla_razor.policies import Observations, load
 from vla_razor.policies.opening import open_model
 from vla_razor.policies.openvla.policy import PrismaticPolicy
 from vla_razor.rollouts.rollout import Timing, make_vector_env, rollout
@@ -126,7 +126,7 @@ def _act_in_copy(count: int) -> None:
 
 def _act(policy: PrismaticPolicy, side: int, count: int) -> None:
     images = np.full((count, side, side, 3), 127, np.uint8)
-    policy.act(images, ["pick coke can"] * count, [{}] * count, [np.random.default_rng(0)] * count)
+    policy.act(Observations({"camera": images}, ["pick coke can"] * count), [np.random.default_rng(0)] * count)
 
 
 def main() -> None:

@@ -82,7 +82,7 @@ def test_the_likelihood_is_that_of_the_demonstrated_actions(trained: Path, datas
     tokens = policy.tokenize(data.actions, data.episode)[rows]
     prompts = policy.prompt_ids([data.instructions[row] for row in rows])
     with torch.no_grad():
-        said = policy.distribution(policy.views(data.images[rows]), prompts, tokens)
+        said = policy.distribution(policy.views(data.observations[rows]), prompts, tokens)
     expected = -said.log_prob(tokens).sum(1).mean()
     told_so = summary(trained)["held_out"]["tuned"]["negative_log_likelihood"]["mean"]
     assert told_so == pytest.approx(float(expected), rel=1e-5)

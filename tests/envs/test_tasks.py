@@ -11,6 +11,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 import vla_razor_envs  # noqa: F401
+from tests.envs.support import shown
 from vla_razor.errors import UserError
 from vla_razor.policies.scripted import ScriptedExpert
 
@@ -39,11 +40,11 @@ def solve(
 ) -> tuple[list[bool], dict[str, Any]]:
     """Runs the expert until the first success or the horizon; returns `terminated` of every step and the last info."""
     expert, generators = ScriptedExpert(noise), [np.random.default_rng(seed)]
-    observation, info = env.reset(seed=seed, options=options)
+    _, info = env.reset(seed=seed, options=options)
     flags, truncated = [], False
     while not truncated and not any(flags):
-        action = expert.act(observation["image"][None], [info["instruction"]], [info], generators).actions[0, 0]
-        observation, reward, terminated, truncated, info = env.step(action)
+        action = expert.act(shown(info), generators).actions[0, 0]
+        _, reward, terminated, truncated, info = env.step(action)
         assert reward == float(terminated) == float(info["success"])
         flags.append(terminated)
     return flags, info
@@ -125,7 +126,7 @@ def test_every_style_solves_its_task_by_other_movements(style: str, task: str, r
         _, info = env.reset(seed=seed, options=start)
         apart, truncated = [], False
         while not (truncated or info["success"]):
-            action, other = (expert.wanted([info["instruction"]], [info])[0] for expert in (far, near))
+            action, other = (expert.wanted(shown(info))[0] for expert in (far, near))
             apart.append(np.abs(action - other).max())
             truncated, info = env.step(action)[3:]
         assert info["success"] and np.mean(np.array(apart) > 0.01) > 0.3
@@ -135,7 +136,7 @@ def test_a_style_is_of_a_robot_and_of_a_task() -> None:
     with pytest.raises(UserError, match="style=steep: with robot=google_robot the scripted expert has direct"):
         ScriptedExpert(style="steep", robot="google_robot")
     with pytest.raises(UserError, match="in this style it knows how to open, close"):
-        ScriptedExpert(style="steep").wanted(["pick coke can"], [{"success": False}])
+        ScriptedExpert(style="steep").wanted(shown({"instruction": "pick coke can", "success": False}))
 
 
 @pytest.mark.parametrize("task", DRAWER_TASKS)
@@ -163,7 +164,7 @@ def test_opening_another_drawer_is_no_success(drawer: gymnasium.Env) -> None:
         bottom = info["target_pose"].copy()
         bottom[0] += info["drawer_qpos"][0] - info["drawer_qpos"][2]
         bottom[2] -= 0.26
-        action = expert.wanted(["open bottom drawer"], [{**info, "target_pose": bottom}])[0]
+        action = expert.wanted(shown({**info, "instruction": "open bottom drawer", "target_pose": bottom}))[0]
         _, _, terminated, _, info = drawer.step(action)
         assert not terminated
     assert info["drawer_qpos"][2] > 0.09
@@ -173,7 +174,7 @@ def test_touching_the_can_without_lifting_is_no_success(can: gymnasium.Env) -> N
     expert = ScriptedExpert()
     _, info = can.reset(seed=1, options={"orientation": "upright"})
     while not info["is_grasped"]:
-        info = can.step(expert.wanted([info["instruction"]], [info])[0])[-1]
+        info = can.step(expert.wanted(shown(info))[0])[-1]
     info = move(can, [0] * 6, CLOSE, steps=6)
     assert info["is_grasped"] and info["consecutive_grasp"] and not info["lifted_object"] and not info["success"]
 
@@ -183,7 +184,7 @@ def test_success_is_a_lift_that_has_lasted_three_steps_and_is_lost_with_the_can(
     _, info = can.reset(seed=2, options={"orientation": "upright"})
     lifts: list[tuple[bool, bool]] = []
     while not info["success"]:
-        info = can.step(expert.wanted([info["instruction"]], [info])[0])[-1]
+        info = can.step(expert.wanted(shown(info))[0])[-1]
         lifts.append((info["lifted_object"], info["success"]))
     first = [lifted for lifted, _ in lifts].index(True)
     assert lifts[first:] == [(True, False), (True, False), (True, True)]
@@ -197,7 +198,7 @@ def test_success_is_judged_by_tensors_as_by_arrays(made: str, monkeypatch: pytes
     with closing(gymnasium.make(made)) as env:
         infos, actions = [env.reset(seed=2)[1]], []
         for _ in range(15):
-            actions.append(expert.wanted([infos[-1]["instruction"]], [infos[-1]])[0])
+            actions.append(expert.wanted(shown(infos[-1]))[0])
             infos.append(env.step(actions[-1])[-1])
         assert infos[-1]["success"]
         inner: Any = env.unwrapped

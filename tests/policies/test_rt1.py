@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from vla_razor import cli
 from vla_razor.config import compose
 from vla_razor.errors import RunFailed, UserError
-from vla_razor.policies import opening, rt1
+from vla_razor.policies import Observations, opening, rt1
 from vla_razor.policies.rt1 import PYTHON, WORKER, RT1Policy, environment_actions
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,28 +60,28 @@ def any_batch(models: Path, python: str) -> RT1Policy:
     return RT1Policy(models / "any_batch", models / "table.npz", python)
 
 
-def pictures(count: int) -> np.ndarray:
+def shown(instructions: list[str]) -> Observations:
     """Camera images: white on the left half, darker from one to the next."""
-    images = np.zeros((count, 512, 640, 3), np.uint8)
+    images = np.zeros((len(instructions), 512, 640, 3), np.uint8)
     for number, image in enumerate(images):
         image[:, :320] = 250 - 50 * number
-    return images
+    return Observations({"camera": images}, instructions)
 
 
 @pytest.mark.slow
 def test_actions_are_the_three_parts_one_after_the_other_each_of_its_own_episode(any_batch: RT1Policy) -> None:
-    first = any_batch.act(pictures(3), [CAN, DRAWER, CAN], [], ANYTHING)
+    first = any_batch.act(shown([CAN, DRAWER, CAN]), ANYTHING)
     half = np.array([250, 200, 150]) / 255 / 2  # the middle row and the top are half white, the left edge is all white
     np.testing.assert_allclose(first.actions[:, 0, :3], np.stack([half, half, 2 * half], 1), atol=2e-3)
     np.testing.assert_allclose(first.actions[:, 0, 3:6], np.array([0.1, 0.2, 0.1])[:, None].repeat(3, 1), rtol=1e-6)
     assert first.actions[:, 0, 6].tolist() == [0, 0, 0], "a change of 0.005 is none"
     assert first.memories
     # Episode 1 goes on, a new one begins beside it, and episode 0 comes last.
-    second = any_batch.act(pictures(3), [DRAWER, CAN, CAN], [], ANYTHING, [first.memories[1], None, first.memories[0]])
+    second = any_batch.act(shown([DRAWER, CAN, CAN]), ANYTHING, [first.memories[1], None, first.memories[0]])
     np.testing.assert_allclose(second.actions[:, 0, 6], [0.015, 0, 0.015], rtol=1e-5)
     assert second.stops is not None
     assert second.stops.tolist() == [False] * 3
-    third = any_batch.act(pictures(3), [DRAWER, CAN, CAN], [], ANYTHING, second.memories)
+    third = any_batch.act(shown([DRAWER, CAN, CAN]), ANYTHING, second.memories)
     assert third.stops is not None
     assert third.stops.tolist() == [True, False, True], "the stand-in stops at its third step"
 
@@ -90,31 +90,31 @@ def test_actions_are_the_three_parts_one_after_the_other_each_of_its_own_episode
 def test_a_signature_for_one_environment_gives_the_same(any_batch: RT1Policy, models: Path, python: str) -> None:
     one = RT1Policy(models / "one_by_one", models / "encoder", python)
     assert (any_batch.facts["batched"], one.facts["batched"]) == (True, False)
-    together, apart = (policy.act(pictures(2), [CAN] * 2, [], ANYTHING) for policy in (any_batch, one))
+    together, apart = (policy.act(shown([CAN] * 2), ANYTHING) for policy in (any_batch, one))
     np.testing.assert_allclose(apart.actions[:, 0, :3], together.actions[:, 0, :3], atol=1e-6)
     encoded = len(CAN) / 100
     np.testing.assert_allclose(apart.actions[:, 0, 3:6], encoded, rtol=1e-6, err_msg="the sentence encoder is asked")
-    again = one.act(pictures(2), [CAN] * 2, [], ANYTHING, apart.memories)
+    again = one.act(shown([CAN] * 2), ANYTHING, apart.memories)
     np.testing.assert_allclose(again.actions[:, 0, 6], 0.015, rtol=1e-5)
 
 
 @pytest.mark.slow
 def test_states_of_ended_episodes_are_given_back(any_batch: RT1Policy) -> None:
-    held = any_batch.act(pictures(2), [CAN] * 2, [], ANYTHING).memories
+    held = any_batch.act(shown([CAN] * 2), ANYTHING).memories
     assert held
     numbers = [state.number for state in held]
     del held
     gc.collect()
     assert set(numbers) <= set(any_batch._released)
-    any_batch.act(pictures(1), [CAN], [], ANYTHING)
+    any_batch.act(shown([CAN]), ANYTHING)
     assert not set(numbers) & set(any_batch._released), "the worker has been told"
 
 
 @pytest.mark.slow
 def test_an_unknown_instruction_is_named_with_those_that_are_known(any_batch: RT1Policy) -> None:
     with pytest.raises(UserError, match="does not hold 'fly'; it holds 'open top drawer', 'pick coke can'"):
-        any_batch.act(pictures(1), ["fly"], [], ANYTHING)
-    assert any_batch.act(pictures(1), [CAN], [], ANYTHING).actions.shape == (1, 1, 7), "the policy can still be asked"
+        any_batch.act(shown(["fly"]), ANYTHING)
+    assert any_batch.act(shown([CAN]), ANYTHING).actions.shape == (1, 1, 7), "the policy can still be asked"
 
 
 @pytest.mark.slow
@@ -140,7 +140,7 @@ def test_a_dead_worker_is_a_failed_run(models: Path, python: str) -> None:
     policy = RT1Policy(models / "any_batch", models / "table.npz", python)
     policy._worker.kill()
     with pytest.raises(RunFailed, match="RT-1's process has died"):
-        policy.act(pictures(1), [CAN], [], ANYTHING)
+        policy.act(shown([CAN]), ANYTHING)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from vla_razor.errors import UserError
+from vla_razor.policies import Observations
 from vla_razor.rollouts import demonstrations
 from vla_razor.rollouts.demonstrations import FOLDER, Demonstration, Shard, demonstration, load, read, read_store, write
 from vla_razor.rollouts.rollout import Episode
@@ -30,8 +31,11 @@ def episode(seed: int, length: int = 3, size: tuple[int, int] = (8, 6), labelled
     return Episode(
         start=Start("pick_can", {"object_xy": (0.5, 0.25)}, seed, 3),
         instruction="pick coke can",
-        images=draw.integers(0, 256, (length, *size, 3), dtype=np.uint8),
-        proprioception=draw.normal(size=(length, 8)).astype(np.float32),
+        observations=Observations(
+            {"camera": draw.integers(0, 256, (length, *size, 3), dtype=np.uint8)},
+            ["pick coke can"] * length,
+            draw.normal(size=(length, 8)).astype(np.float32),
+        ),
         actions=actions,
         tokens=None,
         log_probs=None,

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from vla_razor.policies import Observations
 from vla_razor.rollouts.evaluation import compared, records, summarized
 from vla_razor.rollouts.rollout import Episode
 from vla_razor.rollouts.starts import Start
@@ -11,9 +12,10 @@ from vla_razor.statistics import paired_difference, wilson
 
 def episode(success: list[int], task: str = "pick_can", seed: int = 0, lost: bool = False) -> Episode:
     steps = len(success)
-    image, proprioception, actions = np.zeros((0, 4, 4, 3), np.uint8), np.zeros((steps, 3)), np.zeros((steps, 7))
+    seen = Observations({"camera": np.zeros((0, 4, 4, 3), np.uint8)}, [], np.zeros((steps, 3), np.float32))
+    actions = np.zeros((steps, 7))
     start = Start(task, {"object_xy": [0.1, 0.2]}, seed)
-    return Episode(start, "pick can", image, proprioception, actions, None, None, None, np.array(success, bool), lost)
+    return Episode(start, "pick can", seen, actions, None, None, None, np.array(success, bool), lost)
 
 
 GOOD, BRIEF, BAD, LOST = [0, 0, 1], [0, 1, 0], [0, 0, 0], episode([], lost=True)

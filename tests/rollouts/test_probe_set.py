@@ -19,6 +19,7 @@ from torch.distributions import Categorical, kl_divergence
 
 from vla_razor import config, files
 from vla_razor.errors import RunFailed, UserError
+from vla_razor.policies import Observations
 from vla_razor.policies.openvla.policy import PrismaticPolicy
 from vla_razor.policies.openvla.tiny import make_tiny
 from vla_razor.rollouts import probe_set
@@ -55,12 +56,13 @@ def tuned() -> PrismaticPolicy:
 def made_up(base: PrismaticPolicy, states: int = 12, prompts: Sequence[str] = PROMPTS) -> ProbeSet:
     """A probe set of random pictures, with the base's own tokens."""
     images = np.random.default_rng(0).integers(0, 256, (states, 64, 64, 3), np.uint8)
+    seen = Observations({"camera": images})
     input_ids = base.prompt_ids([prompts[index % len(prompts)] for index in range(states)])
-    pixels = base.views(images)
+    pixels = base.views(seen)
     tokens = base.sample(pixels, input_ids, torch.Generator().manual_seed(0))
-    log_probs, hidden = action_outputs(base, images, input_ids, tokens)
+    log_probs, hidden = action_outputs(base, seen, input_ids, tokens)
     time, origin = torch.arange(states) % 5, replace(ORIGIN, states=states)
-    return ProbeSet(images, input_ids, tokens, log_probs, time, origin, hidden)
+    return ProbeSet(seen, input_ids, tokens, log_probs, time, origin, hidden)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +82,7 @@ def test_a_policy_is_at_zero_from_itself(base: PrismaticPolicy, probe: ProbeSet)
 
 @torch.no_grad()
 def test_against_torch_distributions(base: PrismaticPolicy, tuned: PrismaticPolicy, probe: ProbeSet) -> None:
-    pixels = base.views(probe.images)
+    pixels = base.views(probe.observations)
     before, after = (
         Categorical(logits=model.model.action_logits(pixels, probe.input_ids, probe.tokens).double())
         for model in (base, tuned)
@@ -103,7 +105,7 @@ def test_against_torch_distributions(base: PrismaticPolicy, tuned: PrismaticPoli
 def test_activations_and_entropy_by_independent_arithmetic(
     base: PrismaticPolicy, tuned: PrismaticPolicy, probe: ProbeSet
 ) -> None:
-    pixels = base.views(probe.images)
+    pixels = base.views(probe.observations)
     with torch.no_grad():
         before, after = (m.model.predicting_hidden(pixels, probe.input_ids, probe.tokens) for m in (base, tuned))
         logits = tuned.model.action_logits(pixels, probe.input_ids, probe.tokens) / tuned.temperature
@@ -127,7 +129,7 @@ def test_spillover_is_what_reverse_kl_is_more_under_other_instructions(
     assert measure(base, probe)["spillover"] == pytest.approx(0, abs=1e-6)
 
     def reverse(prompts: list[list[int]], tokens: torch.Tensor) -> float:
-        pixels = base.views(probe.images)
+        pixels = base.views(probe.observations)
         before, after = (
             Categorical(logits=m.model.action_logits(pixels, prompts, tokens).double()) for m in (base, tuned)
         )

@@ -11,7 +11,7 @@ import torch
 
 from vla_razor.config import compose
 from vla_razor.errors import RunFailed, UserError
-from vla_razor.policies import Decisions
+from vla_razor.policies import Decisions, Observations
 from vla_razor.policies.load import load_model
 from vla_razor.policies.openvla.policy import PrismaticPolicy
 from vla_razor.policies.scripted import ScriptedExpert
@@ -44,17 +44,12 @@ class Counter:
         self.batches: list[int] = []
 
     def act(
-        self,
-        images: np.ndarray,
-        instructions: list[str],
-        infos: list[dict[str, Any]],
-        generators: Sequence[np.random.Generator],
-        memories: Any = None,
+        self, observations: Observations, generators: Sequence[np.random.Generator], memories: Any = None
     ) -> Decisions:
-        numbers = images[:, 0, 0, 0].astype(int)
-        assert [info["instruction"] for info in infos] == instructions
-        self.batches.append(len(images))
-        actions = np.zeros((len(images), 7), np.float32)
+        numbers = observations.image()[:, 0, 0, 0].astype(int)
+        assert [info["instruction"] for info in observations.infos] == observations.instructions
+        self.batches.append(len(observations))
+        actions = np.zeros((len(observations), 7), np.float32)
         actions[:, 6] = np.isin(numbers, self.good)
         actions[:, 0] = [generator.random() for generator in generators]
         tokens = torch.from_numpy(np.stack([numbers, numbers + 100], axis=1))
@@ -140,7 +135,7 @@ def test_a_chunk_is_carried_out_before_the_policy_is_asked_again(counting: PoolV
     assert policy.batches == [2, 2] and timing.env_steps == 6
     assert first.decided is not None and first.decided.tolist() == [0, 2]
     assert first.decision_steps.tolist() == [0, 2]
-    assert first.images[:, 0, 0, 0].tolist() == first.looked_at[:, 0, 0, 0].tolist() == [10, 12]
+    assert first.images[:, 0, 0, 0].tolist() == first.decided_on.image()[:, 0, 0, 0].tolist() == [10, 12]
     assert first.proprioception.tolist() == [[10, 0], [12, 2]]
     assert first.tokens is not None and first.tokens[:, 0].tolist() == [10, 12]
     assert first.actions.shape == (3, 7) and first.labels is None
@@ -154,7 +149,7 @@ def test_an_episode_that_is_watched_keeps_every_picture(counting: PoolVectorEnv)
     (film, other), _ = rollout(counting, Planner(), starts_from(10, 20), hold=None, seed=0, **watched)
     assert film.images[:, 0, 0, 0].tolist() == [10, 11, 12]
     assert film.proprioception[:, 0].tolist() == [10, 11, 12]
-    assert film.looked_at[:, 0, 0, 0].tolist() == [10, 12]
+    assert film.decided_on.image()[:, 0, 0, 0].tolist() == [10, 12]
     assert other.images[:, 0, 0, 0].tolist() == [20, 22]
 
 

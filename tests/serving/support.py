@@ -13,7 +13,7 @@ import numpy as np
 from websockets.sync.client import ClientConnection, connect
 from websockets.sync.server import ServerConnection, serve
 
-from vla_razor.policies import Decisions
+from vla_razor.policies import Decisions, Observations
 from vla_razor.policies.messages import pack, unpack
 from vla_razor.serving import openpi
 from vla_razor.serving.server import Conversation, Limits, Service, bound, run
@@ -34,15 +34,16 @@ class Sums:
         self.gate = threading.Event()
         self.gate.set()
 
-    def act(self, images, instructions, infos, generators, memories=None) -> Decisions:
-        self.asked.append(len(images))
+    def act(self, observations: Observations, generators, memories=None) -> Decisions:
+        self.asked.append(len(observations))
         assert self.gate.wait(60)
-        if "fail" in instructions:
+        if "fail" in observations.instructions:
             raise RuntimeError("as it was told to")
-        memories = [(memory or 0) + 1 for memory in memories or [None] * len(images)]
-        sums = [float(np.sum(info.get("proprioception", 0))) for info in infos]
+        memories = [(memory or 0) + 1 for memory in memories or [None] * len(observations)]
+        felt, asked = observations.proprioception, observations.instructions
+        sums = np.zeros(len(observations)) if felt is None else felt.sum(1)
         draws = [generator.random() for generator in generators]
-        rows = zip(images.mean((1, 2, 3)), map(len, instructions), sums, draws, memories, strict=True)
+        rows = zip(observations.image().mean((1, 2, 3)), map(len, asked), sums, draws, memories, strict=True)
         actions = np.array([[[*row, step, step] for step in (0, 1)] for row in rows])
         return Decisions(actions, memories=memories)
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.serving.support import Sums, serving
+from vla_razor.policies import Observations
 from vla_razor.policies.remote import RemotePolicy
 from vla_razor.serving import vla_eval
 
@@ -114,9 +115,9 @@ def test_a_server_that_packs_as_openpis_does() -> None:
         assert process.stdout
         try:
             policy = RemotePolicy(f"openpi://127.0.0.1:{int(process.stdout.readline())}?steps=5")
-            images = np.full((2, 8, 8, 3), 9, np.uint8)
-            infos = [{"proprioception": np.full(8, row, np.float32)} for row in (1, 2)]
-            found = policy.act(images, ["ab", "abc"], infos, [np.random.default_rng(0)] * 2).actions
+            states = np.stack([np.full(8, row, np.float32) for row in (1, 2)])
+            seen = Observations({"camera": np.full((2, 8, 8, 3), 9, np.uint8)}, ["ab", "abc"], states)
+            found = policy.act(seen, [np.random.default_rng(0)] * 2).actions
         finally:
             process.terminate()
     assert found.shape == (2, 5, 7)

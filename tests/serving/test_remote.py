@@ -16,14 +16,14 @@ from tests.serving.support import Sums, serving, somebody
 from tests.verbs.support import INSTRUCTION, small_policy
 from vla_razor import config
 from vla_razor.errors import RunFailed, UserError
-from vla_razor.policies import opening, remote
+from vla_razor.policies import Observations, opening, remote
 from vla_razor.policies.messages import pack, unpack
 from vla_razor.policies.openvla.policy import PrismaticPolicy
 from vla_razor.policies.remote import RemotePolicy
 from vla_razor.rollouts.starts import Noise, Start
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
-INFOS: list[dict[str, Any]] = [{"proprioception": np.full(8, row, np.float32)} for row in range(3)]
+STATES = np.repeat(np.arange(3, dtype=np.float32)[:, None], 8, 1)
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,8 @@ def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def asked(policy: Any, step: int = 0, memories: Any = None, rows: int = 3) -> Any:
     generators = [Noise(0, Start("pick_can", seed=row)).at(step) for row in range(rows)]
-    return policy.act(IMAGES[:rows], [INSTRUCTION] * rows, INFOS[:rows], generators, memories)
+    seen = Observations({"camera": IMAGES[:rows]}, [INSTRUCTION] * rows, STATES[:rows])
+    return policy.act(seen, generators, memories)
 
 
 def test_a_served_policy_decides_as_it_does_at_home() -> None:

@@ -88,8 +88,8 @@ class Changing:
     name = "changing"
     changes = (0.0, 1.0, -0.4)
 
-    def act(self, images, instructions, infos, generators, memories=None) -> Decisions:
-        actions = np.zeros((len(images), 3, 7), np.float32)
+    def act(self, observations, generators, memories=None) -> Decisions:
+        actions = np.zeros((len(observations), 3, 7), np.float32)
         actions[:, :, 6] = self.changes
         return Decisions(actions)
 

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from tests.verbs.support import CommandLine
 from vla_razor.config import compose
 from vla_razor.errors import UserError
-from vla_razor.policies import Decisions
+from vla_razor.policies import Decisions, Observations
 from vla_razor.rollouts.demonstrations import FOLDER, Shard, read_store
 from vla_razor.rollouts.rollout import VectorEnv, make_vector_env
 from vla_razor.rollouts.starts import episode_seed
@@ -33,15 +33,10 @@ class Mixed:
     name = "mixed"
 
     def act(
-        self,
-        images: np.ndarray,
-        instructions: list[str],
-        infos: list[dict[str, Any]],
-        generators: Sequence[np.random.Generator],
-        memories: Any = None,
+        self, observations: Observations, generators: Sequence[np.random.Generator], memories: Any = None
     ) -> Decisions:
-        actions = np.zeros((len(images), 7), np.float32)
-        for action, instruction, info in zip(actions, instructions, infos, strict=True):
+        actions = np.zeros((len(observations), 7), np.float32)
+        for action, instruction, info in zip(actions, observations.instructions, observations.infos, strict=True):
             odd = int(instruction.split()[-1]) % 2
             action[6] = {-1: -1, 0: 1, 1: 2 * odd - 1}[int(np.sign(info["object_xy"][1]))]
         actions[:, 0] = [generator.random() for generator in generators]

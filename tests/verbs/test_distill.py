@@ -10,6 +10,7 @@ import torch
 
 from tests.verbs.support import INSTRUCTION, CommandLine, assert_same_end, metrics, small_policy
 from vla_razor import config
+from vla_razor.policies import Observations
 from vla_razor.policies.load import TINY
 from vla_razor.policies.openvla.policy import PrismaticPolicy
 from vla_razor.policies.scripted import Corrected, ScriptedExpert
@@ -26,6 +27,12 @@ def info(x: float) -> dict[str, Any]:
     return {"tcp_pose": pose, "target_pose": can, "is_grasped": False, "gripper_position": 0.04, "success": False}
 
 
+def states(*infos: dict[str, Any]) -> Observations:
+    """Black pictures, with these facts."""
+    black = np.zeros((len(infos), 64, 64, 3), np.uint8)
+    return Observations({"camera": black}, [INSTRUCTION] * len(infos), infos=list(infos))
+
+
 def draws(rows: int) -> list[np.random.Generator]:
     """The same random numbers at every call, others in every row."""
     return [np.random.default_rng(row) for row in range(rows)]
@@ -33,14 +40,13 @@ def draws(rows: int) -> list[np.random.Generator]:
 
 def test_the_policy_acts_and_the_expert_is_imitated() -> None:
     policy, expert = PrismaticPolicy(small_policy()), ScriptedExpert()
-    images, asked = np.zeros((2, 64, 64, 3), np.uint8), [INSTRUCTION] * 2
-    infos = [info(0.1), info(-0.1)]
-    alone = policy.act(images, asked, infos, draws(2))
-    decided = Corrected(policy, expert).act(images, asked, infos, draws(2))
+    asked = states(info(0.1), info(-0.1))
+    alone = policy.act(asked, draws(2))
+    decided = Corrected(policy, expert).act(asked, draws(2))
     np.testing.assert_array_equal(decided.actions, alone.actions)
     assert decided.tokens is not None and alone.tokens is not None and decided.labels is not None
     assert torch.equal(decided.tokens, alone.tokens)
-    shown = expert.act(images, asked, infos, draws(2))
+    shown = expert.act(asked, draws(2))
     np.testing.assert_array_equal(decided.labels, shown.actions[:, 0])
     assert not decided.labels[:, 3:6].any(), "it points straight down already"
     assert decided.labels[0, 0] > 0 > decided.labels[1, 0], "towards the can"
@@ -48,10 +54,10 @@ def test_the_policy_acts_and_the_expert_is_imitated() -> None:
 
 def test_the_expert_takes_a_share_of_the_steps_that_falls_to_none() -> None:
     policy, expert = PrismaticPolicy(small_policy()), ScriptedExpert()
-    images, asked, infos = np.zeros((64, 64, 64, 3), np.uint8), [INSTRUCTION] * 64, [info(0.1)] * 64
-    wanted = expert.wanted(asked, infos)
+    asked = states(*[info(0.1)] * 64)
+    wanted = expert.wanted(asked)
     for guidance, fewest, most in ((0.0, 0, 0), (0.5, 20, 44), (1.0, 64, 64)):
-        decided = Corrected(policy, expert, guidance).act(images, asked, infos, draws(64))
+        decided = Corrected(policy, expert, guidance).act(asked, draws(64))
         assert fewest <= (decided.actions[:, 0] == wanted).all(1).sum() <= most
     chosen = config.compose("distill", ["iterations=3", "guidance=0.4"])
     assert [distillation.guidance_at(chosen, n) for n in range(3)] == pytest.approx([0.4, 0.2, 0])
@@ -60,10 +66,9 @@ def test_the_expert_takes_a_share_of_the_steps_that_falls_to_none() -> None:
 
 @pytest.mark.parametrize(("tilt", "undone"), [(0.1, 0.0), (0.2, -0.2)])
 def test_a_tilt_that_no_image_shows_is_not_to_be_undone(tilt: float, undone: float) -> None:
-    images, asked = np.zeros((1, 64, 64, 3), np.uint8), [INSTRUCTION]
     tilted = info(0.1)
     tilted["tcp_pose"][3:] = [np.sin(-tilt / 2), np.cos(tilt / 2), 0, 0]  # straight down is half a turn about x
-    decided = Corrected(PrismaticPolicy(small_policy()), ScriptedExpert()).act(images, asked, [tilted], draws(1))
+    decided = Corrected(PrismaticPolicy(small_policy()), ScriptedExpert()).act(states(tilted), draws(1))
     assert decided.labels is not None
     np.testing.assert_allclose(decided.labels[0, 3:6], [undone, 0, 0], atol=1e-6)
 
@@ -74,8 +79,11 @@ def episode(seed: int, lost: bool = False) -> Episode:
     return Episode(
         start=Start("pick_can", {}, seed, seed),
         instruction=INSTRUCTION,
-        images=draw.integers(0, 256, (length, 64, 64, 3), np.uint8),
-        proprioception=np.zeros((length, 8), np.float32),
+        observations=Observations(
+            {"camera": draw.integers(0, 256, (length, 64, 64, 3), np.uint8)},
+            [INSTRUCTION] * length,
+            np.zeros((length, 8), np.float32),
+        ),
         actions=draw.uniform(-0.05, 0.05, (length, 7)).astype(np.float32),
         tokens=None,
         log_probs=None,

@@ -11,6 +11,7 @@ from tests.verbs.support import metrics, small_policy
 from vla_razor import cli
 from vla_razor.config import compose
 from vla_razor.errors import UserError
+from vla_razor.policies import Observations
 from vla_razor.policies.load import load_model
 from vla_razor.policies.openvla.policy import PrismaticPolicy
 from vla_razor.policies.openvla.tiny import make_tiny
@@ -80,8 +81,8 @@ def test_a_policy_between_is_a_measured_run_for_a_sweeps_table(
     tokens = model.config.first_action_id + torch.arange(7).repeat(4, 1)
     policy = PrismaticPolicy(model)
     origin = probe_set.origin_of(policy, config.env, states=4, seed=0)
-    log_probs, hidden = probe_set.action_outputs(policy, images, prompts, tokens)
-    probe = ProbeSet(images, prompts, tokens, log_probs, torch.arange(4), origin, hidden)
+    log_probs, hidden = probe_set.action_outputs(policy, Observations({"camera": images}), prompts, tokens)
+    probe = ProbeSet(Observations({"camera": images}), prompts, tokens, log_probs, torch.arange(4), origin, hidden)
     probe_set.save_to(tmp_path / "cache" / "probe_sets" / origin.key, probe)
     small_policy(1).save_pretrained(tmp_path / "tuned" / "step_7")
     for _ in range(2):  # what has finished is left alone

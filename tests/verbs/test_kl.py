@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from tests.verbs.support import ACTION
 from vla_razor import config
 from vla_razor.errors import UserError
+from vla_razor.policies import Observations
 from vla_razor.policies.openvla.policy import PrismaticPolicy
 from vla_razor.policies.openvla.prismatic import PrismaticVLA
 from vla_razor.policies.openvla.tiny import make_tiny
@@ -38,8 +39,8 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PrismaticVLA:
     tokens = model.sample_actions(pixels, prompts, 1.0, torch.Generator().manual_seed(0)).tokens
     policy = PrismaticPolicy(model)
     origin = probe_set.origin_of(policy, settings().env, states=STATES, seed=0)
-    log_probs, _ = action_outputs(policy, images, prompts, tokens)
-    probe = ProbeSet(images, prompts, tokens, log_probs, torch.arange(STATES), origin)
+    log_probs, _ = action_outputs(policy, Observations({"camera": images}), prompts, tokens)
+    probe = ProbeSet(Observations({"camera": images}), prompts, tokens, log_probs, torch.arange(STATES), origin)
     probe_set.save_to(tmp_path / "cache" / origin.key, probe)
     return model
 

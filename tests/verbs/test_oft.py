@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from tests.verbs.support import ACTION, INSTRUCTION, CommandLine, metrics
 from vla_razor import config
 from vla_razor.errors import UserError
+from vla_razor.policies import Observations
 from vla_razor.policies.load import load_model
 from vla_razor.policies.openvla.policy import PrismaticPolicy
 from vla_razor.policies.openvla_oft import OpenVLAOFT
@@ -65,7 +66,7 @@ def test_forward_kl_is_the_sum_over_a_decisions_tokens() -> None:
         log_p, log_q = (torch.log_softmax(model.action_logits(pixels, prompts), -1) for model in (before, after))
     tokens = before.sample_actions(pixels, prompts, 1.0, torch.Generator().manual_seed(0)).tokens
     origin = Origin("base", "can", "{}", None, 1.0, 0, 5)
-    probe = ProbeSet(images, prompts, tokens, log_p, torch.zeros(5, dtype=torch.long), origin)
+    probe = ProbeSet(Observations({"camera": images}), prompts, tokens, log_p, torch.zeros(5, dtype=torch.long), origin)
     measured = probe_set.measure(PrismaticPolicy(after), probe)
     expected = F.kl_div(log_q, log_p, log_target=True, reduction="none").sum((1, 2)).mean()
     assert measured["per_action"] == pytest.approx(expected.item(), rel=1e-3) and expected > 0

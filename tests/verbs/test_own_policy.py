@@ -11,7 +11,7 @@ import pytest
 from tests.verbs.support import CommandLine, metrics, recipe
 from vla_razor import config
 from vla_razor.errors import UserError
-from vla_razor.policies import opening
+from vla_razor.policies import Observations, opening
 from vla_razor.policies.scripted import ScriptedExpert
 
 OTHERS = """
@@ -26,6 +26,9 @@ class Nameless:
 class Knowing(Random):
     def __init__(self, robot, device):
         self.name = f"{robot} {device}"
+
+class Old(Random):
+    def act(self, images, instructions, infos, generators, memories=None): ...
 
 def wanting(robot, weights): ...
 def failing(): raise RuntimeError("no weights")
@@ -52,7 +55,7 @@ def test_a_module_of_the_users_own(here: Path) -> None:
     policy = opened("mypolicies:Random")
     assert policy.name == "random"  # pyright: ignore
     generators = [np.random.default_rng(row) for row in range(3)]
-    assert policy.act(np.zeros((3, 4, 4, 3)), ["x"] * 3, [{}] * 3, generators).actions.shape == (3, 1, 7)  # pyright: ignore
+    assert policy.act(Observations({}, ["x"] * 3), generators).actions.shape == (3, 1, 7)  # pyright: ignore
     assert opened("mypolicies:Nameless").name == "mypolicies:Nameless"  # pyright: ignore
     assert opened("mypolicies:Knowing").name == "panda cpu"  # pyright: ignore
 
@@ -76,6 +79,7 @@ def test_an_entry_point_of_another_package(here: Path) -> None:
         ("mypolicies:wanting", "it wants weights; a policy is given robot, device, checkpoint"),
         ("mypolicies:failing", "it cannot be made .RuntimeError: no weights"),
         ("mypolicies:giving", "it gives int, which has no method act"),
+        ("mypolicies:Old", r"its act takes \(images, .*; expected act\(observations, generators, memories=None\)"),
     ],
 )
 def test_what_is_no_policy_is_one_message(here: Path, spec: str, message: str) -> None:
@@ -121,17 +125,17 @@ class Linear(Trainable):
         if checkpoint:
             self.module.load_state_dict(load_file(checkpoint / "linear.safetensors"))
 
-    def act(self, images, instructions, infos, generators, memories=None):
+    def act(self, observations, generators, memories=None):
         with torch.no_grad():
-            prompts = self.prompt_ids(instructions)
-            said = self.distribution(self.views(images), prompts, torch.zeros(len(images), 7, dtype=torch.long))
+            prompts = self.prompt_ids(observations.instructions)
+            said = self.distribution(self.views(observations), prompts, None)
         draws = torch.tensor(np.stack([generator.random(7) for generator in generators]))
         tokens = (said.log_probs.exp().cumsum(-1) < draws[..., None]).sum(-1).clamp(max=20)
         actions = REACH * (tokens.numpy() / 10 - 1)
         return Decisions(actions.astype(np.float32)[:, None], tokens, said.log_prob(tokens))
 
-    def views(self, images):
-        pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2) / 255
+    def views(self, observations):
+        pixels = torch.from_numpy(np.ascontiguousarray(observations.image())).permute(0, 3, 1, 2) / 255
         return nn.functional.adaptive_avg_pool2d(pixels, 8).flatten(1)
 
     def prompt_ids(self, instructions):

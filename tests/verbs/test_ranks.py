@@ -39,7 +39,7 @@ class Leftward:
     '''Goes left, more or less.'''
     name = "leftward"
 
-    def act(self, images, instructions, infos, generators, memories=None):
+    def act(self, observations, generators, memories=None):
         return Decisions(np.stack([g.uniform(-1, 0.5, (1, 3)) for g in generators]).astype(np.float32))
 """
 EACH_WAY = {"q01": [-1.0] * 3, "q99": [1.0] * 3, "mask": [True] * 3}

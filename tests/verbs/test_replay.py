@@ -34,7 +34,7 @@ def told(policy: PrismaticPolicy, folder: Path) -> float:
     data = demonstrations.load(folder, config.compose("sft").prior, policy.seen)
     tokens, prompts = policy.tokenize(data.actions, data.episode), policy.prompt_ids(data.instructions)
     with torch.no_grad():
-        said = policy.distribution(policy.views(data.images), prompts, tokens)
+        said = policy.distribution(policy.views(data.observations), prompts, tokens)
     return -float(said.log_prob(tokens).sum(1).mean())
 
 

@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 from tests.study.support import BASE, row, rows, write
 from vla_razor import cli
 from vla_razor.config import compose
+from vla_razor.policies import Observations
 from vla_razor.policies.load import load_model
 from vla_razor.policies.openvla.policy import PrismaticPolicy
 from vla_razor.rollouts import probe_set
@@ -166,9 +167,9 @@ def alone(policy: Path, demos: Path, tmp_path_factory: pytest.TempPathFactory) -
     )
     prompts = opened.prompt_ids(["pick can"] * 4)
     tokens = opened.support.start + torch.arange(7).repeat(4, 1)
-    log_probs, hidden = probe_set.action_outputs(opened, images, prompts, tokens)
+    log_probs, hidden = probe_set.action_outputs(opened, Observations({"camera": images}), prompts, tokens)
     origin = probe_set.origin_of(opened, compose("kl").env, states=4, seed=0)
-    probe = ProbeSet(images, prompts, tokens, log_probs, torch.arange(4), origin, hidden)
+    probe = ProbeSet(Observations({"camera": images}), prompts, tokens, log_probs, torch.arange(4), origin, hidden)
     probe_set.save_to(root / "cache" / "probe_sets" / origin.key, probe)
     quiet = ["device=cpu", "logger=none", "probe_states=4"]
     sft = ["sft", f"policy={policy}", f"demos={demos}", "batch_size=24", "probe_every=1", "eval_episodes=0", *quiet]

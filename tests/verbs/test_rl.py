@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from tests.verbs.support import INSTRUCTION, CommandLine, assert_same_end, metrics, small_policy
 from vla_razor import cli, config
+from vla_razor.policies import Observations
 from vla_razor.policies.load import TINY
 from vla_razor.policies.openvla.policy import PrismaticPolicy
 from vla_razor.policies.openvla.prismatic import PrismaticVLA
@@ -40,8 +41,11 @@ def episode(point: int, success: Sequence[bool], lost: bool = False, seed: int =
     return Episode(
         start=Start("pick_can", {}, seed, point),
         instruction=INSTRUCTION,
-        images=draw.integers(0, 256, (length, 64, 64, 3), np.uint8),
-        proprioception=np.zeros((length, 8), np.float32),
+        observations=Observations(
+            {"camera": draw.integers(0, 256, (length, 64, 64, 3), np.uint8)},
+            [INSTRUCTION] * length,
+            np.zeros((length, 8), np.float32),
+        ),
         actions=np.zeros((length, 7), np.float32),
         tokens=first + draw.integers(0, 256, (length, TOKENS)),
         log_probs=np.full((length, TOKENS), -2.0, np.float32),

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from tests.verbs.support import CommandLine
 from vla_razor import config, suites
 from vla_razor.errors import UserError
-from vla_razor.policies import Decisions
+from vla_razor.policies import Decisions, Observations
 from vla_razor.rollouts import rollout as rollouts
 from vla_razor.rollouts.starts import grid_starts, random_starts
 from vla_razor_envs.suite import SuiteEnv
@@ -35,14 +35,14 @@ horizon: 8
 """
 POLICY = """
 import numpy as np
-from vla_razor.policies import Decisions
+from vla_razor.policies import Decisions, Observations
 
 class Leftward:
     '''Knows where left is, whatever it is asked for.'''
     name = "leftward"
 
-    def act(self, images, instructions, infos, generators, memories=None):
-        return Decisions(np.full((len(images), 1, 3), -1.0, np.float32))
+    def act(self, observations, generators, memories=None):
+        return Decisions(np.full((len(observations), 1, 3), -1.0, np.float32))
 """
 MODULE = """
 from pathlib import Path
@@ -226,8 +226,8 @@ class Still:
 
     name = "still"
 
-    def act(self, images: np.ndarray, *_: Any, **__: Any) -> Decisions:
-        return Decisions(np.zeros((len(images), 1, 3), np.float32))
+    def act(self, observations: Observations, *_: Any, **__: Any) -> Decisions:
+        return Decisions(np.zeros((len(observations), 1, 3), np.float32))
 
 
 def play(env: Any) -> None:

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from tests.verbs.support import INSTRUCTION, small_policy
 from vla_razor import config
 from vla_razor.errors import UserError
+from vla_razor.policies import Observations
 from vla_razor.policies.openvla import OpenVLA
 from vla_razor.policies.openvla.policy import PrismaticPolicy
 from vla_razor.policies.openvla.prismatic import PrismaticVLA
@@ -210,14 +211,14 @@ def test_the_base_stays_what_it_was(policy: Path, tmp_path: Path, rank: int, dty
         assert before.fingerprint() == fingerprint
         assert torch.equal(log_distribution(model_of(before)), expected)
     assert not torch.allclose(log_distribution(model), expected)
-    images = np.zeros((2, 64, 64, 3), np.uint8)
+    seen = Observations({"camera": np.zeros((2, 64, 64, 3), np.uint8)}, [INSTRUCTION] * 2)
 
     def draws() -> list[np.random.Generator]:
         return [np.random.default_rng(row) for row in range(2)]
 
-    acted = base.act(images, [INSTRUCTION] * 2, [{}, {}], draws())
+    acted = base.act(seen, draws())
     again = PrismaticPolicy(original)
-    assert np.array_equal(acted.actions, again.act(images, [INSTRUCTION] * 2, [], draws()).actions)
+    assert np.array_equal(acted.actions, again.act(seen, draws()).actions)
 
 
 def test_an_adapter_is_not_adapted_again(policy: Path, tmp_path: Path) -> None:
@@ -266,10 +267,11 @@ def test_what_is_due(step: int, every: int, last: int, due: int) -> None:
 def probed(model: PrismaticVLA, states: int = 4) -> ProbeSet:
     """A probe set of random pictures."""
     images = np.random.default_rng(0).integers(0, 256, (states, 64, 64, 3), np.uint8)
+    seen = Observations({"camera": images})
     _, prompts, tokens = inputs(model, states)
     origin = probe_set.origin_of(PrismaticPolicy(model), settings().env, states=states, seed=0)
-    log_probs, _ = probe_set.action_outputs(PrismaticPolicy(model), images, prompts, tokens)
-    return ProbeSet(images, prompts, tokens, log_probs, torch.arange(states), origin)
+    log_probs, _ = probe_set.action_outputs(PrismaticPolicy(model), seen, prompts, tokens)
+    return ProbeSet(seen, prompts, tokens, log_probs, torch.arange(states), origin)
 
 
 def guard(forgotten: float) -> Guard:

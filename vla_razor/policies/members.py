@@ -62,6 +62,11 @@ def made_by(factory: Callable[..., Any], spec: str, **offered: Any) -> Policy:
     policy = called(factory, offered, f"policy={spec}: it cannot be made")
     if not callable(getattr(policy, "act", None)):
         raise UserError(f"policy={spec}: it gives {type(policy).__name__}, which has no method act.")
+    try:
+        inspect.signature(policy.act).bind("observations", "generators", "memories")
+    except TypeError as error:
+        asked = "act(observations, generators, memories=None), as vla_razor.policies.Policy has it"
+        raise UserError(f"policy={spec}: its act takes {inspect.signature(policy.act)}; expected {asked}.") from error
     if not hasattr(policy, "name"):
         policy.name = spec
     return policy

@@ -25,7 +25,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from vla_razor.errors import RunFailed, UserError, nearest
-from vla_razor.policies import Decisions
+from vla_razor.policies import Decisions, Observations
 from vla_razor.policies.messages import BadMessage, pack, unpack
 
 SCHEME = "openpi://"
@@ -62,19 +62,17 @@ class RemotePolicy:
 
     def act(
         self,
-        images: np.ndarray,
-        instructions: list[str],
-        infos: list[dict[str, Any]],
+        observations: Observations,
         generators: Sequence[np.random.Generator],
         memories: "Sequence[_Seat | None] | None" = None,
     ) -> Decisions:
         """Decides for each environment. Raises `RunFailed` where the server is gone, is too slow, refuses an
         observation or answers with anything else than actions of the shape that it has answered with before.
         """
-        memories = memories or [None] * len(images)
+        memories = memories or [None] * len(observations)
         seats = [seat or _Seat(self._free.pop() if self._free else self._connected(), self._free) for seat in memories]
-        shown = zip(images, instructions, infos, generators, memories, strict=True)
-        messages = [self._observation(*one) for one in shown]
+        rows = zip(range(len(observations)), generators, memories, strict=True)
+        messages = [self._observation(observations, *row) for row in rows]
         try:
             for seat, message in zip(seats, messages, strict=True):  # all are on their way before any is waited for
                 seat.line.send(message)
@@ -85,13 +83,12 @@ class RemotePolicy:
             raise
         return Decisions(np.stack(actions)[:, : self.steps], memories=list(seats))
 
-    def _observation(
-        self, image: np.ndarray, prompt: str, info: dict[str, Any], generator: np.random.Generator, memory: Any
-    ) -> bytes:
-        """The one place that says what a server is shown."""
-        message: dict[str, Any] = {"observation/image": np.ascontiguousarray(image), "prompt": prompt}
-        if len(info.get("proprioception", ())):
-            message["observation/state"] = np.asarray(info["proprioception"], np.float32)
+    def _observation(self, observations: Observations, row: int, generator: np.random.Generator, memory: Any) -> bytes:
+        """The one place that says what a server is shown of a row."""
+        message: dict[str, Any] = {"observation/image": np.ascontiguousarray(observations.image()[row])}
+        message["prompt"] = observations.instructions[row]
+        if observations.proprioception is not None and observations.proprioception.shape[1]:
+            message["observation/state"] = np.asarray(observations.proprioception[row], np.float32)
         if str(self.facts.get("server", "")).startswith("vla-razor"):
             message |= {"noise": _noise(generator), "reset": memory is None}
         return pack(message)

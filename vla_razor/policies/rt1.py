@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from vla_razor.errors import RunFailed, UserError
-from vla_razor.policies import Decisions
+from vla_razor.policies import Decisions, Observations
 from vla_razor.policies.rt1_worker import read, write
 
 PYTHON = "VLA_RAZOR_TENSORFLOW_PYTHON"
@@ -78,18 +78,16 @@ class RT1Policy:
 
     def act(
         self,
-        images: np.ndarray,
-        instructions: list[str],
-        infos: list[dict[str, Any]],
+        observations: Observations,
         generators: Sequence[np.random.Generator],
         memories: Sequence[State | None] | None = None,
     ) -> Decisions:
         """Decides for each environment; nothing is random. Raises `RunFailed` where the worker has died."""
-        states = [None if memory is None else memory.number for memory in memories or [None] * len(images)]
+        states = [None if memory is None else memory.number for memory in memories or [None] * len(observations)]
         released = self._released[:]
         del self._released[: len(released)]
-        head = {"instructions": instructions, "states": states, "released": released}
-        answer, arrays = self._exchange(head, np.ascontiguousarray(images))
+        head = {"instructions": observations.instructions, "states": states, "released": released}
+        answer, arrays = self._exchange(head, np.ascontiguousarray(observations.image()))
         actions, ends = environment_actions(arrays["actions"])
         memories = [State(number, self._released) for number in answer["states"]]
         return Decisions(actions[:, None], memories=memories, stops=ends)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from vla_razor.errors import UserError
-from vla_razor.policies import Decisions, Policy, scripted_google, scripted_panda
+from vla_razor.policies import Decisions, Observations, Policy, scripted_google, scripted_panda
 
 UNSEEN = 0.05
 """Radians."""
@@ -72,19 +72,17 @@ class ScriptedExpert:
 
     def act(
         self,
-        images: np.ndarray,
-        instructions: list[str],
-        infos: list[dict[str, Any]],
+        observations: Observations,
         generators: Sequence[np.random.Generator],
         memories: Sequence[Any] | None = None,
     ) -> Decisions:
         """Decides for each environment; actions [B, 1, 7] in environment units, no tokens."""
-        self.clean_actions = self.wanted(instructions, infos)
+        self.clean_actions = self.wanted(observations)
         return Decisions(self._disturbed(generators)[:, None], labels=self.clean_actions)
 
-    def wanted(self, instructions: list[str], infos: list[dict[str, Any]]) -> np.ndarray:
+    def wanted(self, observations: Observations) -> np.ndarray:
         """What it would do in each environment, undisturbed: actions [B, 7] in environment units."""
-        pairs = zip(instructions, infos, strict=True)
+        pairs = zip(observations.instructions, observations.infos, strict=True)
         return np.stack([self.skills.decide(*pair) for pair in pairs]).astype(np.float32)
 
     def _disturbed(self, generators: Sequence[np.random.Generator]) -> np.ndarray:
@@ -106,26 +104,25 @@ class Corrected:
 
     def __init__(self, policy: Policy, expert: ScriptedExpert, guidance: float = 0.0) -> None:
         self.policy, self.expert, self.guidance, self.name = policy, expert, guidance, policy.name
+        self.cameras = getattr(policy, "cameras", 1)
 
     def act(
         self,
-        images: np.ndarray,
-        instructions: list[str],
-        infos: list[dict[str, Any]],
+        observations: Observations,
         generators: Sequence[np.random.Generator],
         memories: Sequence[Any] | None = None,
     ) -> Decisions:
         """Decides for each environment. Raises UserError for a policy that decides several control steps at once: what
         the expert would do in the later ones depends on where the earlier ones lead.
         """
-        decisions = self.policy.act(images, instructions, infos, generators, memories)
+        decisions = self.policy.act(observations, generators, memories)
         if decisions.actions.shape[1] != 1:
             steps = decisions.actions.shape[1]
             raise UserError(
                 f"{self.name} decides {steps} control steps at once, and the expert answers one at a time: "
                 "distill takes a policy that decides one. SFT on demonstrations takes any."
             )
-        wanted = self.expert.wanted(instructions, infos)
+        wanted = self.expert.wanted(observations)
         guided = np.array([[generator.random() < self.guidance] for generator in generators])
         labels = wanted.copy()
         labels[:, 3:6] *= np.abs(wanted[:, 3:6]) >= UNSEEN

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 
 from vla_razor.core.categorical import Categorical
 from vla_razor.errors import UserError
-from vla_razor.policies import Decisions
+from vla_razor.policies import Decisions, Observations
 
 
 class Trainable(ABC):
     """A policy whose decisions are A tokens each, of which it tells the distribution.
 
-    What it sees of a batch are `views`, made of images, and `prompts`, made of instructions. A factory that gives such
+    What it sees of a batch are `views`, made of images and proprioception, and `prompts`, made of instructions. A
+    factory that gives such
     a policy takes a parameter `checkpoint`: the folder that `save` wrote, or None for the policy before training.
 
     Attributes:
@@ -34,6 +35,7 @@ class Trainable(ABC):
         num_tokens: A.
         support: the ids that a token may be, in an order in which neighbours are similar actions.
         chunk: control steps of a decision.
+        cameras: those that it reads: their names, or how many of the suite's, the first ones.
         unnorm_key: whose action statistics it uses, if it has any.
     """
 
@@ -42,6 +44,7 @@ class Trainable(ABC):
     num_tokens: int
     support: range
     chunk: int = 1
+    cameras: int | Sequence[str] = 1
     unnorm_key: str | None = None
 
     # What every such policy does in its own way
@@ -49,32 +52,29 @@ class Trainable(ABC):
     @abstractmethod
     def act(
         self,
-        images: UInt8[np.ndarray, "B H W 3"],
-        instructions: list[str],
-        infos: list[dict[str, Any]],
+        observations: Observations,
         generators: Sequence[np.random.Generator],
         memories: Sequence[Any] | None = None,
     ) -> Decisions:
         """As `vla_razor.policies.Policy`; the decisions have tokens and their log-probabilities."""
 
     @abstractmethod
-    def views(self, images: UInt8[np.ndarray, "B H W 3"]) -> Float[Tensor, "B ..."]:
-        """What it makes of images as it looks at them (`seen`), on its device."""
+    def views(self, observations: Observations) -> Any:
+        """What it makes of observations whose images are as it looks at them (`seen`), on its device: a tensor
+        [B, ...], or whatever else `distribution` and `sample` take. There may be no instructions, which `prompts` are
+        made of.
+        """
 
     @abstractmethod
     def prompt_ids(self, instructions: list[str]) -> list[list[int]]:
         """Instructions as it reads them; different ones differ."""
 
     @abstractmethod
-    def distribution(
-        self, views: Float[Tensor, "B ..."], prompts: Sequence[Sequence[int]], tokens: Int[Tensor, "B A"]
-    ) -> Categorical:
+    def distribution(self, views: Any, prompts: Sequence[Sequence[int]], tokens: Int[Tensor, "B A"]) -> Categorical:
         """Of each token, after those of `tokens` that come before it; differentiable in what learns."""
 
     @abstractmethod
-    def sample(
-        self, views: Float[Tensor, "B ..."], prompts: Sequence[Sequence[int]], generator: torch.Generator
-    ) -> Int[Tensor, "B A"]:
+    def sample(self, views: Any, prompts: Sequence[Sequence[int]], generator: torch.Generator) -> Int[Tensor, "B A"]:
         """Tokens drawn from the distribution."""
 
     @abstractmethod
@@ -95,20 +95,20 @@ class Trainable(ABC):
         return 1.0
 
     def seen(self, images: UInt8[np.ndarray, "B H W 3"]) -> UInt8[np.ndarray, "B h w 3"]:
-        """Camera images as it looks at them, and as episodes, demonstrations and probe sets keep them."""
+        """A camera's images as it looks at them, and as episodes, demonstrations and probe sets keep them."""
         return images
 
     @property
     def feature_bytes(self) -> int:
-        """Bytes of an image's `features`; 0 where images are looked at anew every time."""
+        """Bytes of an observation's `features`; 0 where it is looked at anew every time."""
         return 0
 
-    def features(self, images: UInt8[np.ndarray, "B H W 3"]) -> Float[Tensor, "B ..."]:
-        """What can stand for `views` throughout a training, because what makes them of images does not learn."""
+    def features(self, observations: Observations) -> Float[Tensor, "B ..."]:
+        """What can stand for `views` throughout a training, because what makes them of observations does not learn."""
         raise NotImplementedError
 
     def supervised_loss(
-        self, views: Float[Tensor, "B ..."], prompts: Sequence[Sequence[int]], tokens: Int[Tensor, "B A"]
+        self, views: Any, prompts: Sequence[Sequence[int]], tokens: Int[Tensor, "B A"]
     ) -> Float[Tensor, ""]:
         """The loss that its makers train it with, where that is another than the cross-entropy of its distribution."""
         raise UserError(f"{self.name} has no loss of its own: loss=cross_entropy.")

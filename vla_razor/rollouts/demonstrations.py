@@ -23,6 +23,7 @@ import numpy as np
 from vla_razor.config import robot_in
 from vla_razor.errors import UserError
 from vla_razor.files import atomic_write
+from vla_razor.policies import Observations
 from vla_razor.progress import progress
 from vla_razor.rollouts.rollout import Episode
 
@@ -69,6 +70,11 @@ class Demonstration:
     labels: np.ndarray
     success: np.ndarray
 
+    @property
+    def observations(self) -> Observations:
+        """Those before each control step."""
+        return Observations({self.camera: self.images}, [self.instruction] * len(self.success), self.proprioception)
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -85,15 +91,29 @@ class Shard:
 class Demonstrations:
     """All `N` control steps of a store end to end, ready to train on.
 
-    `images` uint8 [N, H, W, 3], `proprioception` [N, P], `actions` float32 [N, 7] to imitate (environment units), the
-    `instructions` of each step, and the `episode` [N] it belongs to.
+    `observations` [N], `actions` float32 [N, 7] to imitate (environment units), and the `episode` [N] that each step
+    belongs to.
     """
 
-    images: np.ndarray
-    proprioception: np.ndarray
+    observations: Observations
     actions: np.ndarray
-    instructions: list[str]
     episode: np.ndarray
+
+    @property
+    def images(self) -> np.ndarray:
+        """The first camera's, uint8 [N, H, W, 3]."""
+        return self.observations.image()
+
+    @property
+    def proprioception(self) -> np.ndarray:
+        """Float32 [N, P]."""
+        assert self.observations.proprioception is not None  # no store is without it
+        return self.observations.proprioception
+
+    @property
+    def instructions(self) -> list[str]:
+        """That of each step."""
+        return self.observations.instructions
 
     @classmethod
     def read(cls, folder: str | Path) -> Demonstrations:
@@ -114,20 +134,16 @@ class Demonstrations:
                 f"{folder}: no attempt succeeded, so there is nothing to learn. Collect with a better policy."
             )
         return cls(
-            images=np.concatenate([episode.images for episode in episodes]),
-            proprioception=np.concatenate([episode.proprioception for episode in episodes]),
+            observations=Observations.joined([episode.observations for episode in episodes]),
             actions=np.concatenate([episode.labels for episode in episodes]),
-            instructions=[episode.instruction for episode in episodes for _ in episode.success],
             episode=np.repeat(np.arange(len(episodes)), [len(episode.success) for episode in episodes]),
         )
 
     def followed_by(self, other: Demonstrations) -> Demonstrations:
         """These steps, then those of `other`, whose images and proprioception must have the same sizes."""
         return Demonstrations(
-            images=np.concatenate([self.images, other.images]),
-            proprioception=np.concatenate([self.proprioception, other.proprioception]),
+            observations=Observations.joined([self.observations, other.observations]),
             actions=np.concatenate([self.actions, other.actions]),
-            instructions=[*self.instructions, *other.instructions],
             episode=np.concatenate([self.episode, self.episode[-1] + 1 + other.episode]),
         )
 

@@ -52,7 +52,7 @@ def evaluate(
 
         def note(name: str, episode: Episode, watched: Callable[[Start], bool] = watched) -> None:
             if not watched(episode.start):
-                episode.images = np.zeros((0, *episode.images.shape[1:]), np.uint8)
+                episode.observations = episode.observations.without_images()
             if progress:
                 progress(name, episode)
 

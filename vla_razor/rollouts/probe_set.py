@@ -16,7 +16,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from vla_razor.config import suite_in
 from vla_razor.core import divergence, similarity
 from vla_razor.errors import RunFailed, UserError
 from vla_razor.files import atomic_folder, cache_root, full_disk_reported, write_json
+from vla_razor.policies import Observations
 from vla_razor.policies.trainable import Trainable
 from vla_razor.rollouts.rollout import Episode, VectorEnv, env_spec, hold_of, make_vector_env, rollout, simulated_on
 from vla_razor.rollouts.starts import episode_seed, grid_starts
@@ -75,11 +76,12 @@ class ProbeSet:
     """`N` states with the base's `A` tokens and log-probabilities over the ids they could have been (nats) at each: for
     OpenVLA the 256 action ids.
 
-    `time` counts control steps from an episode's start. `input_ids` are the prompts. `base_hidden` are the base's
-    activations where it predicts each token; None where it does not tell them.
+    `observations` are without their instructions, in whose place `input_ids` are the prompts. `time` counts control
+    steps from an episode's start. `base_hidden` are the base's activations where it predicts each token; None where it
+    does not tell them.
     """
 
-    images: UInt8[np.ndarray, "N H W 3"]
+    observations: Observations
     input_ids: list[list[int]]
     tokens: Int64[Tensor, "N A"]
     base_log_probs: Float32[Tensor, "N A 256"]
@@ -90,7 +92,12 @@ class ProbeSet:
     """The same images under other tasks' instructions; not kept in the cache, but made anew from the base."""
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.observations)
+
+    @property
+    def images(self) -> UInt8[np.ndarray, "N H W 3"]:
+        """The first camera's."""
+        return self.observations.image()
 
 
 def obtain(
@@ -213,41 +220,42 @@ def collect(
         raise RunFailed("the simulation died in every episode of the base policy: there are no states to probe.")
     chosen = torch.randperm(len(visited), generator=generator)[: origin.states].sort().values.tolist()
     kept = [visited[index] for index in chosen]
-    looked_at = {row: e.looked_at[index] for row, (e, index) in enumerate(kept) if not e.elsewhere}
-    found = {row: image for told in ranks.everyones(looked_at) for row, image in told.items()}
-    images = np.stack([found[row] for row in range(len(kept))])
+    here = {row: e.decided_on[index : index + 1] for row, (e, index) in enumerate(kept) if not e.elsewhere}
+    found = {row: one for told in ranks.everyones(here) for row, one in told.items()}
+    observations = replace(Observations.joined([found[row] for row in range(len(kept))]), instructions=[])
     tokens = torch.stack([torch.as_tensor(_tokens(episode)[index]) for episode, index in kept]).long()
     input_ids = base.prompt_ids([episode.instruction for episode, _ in kept])
     time = torch.tensor([int(episode.decision_steps[index]) for episode, index in kept])
-    log_probs, hidden = action_outputs(base, images, input_ids, tokens)
-    return ProbeSet(images, input_ids, tokens, log_probs, time, origin, hidden)
+    log_probs, hidden = action_outputs(base, observations, input_ids, tokens)
+    return ProbeSet(observations, input_ids, tokens, log_probs, time, origin, hidden)
 
 
 @torch.no_grad()
-def of_observations(
-    base: Trainable, images: UInt8[np.ndarray, "N H W 3"], instructions: Sequence[str], seed: int = 0
-) -> ProbeSet:
+def of_observations(base: Trainable, observations: Observations, seed: int = 0) -> ProbeSet:
     """The probe set of a base on observations of one's own: without a simulator, and not kept."""
-    images, input_ids = base.seen(images), base.prompt_ids(list(instructions))
-    tokens = _drawn(base, images, input_ids, torch.Generator().manual_seed(episode_seed("probe observations", seed)))
-    log_probs, hidden = action_outputs(base, images, input_ids, tokens)
-    origin = Origin(base.fingerprint(), "observations", "", base.unnorm_key, base.temperature, seed, len(images))
-    return ProbeSet(images, input_ids, tokens, log_probs, torch.zeros(len(images), dtype=torch.long), origin, hidden)
+    images = {camera: base.seen(pictures) for camera, pictures in observations.images.items()}
+    input_ids = base.prompt_ids(observations.instructions)
+    seen, count = replace(observations, images=images, instructions=[]), len(observations)
+    tokens = _drawn(base, seen, input_ids, torch.Generator().manual_seed(episode_seed("probe observations", seed)))
+    log_probs, hidden = action_outputs(base, seen, input_ids, tokens)
+    origin = Origin(base.fingerprint(), "observations", "", base.unnorm_key, base.temperature, seed, count)
+    return ProbeSet(seen, input_ids, tokens, log_probs, torch.zeros(count, dtype=torch.long), origin, hidden)
 
 
 @torch.no_grad()
 def _drawn(
     base: Trainable,
-    images: UInt8[np.ndarray, "N H W 3"],
+    observations: Observations,
     input_ids: Sequence[list[int]],
     generator: torch.Generator,
     batch_size: int = 64,
 ) -> Int64[Tensor, "N A"]:
     """The base's own action tokens, drawn one after the other by one rank for all."""
-    rows = [slice(start, start + batch_size) for start in range(0, len(images), batch_size)]
+    rows = [slice(start, start + batch_size) for start in range(0, len(observations), batch_size)]
 
     def draw() -> Tensor:
-        return torch.cat([base.sample(base.views(images[r]), input_ids[r], generator) for r in rows]).long().cpu()
+        parts = [base.sample(base.views(observations[r]), input_ids[r], generator) for r in rows]
+        return torch.cat(parts).long().cpu()
 
     return ranks.from_first(draw)
 
@@ -263,15 +271,15 @@ def under(base: Trainable, probe: ProbeSet, instructions: Sequence[str], batch_s
         raise UserError(f"other_instructions={list(instructions)}: none is of another task than {probe.origin.task}.")
     input_ids = [others[index % len(others)] for index in range(len(probe))]
     generator = torch.Generator().manual_seed(episode_seed("probe elsewhere", probe.origin.seed))
-    tokens = _drawn(base, probe.images, input_ids, generator, batch_size)
-    log_probs, _ = action_outputs(base, probe.images, input_ids, tokens)
-    return ProbeSet(probe.images, input_ids, tokens, log_probs, probe.time, probe.origin)
+    tokens = _drawn(base, probe.observations, input_ids, generator, batch_size)
+    log_probs, _ = action_outputs(base, probe.observations, input_ids, tokens)
+    return ProbeSet(probe.observations, input_ids, tokens, log_probs, probe.time, probe.origin)
 
 
 @torch.no_grad()
 def action_outputs(
     policy: Trainable,
-    images: UInt8[np.ndarray, "N H W 3"],
+    observations: Observations,
     input_ids: Sequence[Sequence[int]],
     tokens: Int64[Tensor, "N A"],
     batch_size: int = 64,
@@ -281,10 +289,10 @@ def action_outputs(
     """
     log_probs: list[Tensor] = []
     activations: list[Tensor] = []
-    span = ranks.span(len(images))
+    span = ranks.span(len(observations))
     for start in range(span.start, span.stop, batch_size):
         rows = slice(start, min(start + batch_size, span.stop))
-        said = policy.distribution(policy.views(images[rows]), input_ids[rows], tokens[rows])
+        said = policy.distribution(policy.views(observations[rows]), input_ids[rows], tokens[rows])
         log_probs.append(said.log_probs.cpu())
         if said.hidden is not None:
             activations.append(said.hidden.cpu())
@@ -316,7 +324,7 @@ def measure(policy: Trainable, probe: ProbeSet, *, batch_size: int = 64) -> dict
     if chosen.min() < 0 or chosen.max() >= probe.base_log_probs.shape[-1]:
         raise UserError(f"the policy's action ids begin at {first}, those of the probe set's base elsewhere: no KL.")
     base = probe.base_log_probs
-    tuned, hidden = action_outputs(policy, probe.images, probe.input_ids, probe.tokens, batch_size)
+    tuned, hidden = action_outputs(policy, probe.observations, probe.input_ids, probe.tokens, batch_size)
     apart = divergence.divergences(base, tuned)
     forward = apart.forward_kl.double()
     length = forward.shape[1]
@@ -384,9 +392,9 @@ def load_from(folder: Path) -> ProbeSet:
             raise ValueError("another schema, or changed since it was written")
         tensors, origin = load_file(folder / "probe.safetensors"), Origin(**facts)
         input_ids = [[i for i in ids if i >= 0] for ids in tensors["input_ids"].tolist()]
-        images, log_probs = tensors["images"].numpy(), tensors["base_log_probs"]
+        observations, log_probs = Observations({"camera": tensors["images"].numpy()}), tensors["base_log_probs"]
         hidden = tensors.get("base_hidden")
-        return ProbeSet(images, input_ids, tensors["tokens"], log_probs, tensors["time"], origin, hidden)
+        return ProbeSet(observations, input_ids, tensors["tokens"], log_probs, tensors["time"], origin, hidden)
     except (OSError, ValueError, KeyError, TypeError) as error:
         remedy = "Delete the folder; the probe set will be collected again."
         raise UserError(f"the probe set in {folder} cannot be read: {error}. {remedy}") from error
@@ -415,7 +423,7 @@ def _spillover(
 ) -> dict[str, float]:
     if elsewhere is None:
         return {}
-    tuned, _ = action_outputs(policy, elsewhere.images, elsewhere.input_ids, elsewhere.tokens, batch_size)
+    tuned, _ = action_outputs(policy, elsewhere.observations, elsewhere.input_ids, elsewhere.tokens, batch_size)
     return {"spillover": float(divergence.reverse_kl(elsewhere.base_log_probs, tuned).mean() - here.mean())}
 
 

@@ -59,9 +59,8 @@ def probe_of(
     base: Trainable, states: States, task: str, other_instructions: Sequence[str] = (), seed: int = 0
 ) -> ProbeSet:
     """The probe set of a base at recorded states; it is made anew each time, for which no simulator is needed."""
-    images, rows = states.data.images[states.rows], states.rows
-    found = probe_set.of_observations(base, images, [states.data.instructions[row] for row in rows.tolist()], seed)
-    found = replace(found, time=torch.from_numpy(states.time[rows]), origin=replace(found.origin, task=task))
+    found = probe_set.of_observations(base, states.data.observations[states.rows], seed)
+    found = replace(found, time=torch.from_numpy(states.time[states.rows]), origin=replace(found.origin, task=task))
     if other_instructions:
         found.elsewhere = probe_set.under(base, found, other_instructions)
     return found

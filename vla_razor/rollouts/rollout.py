@@ -19,14 +19,15 @@ from omegaconf import OmegaConf
 
 from vla_razor.devices import device_named, simulation_device
 from vla_razor.errors import RunFailed, UserError
-from vla_razor.policies import Decisions, Policy
+from vla_razor.policies import Decisions, Observations, Policy
+from vla_razor.policies.observations import cameras_of
 from vla_razor.rollouts.starts import Noise, Start
 
 RETRIES = 2  # of an episode whose simulation died
 POOL = "vla_razor_envs.pool:PoolVectorEnv"
 """What runs environments that have no vector entry point of their own, on the CPU."""
-SHOWN, TOLD = {"image", "proprioception"}, {"instruction", "success"}
-"""What an environment's observations and its info must hold."""
+TOLD = {"instruction", "success"}
+"""What an environment's info must hold."""
 
 
 @dataclass
@@ -34,19 +35,18 @@ class Episode:
     """What happened from one start in `T` control steps, about which the policy decided `M` times: as often, or less
     often where it decides several steps at once.
 
-    `images` uint8 [M, H, W, 3] and `proprioception` [M, P] are what the policy looked at before each decision; in an
-    episode that was watched, what it would have looked at before each control step, [T, ...]. `tokens` [M, A] and their
-    `log_probs` under the policy are None for a policy without tokens; `labels` [M, D] are the actions to imitate where
-    they differ from the executed ones, else None. `actions` [T, D] are in environment units; `success` [T] is the state
-    after each. `decided` [M] are the control steps before which it decided; None: before each. The last decision may
-    reach beyond the episode's end. `lost`: the simulation died each time; nothing was recorded, and the episode says
-    nothing about the policy. `elsewhere`: another rank has played it, which alone has its images.
+    `observations` [M] are what the policy looked at before each decision; in an episode that was watched, what it would
+    have looked at before each control step, [T]. They are of all the cameras that the environments show. `tokens`
+    [M, A] and their `log_probs` under the policy are None for a policy without tokens; `labels` [M, D] are the actions
+    to imitate where they differ from the executed ones, else None. `actions` [T, D] are in environment units; `success`
+    [T] is the state after each. `decided` [M] are the control steps before which it decided; None: before each. The
+    last decision may reach beyond the episode's end. `lost`: the simulation died each time; nothing was recorded, and
+    the episode says nothing about the policy. `elsewhere`: another rank has played it, which alone has its images.
     """
 
     start: Start
     instruction: str
-    images: np.ndarray
-    proprioception: np.ndarray
+    observations: Observations
     actions: np.ndarray
     tokens: np.ndarray | None
     log_probs: np.ndarray | None
@@ -66,14 +66,25 @@ class Episode:
         return np.arange(self.length) if self.decided is None else self.decided
 
     @property
-    def looked_at(self) -> np.ndarray:
-        """The images uint8 [M, H, W, 3] of the decisions."""
+    def images(self) -> np.ndarray:
+        """The first camera's, uint8 [M or T, H, W, 3]."""
+        return self.observations.image()
+
+    @property
+    def proprioception(self) -> np.ndarray:
+        """Float32 [M or T, P]."""
+        assert self.observations.proprioception is not None  # no environment is without it
+        return self.observations.proprioception
+
+    @property
+    def decided_on(self) -> Observations:
+        """The observations [M] of the decisions."""
         steps = self.decision_steps
-        return self.images if len(self.images) == len(steps) else self.images[steps]
+        return self.observations if len(self.observations) == len(steps) else self.observations[steps]
 
     def told(self) -> Episode:
         """What other ranks are told of it: all but the images, which are nearly all of it."""
-        return replace(self, images=self.images[:0], elsewhere=True)
+        return replace(self, observations=self.observations.without_images(), elsewhere=True)
 
     @property
     def success_once(self) -> bool:
@@ -121,7 +132,7 @@ class VectorEnv(Protocol):
 
     num_envs: int
     single_action_space: Any  # with `shape`: (D,)
-    setup: Any  # with `control_hz`, `horizon` and `camera.name`
+    setup: Any  # with `control_hz`, `horizon` and `camera.name`; where there are several, `cameras`, each with its name
     groups: list[list[int]]
 
     def send(
@@ -255,8 +266,8 @@ def rollout(
 @dataclass
 class _Recording:
     """An episode on its way. `noise` are its random numbers, `memory` is the policy's own, `stopped` that it wants no
-    further step, `ahead` are the actions that it has decided on and not taken; `pictures` are pairs of image and
-    proprioception, `decisions` triples of tokens, log-probabilities and label, made before the control steps `decided`.
+    further step, `ahead` are the actions that it has decided on and not taken; `observations` are single rows,
+    `decisions` triples of tokens, log-probabilities and label, made before the control steps `decided`.
     """
 
     index: int
@@ -267,7 +278,7 @@ class _Recording:
     memory: Any = None
     stopped: bool = False
     ahead: deque[np.ndarray] = field(default_factory=deque)
-    pictures: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+    observations: list[Observations] = field(default_factory=list)
     decisions: list[tuple[np.ndarray | None, ...]] = field(default_factory=list)
     decided: list[int] = field(default_factory=list)
     actions: list[np.ndarray] = field(default_factory=list)
@@ -288,6 +299,10 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.dims = self.envs.single_action_space.shape
+        cameras = cameras_shown(self.envs)
+        self.shown = dict(zip(cameras, ["image", *cameras[1:]], strict=True))  # keys of the environments' observations
+        self.read = cameras_of(self.policy, cameras)
+        self.look = getattr(self.policy, "seen", lambda images: images)
         self.waiting = deque(
             _Recording(index, Noise(self.seed, start), self.watched(start)) for index, start in enumerate(self.starts)
         )
@@ -309,7 +324,7 @@ class _Run:
         for slot in slots:
             recording = self.running[slot]
             if recording.watched and slot not in undecided:
-                recording.pictures.append(self._seen(slot))
+                recording.observations.append(self._kept([slot], [recording.instruction]))
             active[slot], actions[slot] = True, recording.ahead.popleft()
             recording.actions.append(actions[slot].copy())
         unseen = [slot for slot in slots if self._unseen(self.running[slot])]
@@ -335,8 +350,9 @@ class _Run:
         begin = time.perf_counter()
         self.observations, _, _, truncated, self.infos = self.envs.receive()
         self.timing.environment += time.perf_counter() - begin
-        if missing := (SHOWN - self.observations.keys()) | (TOLD - self.infos.keys()):
-            expected = f"observations of {', '.join(sorted(SHOWN))} and an info of {', '.join(sorted(TOLD))}"
+        shown = {*self.shown.values(), "proprioception"}
+        if missing := (shown - self.observations.keys()) | (TOLD - self.infos.keys()):
+            expected = f"observations of {', '.join(sorted(shown))} and an info of {', '.join(sorted(TOLD))}"
             raise UserError(f"the environment gives no {', '.join(sorted(missing))}; expected {expected}.")
         self.timing.env_steps += len(stepped)
         for slot in [slot for slot in group if slot in self.running]:
@@ -349,25 +365,23 @@ class _Run:
         return group
 
     def _decide(self, slots: list[int]) -> None:
-        images, proprioception = (self.observations[name][slots] for name in ("image", "proprioception"))
         recordings = [self.running[slot] for slot in slots]
         instructions = [recording.instruction for recording in recordings]
         memories = [recording.memory for recording in recordings]
-        facts = {**self.infos, "proprioception": self.observations["proprioception"]}
-        infos = [{key: values[slot] for key, values in facts.items()} for slot in slots]
+        infos = [{key: values[slot] for key, values in self.infos.items()} for slot in slots]
         generators = [recording.noise.at(len(recording.actions)) for recording in recordings]
+        images = {camera: self.observations[self.shown[camera]][slots] for camera in self.read}
+        asked = Observations(images, instructions, self.observations["proprioception"][slots], infos)
         begin = time.perf_counter()
-        decisions = self.policy.act(images, instructions, infos, generators, memories)
+        decisions = self.policy.act(asked, generators, memories)
         self._check(decisions, len(slots))
         optional = [_rows(part, len(slots)) for part in (decisions.tokens, decisions.log_probs, decisions.labels)]
         self.timing.policy += time.perf_counter() - begin
-        seen = images if decisions.images is None else decisions.images
-        columns = seen, proprioception, decisions.actions, *optional
-        for index, (recording, (image, state, actions, *row)) in enumerate(
-            zip(recordings, zip(*columns, strict=True), strict=True)
-        ):
-            recording.pictures.append((image, state))
-            recording.decisions.append(tuple(row))
+        kept = self._kept(slots, instructions, decisions.images or {})
+        columns = zip(recordings, decisions.actions, zip(*optional, strict=True), strict=True)
+        for index, (recording, actions, row) in enumerate(columns):
+            recording.observations.append(kept[index : index + 1])
+            recording.decisions.append(row)
             recording.decided.append(len(recording.actions))
             recording.ahead.extend(actions)
             recording.memory = decisions.memories[index] if decisions.memories else None
@@ -378,6 +392,8 @@ class _Run:
         if not isinstance(decisions, Decisions):
             kind = type(decisions).__name__
             raise UserError(f"the policy {self.policy.name} gives {kind}; expected vla_razor.policies.Decisions.")
+        if not isinstance(decisions.images or {}, Mapping):
+            raise UserError(f"the policy {self.policy.name} gives images that are no mapping; expected them by camera.")
         actions = np.asarray(decisions.actions)
         if actions.ndim != 3 or len(actions) != count or not actions.shape[1] or actions.shape[2:] != self.dims:
             expected = f"({count}, steps, {', '.join(map(str, self.dims))})"
@@ -386,22 +402,26 @@ class _Run:
                 f"{expected}: for each of {count} episodes some control steps of {self.dims[0]} numbers."
             )
 
-    def _seen(self, slot: int) -> tuple[np.ndarray, np.ndarray]:
-        """What the policy would look at now in a slot."""
-        image = self.observations["image"][slot]
-        look = getattr(self.policy, "seen", None)
-        return (look(image[None])[0] if look else image), self.observations["proprioception"][slot]
+    def _kept(
+        self, slots: list[int], instructions: list[str], looked_at: Mapping[str, np.ndarray] | None = None
+    ) -> Observations:
+        """What is kept of the observations in slots: pictures as the policy has looked at them, or would look."""
+        images = {
+            camera: looked_at[camera] if looked_at and camera in looked_at else self.look(self.observations[key][slots])
+            for camera, key in self.shown.items()
+        }
+        return Observations(images, instructions, self.observations["proprioception"][slots])
 
     def _record(self, slot: int, truncated: bool) -> None:
         recording = self.running[slot]
         recording.success.append(bool(self.infos["success"][slot]))
         held = self.hold is not None and recording.success[-self.hold :] == [True] * self.hold
         if truncated or (recording.stopped and not recording.ahead) or held:
-            images, proprioception = (np.stack(column) for column in zip(*recording.pictures, strict=True))
             decided = [
                 None if column[0] is None else np.stack(column) for column in zip(*recording.decisions, strict=True)
             ]
-            self._end(slot, [images, proprioception, np.stack(recording.actions), *decided], lost=False)
+            columns = [Observations.joined(recording.observations), np.stack(recording.actions), *decided]
+            self._end(slot, columns, lost=False)
 
     def _lose(self, slot: int) -> None:
         recording = self.running[slot]
@@ -410,10 +430,11 @@ class _Run:
             again = _Recording(recording.index, recording.noise, recording.watched, recording.attempt + 1)
             self.waiting.appendleft(again)
         else:
-            seen = [self.observations["image"][:0], self.observations["proprioception"][:0]]
             recording.success.clear()
             recording.decided.clear()
-            self._end(slot, [*seen, np.zeros((0, *self.dims), np.float32), None, None, None], lost=True)
+            nothing = {camera: self.observations[key][:0] for camera, key in self.shown.items()}
+            seen = Observations(nothing, [], self.observations["proprioception"][:0])
+            self._end(slot, [seen, np.zeros((0, *self.dims), np.float32), None, None, None], lost=True)
 
     def _end(self, slot: int, columns: list[Any], lost: bool) -> None:
         recording = self.running.pop(slot)
@@ -423,6 +444,14 @@ class _Run:
         self.episodes[recording.index] = episode
         if self.progress:
             self.progress(episode)
+
+
+def cameras_shown(envs: VectorEnv) -> list[str]:
+    """The names of the cameras that environments show: the first one's pictures are the observations' `image`, those of
+    the others have their camera's name.
+    """
+    cameras = getattr(envs.setup, "cameras", None) or [getattr(envs.setup, "camera", None)]
+    return [getattr(camera, "name", "camera") for camera in cameras]
 
 
 def _rows(values: torch.Tensor | np.ndarray | None, count: int) -> Sequence[np.ndarray | None]:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vla_razor.policies import Decisions, Policy
+from vla_razor.policies import Decisions, Observations, Policy
 from vla_razor.policies.messages import BadMessage
 
 LARGEST = 4096
@@ -80,10 +80,13 @@ def of_vla_eval(payload: Any, *, begins: bool) -> Observation:
 
 def decide(policy: Policy, observations: Sequence[Observation], memories: Sequence[Any]) -> Decisions:
     """What a policy decides about observations of the same shapes: the one place that asks it."""
-    images = np.stack([next(iter(observation.images.values())) for observation in observations])
-    infos = [{} if one.state is None else {"proprioception": one.state} for one in observations]
-    generators = [_generator(observation.noise) for observation in observations]
-    decisions = policy.act(images, [one.prompt for one in observations], infos, generators, memories)
+    first = observations[0]
+    seen = Observations(
+        {camera: np.stack([one.images[camera] for one in observations]) for camera in list(first.images)[:1]},
+        [one.prompt for one in observations],
+        None if first.state is None else np.stack([one.state for one in observations if one.state is not None]),
+    )
+    decisions = policy.act(seen, [_generator(one.noise) for one in observations], memories)
     actions = np.asarray(decisions.actions)
     if actions.ndim != 3 or len(actions) != len(observations) or not actions.shape[1]:
         raise ValueError(f"the policy decided on actions of shape {actions.shape}")

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from vla_razor.config import scenes
 from vla_razor.errors import UserError
-from vla_razor.policies import Decisions
+from vla_razor.policies import Decisions, Observations
 from vla_razor.policies.opening import open_trainable
 from vla_razor.policies.openvla.policy import PrismaticPolicy
 from vla_razor.policies.trainable import Trainable, base_of
@@ -28,7 +28,7 @@ class Base:
     name = "base"
 
     def __init__(self, tuned: Trainable, config: DictConfig) -> None:
-        self.tuned, self.config = tuned, config
+        self.tuned, self.config, self.cameras = tuned, config, tuned.cameras
 
     @contextmanager
     def policy(self) -> Iterator[Trainable]:
@@ -44,15 +44,13 @@ class Base:
 
     def act(
         self,
-        images: np.ndarray,
-        instructions: list[str],
-        infos: list[dict[str, Any]],
+        observations: Observations,
         generators: Sequence[np.random.Generator],
         memories: Sequence[Any] | None = None,
     ) -> Decisions:
         """As it would decide itself."""
         with self.policy() as policy:
-            return policy.act(images, instructions, infos, generators, memories)
+            return policy.act(observations, generators, memories)
 
 
 def open_policies(config: DictConfig, run: Run) -> tuple[Trainable, Base]:

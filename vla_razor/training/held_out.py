@@ -63,14 +63,13 @@ def _measured(policy: Trainable, states: States, batch_size: int = 64) -> dict[s
     likelihoods, hits, errors = [], [], []
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
-        images, instructions = data.images[part], [data.instructions[row] for row in part.tolist()]
+        seen = data.observations[part]
         targets = tokens[start : start + batch_size].to(policy.device)
-        said = policy.distribution(policy.views(images), policy.prompt_ids(instructions), targets)
+        said = policy.distribution(policy.views(seen), policy.prompt_ids(seen.instructions), targets)
         likelihoods.append(said.log_prob(targets).double().sum(1).cpu().numpy())
         hits.append((said.likeliest() == targets).double().mean(1).cpu().numpy())
-        infos = [{"proprioception": data.proprioception[row]} for row in part.tolist()]
         noises = [Noise(0, Start("recorded", seed=row)).at(0) for row in part.tolist()]
-        decided = policy.act(images, instructions, infos, noises).actions[:, 0]
+        decided = policy.act(seen, noises).actions[:, 0]
         errors.append(np.abs(decided - data.actions[part]))
     by_dimension = np.concatenate(errors)
     return {

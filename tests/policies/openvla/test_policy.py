@@ -6,14 +6,16 @@ import torch
 from torch.nn import functional as F
 
 from vla_razor.errors import UserError
-from vla_razor.policies import Decisions, Policy
+from vla_razor.policies import Decisions, Observations, Policy
 from vla_razor.policies.openvla.policy import PrismaticPolicy
 
 INSTRUCTIONS = ["open top drawer", "pick can", "open top drawer"]
 
 
 def _act(policy: Policy, images: np.ndarray, seed: int = 0) -> Decisions:
-    return policy.act(images, INSTRUCTIONS, [{}] * 3, [np.random.default_rng([seed, row]) for row in range(3)])
+    return policy.act(
+        Observations({"camera": images}, INSTRUCTIONS), [np.random.default_rng([seed, row]) for row in range(3)]
+    )
 
 
 @pytest.fixture

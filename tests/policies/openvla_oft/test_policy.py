@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vla_razor.policies import Decisions
+from vla_razor.policies import Decisions, Observations
 from vla_razor.policies.openvla.policy import PrismaticPolicy
 from vla_razor.policies.openvla_oft import OpenVLAOFT
 from vla_razor.policies.openvla_oft.tiny import make_tiny_oft
@@ -24,7 +24,8 @@ def twin(key: str = "vla_razor_panda", **settings: Any) -> OpenVLAOFT:
 
 def act(policy: PrismaticPolicy, memories: list | None = None) -> Decisions:
     images = np.random.default_rng(0).integers(0, 255, (3, 80, 60, 3), dtype=np.uint8)
-    return policy.act(images, INSTRUCTIONS, [{}] * 3, [np.random.default_rng([0, row]) for row in range(3)], memories)
+    asked = Observations({"camera": images}, INSTRUCTIONS)
+    return policy.act(asked, [np.random.default_rng([0, row]) for row in range(3)], memories)
 
 
 def test_a_decision_is_eight_actions_in_environment_units():

@@ -1,4 +1,4 @@
-"""OpenVLA and OpenVLA-OFT as policies: images and instructions in, actions in environment units out."""
+"""OpenVLA and OpenVLA-OFT as policies: images of one camera and instructions in, actions in environment units out."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vla_razor.core.categorical import Categorical
-from vla_razor.policies import Decisions
+from vla_razor.policies import Decisions, Observations
 from vla_razor.policies.openvla.conventions import convention_of, statistics_key
 from vla_razor.policies.openvla.prismatic import PrismaticVLA
 from vla_razor.policies.trainable import Trainable
@@ -52,20 +52,19 @@ class PrismaticPolicy(Trainable):
 
     def act(
         self,
-        images: UInt8[np.ndarray, "B H W 3"],
-        instructions: list[str],
-        infos: list[dict[str, Any]],
+        observations: Observations,
         generators: Sequence[np.random.Generator],
         memories: Sequence[Any] | None = None,
     ) -> Decisions:
         """Decide for every environment in one batch, each with a number for each token from its own generator."""
         temperature = self.model.config.temperature
         draws = torch.from_numpy(np.stack([generator.random(self.num_tokens) for generator in generators]))
-        seen = self.seen(images)
+        camera = next(iter(observations.images))
+        seen = self.seen(observations.image(camera))
         pixels = self.model.processor.pixel_values(seen)
         samples = self.model.sample_actions(
             pixels,
-            self.prompt_ids(instructions),
+            self.prompt_ids(observations.instructions),
             0.0 if self.greedy else temperature,
             num_tokens=self.num_tokens,
             uniforms=draws,
@@ -74,11 +73,11 @@ class PrismaticPolicy(Trainable):
         if self.greedy:
             chosen = samples.tokens - self.model.config.first_action_id
             log_probs = F.log_softmax(samples.logits / temperature, -1).gather(-1, chosen[..., None])[..., 0]
-        said = self.model.unnormalize(samples.tokens, self.unnorm_key).reshape(len(images), self.chunk, -1)
+        said = self.model.unnormalize(samples.tokens, self.unnorm_key).reshape(len(seen), self.chunk, -1)
         memories, actions = memories or [None] * len(said), np.empty(said.shape, np.float32)
         for step in range(self.chunk):
             actions[:, step], memories = self.convention.to_environment(said[:, step], memories)
-        return Decisions(actions, samples.tokens, log_probs, images=seen, memories=list(memories))
+        return Decisions(actions, samples.tokens, log_probs, images={camera: seen}, memories=list(memories))
 
     @property
     def temperature(self) -> float:
@@ -94,9 +93,9 @@ class PrismaticPolicy(Trainable):
         """Camera images as the policy looks at them: larger ones shrunk to what the model takes."""
         return self.model.processor.shrunk(images)
 
-    def views(self, images: UInt8[np.ndarray, "B H W 3"]) -> Float[Tensor, "B C H W"]:
+    def views(self, observations: Observations) -> Float[Tensor, "B C H W"]:
         """Pixels as the vision stacks take them, on the model's device."""
-        return self.model.processor.pixel_values(images).to(self.device)
+        return self.model.processor.pixel_values(observations.image()).to(self.device)
 
     @property
     def feature_bytes(self) -> int:
@@ -106,9 +105,9 @@ class PrismaticPolicy(Trainable):
             return 0
         return backbone.num_patches * backbone.embed_dim * self.model.dtype.itemsize
 
-    def features(self, images: UInt8[np.ndarray, "B H W 3"]) -> Float[Tensor, "B P D"]:
+    def features(self, observations: Observations) -> Float[Tensor, "B P D"]:
         """What the vision stacks make of images."""
-        return self.model.patch_features(self.model.processor.pixel_values(images))
+        return self.model.patch_features(self.model.processor.pixel_values(observations.image()))
 
     def distribution(
         self,

@@ -17,6 +17,7 @@ The paper has no such run on robots; its Section 5 distils a teacher's answers o
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from vla_razor.config import robot_of
+from vla_razor.policies import Observations
 from vla_razor.policies.scripted import Corrected, ScriptedExpert
 from vla_razor.policies.trainable import Trainable
 from vla_razor.rollouts.demonstrations import Demonstrations
@@ -91,19 +93,17 @@ def states_of(episodes: Sequence[Episode]) -> Demonstrations:
     ranks have seen are black.
     """
     kept = [episode for episode in episodes if not episode.lost]
-    images = np.concatenate([episode.images for episode in kept])
+    visited = Observations.joined([episode.observations for episode in kept])
     if any(episode.elsewhere for episode in kept):
         here = np.repeat([not episode.elsewhere for episode in kept], [episode.length for episode in kept])
-        seen, images = (
-            images,
-            np.zeros((len(here), *images.shape[1:]), np.uint8),
-        )  # unwritten zeros take no memory
-        images[here] = seen
+        images = dict(visited.images)
+        for camera, seen in visited.images.items():
+            images[camera] = np.zeros((len(here), *seen.shape[1:]), np.uint8)  # unwritten, it takes no memory
+            images[camera][here] = seen
+        visited = replace(visited, images=images)
     return Demonstrations(
-        images=images,
-        proprioception=np.concatenate([episode.proprioception for episode in kept]),
+        observations=visited,
         actions=np.concatenate([reinforce.sampled(episode.labels) for episode in kept]),
-        instructions=[episode.instruction for episode in kept for _ in episode.success],
         episode=np.repeat(np.arange(len(kept)), [episode.length for episode in kept]),
     )
 

@@ -38,7 +38,7 @@ from vla_razor import ranks
 from vla_razor.core import advantages, losses
 from vla_razor.errors import RunFailed
 from vla_razor.files import read_lines
-from vla_razor.policies import Policy
+from vla_razor.policies import Observations, Policy
 from vla_razor.policies.trainable import Trainable
 from vla_razor.rollouts.rollout import Episode, Timing, VectorEnv, hold_of, make_vector_env, rollout
 from vla_razor.rollouts.starts import Start, episode_seed, grid_starts, random_points
@@ -271,8 +271,8 @@ def _shares(
     for start in range(0, len(rows), config.micro_batch_size):
         part = rows[start : start + config.micro_batch_size]
         steps = [batch.steps[row] for row in part.tolist()]
-        views = policy.views(np.stack([episode.looked_at[index] for episode, index in steps]))
-        prompts = policy.prompt_ids([episode.instruction for episode, _ in steps])
+        seen = Observations.joined([episode.decided_on[index : index + 1] for episode, index in steps])
+        views, prompts = policy.views(seen), policy.prompt_ids(seen.instructions)
         tokens = torch.from_numpy(np.stack([sampled(episode.tokens)[index] for episode, index in steps]))
         tokens = tokens.to(policy.device)
         said = policy.distribution(views, prompts, tokens)

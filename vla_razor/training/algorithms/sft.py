@@ -82,17 +82,17 @@ def check(config: DictConfig) -> None:
 
 
 def features(policy: Trainable, config: DictConfig, data: Demonstrations) -> Float[Tensor, "N ..."] | None:
-    """The policy's `features` of every demonstrated image. None where the policy has none, where images are augmented,
-    or where they would take more than `MOST_FEATURES`.
+    """The policy's `features` of every demonstrated observation. None where the policy has none, where images are
+    augmented, or where they would take more than `MOST_FEATURES`.
     """
     size, each = config.micro_batch_size, policy.feature_bytes
-    if not each or config.augmentation or len(data.images) * each > MOST_FEATURES:
+    if not each or config.augmentation or len(data.observations) * each > MOST_FEATURES:
         return None
-    images = data.images[ranks.span(len(data.images))]
-    parts, found = range(0, len(images), size), []
+    seen = data.observations[ranks.span(len(data.observations))]
+    parts, found = range(0, len(seen), size), []
     with progress("features", len(parts)) as advance:
         for start in parts:
-            found.append(policy.features(images[start : start + size]))
+            found.append(policy.features(seen[start : start + size]))
             advance()
     return ranks.concatenated(torch.cat(found))
 

@@ -4,7 +4,7 @@ distillation at the states that the policy visits.
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vla_razor import ranks
 from vla_razor.core.categorical import Categorical
+from vla_razor.policies import Observations
 from vla_razor.policies.trainable import Trainable
 from vla_razor.rollouts.demonstrations import Demonstrations
 from vla_razor.training.penalties import Penalties
@@ -72,8 +73,9 @@ def learn(
         for start in range(0, len(own), config.micro_batch_size):
             at = own[start : start + config.micro_batch_size]
             part, moves, inputs = rows[at], shifts[at], fed[at]
-            views = policy.views(shifted(data.images[part.numpy()], moves)) if features is None else features[part]
-            prompts = policy.prompt_ids([data.instructions[row] for row in part.tolist()])
+            seen = data.observations[part.numpy()]
+            views = policy.views(_shifted(seen, moves)) if features is None else features[part]
+            prompts = policy.prompt_ids(seen.instructions)
             targets = tokens[part].to(policy.device)
             if config.loss == "openvla":
                 loss = policy.supervised_loss(views, prompts, targets)
@@ -116,6 +118,11 @@ def shifted(images: np.ndarray, shifts: Int[Tensor, "B 2"]) -> np.ndarray:
     corners = (reach - shifts).tolist()
     views = [image[y : y + height, x : x + width] for image, (y, x) in zip(padded, corners, strict=True)]
     return np.stack(views)
+
+
+def _shifted(seen: Observations, shifts: Int[Tensor, "B 2"]) -> Observations:
+    """With the images of all cameras moved alike."""
+    return replace(seen, images={camera: shifted(pictures, shifts) for camera, pictures in seen.images.items()})
 
 
 def _shifts(count: int, reach: int, draws: torch.Generator) -> Int[Tensor, "B 2"]:

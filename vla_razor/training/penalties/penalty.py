@@ -1,6 +1,6 @@
 """The protocol of a penalty, and what it is given."""
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -10,11 +10,11 @@ from vla_razor.core.categorical import Categorical
 
 
 class States(NamedTuple):
-    """The decisions of a micro-batch. `said` is the policy's distribution along `tokens`, if it has been computed
-    already.
+    """The decisions of a micro-batch. `views` are what the policy makes of its observations (`Trainable.views`). `said`
+    is its distribution along `tokens`, if it has been computed already.
     """
 
-    views: Float[Tensor, "B ..."]
+    views: Any
     prompts: list[list[int]]
     tokens: Int[Tensor, "B A"]
     said: Categorical | None = None

@@ -28,8 +28,8 @@ class Replay:
     def cost(self, states: States, generator: torch.Generator) -> Float[Tensor, " B"]:
         """The sum over each replayed action's tokens."""
         rows = torch.randint(len(self.tokens), (len(states.tokens),), generator=generator)
-        views = self.policy.views(self.data.images[rows.numpy()])
-        prompts = self.policy.prompt_ids([self.data.instructions[row] for row in rows.tolist()])
+        seen = self.data.observations[rows.numpy()]
+        views, prompts = self.policy.views(seen), self.policy.prompt_ids(seen.instructions)
         tokens = self.tokens[rows].to(self.policy.device)
         return -self.policy.distribution(views, prompts, tokens).log_prob(tokens).sum(-1)
 
