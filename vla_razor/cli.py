@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from vla_razor.runs import Run
 
 
-LEADING = {"stats": ("demos",), "import": ("format", "source"), "export": ("format", "demos")}
+LEADING = {"stats": ("demos",), "import": ("format", "source"), "export": ("format", "demos"), "save": ("policy",)}
+LEADING |= {"push": ("policy", "repo")}
 """By verb: the settings that its first words are, in order: `import lerobot DIR`."""
 
 

@@ -253,14 +253,14 @@ def resumed_as(path: Path, config: DictConfig) -> Path:
 
 def origin_of(spec: str | Path, key: str) -> str:
     """What the run that trained `spec`, its folder or a checkpoint in it, started from; `key` is "policy" or "model".
-    For a policy interpolated between a base and a tuned one it is that base. Raises UserError where there is no such
-    run.
+    For a policy interpolated between a base and a tuned one, or saved to be given away, it is that base. Raises
+    UserError where there is no such run.
     """
     folder = run_of(spec)
     if folder is None:
         raise UserError(f"{key}={spec} does not say what it was fine-tuned from: give base=.")
     config = read_config(folder / "config.yaml")
-    if config.verb == "interpolate":
+    if config.verb in ("interpolate", "save", "push"):
         return config.base or origin_of(config[key], key)
     if key not in config:
         raise UserError(f"{folder} is a run of {config.verb}, which trains no {key}.")

@@ -3,13 +3,13 @@
 import re
 from typing import Any
 
-from vla_razor.config import language, robot, serving, study
+from vla_razor.config import hub, language, robot, serving, study
 from vla_razor.config.keys import Key, Verb
 
 GROUPS: dict[str, list[type[Verb]]] = {
     "Learn": [robot.Collect, robot.Import, robot.Export, robot.Stats, robot.Sft, robot.Rl, robot.Distill],
     "Measure": [robot.Eval, robot.Kl, robot.Interpolate, study.Plasticity],
-    "Deploy": [serving.Serve],
+    "Deploy": [serving.Serve, hub.Save, hub.Push],
     "Study": [study.Demo, study.Sweep, study.Report, study.Mnist],
     "Language models": [
         *(language.LlmSft, language.LlmSimpo, language.LlmGrpo, language.LlmReinforce, language.LlmAnnotate),

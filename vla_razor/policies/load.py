@@ -42,7 +42,7 @@ def load_model(
     kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
         raise UserError(f"dtype={dtype}: unknown; expected float32 or bfloat16.")
-    device, folder = device_named(device), _folder(spec)
+    device, folder = device_named(device), folder_of(spec)
     if folder is not None and (folder / lora.ADAPTER_CONFIG_FILE).is_file():
         own = {key: value for key, value in lora.settings_beside(folder).items() if key in OpenVLAOFTConfig.OWN}
         base = load_model(_adapted(folder), device=device, dtype=kind, matrices=matrices, oft=oft or own or None)
@@ -67,13 +67,13 @@ def stored_weights(spec: str | Path) -> Mapping[str, Tensor]:
     """The weights of what `load_model` would load, an adapter's merged, by their names in a checkpoint. Each is read
     from its file when it is asked for. Raises `UserError` as `load_model` does.
     """
-    folder = _folder(spec)
+    folder = folder_of(spec)
     if folder is None or not (folder / lora.ADAPTER_CONFIG_FILE).is_file():
         return checkpoint.StoredWeights(folder or checkpoint.locate(spec))
     return lora.MergedWeights(stored_weights(_adapted(folder)), folder)
 
 
-def _folder(spec: str | Path) -> Path | None:
+def folder_of(spec: str | Path) -> Path | None:
     """The local folder of the weights that `spec` names; None for a Hub id. Raises UserError if the base is missing."""
     if str(spec) not in _EMBEDDED:
         return checkpoint_folder(Path(spec))
