@@ -42,7 +42,7 @@ def test_both_forms_compose_the_same(verb: str) -> None:
         own = {"source": "x"}
     elif verb == "export":
         own = {"demos": "x"}
-    elif verb in ("interpolate", "stats"):
+    elif verb in ("interpolate", "stats", "save", "push"):
         own = {"policy": "x"}
     name = verb.split("_", 1) if verb.startswith("llm_") else [verb]
     words = [word for key, value in own.items() for word in (f"--{key.replace('_', '-')}", str(value))]
