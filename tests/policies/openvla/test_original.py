@@ -1,5 +1,5 @@
-"""A policy that was tuned here, in OpenVLA's original code: an interpreter with transformers 4.40.1 and timm 0.9.10, and
-a checkout of its repository, as two variables name them.
+"""A policy that was tuned here, in OpenVLA's original code: two variables name an interpreter with transformers 4.40.1 and
+timm 0.9.10, and a checkout of the repository.
 """
 
 import json
