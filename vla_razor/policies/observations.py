@@ -82,3 +82,9 @@ def cameras_of(policy: Any, offered: Sequence[str]) -> list[str]:
         reads = f"the camera {missing[0]}" if missing else f"{wanted} cameras"
         raise UserError(f"the policy {policy.name} reads {reads}; it could be shown {', '.join(offered)}.")
     return names
+
+
+def cameras_read(policy: Any) -> int:
+    """How many cameras a policy reads."""
+    wanted = getattr(policy, "cameras", 1)
+    return wanted if isinstance(wanted, int) else 1 if isinstance(wanted, str) else len(wanted)

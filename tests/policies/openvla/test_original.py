@@ -1,5 +1,5 @@
-"""A policy that was tuned here, in OpenVLA's original code: two variables name an interpreter with transformers 4.40.1 and
-timm 0.9.10, and a checkout of the repository.
+"""A policy that was tuned here, in OpenVLA's original code. Two variables name an interpreter with transformers 4.40.1
+and timm 0.9.10, and a checkout of the repository.
 """
 
 import json

@@ -21,6 +21,7 @@ from vla_razor.errors import UserError
 from vla_razor.files import atomic_folder, full_disk_reported
 from vla_razor.policies import Observations
 from vla_razor.policies.load import folder_of, load_model
+from vla_razor.policies.observations import cameras_read
 from vla_razor.policies.opening import weights_of
 from vla_razor.policies.openvla import checkpoint, lora
 from vla_razor.policies.openvla.policy import PrismaticPolicy
@@ -104,10 +105,9 @@ def moved_by_merging(policy: Trainable, instruction: str) -> float:
     random pictures.
     """
     draw = np.random.default_rng(0)
-    count = policy.cameras if isinstance(policy.cameras, int) else len(policy.cameras)
     pictures = {
         f"camera {number}": policy.seen(draw.integers(256, size=(STATES, SIDE, SIDE, 3), dtype=np.uint8))
-        for number in range(count)
+        for number in range(cameras_read(policy))
     }
     views, prompts = policy.views(Observations(pictures)), policy.prompt_ids([instruction] * STATES)
     tokens = policy.sample(views, prompts, torch.Generator(policy.device).manual_seed(0))
