@@ -1,5 +1,6 @@
 """The tasks on real physics: the controller, the success rules, exact starts, determinism, and what bad input gets."""
 
+import itertools
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -70,6 +71,30 @@ def test_observation_and_info_are_what_the_interface_says(can: gymnasium.Env, dr
         np.testing.assert_allclose(observation["proprioception"][:7], info["tcp_pose"])
         again = env.step(np.zeros(7, np.float32))[-1]
         assert again.keys() == info.keys()
+
+
+def test_a_further_camera_is_rendered_where_it_is_asked_for_and_changes_nothing_else(can: gymnasium.Env) -> None:
+    """One on the hand, which sees the table go by as the hand moves over it."""
+    sensors: Any = can.unwrapped
+    assert list(sensors.task.scene.sensors) == ["workspace_camera"], "what nobody reads is not rendered"
+    action = np.array([0.05, 0, -0.03, 0, 0, 0, CLOSE], np.float32)
+    names = ["workspace_camera", "wrist_camera"]
+    with (
+        closing(gymnasium.make("vla_razor/PickCan-v2", cameras=names)) as both,
+        closing(gymnasium.make("vla_razor/PickCan-v2", cameras=names[1:])) as hand,
+    ):
+        shown = [[env.reset(seed=5)[0], *(env.step(action)[0] for _ in range(3))] for env in (can, both, hand)]
+        assert both.observation_space.contains(shown[1][0])
+    for one, two, wrist in zip(*shown, strict=True):
+        np.testing.assert_array_equal(one["image"], two["image"])
+        np.testing.assert_array_equal(one["proprioception"], two["proprioception"])
+        np.testing.assert_array_equal(wrist["image"], two["wrist_camera"])
+    views = [seen["wrist_camera"].astype(int) for seen in shown[1]]
+    assert min(np.abs(a - b).mean() for a, b in itertools.pairwise(views)) > 1, "it moves"
+    assert np.abs(views[0] - shown[1][0]["image"]).mean() > 10
+    for wrong in (["side"], [], ["wrist_camera"] * 2):
+        with pytest.raises(ValueError, match=r"cameras is .*; expected some of what panda has, each once: workspace_"):
+            gymnasium.make("vla_razor/PickCan-v2", cameras=wrong)
 
 
 @pytest.mark.parametrize("axis", range(3))
