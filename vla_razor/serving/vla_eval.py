@@ -35,9 +35,10 @@ def specification(service: Service) -> dict[str, Any]:
         action = {"action": {"name": "raw", "dims": facts["action_dim"], "format": "raw"}}
     else:
         action = {"position": PLACE, "rotation": TURN, "gripper": OPENNESS if _is_google(service) else CLOSEDNESS}
+    cameras = getattr(policy, "cameras", 1)
     wanted = {
         "send_state": getattr(policy, "proprioception", 0),
-        "send_wrist_image": len(getattr(policy, "cameras", ())) > 1,
+        "send_wrist_image": (cameras if isinstance(cameras, int) else len(cameras)) > 1,
     }
     return {
         "harness_version": f"vla-razor {vla_razor.__version__}",
