@@ -66,6 +66,15 @@ def test_forward_kl_is_that_of_the_distributions_at_the_bases_own_tokens() -> No
     assert again["per_action"] == found["per_action"]
 
 
+def test_observations_of_several_cameras_may_be_given_by_name() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+    base, hot, asked = public.load_policy("tiny"), public.load_policy("tiny", temperature=2.0), ["pick coke can"] * 2
+    one = vla_razor.forward_kl(base, hot, images, asked)
+    felt = torch.zeros(2, 8)
+    named = vla_razor.forward_kl(base, hot, {"front": images, "wrist": images[:, ::2]}, asked, proprioception=felt)
+    assert named["per_action"] == one["per_action"]
+
+
 def test_the_base_of_an_adapter_is_the_model_below_it() -> None:
     images, asked = np.zeros((2, 64, 64, 3), np.uint8), ["pick coke can"] * 2
     adapted = PrismaticPolicy(load_model("tiny").add_lora(2, generator=torch.Generator().manual_seed(0)))

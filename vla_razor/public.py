@@ -4,14 +4,14 @@ Demonstrations, read_results`, and `random_starts` and `grid_starts`, which say 
 Scenes are called as on the command line (pick_can, drawer, open_top_drawer ...). Images are uint8 arrays or tensors.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from omegaconf import DictConfig, OmegaConf
 
 from vla_razor import __all__ as __all__
@@ -58,7 +58,8 @@ def load_policy(spec: str | Path, *, robot: str = "panda", device: str = "auto",
 def make_env(scene: str, *, robot: str = "panda", **make: Any) -> gymnasium.Env[Any, Any]:
     """One environment of a scene, or of a Gymnasium id (which holds a slash); `make` are its keyword arguments.
 
-    Observations are {"image": uint8 [H, W, 3], "proprioception": float32 [P]}, actions float32 [7]: metres, axis-angle
+    Observations are {"image": uint8 [H, W, 3], "proprioception": float32 [P]}; with `cameras`, a list of names, `image`
+    is what the first of them sees, and what the others see has their names. Actions are float32 [7]: metres, axis-angle
     radians, gripper closedness. Raises `UserError` for a scene or an id that is not known, or of several environments.
 
     >>> env = make_env("pick_can", orientation="upright")
@@ -155,11 +156,17 @@ def evaluate(
 
 
 def forward_kl(
-    base: Policy | None, tuned: Policy, images: Images, instructions: Sequence[str], *, seed: int = 0
+    base: Policy | None,
+    tuned: Policy,
+    images: Images | Mapping[str, Images],
+    instructions: Sequence[str],
+    *,
+    proprioception: Float[np.ndarray, "N P"] | Float[torch.Tensor, "N P"] | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Forward KL(base || tuned) on observations of one's own, without a simulator, in nats: `per_action` (a decision's
     sum over its tokens), `per_token`, their parts `sharpening` and `displacement`, and the alternatives of the paper's
-    Section 6, as `probe_set.measure` says.
+    Section 6, as `probe_set.measure` says. The images are those of one camera, or of several by their names.
 
     The inner KL is summed over the whole support of each token, along tokens that the base draws (`seed`). Both
     policies are checkpoints that `load_policy` opened; base None: that below the tuned one's adapter. Raises
@@ -176,14 +183,15 @@ def forward_kl(
             raise UserError(f"forward KL needs two distributions: {one.name} only acts.")
     assert isinstance(tuned, Trainable)
     assert base is None or isinstance(base, Trainable)
-    pictures = images.cpu().numpy() if isinstance(images, torch.Tensor) else np.asarray(images)
+    pictures = images if isinstance(images, Mapping) else {"camera": images}
+    felt = None if proprioception is None else _array(proprioception).astype(np.float32)
+    seen = Observations({camera: _array(part) for camera, part in pictures.items()}, list(instructions), felt)
     named = tuned.name
 
     def nowhere() -> Trainable:
         raise UserError(f"base=None is for an adapter, the base being the model below it; {named} is none.")
 
     with base_of(tuned, base, nowhere) as before:
-        seen = Observations({"camera": pictures}, list(instructions))
         probe = probe_set.of_observations(before, seen, seed)
     return probe_set.measure(tuned, probe)
 
@@ -205,6 +213,10 @@ def _scene(name: str, robot: str) -> DictConfig:
     if len(several) != 1:
         raise UserError(f"{name} is several scenes; expected one, such as pick_can or drawer.")
     return several[0]
+
+
+def _array(values: Any) -> np.ndarray:
+    return values.cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
 
 
 def _plain(make: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 `vla-razor import` writes `dataset.yaml` beside the demonstrations:
 
     name: my_robot                    # of the dataset, and of its action statistics
-    camera: front
+    camera: front                     # and, where there are several, cameras: [front, wrist]
     control_hz: 10
     tasks: {pick_the_cube: pick the cube}    # instructions by name
 
@@ -63,7 +63,7 @@ def read(folder: str | Path) -> DictConfig:
             "name": facts["name"],
             "id": ENV_ID,
             "tasks": {str(task): {} for task in facts["tasks"]},
-            "camera": facts["camera"],
+            "cameras": facts.get("cameras", [facts["camera"]]),
             "make": {"suite": {"name": facts["name"], "id": ENV_ID}, "image_size": None},
             "starts": None,
             "num_envs": None,

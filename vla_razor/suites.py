@@ -13,6 +13,7 @@ or the name under which an installed package registers one.
     image_size: null                  # [height, width] to which images are resized
     rotate: 0                         # degrees by which they are turned: 0, 90, 180 or 270
     camera: camera                    # what demonstrations call it
+    cameras: null                     # instead of image and camera, places by name: {front: image, wrist: hand.image}
     starts: null                      # {OPTION: N}: a reset option that numbers N stored start states, from 0
     num_envs: null                    # stepped together at most, unless the command line says more
     convention: null                  # what its actions mean, in the words of vla_razor/conventions.py
@@ -48,6 +49,7 @@ DEFAULTS: dict[str, Any] = {
     "image_size": None,
     "rotate": 0,
     "camera": "camera",
+    "cameras": None,
     "starts": None,
     "num_envs": None,
     "convention": None,
@@ -101,6 +103,8 @@ def _env(where: str | Path, node: Any, given: Any, name: str) -> DictConfig:
     """What is given, checked, as an environment's configuration; `node` is what YAML knows of its lines, or None."""
     suite = _completed(where, node, given, DEFAULTS, "a task suite")
     _check(where, suite)
+    if suite["cameras"] and {"image", "camera"} & given.keys():
+        raise UserError(f"{where}: cameras names them all; expected no image or camera beside it.")
     suite["tasks"] = {
         task: _completed(where, _at(_at(node, "tasks")[1], task)[1], facts, OF_TASK, f"the task {task}")
         for task, facts in suite["tasks"].items()
@@ -120,7 +124,7 @@ def _env(where: str | Path, node: Any, given: Any, name: str) -> DictConfig:
                 "name": name,
                 "id": ENV_ID,
                 "tasks": {task: {"task": task} for task in suite["tasks"]},
-                "camera": suite["camera"],
+                "cameras": list(suite["cameras"] or [suite["camera"]]),
                 "make": {"suite": {"name": name, **suite, **named}, "image_size": size},
                 "starts": starts,
                 "num_envs": num_envs,
@@ -149,11 +153,17 @@ def _check(where: str | Path, suite: dict[str, Any]) -> None:
     size = suite["image_size"]
     whole = isinstance(size, list) and len(size) == 2 and all(map(_is_count, size))
     starts, num_envs = suite["starts"], suite["num_envs"]
+    cameras = suite["cameras"]
+    placed = isinstance(cameras, dict) and bool(cameras) and all(isinstance(place, str) for place in cameras.values())
     counted = isinstance(starts, dict) and len(starts) == 1 and all(map(_is_count, starts.values()))
     rules = {
         "id": (isinstance(suite["id"], str), "a Gymnasium id, as in mytask:mine/Reach-v0"),
         "tasks": (isinstance(suite["tasks"], dict) and bool(suite["tasks"]), "tasks by name, each with an instruction"),
         "image": (isinstance(suite["image"], str), "a key of the observation, observation, or render"),
+        "cameras": (
+            cameras is None or (placed and not {"image", "proprioception"} & set(cameras or {})),
+            "places of images by the names of cameras, none of which is image or proprioception, or null",
+        ),
         "success": (isinstance(suite["success"], str), "a key of info, or terminated"),
         "horizon": (_is_count(suite["horizon"]), "a whole number of control steps"),
         "control_hz": (_is_count(suite["control_hz"]), "control steps a second, whole"),

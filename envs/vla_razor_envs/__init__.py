@@ -39,14 +39,14 @@ def register() -> None:
     # Gymnasium takes a newer version for a better one, but this one is another robot's.
     warnings.filterwarnings("ignore", ".*vla_razor/PickCan-v1 is out of date", DeprecationWarning)
     for name, (family, robots) in TASKS.items():
-        ours = {"family": family, "robots": robots}
+        ours = {"family": family, "robots": robots, "cameras": None}
         _register_task(f"vla_razor/{name}", "vla_razor_envs.single:SingleEnv", "vla_razor_envs.making:make", ours)
         if "google_robot" in robots:
             bridge = "vla_razor_envs.simpler_env"
             theirs = {"family": family}
             _register_task(f"vla_razor/Simpler{name}", f"{bridge}:SimplerEnv", f"{bridge}:make", theirs)
 
-    _register_task("vla_razor/Suite-v0", "vla_razor_envs.suite:SuiteEnv", None, {})
+    _register_task("vla_razor/Suite-v0", "vla_razor_envs.suite:SuiteEnv", None, {"cameras": None})
 
 
 def _register_task(name: str, single: str, vector: str | None, kwargs: dict[str, Any]) -> None:

@@ -83,7 +83,7 @@ def _google(horizon: int, lighting: Lighting, photo: str) -> dict:
         clips_actions=False,
         reach=REACH,
         physics=PHYSICS,
-        camera=CAMERA,
+        cameras=(CAMERA,),
         lighting=lighting,
         photo=f"data/real_inpainting/{photo}.png",
         files="tasks",

@@ -1,6 +1,6 @@
 """The vector face on a GPU: one ManiSkill simulation of the whole batch."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,10 +31,11 @@ class NativeVectorEnv(SlotVectorEnv):
         station: str | None = None,
         overlay: bool | None = None,
         variant: str | None = None,
+        cameras: Sequence[str] | None = None,
         device: str = "cuda",
     ) -> None:
         self.family = family
-        setup = find_setup(family, known_robot(robots, robot), overlay, variant)
+        setup = find_setup(family, known_robot(robots, robot), overlay, variant, cameras)
         given = {"task": task, "orientation": orientation, "station": station}
         self.default_start = check_start(family, setup, {k: v for k, v in given.items() if v is not None})
         size = check_size(image_size)

@@ -78,9 +78,10 @@ class Setup:
     `task` names the class that builds the scene and judges success, module:Class, which is imported with the simulator.
     `start_keys` are its reset options.
 
-    `photo` is the file of the photograph behind the scene, with {station} for the station's name. `robot_material` is
-    the specular share and roughness with which the whole robot is drawn, whatever its files say. `files` is the group
-    of the original's files without which nothing can be built.
+    Of the `cameras` an environment renders those that it is asked for, by default the first. `photo` is the file of the
+    photograph behind what the first camera sees, with {station} for the station's name. `robot_material` is the
+    specular share and roughness with which the whole robot is drawn, whatever its files say. `files` is the group of
+    the original's files without which nothing can be built.
     """
 
     task: ClassVar[str]
@@ -100,11 +101,16 @@ class Setup:
     clips_actions: bool
     reach: tuple[float, float]
     physics: Physics
-    camera: Camera
+    cameras: tuple[Camera, ...]
     lighting: Lighting
     photo: str | None = field(default=None, kw_only=True)
     robot_material: tuple[float, float] | None = field(default=None, kw_only=True)
     files: str | None = field(default=None, kw_only=True)
+
+    @property
+    def camera(self) -> Camera:
+        """The first camera."""
+        return self.cameras[0]
 
 
 # ---------------------------------------------------------------------- pick a can

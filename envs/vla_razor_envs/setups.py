@@ -47,10 +47,22 @@ PANDA_LIGHTING = Lighting(
 JOINTS = (*(f"panda_joint{number}" for number in range(1, 8)), "panda_finger_joint1", "panda_finger_joint2")
 REST_GAP = 5e-4
 PANDA_REACH = (0.07, 0.25)
+# Beside the palm, looking down along the fingers to where they meet.
+WRIST_CAMERA = Camera(
+    "wrist_camera",
+    "panda_hand",
+    eye=(0.09, 0.0, 0.045),
+    target=(0.02, 0.0, 0.14),
+    up=(1.0, 0.0, 0.0),
+    fov=1.2,
+    near=0.01,
+)
 
 
 def _panda(start_qpos: tuple[float, ...], horizon: int, eye: Vector, target: Vector, fov: float) -> dict[str, Any]:
-    """What both embedded tasks share: 5 Hz control, one camera that the hand does not hide its work from."""
+    """What both embedded tasks share: 5 Hz control, a camera that the hand does not hide its work from, and one on the
+    hand.
+    """
     return dict(
         agent="vla_razor_panda",
         control_mode="ee_delta",
@@ -66,7 +78,7 @@ def _panda(start_qpos: tuple[float, ...], horizon: int, eye: Vector, target: Vec
         clips_actions=True,
         reach=PANDA_REACH,
         physics=PANDA_PHYSICS,
-        camera=Camera("workspace_camera", "panda_link0", eye=eye, target=target, fov=fov),
+        cameras=(Camera("workspace_camera", "panda_link0", eye=eye, target=target, fov=fov), WRIST_CAMERA),
         lighting=PANDA_LIGHTING,
     )
 

@@ -130,7 +130,7 @@ class SimplerVectorEnv(PoolVectorEnv):
 
     def _face(self, description: Any) -> Face:
         low, high = (np.array(description[end], np.float32) for end in ("low", "high"))
-        return seen_space(self.image_size), spaces.Box(low, high), self.setup
+        return seen_space(self.setup, self.image_size), spaces.Box(low, high), self.setup
 
 
 class SimplerEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):

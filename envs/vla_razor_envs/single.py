@@ -2,6 +2,7 @@
 
 import importlib
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -30,7 +31,13 @@ _renders: int | None = None
 """The process that has begun to render. A fork does not take Vulkan's threads along: whoever waits for them hangs."""
 
 
-def find_setup(family: str, robot: str, overlay: bool | None = None, variant: str | None = None) -> Setup:
+def find_setup(
+    family: str,
+    robot: str,
+    overlay: bool | None = None,
+    variant: str | None = None,
+    cameras: Sequence[str] | None = None,
+) -> Setup:
     """The setup record of a task family and robot, changed as `SingleEnv`'s arguments say. Raises ValueError, which
     names the unknown argument and the known ones.
     """
@@ -43,6 +50,11 @@ def find_setup(family: str, robot: str, overlay: bool | None = None, variant: st
     if overlay and not setup.photo:
         what = f"variant {variant}" if variant else f"robot {robot}"
         raise ValueError(f"overlay is True, but {what} has no photograph to stand behind it; expected False or None")
+    known = {camera.name: camera for camera in setup.cameras}
+    chosen = list(known)[:1] if cameras is None else list(cameras)
+    if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(known):
+        raise ValueError(f"cameras is {chosen}; expected some of what {robot} has, each once: {', '.join(known)}")
+    setup = replace(setup, cameras=tuple(known[name] for name in chosen))
     return replace(setup, photo=None) if overlay is False else setup
 
 
@@ -120,13 +132,15 @@ def build(family: str, setup: Setup, image_size: tuple[int, int], task: str | No
 def find_spaces(setup: Setup, image_size: tuple[int, int]) -> tuple[spaces.Space[Any], spaces.Box]:
     """The observation and action space of one environment."""
     high = np.array([*np.repeat(setup.reach, 3), 1.0], np.float32)
-    return seen_space(image_size), spaces.Box(-high, high, dtype=np.float32)
+    return seen_space(setup, image_size), spaces.Box(-high, high, dtype=np.float32)
 
 
-def seen_space(image_size: tuple[int, int]) -> spaces.Space[Any]:
+def seen_space(setup: Setup, image_size: tuple[int, int]) -> spaces.Space[Any]:
     """The observations of one environment."""
-    image = spaces.Box(0, 255, (*image_size, 3), np.uint8)
-    return spaces.Dict(image=image, proprioception=spaces.Box(-ANYWHERE, ANYWHERE, (8,), np.float32))
+    names = ["image", *(camera.name for camera in setup.cameras[1:])]
+    felt = spaces.Box(-ANYWHERE, ANYWHERE, (8,), np.float32)
+    pictures = {name: spaces.Box(0, 255, (*image_size, 3), np.uint8) for name in names}
+    return spaces.Dict({**pictures, "proprioception": felt})
 
 
 def rendered(env: gymnasium.Env, image: np.ndarray) -> np.ndarray | None:
@@ -144,7 +158,8 @@ def rendered(env: gymnasium.Env, image: np.ndarray) -> np.ndarray | None:
 class SingleEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     """A task as a plain Gymnasium environment.
 
-    Observation: `image` uint8 [H, W, 3] and `proprioception` float32 [8]. Action: float32 [7], base-frame metres (3),
+    Observation: `image` uint8 [H, W, 3], what the first of the cameras sees, what the others see under their names, and
+    `proprioception` float32 [8]. Action: float32 [7], base-frame metres (3),
     axis-angle radians (3), gripper closedness in [-1, 1]; beyond the box the Panda clips it and the Google robot
     refuses it. Reward 0 or 1. `terminated` at success, though stepping on is allowed; `truncated` at the horizon.
 
@@ -161,6 +176,8 @@ class SingleEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         overlay: whether a photograph of the real scene is shown behind the robot and the things that it handles; where
             None, it is if there is one.
         variant: one of the changes of `variants.VARIANTS`, such as "darker".
+        cameras: the names of those that are rendered, the first one's pictures being the observation's `image`; the
+            robot's first where None.
         render_mode: "rgb_array" for the camera's image, or None.
 
     Raises:
@@ -182,10 +199,11 @@ class SingleEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         station: str | None = None,
         overlay: bool | None = None,
         variant: str | None = None,
+        cameras: Sequence[str] | None = None,
         render_mode: str | None = None,
     ) -> None:
         self.family, self.render_mode = family, render_mode
-        self.setup = find_setup(family, known_robot(robots, robot), overlay, variant)
+        self.setup = find_setup(family, known_robot(robots, robot), overlay, variant, cameras)
         self.metadata = {**self.metadata, "render_fps": self.setup.control_hz}
         if self.setup.files:
             asset_root(self.setup.files)
@@ -237,7 +255,7 @@ class SingleEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         return self._observed(self.task.get_obs(self._info))
 
     def render(self) -> np.ndarray | None:
-        """The camera's last image, uint8 [H, W, 3]; None, with a warning, without a render mode."""
+        """The first camera's last image, uint8 [H, W, 3]; None, with a warning, without a render mode."""
         return rendered(self, self._image)
 
     def close(self) -> None:
@@ -245,8 +263,9 @@ class SingleEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
             task.close()
 
     def _observed(self, observation: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        self._image = observation["image"][0].copy()
-        return {"image": self._image, "proprioception": observation["proprioception"][0].copy()}
+        seen = {name: values[0].copy() for name, values in observation.items()}
+        self._image = seen["image"]
+        return seen
 
     def _described(self, info: dict[str, Any]) -> dict[str, Any]:
         facts = {key: value[0] for key, value in info.items() if isinstance(value, np.ndarray)}

@@ -1,12 +1,13 @@
 """Any Gymnasium environment, shown to a policy as the toolkit's own: an image, proprioception, an instruction, success.
 
 A suite, which is a mapping, describes it: the environment's `id` and `make`; its `tasks` by name, each with the
-`instruction` for the policy and further `make` and reset `options`; where the `image`, `proprioception` and `success`
-are found; and after how many control steps an episode ends (`horizon`).
+`instruction` for the policy and further `make` and reset `options`; where the pictures of its `cameras` are found, by
+their names, or `image`, that of its only `camera`; where `proprioception` and `success` are; and after how many control
+steps an episode ends (`horizon`).
 """
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,8 +28,10 @@ class SuiteEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     """The environments of a suite's tasks, each made when it is first asked for; tasks that only the options of reset
     tell apart share one.
 
-    Observation: `image` uint8 [H, W, 3], resized to `image_size` (height, width) if given, and `proprioception`
-    float32 [P]. Actions are the environment's own. The reset option `task` names the task, by default the first; all
+    Observation: `image` uint8 [H, W, 3], what the first of the `cameras` shows that are asked for (by default the
+    suite's first), what the others show under their names, all resized to `image_size` (height, width) if given, and
+    `proprioception` float32 [P]. An environment that is registered with a keyword argument `cameras` is told which are
+    asked for. Actions are the environment's own. The reset option `task` names the task, by default the first; all
     other options go to the environment. `terminated` is success. An episode is `truncated` at the horizon, and wherever
     the environment ends it, even with a success.
 
@@ -38,9 +41,18 @@ class SuiteEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012  (Gymnasium declares it on instances)
 
     def __init__(
-        self, suite: Mapping[str, Any], image_size: tuple[int, int] | None = None, render_mode: str | None = None
+        self,
+        suite: Mapping[str, Any],
+        image_size: tuple[int, int] | None = None,
+        cameras: Sequence[str] | None = None,
+        render_mode: str | None = None,
     ) -> None:
         self.suite, self.tasks = suite, suite["tasks"]
+        places = dict(suite.get("cameras") or {suite["camera"]: suite["image"]})
+        self.cameras = list(places)[:1] if cameras is None else list(cameras)
+        if not self.cameras or not set(self.cameras) <= set(places):
+            raise SuiteRefused(f"{suite['id']} has the cameras {', '.join(places)}; asked for {self.cameras}")
+        self._places = {"image": places[self.cameras[0]], **{camera: places[camera] for camera in self.cameras[1:]}}
         self.image_size, self.render_mode = image_size, render_mode
         self._envs: dict[str, gymnasium.Env[Any, Any]] = {}
         self._task = next(iter(self.tasks))
@@ -50,18 +62,18 @@ class SuiteEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self.action_space = env.action_space
         observation, _ = env.reset(seed=0)
         shown = self._shown(observation)
-        self.observation_space: Any = spaces.Dict(
-            image=spaces.Box(0, 255, shown["image"].shape, np.uint8),
-            proprioception=spaces.Box(-np.inf, np.inf, shown["proprioception"].shape, np.float32),
-        )
+        felt = spaces.Box(-np.inf, np.inf, shown.pop("proprioception").shape, np.float32)
+        pictures = {name: spaces.Box(0, 255, picture.shape, np.uint8) for name, picture in shown.items()}
+        self.observation_space: Any = spaces.Dict({**pictures, "proprioception": felt})
+        named = [SimpleNamespace(name=camera) for camera in self.cameras]
         self.setup = SimpleNamespace(
-            control_hz=suite["control_hz"], horizon=suite["horizon"], camera=SimpleNamespace(name=suite["camera"])
+            control_hz=suite["control_hz"], horizon=suite["horizon"], camera=named[0], cameras=named
         )
 
     @property
     def _env(self) -> gymnasium.Env[Any, Any]:
         """The environment of the task at hand."""
-        modes = {"render_mode": "rgb_array"} if self.suite["image"] == RENDERED else {}
+        modes = {"render_mode": "rgb_array"} if RENDERED in self._places.values() else {}
         made = {**modes, **self.suite["make"], **self.tasks[self._task]["make"]}
         key = repr(made)
         if key not in self._envs:
@@ -69,6 +81,8 @@ class SuiteEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
             if module:
                 importlib.import_module(module)
             try:
+                if "cameras" in gymnasium.spec(name).kwargs:
+                    made = {"cameras": self.cameras, **made}
                 self._envs[key] = gymnasium.make(name, disable_env_checker=True, **made)
             except Exception as error:  # whatever an environment of the user's does
                 raise SuiteRefused(
@@ -133,7 +147,14 @@ class SuiteEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         return {"instruction": self.tasks[self._task]["instruction"], "success": success}
 
     def _shown(self, observation: Any) -> dict[str, np.ndarray]:
-        place = self.suite["image"]
+        felt, where = np.zeros(0, np.float32), self.suite["proprioception"]
+        if where is not None:
+            felt = np.asarray(self._part(observation, where), np.float32).ravel()
+        pictures = {name: self._picture(observation, place) for name, place in self._places.items()}
+        return {**pictures, "proprioception": felt}
+
+    def _picture(self, observation: Any, place: str) -> np.ndarray:
+        """The picture uint8 [H, W, 3] at a place, as the policy is to see it."""
         image = np.asarray(self._env.render() if place == RENDERED else self._part(observation, place))
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             found = f"{image.dtype} {list(image.shape)}"
@@ -142,10 +163,7 @@ class SuiteEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         if self.image_size and image.shape[:2] != tuple(self.image_size):
             height, width = self.image_size
             image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BOX))
-        felt, where = np.zeros(0, np.float32), self.suite["proprioception"]
-        if where is not None:
-            felt = np.asarray(self._part(observation, where), np.float32).ravel()
-        return {"image": np.ascontiguousarray(image), "proprioception": felt}
+        return np.ascontiguousarray(image)
 
     def _part(self, observation: Any, place: str) -> Any:
         """What lies at a place of the observation: a key, or keys with dots between them."""

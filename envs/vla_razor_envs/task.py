@@ -27,7 +27,7 @@ from transforms3d.euler import euler2quat
 from .assets import asset_root
 from .geometry import Frame, pose_of, qpos_of, rotate
 from .overlay import composite, load_photo
-from .records import Setup
+from .records import Camera, Setup
 from .scenes import light, polish
 from .shaders import use_shader
 
@@ -35,7 +35,7 @@ Start = dict[str, Any]
 
 
 class ManipulationTask(BaseEnv):
-    """One robot, one camera, one success rule. Subclasses build a scene, place it at reset, and define success."""
+    """One robot, its cameras, one success rule. Subclasses build a scene, place it at reset, and define success."""
 
     SUPPORTED_ROBOTS: ClassVar[Any] = None
     setup: Setup
@@ -90,7 +90,9 @@ class ManipulationTask(BaseEnv):
 
     @property
     def _default_sensor_configs(self) -> list[CameraConfig]:
-        camera = self.setup.camera
+        return [self._sensor(camera) for camera in self.setup.cameras]
+
+    def _sensor(self, camera: Camera) -> CameraConfig:
         height, width = self.image_size
         pose = sapien_utils.look_at(camera.eye, camera.target, camera.up)
         mount = self.agent.robot.links_map[camera.link]
@@ -99,19 +101,17 @@ class ManipulationTask(BaseEnv):
             half = np.tan(camera.fov / 2)
             focal = [width / 2 / (camera.aspect * half), height / 2 / half]
             optics = dict(intrinsic=np.array([[focal[0], 0, width / 2], [0, focal[1], height / 2], [0, 0, 1]]))
-        return [
-            CameraConfig(
-                camera.name,
-                pose,
-                width,
-                height,
-                **optics,
-                near=camera.near,
-                far=10,
-                mount=mount,
-                shader_config=use_shader(camera.shader),
-            )
-        ]
+        return CameraConfig(
+            camera.name,
+            pose,
+            width,
+            height,
+            **optics,
+            near=camera.near,
+            far=10,
+            mount=mount,
+            shader_config=use_shader(camera.shader),
+        )
 
     def _load_lighting(self, options: dict[str, Any]) -> None:
         light(self.scene, self.setup.lighting)
@@ -257,29 +257,32 @@ class ManipulationTask(BaseEnv):
         return {"tcp_pose": self.in_base(pose_of(self.tcp)), "gripper_position": gripper, **self._facts()}
 
     def get_obs(self, info: dict[str, Any] | None = None, unflattened: bool = False) -> dict[str, Any]:
-        """`image` uint8 [N, H, W, 3]; `proprioception` float32 [N, 8]: the TCP pose in the base frame and the gripper
-        joint's position.
+        """`image` uint8 [N, H, W, 3], what the first camera sees, and what the others do under their names;
+        `proprioception` float32 [N, 8]: the TCP pose in the base frame and the gripper joint's position.
         """
         self._look()
         return self._seen(info or self.get_info())
 
     def _look(self) -> None:
-        """Begins to render what the camera sees."""
+        """Begins to render what the cameras see."""
         self.scene.update_render(update_sensors=True, update_human_render_cameras=False)
         self.capture_sensor_data()
 
     def _seen(self, info: dict[str, Any]) -> dict[str, Any]:
         """The observation, once it is rendered."""
+        first, *further = self.setup.cameras
+        seen = {"image": self._picture(first, photo=bool(self.setup.photo))}
+        seen |= {camera.name: self._picture(camera) for camera in further}
         state = self.xp.concatenate([info["tcp_pose"], info["gripper_position"][:, None]], 1)
-        return {"image": self.xp.asarray(self._picture()), "proprioception": state}
+        return {name: self.xp.asarray(picture) for name, picture in seen.items()} | {"proprioception": state}
 
-    def _picture(self) -> Any:
-        """What the camera has rendered, uint8 [N, H, W, 3]."""
-        camera, photo = self.scene.sensors[self.setup.camera.name], bool(self.setup.photo)
-        if self.xp is np and self.setup.camera.shader == "minimal" and not photo:
+    def _picture(self, camera: Camera, *, photo: bool = False) -> Any:
+        """What a camera has rendered, uint8 [N, H, W, 3], with the photograph behind it."""
+        sensor = self.scene.sensors[camera.name]
+        if self.xp is np and camera.shader == "minimal" and not photo:
             # As below, without ManiSkill's conversions on the way.
-            return camera.camera._render_cameras[0].get_picture("Color")[None, ..., :3]
-        seen = camera.get_obs(depth=False, position=False, segmentation=photo, apply_texture_transforms=not photo)
+            return sensor.camera._render_cameras[0].get_picture("Color")[None, ..., :3]
+        seen = sensor.get_obs(depth=False, position=False, segmentation=photo, apply_texture_transforms=not photo)
         if self.backend.render_device.is_cuda():
             torch.cuda.synchronize()
         if photo:

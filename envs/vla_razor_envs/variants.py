@@ -112,7 +112,7 @@ def _drawers(number: str = "", stage: Stage = APARTMENT, grey: float = 1.0) -> V
         {
             "cabinet": UrdfCabinet(f"data/custom/mk_station{number}.urdf", "cabinets", stage),
             "lighting": _lights(((-0.2, 0, -1), grey), ((-1, 1, -0.05), 0.5), ((-1, -1, -0.05), 0.5), shadow=5.0),
-            "camera": replace(GOOGLE_PICK_CAN.camera, shader="default"),  # which alone shows shadows
+            "cameras": (replace(GOOGLE_PICK_CAN.camera, shader="default"),),  # which alone shows shadows
             "robot_material": GOOGLE_PICK_CAN.robot_material,
             "stations": {
                 f"{row}{column}": (x, y, 0.0)

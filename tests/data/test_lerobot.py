@@ -71,6 +71,26 @@ def test_a_round_trip_loses_nothing_but_what_the_codec_does(tmp_path: Path, vers
     assert recordings.read_facts(tmp_path / "back")["tasks"] == {f"pick_can_{n}": f"pick can {n}" for n in range(2)}
 
 
+@pytest.mark.parametrize(("version", "pictures"), [("3.0", "video"), ("2.1", "png")])
+def test_every_camera_goes_out_and_those_come_in_that_are_named(tmp_path: Path, version: str, pictures: str) -> None:
+    given = [replace(episode, further={"wrist": 255 - episode.images[:, :32]}) for episode in episodes()]
+    dataset = exported(tmp_path, given, f"version={version}", f"pictures={pictures}")
+    stats = "meta/stats.json" if version == "3.0" else "meta/episodes_stats.jsonl"
+    assert "observation.images.wrist" in (dataset / stats).read_text()
+    words = ("import", "lerobot", dataset, "held_out=0")
+    assert "Choose one: camera=KEY." in told(*words, f"out={tmp_path / 'no'}").stderr
+    keys = "{hand: observation.images.wrist, front: observation.images.workspace_camera}"
+    done(*words, f"out={tmp_path / 'back'}", f"cameras={keys}")
+    assert list(recordings.read(tmp_path / "back").cameras) == ["hand", "front"]
+    for one, other in zip(imported(tmp_path / "back"), given, strict=True):
+        assert (one.camera, list(one.further)) == ("hand", ["front"])
+        for found, expected in ((one.images, other.further["wrist"]), (one.further["front"], other.images)):
+            apart = np.abs(found.astype(int) - expected.astype(int))
+            assert apart.max() == 0 if pictures == "png" else apart.mean() < 3
+    both = told(*words, f"out={tmp_path / 'no'}", f"cameras={keys}", "camera=observation.images.wrist")
+    assert both.exit_code == 2 and "camera is the only one's key" in both.stderr
+
+
 def test_files_that_hold_several_episodes_begin_anew_where_they_are_full(tmp_path: Path) -> None:
     given = episodes()
     with Writer(tmp_path / "dataset", data_mb=1e-4, film_mb=1e-4) as writer:

@@ -147,6 +147,22 @@ def test_episodes_are_read_exactly(dataset: Path) -> None:
         assert (one.camera, one.control_hz) == ("image_0", 5)
 
 
+def test_several_cameras_are_read_under_the_names_that_they_get(dataset: Path) -> None:
+    dark = [png(image // 2) for image in episodes()[0].images]
+    rewritten(dataset, observation__image_1=dark)
+    (dataset / "bridge-train.tfrecord-00001-of-00002").write_bytes(first(dataset).read_bytes())
+    assert "Choose one: camera=KEY." in told(dataset).stderr
+    result = told(dataset, "cameras={front: image_0, wrist: image_1}")
+    assert result.exit_code == 0, result.output
+    for shard in demonstrations.read_store(dataset.parents[1] / "back"):
+        for one in shard.demonstrations:
+            np.testing.assert_array_equal(one.pictures["front"], episodes()[0].images)
+            np.testing.assert_array_equal(one.pictures["wrist"], episodes()[0].images // 2)
+    rewritten(dataset, observation__image_1=dark[:2])
+    short = told(dataset, "cameras={front: image_0, wrist: image_1}", f"out={dataset.parents[1] / 'short'}")
+    assert short.exit_code == 2 and "one camera has 2 pictures, another 4." in short.stderr
+
+
 def changed(path: Path, change: Callable[[bytearray], Any]) -> None:
     content = bytearray(path.read_bytes())
     change(content)

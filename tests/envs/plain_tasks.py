@@ -57,5 +57,14 @@ class Hop(Slide):
         return None, *self.step(action)[1:]  # pyright: ignore[reportReturnType]
 
 
+class Told(Slide):
+    """One that asks to be told which cameras are looked at."""
+
+    def __init__(self, cameras: list[str] | None = None, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.told = cameras
+
+
+register("Plain/Told-v0", entry_point="plain_tasks:Told", kwargs={"cameras": None})
 register("Plain/Slide-v0", entry_point="plain_tasks:Slide")
 register("Plain/Hop-v0", entry_point="plain_tasks:Hop")

@@ -11,7 +11,6 @@ import gymnasium
 import numpy as np
 import pytest
 
-from tests.envs.support import shown
 from vla_razor.policies.scripted import ScriptedExpert
 from vla_razor_envs import StartRefused
 from vla_razor_envs.assets import AssetsUnusable
@@ -206,7 +205,7 @@ def test_the_expert_opens_and_closes_drawers(drawer: gymnasium.Env, task: str, s
     steps = 0
     while not info["success"]:
         assert steps < 60
-        info = drawer.step(expert.wanted(shown(info))[0])[-1]
+        info = drawer.step(expert.wanted([info["instruction"]], [info])[0])[-1]
         steps += 1
 
 
@@ -219,7 +218,7 @@ def test_fingers_squeeze_a_can_as_hard_as_the_originals_and_let_go_as_late(can: 
     _, info = can.reset(seed=0, options={"object_xy": (-0.235, 0.2), "orientation": "upright"})
     while not info["is_grasped"]:
         assert robot.solver_position_iterations == 60
-        info = can.step(expert.wanted(shown(info))[0])[-1]
+        info = can.step(expert.wanted([info["instruction"]], [info])[0])[-1]
     for _ in range(3):
         can.step(act(gripper=1.0))
     assert robot.solver_position_iterations == 120

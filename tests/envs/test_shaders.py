@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 def picture(shader: str) -> np.ndarray:
     setup = SETUPS["drawer", "panda"]
-    setup = replace(setup, camera=replace(setup.camera, shader=shader))
+    setup = replace(setup, cameras=(replace(setup.camera, shader=shader),))
     with closing(single.build("drawer", setup, (96, 128), "open_top_drawer", "cpu", 1)) as built:
         seen, _ = built.reset(options={"starts": [{"seed": 3}]})
         return np.array(seen["image"][0])

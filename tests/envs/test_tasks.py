@@ -1,5 +1,6 @@
 """The tasks on real physics: the controller, the success rules, exact starts, determinism, and what bad input gets."""
 
+import itertools
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -11,8 +12,8 @@ import torch
 from scipy.spatial.transform import Rotation
 
 import vla_razor_envs  # noqa: F401
-from tests.envs.support import shown
 from vla_razor.errors import UserError
+from vla_razor.policies import Observations
 from vla_razor.policies.scripted import ScriptedExpert
 
 pytestmark = pytest.mark.slow
@@ -43,7 +44,7 @@ def solve(
     _, info = env.reset(seed=seed, options=options)
     flags, truncated = [], False
     while not truncated and not any(flags):
-        action = expert.act(shown(info), generators).actions[0, 0]
+        action = expert.act(Observations({}, [info["instruction"]], infos=[info]), generators).actions[0, 0]
         _, reward, terminated, truncated, info = env.step(action)
         assert reward == float(terminated) == float(info["success"])
         flags.append(terminated)
@@ -70,6 +71,30 @@ def test_observation_and_info_are_what_the_interface_says(can: gymnasium.Env, dr
         np.testing.assert_allclose(observation["proprioception"][:7], info["tcp_pose"])
         again = env.step(np.zeros(7, np.float32))[-1]
         assert again.keys() == info.keys()
+
+
+def test_a_further_camera_is_rendered_where_it_is_asked_for_and_changes_nothing_else(can: gymnasium.Env) -> None:
+    """One on the hand, which sees the table go by as the hand moves over it."""
+    sensors: Any = can.unwrapped
+    assert list(sensors.task.scene.sensors) == ["workspace_camera"], "what nobody reads is not rendered"
+    action = np.array([0.05, 0, -0.03, 0, 0, 0, CLOSE], np.float32)
+    names = ["workspace_camera", "wrist_camera"]
+    with (
+        closing(gymnasium.make("vla_razor/PickCan-v2", cameras=names)) as both,
+        closing(gymnasium.make("vla_razor/PickCan-v2", cameras=names[1:])) as hand,
+    ):
+        shown = [[env.reset(seed=5)[0], *(env.step(action)[0] for _ in range(3))] for env in (can, both, hand)]
+        assert both.observation_space.contains(shown[1][0])
+    for one, two, wrist in zip(*shown, strict=True):
+        np.testing.assert_array_equal(one["image"], two["image"])
+        np.testing.assert_array_equal(one["proprioception"], two["proprioception"])
+        np.testing.assert_array_equal(wrist["image"], two["wrist_camera"])
+    views = [seen["wrist_camera"].astype(int) for seen in shown[1]]
+    assert min(np.abs(a - b).mean() for a, b in itertools.pairwise(views)) > 1, "it moves"
+    assert np.abs(views[0] - shown[1][0]["image"]).mean() > 10
+    for wrong in (["side"], [], ["wrist_camera"] * 2):
+        with pytest.raises(ValueError, match=r"cameras is .*; expected some of what panda has, each once: workspace_"):
+            gymnasium.make("vla_razor/PickCan-v2", cameras=wrong)
 
 
 @pytest.mark.parametrize("axis", range(3))
@@ -126,7 +151,7 @@ def test_every_style_solves_its_task_by_other_movements(style: str, task: str, r
         _, info = env.reset(seed=seed, options=start)
         apart, truncated = [], False
         while not (truncated or info["success"]):
-            action, other = (expert.wanted(shown(info))[0] for expert in (far, near))
+            action, other = (expert.wanted([info["instruction"]], [info])[0] for expert in (far, near))
             apart.append(np.abs(action - other).max())
             truncated, info = env.step(action)[3:]
         assert info["success"] and np.mean(np.array(apart) > 0.01) > 0.3
@@ -136,7 +161,7 @@ def test_a_style_is_of_a_robot_and_of_a_task() -> None:
     with pytest.raises(UserError, match="style=steep: with robot=google_robot the scripted expert has direct"):
         ScriptedExpert(style="steep", robot="google_robot")
     with pytest.raises(UserError, match="in this style it knows how to open, close"):
-        ScriptedExpert(style="steep").wanted(shown({"instruction": "pick coke can", "success": False}))
+        ScriptedExpert(style="steep").wanted(["pick coke can"], [{"success": False}])
 
 
 @pytest.mark.parametrize("task", DRAWER_TASKS)
@@ -164,7 +189,7 @@ def test_opening_another_drawer_is_no_success(drawer: gymnasium.Env) -> None:
         bottom = info["target_pose"].copy()
         bottom[0] += info["drawer_qpos"][0] - info["drawer_qpos"][2]
         bottom[2] -= 0.26
-        action = expert.wanted(shown({**info, "instruction": "open bottom drawer", "target_pose": bottom}))[0]
+        action = expert.wanted(["open bottom drawer"], [{**info, "target_pose": bottom}])[0]
         _, _, terminated, _, info = drawer.step(action)
         assert not terminated
     assert info["drawer_qpos"][2] > 0.09
@@ -174,7 +199,7 @@ def test_touching_the_can_without_lifting_is_no_success(can: gymnasium.Env) -> N
     expert = ScriptedExpert()
     _, info = can.reset(seed=1, options={"orientation": "upright"})
     while not info["is_grasped"]:
-        info = can.step(expert.wanted(shown(info))[0])[-1]
+        info = can.step(expert.wanted([info["instruction"]], [info])[0])[-1]
     info = move(can, [0] * 6, CLOSE, steps=6)
     assert info["is_grasped"] and info["consecutive_grasp"] and not info["lifted_object"] and not info["success"]
 
@@ -184,7 +209,7 @@ def test_success_is_a_lift_that_has_lasted_three_steps_and_is_lost_with_the_can(
     _, info = can.reset(seed=2, options={"orientation": "upright"})
     lifts: list[tuple[bool, bool]] = []
     while not info["success"]:
-        info = can.step(expert.wanted(shown(info))[0])[-1]
+        info = can.step(expert.wanted([info["instruction"]], [info])[0])[-1]
         lifts.append((info["lifted_object"], info["success"]))
     first = [lifted for lifted, _ in lifts].index(True)
     assert lifts[first:] == [(True, False), (True, False), (True, True)]
@@ -198,7 +223,7 @@ def test_success_is_judged_by_tensors_as_by_arrays(made: str, monkeypatch: pytes
     with closing(gymnasium.make(made)) as env:
         infos, actions = [env.reset(seed=2)[1]], []
         for _ in range(15):
-            actions.append(expert.wanted(shown(infos[-1]))[0])
+            actions.append(expert.wanted([infos[-1]["instruction"]], [infos[-1]])[0])
             infos.append(env.step(actions[-1])[-1])
         assert infos[-1]["success"]
         inner: Any = env.unwrapped

@@ -2,8 +2,9 @@
 
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -17,22 +18,25 @@ from vla_razor.rollouts.demonstrations import FOLDER, Demonstration, Shard, demo
 from vla_razor.rollouts.rollout import Episode
 from vla_razor.rollouts.starts import Start
 
+CAMERAS = ("workspace_camera",)
 ENV = {
     "name": "pick_can",
     "tasks": ["pick_can"],
-    "camera": "workspace_camera",
+    "cameras": ["workspace_camera", "wrist_camera"],
     "make": {"robot": "panda", "image_size": [8, 6]},
 }
 
 
-def episode(seed: int, length: int = 3, size: tuple[int, int] = (8, 6), labelled: bool = True) -> Episode:
+def episode(
+    seed: int, length: int = 3, size: tuple[int, int] = (8, 6), labelled: bool = True, cameras: Sequence[str] = CAMERAS
+) -> Episode:
     draw = np.random.default_rng(seed)
     actions = draw.normal(size=(length, 7)).astype(np.float32)
     return Episode(
         start=Start("pick_can", {"object_xy": (0.5, 0.25)}, seed, 3),
         instruction="pick coke can",
         observations=Observations(
-            {"camera": draw.integers(0, 256, (length, *size, 3), dtype=np.uint8)},
+            {camera: draw.integers(0, 256, (length, *size, 3), dtype=np.uint8) for camera in cameras},
             ["pick coke can"] * length,
             draw.normal(size=(length, 8)).astype(np.float32),
         ),
@@ -44,8 +48,8 @@ def episode(seed: int, length: int = 3, size: tuple[int, int] = (8, 6), labelled
     )
 
 
-def stored(seed: int, camera: str = "workspace_camera", **changes: Any) -> Demonstration:
-    return demonstration(episode(seed, **changes), control_hz=5, camera=camera, policy="scripted")
+def stored(seed: int, **changes: Any) -> Demonstration:
+    return demonstration(episode(seed, **changes), control_hz=5, policy="scripted")
 
 
 def store(folder: Path, *files: list[Demonstration], robot: str = "panda") -> Path:
@@ -95,6 +99,36 @@ def test_loading_gives_all_steps_end_to_end_with_what_to_imitate(tmp_path: Path)
     assert loaded.episode.tolist() == [0] * 3 + [1] * 5 + [2] * 3
     assert loaded.instructions == ["pick coke can"] * 11
     np.testing.assert_array_equal(loaded.actions[3:8], stored(2, length=5).labels)
+
+
+def test_every_camera_is_kept_and_a_policy_learns_from_those_that_it_reads(tmp_path: Path) -> None:
+    given = stored(1, cameras=["workspace_camera", "wrist_camera"])
+    folder = store(tmp_path, [given])
+    with h5py.File(row(folder)) as file:
+        group: Any = file["episode_00000"]
+        assert group["images_wrist_camera"].compression == "gzip" and group.attrs["camera"] == "workspace_camera"
+        np.testing.assert_array_equal(group["images_wrist_camera"], given.further["wrist_camera"])
+    (shard,) = read_store(folder, demonstrations.without_images)
+    (bare,) = shard.demonstrations
+    assert [len(images) for images in bare.pictures.values()] == [0, 0]
+    again = demonstrations.with_images(folder, 0, 0, bare)
+    dark = SimpleNamespace(name="dark", cameras=2, seen=lambda images: images // 2)
+    hand = SimpleNamespace(name="hand", cameras=["wrist_camera"])
+    for policy, expected in (
+        (None, {"workspace_camera": given.images}),
+        (hand, {"wrist_camera": given.further["wrist_camera"]}),
+        (dark, {camera: images // 2 for camera, images in given.pictures.items()}),
+    ):
+        found = load(folder, ENV, policy).observations.images
+        assert list(found) == list(expected)
+        for camera, images in found.items():
+            np.testing.assert_array_equal(images, expected[camera])
+    for camera, images in again.pictures.items():
+        np.testing.assert_array_equal(images, given.pictures[camera])
+    with pytest.raises(UserError, match=r"expected camera wrist_camera, found workspace_camera\. .*cameras=\[wrist"):
+        load(store(tmp_path / "one", [stored(1)]), ENV, hand)
+    with pytest.raises(UserError, match="the policy side reads the camera side; it could be shown workspace_camera"):
+        load(folder, ENV, SimpleNamespace(name="side", cameras=["side"]))
 
 
 def edit(change: Callable[[Any, Any], None]) -> Callable[[Path], None]:
@@ -186,7 +220,7 @@ def test_a_store_must_be_there_and_whole(tmp_path: Path) -> None:
     ("changes", "complaint"),
     [
         ({"tasks": ["open_top_drawer"], "name": "open_top_drawer"}, "task open_top_drawer, found pick_can"),
-        ({"camera": "wrist_camera"}, "camera wrist_camera, found workspace_camera"),
+        ({"cameras": ["wrist_camera"]}, "camera wrist_camera, found workspace_camera"),
         ({"make": {"robot": "panda", "image_size": [8, 8]}}, r"image size \(8, 8\), found \(8, 6\)"),
         ({"make": {"robot": "google_robot", "image_size": [8, 6]}}, "robot google_robot, found panda"),
     ],
@@ -199,7 +233,7 @@ def test_demonstrations_of_something_else_are_refused(tmp_path: Path, changes: d
 
 
 def test_those_of_the_first_embedded_tasks_say_what_changed(tmp_path: Path) -> None:
-    folder = store(tmp_path, [stored(1, camera="overhead_camera")])
+    folder = store(tmp_path, [stored(1, cameras=["overhead_camera"])])
     with pytest.raises(UserError, match=r"Since vla_razor/PickCan-v2 .* another camera.* collect demonstrations anew"):
         load(folder, ENV)
 

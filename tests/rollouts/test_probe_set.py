@@ -209,6 +209,16 @@ def test_kept_and_read_back(probe: ProbeSet, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "probe").iterdir()) == ["probe.json", "probe.safetensors"]
 
 
+def test_every_camera_and_what_was_felt_are_kept(probe: ProbeSet, tmp_path: Path) -> None:
+    images, felt = {"front": probe.images, "wrist": 255 - probe.images[:, :8]}, np.ones((len(probe), 3), np.float32)
+    probe_set.save_to(tmp_path / "probe", replace(probe, observations=Observations(images, proprioception=felt)))
+    back = probe_set.load_from(tmp_path / "probe").observations
+    assert list(back.images) == ["front", "wrist"]
+    for camera, pictures in images.items():
+        np.testing.assert_array_equal(back.image(camera), pictures)
+    np.testing.assert_array_equal(back.proprioception, felt)
+
+
 @pytest.mark.parametrize("damage", ["cut", "changed", "schema", "garbage", "missing", "key"])
 def test_a_damaged_file_is_refused(probe: ProbeSet, tmp_path: Path, damage: str) -> None:
     probe_set.save_to(tmp_path, probe)

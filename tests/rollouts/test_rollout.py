@@ -153,6 +153,18 @@ def test_an_episode_that_is_watched_keeps_every_picture(counting: PoolVectorEnv)
     assert other.images[:, 0, 0, 0].tolist() == [20, 22]
 
 
+def test_a_policy_is_refused_whose_proprioception_is_another(counting: PoolVectorEnv) -> None:
+    policy: Any = Counter()
+    policy.proprioception = 8
+    with pytest.raises(UserError, match="counter reads 8 numbers of proprioception; the environment has 2"):
+        rollout(counting, policy, starts_from(10), hold=None, seed=0)
+    policy.proprioception, policy.cameras = 2, ["workspace_camera"]
+    assert len(rollout(counting, policy, starts_from(10), hold=None, seed=0)[0]) == 1
+    policy.cameras = ["wrist_camera"]
+    with pytest.raises(UserError, match="reads the camera wrist_camera; it could be shown workspace_camera"):
+        rollout(counting, policy, starts_from(10), hold=None, seed=0)
+
+
 def test_success_ends_an_episode_within_a_chunk(counting: PoolVectorEnv) -> None:
     episodes, timing = rollout(counting, Planner(10), starts_from(10, 20), hold=1, seed=0)
     assert [episode.length for episode in episodes] == [2, 3] and timing.env_steps == 5

@@ -48,12 +48,27 @@ class Sums:
         return Decisions(actions, memories=memories)
 
 
+class Both(Sums):
+    """Its first number tells how bright each of two named cameras is: 1,000 for the first, 1 for the other."""
+
+    cameras, proprioception = ("front", "hand"), 8
+
+    def act(self, observations: Observations, generators, memories=None) -> Decisions:
+        assert list(observations.images) == ["front", "hand"]
+        decided = super().act(observations, generators, memories)
+        front, hand = (observations.image(camera)[:, 0, 0, 0].astype(int) for camera in self.cameras)
+        decided.actions[:, :, 0] = (1000 * front + hand)[:, None]
+        return decided
+
+
 @contextmanager
 def serving(
     policy: Any, converse: Conversation = openpi.converse, robot: str = "panda", **limits: Any
 ) -> Iterator[tuple[int, Service]]:
     """The port of a server that runs meanwhile, and what it counts."""
-    facts = {"server": "vla-razor", "policy": policy.name, "robot": robot}
+    facts: dict[str, Any] = {"server": "vla-razor", "policy": policy.name, "robot": robot}
+    if not isinstance(cameras := getattr(policy, "cameras", 1), int):
+        facts["cameras"] = list(cameras)
     service = Service(policy, Limits(**limits), facts)
     ready, handles = threading.Event(), []
 

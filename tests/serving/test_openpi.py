@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection
 
-from tests.serving.support import SEEN, Sums, asked, client, serving
+from tests.serving.support import SEEN, Both, Sums, asked, client, serving
 from vla_razor.policies.messages import pack, unpack
 
 
@@ -62,6 +62,20 @@ def test_images_are_bytes_or_shares_and_channels_may_come_first(port: int, image
     with client(port) as connection:
         connection.recv()
         assert asked(connection, SEEN | {"observation/image": image})["actions"][0, 0] in (50, 51)
+
+
+def test_a_policys_cameras_are_found_by_their_names_or_else_in_their_order() -> None:
+    """A client's own first one is `image`, whatever comes first in its message."""
+    dark, bright = np.full((4, 6, 3), 3, np.uint8), np.full((4, 6, 3), 7, np.uint8)
+    told = {"observation/state": np.zeros(8), "prompt": "pick can"}
+    with serving(Both()) as (number, _), client(number) as connection:
+        assert unpack(connection.recv(timeout=10))["cameras"] == ["front", "hand"]  # pyright: ignore
+        ordered = asked(connection, {"observation/wrist_image": bright, "observation/image": dark, **told})
+        third = {"observation/image": np.zeros((4, 6, 3), np.uint8)}
+        named = asked(connection, {**third, "observation/hand": dark, "observation/front": bright, **told})
+        assert ordered["actions"][0, 0] == 3007 and named["actions"][0, 0] == 7003
+        refused = asked(connection, {"observation/image": dark, **told})
+    assert refused == "vla-razor: the policy reads 2 cameras (front, hand); the client shows image."
 
 
 def test_what_a_policy_remembers_belongs_to_its_client_until_a_reset(port: int) -> None:

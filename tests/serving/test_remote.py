@@ -12,7 +12,7 @@ import pytest
 import torch
 from websockets.sync.server import ServerConnection
 
-from tests.serving.support import Sums, serving, somebody
+from tests.serving.support import Both, Sums, serving, somebody
 from tests.verbs.support import INSTRUCTION, small_policy
 from vla_razor import config
 from vla_razor.errors import RunFailed, UserError
@@ -46,6 +46,24 @@ def test_a_served_policy_decides_as_it_does_at_home() -> None:
         for step in range(3):
             np.testing.assert_array_equal(asked(away, step).actions, asked(policy, step).actions)
         assert service.served == 9
+
+
+def test_all_the_cameras_that_the_server_reads_are_sent() -> None:
+    two = {"front": IMAGES, "hand": 255 - IMAGES}
+    generators = [Noise(0, Start("pick_can", seed=row)).at(0) for row in range(3)]
+    with serving(Both()) as (port, _):
+        away = RemotePolicy(f"openpi://127.0.0.1:{port}")
+        assert away.cameras == ["front", "hand"]
+        found = away.act(Observations(two, [INSTRUCTION] * 3, STATES), generators).actions[:, 0, 0]
+        first = IMAGES[:, 0, 0, 0].astype(int)
+        np.testing.assert_array_equal(found, 1000 * first + 255 - first)
+        named = RemotePolicy(f"openpi://127.0.0.1:{port}?cameras=image,wrist_image")
+        assert named.cameras == 2
+        again = named.act(Observations(two, [INSTRUCTION] * 3, STATES), generators).actions[:, 0, 0]
+        np.testing.assert_array_equal(again, found)
+        one = RemotePolicy(f"openpi://127.0.0.1:{port}?cameras=image")
+        with pytest.raises(RunFailed, match=r"the policy reads 2 cameras \(front, hand\); the client shows image"):
+            one.act(Observations(two, [INSTRUCTION] * 3, STATES), generators)
 
 
 def test_episodes_are_remembered_each_by_itself() -> None:

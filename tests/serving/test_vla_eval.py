@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.serving.support import Sums, asked, client, packb, serving
+from tests.serving.support import Both, Sums, asked, client, packb, serving
 from vla_razor.policies import Decisions
 from vla_razor.serving import vla_eval
 
@@ -44,6 +44,15 @@ def test_the_client_speaks_first(port: int) -> None:
     assert answer["payload"]["protocol_version"] == 1
     assert answer["payload"]["action_spec"]["gripper"]["format"] == "binary_close_positive"
     assert answer["payload"]["observation_params"] == {}
+
+
+def test_a_wrist_camera_and_the_state_are_asked_for_where_the_policy_reads_them() -> None:
+    with serving(Both(), vla_eval.converse) as (number, _), client(number) as connection:
+        answer = asked(connection, message("hello", {"protocol_version": 1, "harness_version": "0.8.0"}))
+        assert answer["payload"]["observation_params"] == {"send_state": True, "send_wrist_image": True}
+        shown = {"agentview": png(9), "wrist": png(4)}
+        acted = asked(connection, observation(0, images=shown, states=np.zeros(8).tolist()))
+    assert acted["payload"]["actions"][0] == 9004
 
 
 def test_one_action_an_observation_and_a_new_episode_drops_the_rest(port: int) -> None:

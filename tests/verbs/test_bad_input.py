@@ -66,7 +66,7 @@ CASES = {
     "no demonstrations there": ("sft policy={policy} demos={empty}", "holds no demonstrations"),
     "truncated demonstrations": ("sft policy={policy} demos={truncated}", "not a whole HDF5 file"),
     "demonstrations of another task": ("sft policy={policy} demos={drawers}", "expected task pick_can, found open_top"),
-    "demonstrations of another camera": (f"{SFT} env.camera=wrist", "expected camera wrist, found workspace_camera"),
+    "demonstrations of another camera": (f"{SFT} env.cameras=[wrist]", "expected camera wrist, found workspace_camera"),
     "demonstrations of another size": (f"{SFT} env.make.image_size=[32,32]", "expected image size (32, 32)"),
     "a task that there is not": (
         "rl env.tasks=[foo]",

@@ -176,8 +176,8 @@ def test_an_instruction_that_the_expert_cannot_follow_is_one_message(
 
 @pytest.mark.usefixtures("mixed")
 def test_another_camera_and_several_scenes_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"env.camera=wrist: the camera of this robot is workspace_camera"):
-        gathered(tmp_path / "camera", settings(**{"env.camera": "wrist"}))
+    with pytest.raises(UserError, match=r"env.cameras=\[wrist\]: the camera of this robot is workspace_camera"):
+        gathered(tmp_path / "camera", settings(**{"env.cameras": "[wrist]"}))
     with pytest.raises(UserError, match="collect takes one scene"):
         gathered(tmp_path / "all", settings(env="all"))
 

@@ -55,7 +55,7 @@ def test_the_policy_acts_and_the_expert_is_imitated() -> None:
 def test_the_expert_takes_a_share_of_the_steps_that_falls_to_none() -> None:
     policy, expert = PrismaticPolicy(small_policy()), ScriptedExpert()
     asked = states(*[info(0.1)] * 64)
-    wanted = expert.wanted(asked)
+    wanted = expert.wanted(asked.instructions, asked.infos)
     for guidance, fewest, most in ((0.0, 0, 0), (0.5, 20, 44), (1.0, 64, 64)):
         decided = Corrected(policy, expert, guidance).act(asked, draws(64))
         assert fewest <= (decided.actions[:, 0] == wanted).all(1).sum() <= most

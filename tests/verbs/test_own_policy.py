@@ -4,15 +4,18 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 from tests.verbs.support import CommandLine, metrics, recipe
 from vla_razor import config
 from vla_razor.errors import UserError
 from vla_razor.policies import Observations, opening
 from vla_razor.policies.scripted import ScriptedExpert
+from vla_razor.rollouts import demonstrations
 
 OTHERS = """
 
@@ -160,6 +163,29 @@ class Linear(Trainable):
 '''
 
 
+TWO = '''
+import torch
+from mine import Linear, load_file, nn
+from vla_razor.policies import Observations
+
+class Two(Linear):
+    """As that, of two cameras and of what the arm feels."""
+
+    cameras, proprioception = ("workspace_camera", "wrist_camera"), 8
+
+    def __init__(self, checkpoint=None):
+        super().__init__()
+        self.name, self.module = "two", nn.Linear(2 * 8 * 8 * 3 + 8 + 16, 7 * 21)
+        nn.init.zeros_(self.module.weight), nn.init.zeros_(self.module.bias)
+        if checkpoint:
+            self.module.load_state_dict(load_file(checkpoint / "linear.safetensors"))
+
+    def views(self, observations):
+        seen = [super(Two, self).views(Observations({name: observations.image(name)})) for name in self.cameras]
+        return torch.cat([*seen, torch.from_numpy(observations.proprioception)], 1)
+'''
+
+
 def test_a_study_reads_the_weights_of_whatever_can_be_trained(here: Path) -> None:
     (here / "mine.py").write_text(LINEAR)
     settings = config.compose("demo", ["policy=mine:Linear", "device=cpu"])
@@ -198,3 +224,31 @@ def test_it_is_trained_and_measured_as_ours_are(here: Path, demos: Path, vla_raz
         "sft", f"policy={sft}", f"demos={demos}", "lora_rank=4", *learns, f"out={here / 'no'}", status=2
     )
     assert "takes no adapters: lora_rank=0" in refused.stderr and not (here / "no").exists()
+
+
+@pytest.mark.slow
+def test_one_of_two_cameras_and_proprioception_is_trained_and_measured(here: Path, vla_razor: CommandLine) -> None:
+    """Demonstrated by the expert, who looks at nothing; by SFT and by REINFORCE, with a probe set of both cameras."""
+    (here / "mine.py").write_text(LINEAR)
+    (here / "two.py").write_text(TWO)
+    quick = ("logger=none", "num_envs=4", "num_workers=1", "device=cpu")
+    vla_razor.run("collect", "grid=1x1", "per_point=2", "cameras=[wrist_camera]", *quick, f"out={here / 'demos'}")
+    data = demonstrations.load(here / "demos", config.compose("sft").env, SimpleNamespace(cameras=2))
+    assert list(data.observations.images) == ["workspace_camera", "wrist_camera"]
+    learns = (*quick, "probe_states=8", "learning_rate=1e-2", "warmup_steps=0", "eval_episodes=0", "save_every=1")
+    sft, rl = here / "sft", here / "rl"
+    vla_razor.run("sft", "policy=two:Two", f"demos={here / 'demos'}", "epochs=4", *learns, f"out={sft}")
+    rows = metrics(sft)
+    assert rows[0]["loss"] == pytest.approx(np.log(21), rel=0.02) and rows[-1]["loss"] < rows[0]["loss"] - 0.5
+    cache = Path(vla_razor.environment["VLA_RAZOR_CACHE"]) / "probe_sets"
+    kept = [path for path in cache.glob("*/probe.safetensors") if "images_wrist_camera" in load_file(path)]
+    assert len(kept) == 1 and load_file(kept[0])["proprioception"].shape == (8, 8)
+    few = ("grid=1x2", "per_point=2", "iterations=1", "probe_every=1", "baseline=batch")
+    vla_razor.run("rl", f"policy={sft}", *few, *learns, f"out={rl}")
+    (row,) = metrics(rl)
+    assert row["episode_length"] == 20 and row["forward_kl_per_action"] >= 0
+    trained = load_file(sft / "checkpoints" / f"step_{rows[-1]['step']}" / "linear.safetensors")["weight"]
+    wrist = trained[:, 192:384].abs().max(), trained[:, 384:392].abs().max()
+    assert min(wrist) > 1e-3, "the further camera and what is felt are learned from"
+    refused = vla_razor.run("rl", "policy=two:Two", "robot=google_robot", *few, *learns, f"out={here / 'no'}", status=2)
+    assert "the policy two reads the camera wrist_camera; it could be shown overhead_camera" in refused.stderr

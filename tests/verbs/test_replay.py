@@ -31,7 +31,7 @@ def prior(tmp_path: Path) -> Path:
 
 def told(policy: PrismaticPolicy, folder: Path) -> float:
     """How unlikely the replayed actions are under a policy, in nats an action."""
-    data = demonstrations.load(folder, config.compose("sft").prior, policy.seen)
+    data = demonstrations.load(folder, config.compose("sft").prior, policy)
     tokens, prompts = policy.tokenize(data.actions, data.episode), policy.prompt_ids(data.instructions)
     with torch.no_grad():
         said = policy.distribution(policy.views(data.observations), prompts, tokens)
@@ -51,7 +51,7 @@ def test_what_is_replayed_is_learnt_beside_the_new_task(verb: str, demos: Path, 
         trainer, logged = Trainer(policy, settings, 6), []
         for _ in range(6):
             if verb == "sft":
-                data = demonstrations.load(demos, settings.env, policy.seen)
+                data = demonstrations.load(demos, settings.env, policy)
                 tokens = policy.tokenize(data.actions, data.episode)
                 logged.append(supervised.learn(policy, trainer, settings, data, tokens, torch.arange(24), paid))
             else:

@@ -17,6 +17,7 @@ from vla_razor.errors import UserError
 from vla_razor.policies import Decisions, Observations
 from vla_razor.rollouts import rollout as rollouts
 from vla_razor.rollouts.starts import grid_starts, random_starts
+from vla_razor_envs import SuiteRefused
 from vla_razor_envs.suite import SuiteEnv
 
 PLAIN = Path(__file__).parents[1] / "envs"
@@ -128,6 +129,40 @@ def test_other_places_for_picture_and_success(slide: Path) -> None:
     assert env.step_unseen(np.array([0.0, 0, 0]))[0] is None
     assert env._env.unwrapped.drawn == drawn, "nobody looks"  # pyright: ignore
     assert [env.step(np.array([-1.0, 0, 0]))[2] for _ in range(3)][-1]
+
+
+def test_of_several_cameras_those_are_shown_that_are_asked_for(slide: Path) -> None:
+    slide.write_text(
+        SUITE.replace("image: camera", "cameras: {side: camera, above: render}").replace("Slide-", "Told-")
+    )
+    env = suites.read(slide)
+    assert list(env.cameras) == ["side", "above"]
+    suite: Any = OmegaConf.to_container(env.make.suite)
+    one, both = SuiteEnv(suite), SuiteEnv(suite, image_size=(12, 40), cameras=["side", "above"])
+    observation, _ = one.reset(seed=3)
+    assert set(observation) == {"image", "proprioception"} and one.setup.camera.name == "side"
+    assert one._env.unwrapped.drawn == 0, "what nobody looks at is not rendered"  # pyright: ignore
+    assert [env._env.unwrapped.told for env in (one, both)] == [["side"], ["side", "above"]]  # pyright: ignore
+    observation, _ = both.reset(seed=3)
+    assert both.observation_space.contains(observation) and both._env.unwrapped.drawn > 0  # pyright: ignore
+    assert observation["image"].shape == observation["above"].shape == (12, 40, 3)
+    np.testing.assert_array_equal(observation["image"], observation["above"])
+    with pytest.raises(SuiteRefused, match="has the cameras side, above; asked for"):
+        SuiteEnv(suite, cameras=["below"])
+
+
+@pytest.mark.parametrize(
+    ("cameras", "message"),
+    [
+        ("cameras: {side: 3}", "cameras is {'side': 3}; expected places of images by the names of cameras"),
+        ("cameras: {image: camera}", "none of which is image or proprioception"),
+        ("cameras: {side: camera}\ncamera: side", "cameras names them all; expected no image or camera beside it"),
+    ],
+)
+def test_cameras_that_are_none_are_one_message(slide: Path, cameras: str, message: str) -> None:
+    slide.write_text(SUITE.replace("image: camera", cameras))
+    with pytest.raises(UserError, match=message):
+        suites.read(slide)
 
 
 def test_tasks_that_are_made_alike_share_an_environment(slide: Path) -> None:

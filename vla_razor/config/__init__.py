@@ -8,4 +8,4 @@ verbs. What is checked, the help, a shell's completion and docs/configuration.md
 from vla_razor.config.composition import Experiment, compose, leaves, to_yaml
 from vla_razor.config.groups import GROUPS, VERBS, command, common_keys, earlier, name_of
 from vla_razor.config.manual import choices, describe, is_switch, keys
-from vla_razor.config.simulation import CONFIG_DIR, environments, robot_in, robot_of, scenes, suite_in
+from vla_razor.config.simulation import CONFIG_DIR, cameras_in, environments, robot_in, robot_of, scenes, suite_in

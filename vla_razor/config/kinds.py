@@ -35,6 +35,7 @@ Positive = Annotated[float, Gt(0), Lt(_INFINITY), "a number above 0"]
 Number = Annotated[float, Ge(0), Lt(_INFINITY), "a number, at least 0"]
 Share = Annotated[float, Ge(0), Le(1), "a number from 0 to 1"]
 Part = Annotated[float, Gt(0), Lt(1), "a number above 0 and below 1"]
+Keys = Annotated[dict[str, str], Len(1), "keys by name, as in {a: b}"]
 Mapping = Annotated[dict[str, Any], "a mapping, as in {a: 1}"]
 Axes = Annotated[dict[str, list[Any]], "a mapping to lists, as in {method: [sft,rl], seed: [0,1]}"]
 Coefficients = Annotated[dict[str, Number], "a mapping to numbers, at least 0, as in {package.module:Class: 0.1}"]
@@ -58,6 +59,7 @@ Names = Annotated[list[str], MinLen(1), _ONCE, "a list of names, as in [grpo,sft
 Schedules = Annotated[list[Schedule], MinLen(1), _ONCE, "a list of constant and cosine, as in [cosine]"]
 Folders = Annotated[list[str], _ONCE, "a list of folders"]
 Sentences = Annotated[list[Text], _ONCE, "a list of instructions, as in [open top drawer]"]
+Cameras = Annotated[list[Text], _ONCE, "a list of cameras, as in [wrist_camera]"]
 Suite = Annotated[dict[str, Any], "a suite, chosen by env=NAME or env=FILE.yaml"]  # a mapping: what its file says
 Section = Annotated[dict[str, Any], "a mapping, as in {a: 1}"]  # the settings of another verb, which this one runs
 

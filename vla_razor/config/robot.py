@@ -150,6 +150,7 @@ class Collect(OnTasks, Ranked):
     noise: k.Share = key(0.5, "share of the scripted expert's steps that are disturbed, so that recoveries are shown")
     grid: k.Grid = key("10x10", "start positions")
     per_point: k.Count = key(10, "wanted from each start position", "successes")
+    cameras: k.Cameras = key([], "whose pictures are kept beside those that the policy looks at", "cameras", before=[])
     max_attempts: k.Count = key(5, "a start position is given up after max_attempts * per_point episodes")
     embeddings: k.Text | None = key(None, EMBEDDINGS)
 
@@ -161,6 +162,10 @@ class Import(Verb):
     source: k.Text | None = key(None, "folder of the dataset, or its id on the Hub, as DIR is")
     name: k.Text | None = key(None, "of the dataset, and of its action statistics; null: that of its folder")
     camera: k.Text | None = key(None, "the dataset's key of the pictures; null: the only one")
+    cameras: k.Keys | None = key(
+        None,
+        "several, instead of camera: their keys by the names that they get, as in {front: image_0, wrist: image_1}",
+    )
     action: k.Text = key("action", "the dataset's key of what to imitate")
     state: k.Text | None = key("observation.state", "the dataset's key of the proprioception; null: none")
     success: k.Text | None = key(None, "the dataset's key of success at each step; null: every episode ends in one")

@@ -52,6 +52,11 @@ def suite_in(make: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return make["suite"] if "suite" in make.keys() else None  # noqa: SIM118
 
 
+def cameras_in(env: Mapping[str, Any]) -> list[str]:
+    """The names of a scene's cameras; those of earlier runs have one."""
+    return list(env.get("cameras") or [env.get("camera", "camera")])
+
+
 def place_robot(config: DictConfig) -> None:
     """Completes the scenes with what `config.robot`, `config.image_size` and `config.sim_backend` say of them."""
     if "robot" not in config:

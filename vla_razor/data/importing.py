@@ -152,6 +152,11 @@ def _demonstration(source: Source, index: int, read: Recording, wanted: Wanted) 
     if wanted.every > 1:
         assert wanted.said is not None
         actions = conventions.joined(actions, wanted.every, wanted.said)
+    pictures = {
+        camera: np.stack([_shrunk(image, wanted.image_size) for image in images])
+        for camera, images in read.images.items()
+    }
+    (camera, images), *further = pictures.items()
     ends = np.minimum(np.arange(1, steps + 1) * wanted.every, len(read.success)) - 1
     return Demonstration(
         instruction=instruction,
@@ -159,9 +164,10 @@ def _demonstration(source: Source, index: int, read: Recording, wanted: Wanted) 
         start={"episode": index},
         seed=index,
         control_hz=source.fps // wanted.every,
-        camera=source.camera,
+        camera=camera,
         policy=wanted.name,
-        images=np.stack([_shrunk(image, wanted.image_size) for image in read.images]),
+        images=images,
+        further=dict(further),
         proprioception=states[:: wanted.every],
         actions=actions,
         labels=actions,

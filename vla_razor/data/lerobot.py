@@ -23,10 +23,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vla_razor.data.films import TOLERANCE, pictures
-from vla_razor.data.source import Damaged, Keys, Listed, NotTaken, Recording, chosen, facts_of, finite
+from vla_razor.data.source import Damaged, Keys, Listed, NotTaken, Recording, chosen, facts_of, finite, pictures_of
 from vla_razor.errors import UserError
 
 INFO = "meta/info.json"
+PREFIX = "observation.images."
 CAMERAS, NUMBERS = ("image", "video"), ("float32", "float64")
 OLD = "v2.0 is not read. Convert it with lerobot 0.3's convert_dataset_v20_to_v21."
 
@@ -57,15 +58,14 @@ class LeRobot:
         self.fps, self.features = info["fps"], info["features"]
         if self.fps < 1:
             raise Damaged(path, f"fps is {self.fps}.")
-        self.picture = chosen("camera", keys.camera, self._keys_of(CAMERAS), folder)
-        self.camera = self.picture.removeprefix("observation.images.")
+        self.pictures = pictures_of(keys.camera, self._keys_of(CAMERAS), folder, lambda key: key.removeprefix(PREFIX))
         chosen("action", keys.action, self._keys_of(NUMBERS), folder)
         if keys.state is not None:
             chosen("state", keys.state, self._keys_of(NUMBERS), folder)
         if keys.success is not None:
             chosen("success", keys.success, self._keys_of(("bool",)), folder)
         self.tasks = _tasks_v3(folder) if version == "v3.0" else _tasks_v21(folder)
-        films = [key for key in self._keys_of(("video",)) if key == self.picture]
+        films = [key for key in self._keys_of(("video",)) if key in self.pictures.values()]
         read = _places_v3 if version == "v3.0" else _places_v21
         self.places = {place.listed.index: place for place in read(folder, info, films)}
         said = info.get("total_episodes", len(self.places))
@@ -86,7 +86,8 @@ class LeRobot:
         if self.keys.success is not None:
             success = _flat(place.rows, table, self.keys.success).reshape(len(actions)).astype(bool)
         instruction = self._instruction(place, table, first)
-        return Recording(instruction, self._images(place, table, first, every), actions, states, success)
+        images = {name: self._images(place, table, first, every, key) for name, key in self.pictures.items()}
+        return Recording(instruction, images, actions, states, success)
 
     def _keys_of(self, kinds: Sequence[str]) -> list[str]:
         return [key for key, feature in self.features.items() if feature.get("dtype") in kinds]
@@ -119,8 +120,7 @@ class LeRobot:
     def _columns(self) -> Iterator[str]:
         yield from ("episode_index", "frame_index", "timestamp", "task_index", self.keys.action)
         yield from (key for key in (self.keys.state, self.keys.success) if key is not None)
-        if self.features[self.picture]["dtype"] == "image":
-            yield self.picture
+        yield from (key for key in self.pictures.values() if self.features[key]["dtype"] == "image")
 
     def _numbers(self, path: Path, table: pa.Table, key: str, first: int) -> np.ndarray:
         """A feature [T, D]."""
@@ -141,22 +141,24 @@ class LeRobot:
             raise NotTaken(f"its rows are of {len(named)} tasks: {'; '.join(named)}")
         return named[0]
 
-    def _images(self, place: Place, table: pa.Table, first: int, every: int) -> np.ndarray:
+    def _images(self, place: Place, table: pa.Table, first: int, every: int, key: str) -> np.ndarray:
+        """The pictures [K, H, W, 3] that a camera has under its key."""
         steps = range(0, len(table), every)
-        if self.picture in place.films:
-            path, begin = place.films[self.picture]
+        if key in place.films:
+            path, begin = place.films[key]
             images = pictures(path, [begin + step / self.fps for step in steps], [first + step for step in steps])
         else:
             path = place.rows
-            cells = table[self.picture]
-            images = _stacked(path, [(first + step, self._picture(path, cells[step], first + step)) for step in steps])
-        expected = _image_shape(self.features[self.picture])
+            cells = table[key]
+            read = [(first + step, self._picture(path, key, cells[step], first + step)) for step in steps]
+            images = _stacked(path, read)
+        expected = _image_shape(self.features[key])
         if images.shape[1:] != expected:
             found = " x ".join(map(str, images.shape[1:]))
             raise Damaged(path, f"its pictures are {found}, expected {' x '.join(map(str, expected))}.", row=first)
         return images
 
-    def _picture(self, path: Path, cell: Any, row: int) -> np.ndarray:
+    def _picture(self, path: Path, key: str, cell: Any, row: int) -> np.ndarray:
         """A picture in a row: the file's bytes, or its path."""
         from PIL import Image, UnidentifiedImageError
 
@@ -165,7 +167,7 @@ class LeRobot:
             data = content.get("bytes") or (self.folder / content["path"]).read_bytes()
             return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
         except (KeyError, TypeError, OSError, UnidentifiedImageError) as error:
-            raise Damaged(path, f"{self.picture} holds no picture ({error}).", row=row) from error
+            raise Damaged(path, f"{key} holds no picture ({error}).", row=row) from error
 
 
 def _stacked(path: Path, images: Sequence[tuple[int, np.ndarray]]) -> np.ndarray:

@@ -1,7 +1,7 @@
 """LeRobot's dataset format, written: v3.0, or v2.1 for openpi and GR00T, from a store of demonstrations.
 
-What is to be imitated is `action`; what was executed, where an expert disturbed itself, is `executed_action`. The
-camera is `observation.images.<name>`, as a film in H.264 or as PNG in the rows, which loses nothing. Statistics are
+What is to be imitated is `action`; what was executed, where an expert disturbed itself, is `executed_action`. A camera
+is `observation.images.<name>`, as a film in H.264 or as PNG in the rows, which loses nothing. Statistics are
 those of the whole data, quantiles too, which LeRobot's own tools put together from those of each episode.
 """
 
@@ -58,10 +58,10 @@ class Writer:
     def __post_init__(self) -> None:
         self._episodes: list[dict[str, Any]] = []
         self._measured: list[dict[str, np.ndarray]] = []
-        self._colours: list[np.ndarray] = []
+        self._colours: list[dict[str, np.ndarray]] = []
         self._tables: list[pa.Table] = []
         self._data_file = self._film_file = 0
-        self._film: Film | None = None
+        self._films: dict[str, Film] = {}
         self._open = ExitStack()
 
     def __enter__(self) -> Self:
@@ -71,7 +71,7 @@ class Writer:
         self._open.close()
 
     def add(self, episode: Demonstration) -> None:
-        """One more episode. Raises `UserError` where it is not of the first one's camera, rate and sizes."""
+        """One more episode. Raises `UserError` where it is not of the first one's cameras, rate and sizes."""
         self.first = self.first or episode
         kind, first = _kind(episode), _kind(self.first)
         for what in kind:
@@ -84,9 +84,11 @@ class Writer:
         row = {"episode_index": index, "tasks": [episode.instruction], "length": length}
         numbers = self._numbers(episode)
         columns = {name: _column(values) for name, values in numbers.items()}
+        images = {_key(camera): pictures for camera, pictures in episode.pictures.items()}
         if self.pictures == "png":
-            columns[self.key] = pa.array([{"bytes": _png(image), "path": None} for image in episode.images])
-        place = self._add_film(episode, index) if self.pictures == "video" else {}
+            for key, pictures in images.items():
+                columns[key] = pa.array([{"bytes": _png(image), "path": None} for image in pictures])
+        place = self._add_films(images, episode.control_hz, index) if self.pictures == "video" else {}
         place |= self._add_rows(pa.table(columns), index)
         if self.version == "3.0":
             bounds = {"dataset_from_index": self.frames, "dataset_to_index": self.frames + length}
@@ -94,8 +96,7 @@ class Writer:
         self._episodes.append(row)
         self._measured.append(numbers)
         chosen = np.unique(np.linspace(0, length - 1, SAMPLED).round().astype(int))
-        apart = max(1, min(episode.images.shape[1:3]) // THINNED)
-        self._colours.append(episode.images[chosen, ::apart, ::apart].reshape(-1, 3))
+        self._colours.append({key: _colours(pictures[chosen]) for key, pictures in images.items()})
         self.frames += length
 
     def finish(self, robot: str, splits: Mapping[str, int]) -> None:
@@ -118,12 +119,6 @@ class Writer:
         _write_lines(meta / "episodes.jsonl", self._episodes)
         stats = [{"episode_index": index, "stats": found} for index, found in enumerate(each)]
         _write_lines(meta / "episodes_stats.jsonl", stats)
-
-    @property
-    def key(self) -> str:
-        """The camera's."""
-        assert self.first is not None
-        return CAMERAS + self.first.camera.removeprefix(CAMERAS)
 
     def _numbers(self, episode: Demonstration) -> dict[str, np.ndarray]:
         """The columns [T, ...] of an episode, pictures apart."""
@@ -162,27 +157,29 @@ class Writer:
             pq.write_table(pa.concat_tables(self._tables), path)
             self._tables.clear()
 
-    def _add_film(self, episode: Demonstration, index: int) -> dict[str, Any]:
+    def _add_films(self, images: Mapping[str, np.ndarray], fps: int, index: int) -> dict[str, Any]:
         if self.version == "2.1":
-            path = V21_FILM.format(episode_chunk=index // CHUNK, video_key=self.key, episode_index=index)
-            with self._new_film(path, episode) as film:
-                film.add(episode.images)
+            for key, pictures in images.items():
+                path = V21_FILM.format(episode_chunk=index // CHUNK, video_key=key, episode_index=index)
+                with self._new_film(path, pictures, fps) as film:
+                    film.add(pictures)
             return {}
-        if self._film and self._film.size > self.film_mb * 2**20:
+        if any(film.size > self.film_mb * 2**20 for film in self._films.values()):
             self._open.close()
-            self._film, self._film_file = None, self._film_file + 1
-        where = _numbered(self._film_file)
-        if self._film is None:
-            film = self._new_film(V3_FILM.format(video_key=self.key, **where), episode)
-            self._film = self._open.enter_context(film)
-        begin = self._film.add(episode.images)
-        end = begin + len(episode.images) / episode.control_hz
-        facts = {**where, "from_timestamp": begin, "to_timestamp": end}
-        return {f"videos/{self.key}/{name}": value for name, value in facts.items()}
+            self._films, self._film_file = {}, self._film_file + 1
+        where, place = _numbered(self._film_file), {}
+        for key, pictures in images.items():
+            if key not in self._films:
+                film = self._new_film(V3_FILM.format(video_key=key, **where), pictures, fps)
+                self._films[key] = self._open.enter_context(film)
+            begin = self._films[key].add(pictures)
+            facts = {**where, "from_timestamp": begin, "to_timestamp": begin + len(pictures) / fps}
+            place |= {f"videos/{key}/{name}": value for name, value in facts.items()}
+        return place
 
-    def _new_film(self, path: str, episode: Demonstration) -> Film:
-        height, width = episode.images.shape[1:3]
-        return Film(self.folder / path, episode.control_hz, (height, width), self.quality)
+    def _new_film(self, path: str, pictures: np.ndarray, fps: int) -> Film:
+        height, width = pictures.shape[1:3]
+        return Film(self.folder / path, fps, (height, width), self.quality)
 
     def _info(self, robot: str, splits: Mapping[str, str]) -> dict[str, Any]:
         assert self.first is not None
@@ -192,7 +189,10 @@ class Writer:
         if v3:
             layout = {"data_files_size_in_mb": self.data_mb, "video_files_size_in_mb": self.film_mb}
         else:
-            layout = {"total_videos": episodes * films, "total_chunks": -(-episodes // CHUNK)}
+            layout = {
+                "total_videos": episodes * films * len(self.first.pictures),
+                "total_chunks": -(-episodes // CHUNK),
+            }
         return {
             "codebase_version": f"v{self.version}",
             "robot_type": robot,
@@ -207,15 +207,9 @@ class Writer:
         }
 
     def _features(self, episode: Demonstration) -> dict[str, Any]:
-        height, width = episode.images.shape[1:3]
-        camera: dict[str, Any] = {"dtype": "image", "shape": [height, width, 3]}
-        camera["names"] = ["height", "width", "channels"]
-        if self.pictures == "video":
-            facts = {"fps": episode.control_hz, "height": height, "width": width, "channels": 3, "codec": "h264"}
-            facts |= {"pix_fmt": "yuv444p" if height % 2 or width % 2 else "yuv420p", "is_depth_map": False}
-            camera |= {"dtype": "video", "info": {**{f"video.{key}": value for key, value in facts.items()}}}
-            camera["info"]["has_audio"] = False
-        features = {self.key: camera}
+        features = {
+            _key(camera): self._camera(images, episode.control_hz) for camera, images in episode.pictures.items()
+        }
         for name, values in self._measured[0].items():
             kind = "int64" if values.dtype.kind == "i" else str(values.dtype)
             shape = list(values.shape[1:]) or [1]
@@ -223,25 +217,48 @@ class Writer:
             features[name] = {"dtype": kind, "shape": shape, "names": names}
         return features
 
+    def _camera(self, images: np.ndarray, fps: int) -> dict[str, Any]:
+        height, width = images.shape[1:3]
+        camera: dict[str, Any] = {"dtype": "image", "shape": [height, width, 3]}
+        camera["names"] = ["height", "width", "channels"]
+        if self.pictures == "video":
+            facts = {"fps": fps, "height": height, "width": width, "channels": 3, "codec": "h264"}
+            facts |= {"pix_fmt": "yuv444p" if height % 2 or width % 2 else "yuv420p", "is_depth_map": False}
+            camera |= {"dtype": "video", "info": {**{f"video.{key}": value for key, value in facts.items()}}}
+            camera["info"]["has_audio"] = False
+        return camera
+
     def _statistics(self, episodes: slice) -> dict[str, Any]:
         """Of each feature over these episodes; pictures in 0..1, of each colour."""
         found = {}
         for name in self._measured[0]:
             values = np.concatenate([numbers[name] for numbers in self._measured[episodes]]).astype(float)
             found[name] = _described(values.reshape(len(values), -1), quantiles=self.version == "3.0")
-        colours = np.concatenate(self._colours[episodes]) / 255
-        of_images = _described(colours, quantiles=self.version == "3.0")
-        count = of_images.pop("count")
-        found[self.key] = {name: [[[value]] for value in values] for name, values in of_images.items()}
-        return found | {self.key: found[self.key] | {"count": count}}
+        for key in self._colours[0]:
+            colours = np.concatenate([each[key] for each in self._colours[episodes]]) / 255
+            of_images = _described(colours, quantiles=self.version == "3.0")
+            count = of_images.pop("count")
+            found[key] = {name: [[[value]] for value in values] for name, values in of_images.items()}
+            found[key]["count"] = count
+        return found
+
+
+def _key(camera: str) -> str:
+    return CAMERAS + camera.removeprefix(CAMERAS)
+
+
+def _colours(pictures: np.ndarray) -> np.ndarray:
+    """Of some of the pixels [N, 3] of pictures, of about as many rows and columns."""
+    apart = max(1, min(pictures.shape[1:3]) // THINNED)
+    return pictures[:, ::apart, ::apart].reshape(-1, 3)
 
 
 def _kind(episode: Demonstration) -> dict[str, Any]:
     """What all episodes of a dataset share."""
     return {
-        "camera": episode.camera,
+        "camera": ", ".join(episode.pictures),
         "control_hz": episode.control_hz,
-        "size of pictures": episode.images.shape[1:],
+        "size of pictures": ", ".join(str(images.shape[1:]) for images in episode.pictures.values()),
         "length of actions": episode.labels.shape[1],
         "length of proprioception": episode.proprioception.shape[1],
     }

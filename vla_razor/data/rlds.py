@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vla_razor.data.source import Damaged, Keys, Listed, NotTaken, Recording, chosen, finite
+from vla_razor.data.source import Damaged, Keys, Listed, NotTaken, Recording, chosen, finite, pictures_of
 from vla_razor.errors import UserError
 
 INSTRUCTIONS = ("language_instruction", "observation/natural_language_instruction", "natural_language_instruction")
@@ -57,8 +57,9 @@ class RLDS:
         self.episodes: Sequence[Listed] = [Listed(index) for index in range(len(self.records))]
         first = self._example(self.records[0])
         pictures = [key for key, values in first.items() if _is_picture(values)]
-        self.picture = chosen("camera", keys.camera and _full(keys.camera, pictures), pictures, folder)
-        self.camera = self.picture.rpartition("/")[2]
+        self.pictures = pictures_of(
+            keys.camera, pictures, folder, lambda key: key.rpartition("/")[2], lambda key: _full(key, pictures)
+        )
         numbers = [key for key, values in first.items() if isinstance(values, np.ndarray)]
         self.action = chosen("action", _full(keys.action, numbers), numbers, folder)
         self.state = keys.state and chosen("state", _full(keys.state, numbers), numbers, folder)
@@ -68,11 +69,11 @@ class RLDS:
         """One episode; see `Source.read`."""
         record = self.records[index]
         example, path = self._example(record), record.path
-        missing = [key for key in (self.picture, self.action, self.state, self.success) if key and key not in example]
+        wanted = [*self.pictures.values(), self.action, self.state, self.success]
+        missing = [key for key in wanted if key and key not in example]
         if missing:
             raise Damaged(path, f"it has no {missing[0]}.", row=record.number)
-        pictures = example[self.picture]
-        length = len(pictures)
+        length = len(example[next(iter(self.pictures.values()))])
         if not length:
             raise NotTaken("it has no steps")
         actions = self._rows(record, self.action, example[self.action], length)
@@ -81,10 +82,18 @@ class RLDS:
         success = np.arange(length) == length - 1
         if self.success:
             success = self._rows(record, self.success, example[self.success], length)[:, 0] > 0
-        images = [_decoded(path, record, pictures[step], step) for step in range(0, length, every)]
+        images = {name: self._images(record, example[key], length, every) for name, key in self.pictures.items()}
+        return Recording(self._instruction(record, example), images, actions, states, success)
+
+    def _images(self, record: Record, pictures: list[bytes], length: int, every: int) -> np.ndarray:
+        """A camera's, [K, H, W, 3]."""
+        if len(pictures) != length:
+            message = f"one camera has {len(pictures)} pictures, another {length}."
+            raise Damaged(record.path, message, row=record.number)
+        images = [_decoded(record.path, record, pictures[step], step) for step in range(0, length, every)]
         if len({image.shape for image in images}) > 1:
-            raise Damaged(path, "its pictures are of several sizes.", row=record.number)
-        return Recording(self._instruction(record, example), np.stack(images), actions, states, success)
+            raise Damaged(record.path, "its pictures are of several sizes.", row=record.number)
+        return np.stack(images)
 
     def _example(self, record: Record) -> dict[str, Any]:
         with record.path.open("rb") as file:

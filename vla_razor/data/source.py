@@ -1,6 +1,6 @@
 """What an outside dataset must tell to be imported, whatever its format."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -25,11 +25,11 @@ class NotTaken(Exception):
 class Recording:
     """One episode of `T` control steps, of which images are kept at those that were asked for.
 
-    `images` uint8 [K, H, W, 3], `actions` float32 [T, D], `states` float32 [T, P], `success` bool [T].
+    `images` uint8 [K, H, W, 3] by camera, `actions` float32 [T, D], `states` float32 [T, P], `success` bool [T].
     """
 
     instruction: str
-    images: np.ndarray
+    images: dict[str, np.ndarray]
     actions: np.ndarray
     states: np.ndarray
     success: np.ndarray
@@ -46,9 +46,11 @@ class Listed:
 
 @dataclass(frozen=True)
 class Keys:
-    """Which of a dataset's keys are what; None for an instruction of its own, no state, or a success at each end."""
+    """Which of a dataset's keys are what; None for the only camera, no state, or a success at each end. Several cameras
+    have their keys by their names, the first one first, and one may have a key alone.
+    """
 
-    camera: str | None
+    camera: str | Mapping[str, str] | None
     action: str
     state: str | None
     success: str | None
@@ -58,7 +60,7 @@ class Source(Protocol):
     """A dataset that is read episode by episode, in any order."""
 
     fps: int
-    camera: str
+    pictures: dict[str, str]  # the keys of the cameras' pictures, by the cameras' names
     episodes: Sequence[Listed]
 
     def read(self, index: int, every: int) -> Recording:
@@ -79,6 +81,22 @@ def chosen(kind: str, name: str | None, known: Collection[str], where: Path) -> 
     if name not in known:
         raise UserError(f"{where} has no {kind} {name!r}. It has {names}.")
     return name
+
+
+def pictures_of(
+    camera: str | Mapping[str, str] | None,
+    known: Collection[str],
+    where: Path,
+    named: Callable[[str], str],
+    full: Callable[[str], str] = lambda key: key,
+) -> dict[str, str]:
+    """The keys of the cameras' pictures, by name; a camera that is only a key is called as `named` says. `full` makes
+    of what is asked for a key as the dataset has it. Raises `UserError` as `chosen` does.
+    """
+    if isinstance(camera, Mapping):
+        return {name: chosen("camera", full(key), known, where) for name, key in camera.items()}
+    key = chosen("camera", camera and full(camera), known, where)
+    return {named(key): key}
 
 
 def finite(path: Path, name: str, values: np.ndarray, first_row: int = 0) -> np.ndarray:

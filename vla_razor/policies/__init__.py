@@ -41,8 +41,8 @@ class Policy(Protocol):
     calls: what it remembers of an episode, it gives back in `Decisions.memories` and is handed again as `memories`
     (None for an episode's first step). So environments may come in any order and number.
 
-    A policy may say which `cameras` it reads: their names, or how many of the suite's, the first ones. One that says
-    nothing reads the first (`observations.cameras_of`).
+    A policy may say which `cameras` it reads, their names, or how many of the suite's, the first ones, and how many
+    numbers of `proprioception`. One that says nothing reads the first camera (`observations.cameras_of`).
     """
 
     name: str

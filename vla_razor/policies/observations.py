@@ -69,6 +69,14 @@ class Observations:
         )
 
 
+def check_proprioception(policy: Any, felt: np.ndarray, where: str) -> None:
+    """Raises `UserError` where the policy reads another number of proprioception than is felt, [B, P]."""
+    wanted = getattr(policy, "proprioception", 0)
+    if wanted and felt.shape[1] != wanted:
+        found = f"{where} has {felt.shape[1]}"
+        raise UserError(f"the policy {policy.name} reads {wanted} numbers of proprioception; {found}.")
+
+
 def cameras_of(policy: Any, offered: Sequence[str]) -> list[str]:
     """Those of the cameras that are `offered`, the suite's first one first, which a policy reads: it may say in its
     attribute `cameras` their names, or how many it reads, the first ones. By default that is one.

@@ -1,15 +1,18 @@
 """The policy of a server that speaks openpi's protocol: `policy=openpi://HOST:PORT`.
 
 `openpi://HOST:PORT?steps=5` carries out the first five control steps of each decision before it asks again (all of them
-otherwise), `?timeout=300` waits so many seconds for an answer (60 otherwise).
+otherwise), `?timeout=300` waits so many seconds for an answer (60 otherwise), `?cameras=image,wrist_image` shows the
+suite's first two cameras under these names. By default it shows those that a server of `vla-razor serve` says it reads,
+and else the first one as `image`.
 
 Every running episode is a client of its own, so that a server may decide about all of them at once and may remember
 each. A connection that breaks is made anew and the observation sent again, unless the server has said that its policy
 remembers episodes: what it remembered is then lost.
 
 Protocol: github.com/Physical-Intelligence/openpi (openpi_client/websocket_client_policy.py). The server is shown
-`observation/image` uint8 [H, W, 3], `observation/state` float32 [P] and `prompt`; one of `vla-razor serve` also gets
-`noise` and `reset`, so that its decisions are those that the policy makes beside the environments.
+`observation/image` uint8 [H, W, 3], further cameras as `observation/NAME`, `observation/state` float32 [P] and
+`prompt`; one of `vla-razor serve` also gets `noise` and `reset`, so that its decisions are those that the policy makes
+beside the environments.
 """
 
 import logging
@@ -34,7 +37,7 @@ ATTEMPTS = 5
 FIRST_WAIT = 1.0
 """Seconds before the second attempt; before the fifth it is eight times as long."""
 TIMEOUT = 60.0
-OPTIONS: dict[str, Callable[[str], float]] = {"steps": int, "timeout": float}
+OPTIONS: dict[str, Callable[[str], Any]] = {"steps": int, "timeout": float, "cameras": lambda names: names.split(",")}
 LARGEST = 64 * 2**20
 """Bytes of an answer."""
 SILENT = logging.getLogger("vla_razor.remote")
@@ -59,6 +62,8 @@ class RemotePolicy:
         except RunFailed as error:
             raise UserError(str(error)) from error
         self.facts = self._free[0].facts
+        self._named: list[str] | None = options.get("cameras")
+        self.cameras: int | list[str] = len(self._named) if self._named else self.facts.get("cameras", 1)
 
     def act(
         self,
@@ -85,7 +90,9 @@ class RemotePolicy:
 
     def _observation(self, observations: Observations, row: int, generator: np.random.Generator, memory: Any) -> bytes:
         """The one place that says what a server is shown of a row."""
-        message: dict[str, Any] = {"observation/image": np.ascontiguousarray(observations.image()[row])}
+        cameras = self._named or ["image", *list(observations.images)[1:]]
+        pictures = zip(cameras, observations.images.values(), strict=False)
+        message: dict[str, Any] = {f"observation/{name}": np.ascontiguousarray(part[row]) for name, part in pictures}
         message["prompt"] = observations.instructions[row]
         if observations.proprioception is not None and observations.proprioception.shape[1]:
             message["observation/state"] = np.asarray(observations.proprioception[row], np.float32)
@@ -233,7 +240,7 @@ class _Line:
 
 
 def _parsed(spec: str) -> tuple[str, dict[str, Any]]:
-    expected = f"expected {SCHEME}HOST:PORT, and after a ? any of steps=N and timeout=SECONDS, joined by &"
+    expected = f"expected {SCHEME}HOST:PORT, and after a ? any of steps=N, timeout=SECONDS, cameras=A,B joined by &"
     try:
         parts = urlsplit(spec)
         host, port = parts.hostname, parts.port or PORT
@@ -249,7 +256,7 @@ def _parsed(spec: str) -> tuple[str, dict[str, Any]]:
         or parts.path.strip("/")
         or parts.fragment
         or parts.username
-        or not all(0 < n < 1e6 for n in options.values())
+        or not all(all(value) if isinstance(value, list) else 0 < value < 1e6 for value in options.values())
     ):
         raise UserError(f"policy={spec}: {expected}.")
     return f"ws://{f'[{host}]' if ':' in host else host}:{port}", options

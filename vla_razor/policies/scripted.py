@@ -77,12 +77,12 @@ class ScriptedExpert:
         memories: Sequence[Any] | None = None,
     ) -> Decisions:
         """Decides for each environment; actions [B, 1, 7] in environment units, no tokens."""
-        self.clean_actions = self.wanted(observations)
+        self.clean_actions = self.wanted(observations.instructions, observations.infos)
         return Decisions(self._disturbed(generators)[:, None], labels=self.clean_actions)
 
-    def wanted(self, observations: Observations) -> np.ndarray:
+    def wanted(self, instructions: list[str], infos: list[dict[str, Any]]) -> np.ndarray:
         """What it would do in each environment, undisturbed: actions [B, 7] in environment units."""
-        pairs = zip(observations.instructions, observations.infos, strict=True)
+        pairs = zip(instructions, infos, strict=True)
         return np.stack([self.skills.decide(*pair) for pair in pairs]).astype(np.float32)
 
     def _disturbed(self, generators: Sequence[np.random.Generator]) -> np.ndarray:
@@ -122,7 +122,7 @@ class Corrected:
                 f"{self.name} decides {steps} control steps at once, and the expert answers one at a time: "
                 "distill takes a policy that decides one. SFT on demonstrations takes any."
             )
-        wanted = self.expert.wanted(observations)
+        wanted = self.expert.wanted(observations.instructions, observations.infos)
         guided = np.array([[generator.random() < self.guidance] for generator in generators])
         labels = wanted.copy()
         labels[:, 3:6] *= np.abs(wanted[:, 3:6]) >= UNSEEN

@@ -36,6 +36,7 @@ class Trainable(ABC):
         support: the ids that a token may be, in an order in which neighbours are similar actions.
         chunk: control steps of a decision.
         cameras: those that it reads: their names, or how many of the suite's, the first ones.
+        proprioception: how many numbers of it it reads.
         unnorm_key: whose action statistics it uses, if it has any.
     """
 
@@ -45,6 +46,7 @@ class Trainable(ABC):
     support: range
     chunk: int = 1
     cameras: int | Sequence[str] = 1
+    proprioception: int = 0
     unnorm_key: str | None = None
 
     # What every such policy does in its own way

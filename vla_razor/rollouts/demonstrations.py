@@ -1,10 +1,10 @@
 """The demonstration store: successful episodes in HDF5 files, one a row of the grid, each written whole or not at all.
 
 A file has root attributes `schema, robot, checksum`, its place among the files (`shard` of `shards`) and `points`
-(json: what was attempted at each grid point), and a group an episode: `images` uint8 [T, H, W, 3] (gzip),
-`proprioception` [T, P], `actions` [T, 7] as executed, in environment units, `labels` [T, 7] to imitate (they differ
-where an expert disturbed itself), `success` [T]; attributes `instruction, task, start` (json), `seed, control_hz,
-camera, policy`.
+(json: what was attempted at each grid point), and a group an episode: `images` uint8 [T, H, W, 3] (gzip) of the
+`camera`, and `images_NAME`, alike, of each further one; `proprioception` [T, P], `actions` [T, 7] as executed, in
+environment units, `labels` [T, 7] to imitate (they differ where an expert disturbed itself), `success` [T]; attributes
+`instruction, task, start` (json), `seed, control_hz, camera, policy`.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
-from vla_razor.config import robot_in
+from vla_razor.config import cameras_in, robot_in
 from vla_razor.errors import UserError
 from vla_razor.files import atomic_write
 from vla_razor.policies import Observations
+from vla_razor.policies.observations import cameras_of, check_proprioception
 from vla_razor.progress import progress
 from vla_razor.rollouts.rollout import Episode
 
@@ -39,6 +40,8 @@ ARRAYS: dict[str, tuple[type, tuple[str | int | None, ...]]] = {
     "labels": (np.float32, ("T", None)),
     "success": (np.bool_, ("T",)),
 }
+IMAGES, FURTHER = ARRAYS["images"], "images_"
+"""What every camera's images are, and how the name of a further one's begins."""
 FACTS = {"schema": int, "robot": str, "checksum": str, "shard": int, "shards": int, "points": str}
 FIRST_CAMERA = "overhead_camera"
 """Of the embedded tasks in their first version."""
@@ -55,7 +58,9 @@ EPISODE_FACTS = {
 
 @dataclass(frozen=True)
 class Demonstration:
-    """One successful episode, as stored; see the module's text for shapes and units."""
+    """One successful episode, as stored; see the module's text for shapes and units. `further` are the images of
+    further cameras than `camera`, by their names.
+    """
 
     instruction: str
     task: str
@@ -69,11 +74,22 @@ class Demonstration:
     actions: np.ndarray
     labels: np.ndarray
     success: np.ndarray
+    further: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def pictures(self) -> dict[str, np.ndarray]:
+        """The images of each camera."""
+        return {self.camera: self.images, **self.further}
 
     @property
     def observations(self) -> Observations:
         """Those before each control step."""
-        return Observations({self.camera: self.images}, [self.instruction] * len(self.success), self.proprioception)
+        return Observations(self.pictures, [self.instruction] * len(self.success), self.proprioception)
+
+    def showing(self, pictures: Mapping[str, np.ndarray]) -> Demonstration:
+        """The same episode with other pictures."""
+        (camera, images), *further = pictures.items()
+        return replace(self, camera=camera, images=images, further=dict(further))
 
 
 @dataclass(frozen=True)
@@ -160,8 +176,9 @@ def write(path: Path, shard: Shard) -> None:
     atomic_write(path, buffer.getvalue())
 
 
-def demonstration(episode: Episode, *, control_hz: int, camera: str, policy: str) -> Demonstration:
-    """What is stored of a rollout's episode."""
+def demonstration(episode: Episode, *, control_hz: int, policy: str) -> Demonstration:
+    """What is stored of a rollout's episode: the pictures of all the cameras that were shown."""
+    (camera, images), *further = episode.observations.images.items()
     return Demonstration(
         instruction=episode.instruction,
         task=episode.start.task,
@@ -170,7 +187,8 @@ def demonstration(episode: Episode, *, control_hz: int, camera: str, policy: str
         control_hz=control_hz,
         camera=camera,
         policy=policy,
-        images=episode.images,
+        images=images,
+        further=dict(further),
         proprioception=episode.proprioception,
         actions=episode.actions,
         labels=episode.actions if episode.labels is None else episode.labels,
@@ -192,8 +210,11 @@ def read(path: Path) -> Shard:
 
 def without_images(shard: Shard) -> Shard:
     """A shard's episodes with none of their images, which are nearly all of it."""
-    episodes = [replace(episode, images=episode.images[:0].copy()) for episode in shard.demonstrations]
-    return replace(shard, demonstrations=episodes)
+
+    def bare(episode: Demonstration) -> Demonstration:
+        return episode.showing({camera: images[:0].copy() for camera, images in episode.pictures.items()})
+
+    return replace(shard, demonstrations=[bare(episode) for episode in shard.demonstrations])
 
 
 def read_store(folder: str | Path, keep: Callable[[Shard], Shard] = lambda shard: shard) -> list[Shard]:
@@ -220,32 +241,34 @@ def read_store(folder: str | Path, keep: Callable[[Shard], Shard] = lambda shard
     return shards
 
 
-def read_images(folder: Path, shard: int, index: int) -> np.ndarray:
-    """The images uint8 [T, H, W, 3] of one episode of a store that has been read without them."""
+def with_images(folder: Path, shard: int, index: int, episode: Demonstration) -> Demonstration:
+    """An episode of a store that has been read without its images, with them."""
     with h5py.File(_files(folder)[shard]) as file:
-        episode: Any = file[_group(index)]
-        return np.asarray(episode["images"])
+        group: Any = file[_group(index)]
+        names = ["images", *(FURTHER + camera for camera in episode.further)]
+        read = {camera: np.asarray(group[name]) for camera, name in zip(episode.pictures, names, strict=True)}
+    return episode.showing(read)
 
 
-def load(
-    folder: str | Path,
-    env_config: Mapping[str, Any],
-    seen: Callable[[np.ndarray], np.ndarray] = lambda images: images,
-) -> Demonstrations:
-    """The demonstrations in `folder`, which must be of the tasks, robot, camera and image size of `env_config`; the
-    images as `seen` [N, H, W, 3] by the policy that is to learn from them.
+def load(folder: str | Path, env_config: Mapping[str, Any], policy: Any = None) -> Demonstrations:
+    """The demonstrations in `folder`, which must be of the tasks, robot, cameras and image size of `env_config`; the
+    images those of the cameras that the `policy` reads which is to learn from them, as it looks at them (`seen`): of
+    the first as it is, where there is none.
 
     Raises UserError where they are not, where a file is damaged or missing, or where there is no episode.
     """
-    folder = Path(folder)
+    folder, look = Path(folder), getattr(policy, "seen", lambda images: images)
+    cameras = cameras_of(policy, cameras_in(env_config))
 
     def checked(shard: Shard) -> Shard:
-        _expect_made_in(folder, env_config, shard)
-        kept = [replace(demonstration, images=seen(demonstration.images)) for demonstration in shard.demonstrations]
+        _expect_made_in(folder, env_config, cameras, shard)
+        kept = [one.showing({camera: look(one.pictures[camera]) for camera in cameras}) for one in shard.demonstrations]
         return replace(shard, demonstrations=kept)
 
     episodes = [demonstration for shard in read_store(folder, checked) for demonstration in shard.demonstrations]
-    return Demonstrations.joined(episodes, folder)
+    found = Demonstrations.joined(episodes, folder)
+    check_proprioception(policy, found.proprioception, str(folder))
+    return found
 
 
 def _files(folder: Path) -> list[Path]:
@@ -256,35 +279,41 @@ def _group(index: int) -> str:
     return f"episode_{index:05d}"
 
 
-def _expect_made_in(folder: Path, env_config: Mapping[str, Any], shard: Shard) -> None:
+def _expect_made_in(folder: Path, env_config: Mapping[str, Any], cameras: Sequence[str], shard: Shard) -> None:
     found = {
         "robot": {shard.robot},
         "task": {demonstration.task for demonstration in shard.demonstrations},
-        "camera": {demonstration.camera for demonstration in shard.demonstrations},
         "image size": {demonstration.images.shape[1:3] for demonstration in shard.demonstrations},
     }
     wanted = {
         "robot": [robot_in(env_config["make"])],
         "task": list(env_config["tasks"]),
-        "camera": [env_config["camera"]],
         "image size": [tuple(size)] if (size := env_config["make"]["image_size"]) else list(found["image size"]),
     }
     remedy = f"Collect demonstrations with env={env_config['name']}, or train with the env that these are of."
-    if (shard.robot, found["camera"]) == ("panda", {FIRST_CAMERA}):
+    shown = {tuple(demonstration.pictures) for demonstration in shard.demonstrations}
+    if (shard.robot, shown) == ("panda", {(FIRST_CAMERA,)}):
         remedy = "Since vla_razor/PickCan-v2 the embedded tasks are seen by another camera, and a lifted can is held: "
         remedy += "collect demonstrations anew."
     for what, allowed in wanted.items():
         for value in sorted(found[what]):
             _expect(folder, "/", f"{what} {' | '.join(map(str, allowed))}", value in allowed, value, remedy)
+    for camera in cameras:
+        if camera != cameras_in(env_config)[0]:
+            remedy = f"The policy looks through it: collect demonstrations with cameras=[{camera}]."
+        for names in sorted(shown):
+            _expect(folder, "/", f"camera {camera}", camera in names, ", ".join(names), remedy)
 
 
 def _write_episode(group: h5py.Group, demonstration: Demonstration) -> None:
     for name in EPISODE_FACTS:
         value = getattr(demonstration, name)
         group.attrs[name] = json.dumps(value) if name == "start" else value
-    for name, (dtype, _) in ARRAYS.items():
-        values = np.ascontiguousarray(getattr(demonstration, name), dtype)
-        packing = {"compression": "gzip", "chunks": (1, *values.shape[1:])} if name == "images" else {}
+    arrays = {name: (getattr(demonstration, name), dtype) for name, (dtype, _) in ARRAYS.items()}
+    arrays |= {FURTHER + camera: (images, np.uint8) for camera, images in demonstration.further.items()}
+    for name, (array, dtype) in arrays.items():
+        values = np.ascontiguousarray(array, dtype)
+        packing = {"compression": "gzip", "chunks": (1, *values.shape[1:])} if name.startswith("images") else {}
         group.create_dataset(name, data=values, track_times=False, **packing)
 
 
@@ -301,12 +330,14 @@ def _read_episode(path: Path, group: Any) -> Demonstration:
     where = group.name
     _expect(path, where, "a group of datasets", isinstance(group, h5py.Group), type(group).__name__)
     facts = _read_facts(path, group, EPISODE_FACTS)
-    _expect(path, where, f"the datasets {', '.join(sorted(ARRAYS))}", set(group) == set(ARRAYS), ", ".join(group))
-    arrays = {name: np.asarray(group[name]) for name in ARRAYS}
+    further = [name for name in group if name.startswith(FURTHER)]  # in the order of their names
+    found, expected = ", ".join(group), f"the datasets {', '.join(sorted(ARRAYS))}"
+    _expect(path, where, expected, set(group) - set(further) == set(ARRAYS), found)
+    arrays = {name: np.asarray(group[name]) for name in [*ARRAYS, *further]}
     length = len(arrays["success"]) if arrays["success"].ndim else 0
     _expect(path, where, "at least one step", length > 0, length)
-    for name, (dtype, shape) in ARRAYS.items():
-        values = arrays[name]
+    for name, values in arrays.items():
+        dtype, shape = ARRAYS.get(name, IMAGES)
         sizes = [length if size == "T" else size for size in shape]
         fits = values.ndim == len(sizes) and all(size in (None, n) for size, n in zip(sizes, values.shape, strict=True))
         expected = f"{np.dtype(dtype)} [{', '.join('any' if size is None else str(size) for size in sizes)}]"
@@ -314,7 +345,8 @@ def _read_episode(path: Path, group: Any) -> Demonstration:
         _expect(path, f"{where}/{name}", expected, fits and values.dtype == dtype, found)
         _expect(path, f"{where}/{name}", "finite numbers", bool(np.isfinite(values).all()), "NaN or infinity")
     _expect(path, f"{where}/success", "a success", bool(arrays["success"].any()), "none")
-    fields: dict[str, Any] = {**facts, **arrays, "start": json.loads(facts["start"])}
+    pictures = {name.removeprefix(FURTHER): arrays.pop(name) for name in further}
+    fields: dict[str, Any] = {**facts, **arrays, "start": json.loads(facts["start"]), "further": pictures}
     return Demonstration(**fields)
 
 

@@ -16,7 +16,7 @@ import torch
 
 from vla_razor import ranks
 from vla_razor.policies import Policy
-from vla_razor.rollouts.rollout import Episode, make_vector_env, rollout
+from vla_razor.rollouts.rollout import Episode, cameras_for, make_vector_env, rollout
 from vla_razor.rollouts.starts import Start, episode_seed, random_starts
 from vla_razor.statistics import READINGS, paired_difference, policy_summary, success_summary
 
@@ -56,7 +56,8 @@ def evaluate(
             if progress:
                 progress(name, episode)
 
-        with closing(make_vector_env(scene, num_envs, num_workers, device)) as envs:
+        cameras = cameras_for(scene, *policies.values())
+        with closing(make_vector_env(scene, num_envs, num_workers, device, cameras)) as envs:
             for name, policy in policies.items():
                 noise = episode_seed("evaluation", seed)
                 settings: dict[str, Any] = {"hold": None, "seed": noise, "watched": watched}

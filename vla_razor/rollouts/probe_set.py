@@ -36,7 +36,16 @@ from vla_razor.errors import RunFailed, UserError
 from vla_razor.files import atomic_folder, cache_root, full_disk_reported, write_json
 from vla_razor.policies import Observations
 from vla_razor.policies.trainable import Trainable
-from vla_razor.rollouts.rollout import Episode, VectorEnv, env_spec, hold_of, make_vector_env, rollout, simulated_on
+from vla_razor.rollouts.rollout import (
+    Episode,
+    VectorEnv,
+    cameras_for,
+    env_spec,
+    hold_of,
+    make_vector_env,
+    rollout,
+    simulated_on,
+)
 from vla_razor.rollouts.starts import episode_seed, grid_starts
 
 SCHEMA = 3
@@ -57,7 +66,8 @@ class Origin:
     """Fingerprint of the base policy: its weights, its temperature, how it is prompted, its action statistics."""
     task: str
     environment: str
-    """Gymnasium id, tasks, keyword arguments, grid, hold, where it is simulated, and a hash of its sources, as JSON."""
+    """Gymnasium id, tasks, keyword arguments, grid, hold, cameras, where it is simulated, and a hash of its sources, as
+    JSON."""
     unnorm_key: str | None
     """Whose action statistics the base used."""
     temperature: float
@@ -128,7 +138,8 @@ def obtain(
         probe = ranks.from_first(lambda: load_from(folder) if kept.is_file() else None)
         if probe is None:
             if envs is None:
-                envs = stack.enter_context(closing(make_vector_env(env_config, num_envs, num_workers, base.device)))
+                shown = num_envs, num_workers, base.device, cameras_for(env_config, base)
+                envs = stack.enter_context(closing(make_vector_env(env_config, *shown)))
             probe = collect(base, envs, env_config, origin, progress=progress)
             if ranks.first():
                 save_to(folder, probe)
@@ -144,7 +155,7 @@ def origin_of(base: Trainable, env_config: Mapping[str, Any], *, states: int, se
     read |= {"device": simulated_on(env_config, base.device).type, "sources": _sources(env_config["id"])}
     if suite := suite_in(read["make"]):
         read["sources"] += _sources(suite["id"])
-    read |= {"hold": hold_of(env_config)}
+    read |= {"hold": hold_of(env_config), "cameras": cameras_for(env_config, base)}
     if stored := env_config.get("starts"):
         read |= {"starts": _plain(stored)}
     return Origin(
@@ -360,21 +371,25 @@ def save_to(folder: Path, probe: ProbeSet) -> None:
 
     Raises UserError where the folder cannot be written, RunFailed where the disk is full.
     """
+    cameras, felt = list(probe.observations.images), probe.observations.proprioception
+    pictures = zip(_named(cameras), probe.observations.images.values(), strict=True)
     content = save(
-        {
-            "images": torch.from_numpy(probe.images).contiguous(),
+        {name: torch.from_numpy(images).contiguous() for name, images in pictures}
+        | {
             "input_ids": torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in probe.input_ids], True, -1),
             "tokens": probe.tokens.contiguous(),
             "base_log_probs": probe.base_log_probs.contiguous(),
             "time": probe.time.contiguous(),
         }
+        | ({} if felt is None else {"proprioception": torch.from_numpy(felt).contiguous()})
         | ({} if probe.base_hidden is None else {"base_hidden": probe.base_hidden.contiguous()})
     )
 
     def fill(aside: Path) -> None:
         (aside / "probe.safetensors").write_bytes(content)
         checksum = hashlib.sha256(content).hexdigest()
-        write_json(aside / "probe.json", {"schema": SCHEMA, "checksum": checksum, **asdict(probe.origin)})
+        facts = {"schema": SCHEMA, "checksum": checksum, "cameras": cameras}
+        write_json(aside / "probe.json", {**facts, **asdict(probe.origin)})
 
     try:
         with full_disk_reported(folder):
@@ -390,14 +405,22 @@ def load_from(folder: Path) -> ProbeSet:
         content = (folder / "probe.safetensors").read_bytes()
         if facts.pop("schema") != SCHEMA or hashlib.sha256(content).hexdigest() != facts.pop("checksum"):
             raise ValueError("another schema, or changed since it was written")
+        cameras = facts.pop("cameras", ["camera"])
         tensors, origin = load_file(folder / "probe.safetensors"), Origin(**facts)
         input_ids = [[i for i in ids if i >= 0] for ids in tensors["input_ids"].tolist()]
-        observations, log_probs = Observations({"camera": tensors["images"].numpy()}), tensors["base_log_probs"]
+        images = {camera: tensors[name].numpy() for camera, name in zip(cameras, _named(cameras), strict=True)}
+        felt, log_probs = tensors.get("proprioception"), tensors["base_log_probs"]
+        observations = Observations(images, proprioception=None if felt is None else felt.numpy())
         hidden = tensors.get("base_hidden")
         return ProbeSet(observations, input_ids, tensors["tokens"], log_probs, tensors["time"], origin, hidden)
     except (OSError, ValueError, KeyError, TypeError) as error:
         remedy = "Delete the folder; the probe set will be collected again."
         raise UserError(f"the probe set in {folder} cannot be read: {error}. {remedy}") from error
+
+
+def _named(cameras: Sequence[str]) -> list[str]:
+    """What the images of each camera are called in a file: `images` are the first one's, as in demonstrations."""
+    return ["images", *(f"images_{camera}" for camera in cameras[1:])]
 
 
 def _silent() -> None:

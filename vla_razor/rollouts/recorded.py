@@ -44,7 +44,7 @@ def drawn(folder: str | Path, env: Mapping[str, Any], policy: Trainable, count: 
     """`count` of the states in a store, which must be of the suite `env`, or all where there are fewer, drawn by the
     seed. Raises UserError as `demonstrations.load` does.
     """
-    data = demonstrations.load(folder, env, policy.seen)
+    data = demonstrations.load(folder, env, policy)
     order = np.random.default_rng(episode_seed("recorded states", seed)).permutation(len(data.actions))
     return States(data, np.sort(order[:count]))
 

@@ -17,10 +17,11 @@ import torch
 from gymnasium.envs.registration import EnvSpec
 from omegaconf import OmegaConf
 
+from vla_razor.config import cameras_in
 from vla_razor.devices import device_named, simulation_device
 from vla_razor.errors import RunFailed, UserError
 from vla_razor.policies import Decisions, Observations, Policy
-from vla_razor.policies.observations import cameras_of
+from vla_razor.policies.observations import cameras_of, check_proprioception
 from vla_razor.rollouts.starts import Noise, Start
 
 RETRIES = 2  # of an episode whose simulation died
@@ -155,21 +156,32 @@ class VectorEnv(Protocol):
 
 
 def make_vector_env(
-    env_config: Mapping[str, Any], num_envs: int, num_workers: int, device: str | torch.device
+    env_config: Mapping[str, Any],
+    num_envs: int,
+    num_workers: int,
+    device: str | torch.device,
+    cameras: Sequence[str] | None = None,
 ) -> VectorEnv:
     """The vector environment of a config (`id`, `make`): a pool of CPU workers, or ManiSkill's batch on a GPU.
 
     Where `make` has no device, tasks are simulated beside a policy on `device` (cpu, cuda, cuda:N, or auto for a GPU
     where there is one) if that has been checked on this machine (`devices.simulation_device`), and else on the CPU. An
-    environment without a vector entry point is put into a pool of CPU workers as it is.
+    environment without a vector entry point is put into a pool of CPU workers as it is. Those of the scene's `cameras`
+    are rendered that are asked for (`cameras_for`), by default the first: what is registered with a keyword argument of
+    that name is told them.
 
-    Raises UserError where there is no such environment or device, a keyword argument is refused or nothing can be
-    rendered.
+    Raises UserError where there is no such environment, camera or device, a keyword argument is refused or nothing can
+    be rendered.
     """
     make, spec = env_config["make"], env_spec(env_config["id"])
     kwargs: Any = OmegaConf.to_container(make) if OmegaConf.is_config(make) else dict(make)
     where = {"num_workers": num_workers, "device": str(simulated_on(env_config, device))}
     kwargs.pop("device", None)
+    first = cameras_in(env_config)[:1]
+    if "cameras" in spec.kwargs:
+        kwargs.setdefault("cameras", list(cameras or first))
+    elif cameras and list(cameras) != first:
+        raise UserError(f"{env_config['id']} renders {first[0]} alone; asked for {', '.join(cameras)}.")
     if spec.vector_entry_point is None:
         where["env_id"], spec = env_config["id"], replace(spec, vector_entry_point=POOL)
         del where["device"]
@@ -181,6 +193,17 @@ def make_vector_env(
         if type(error).__name__ == "RenderingUnavailable":
             raise UserError(str(error)) from error
         raise
+
+
+def cameras_for(env_config: Mapping[str, Any], *policies: Policy, also: Sequence[str] = ()) -> list[str]:
+    """Those of a scene's cameras that any of the policies reads, and those that are `also` wanted. Raises UserError
+    where the scene does not have one of them.
+    """
+    known = cameras_in(env_config)
+    if missing := [camera for camera in also if camera not in known]:
+        raise UserError(f"cameras=[{','.join(also)}]: there is no {missing[0]}; expected some of {', '.join(known)}.")
+    read = {camera for policy in policies for camera in cameras_of(policy, known)}
+    return [camera for camera in known if camera in read or camera in also]
 
 
 def hold_of(env_config: Mapping[str, Any]) -> int:
@@ -354,6 +377,7 @@ class _Run:
         if missing := (shown - self.observations.keys()) | (TOLD - self.infos.keys()):
             expected = f"observations of {', '.join(sorted(shown))} and an info of {', '.join(sorted(TOLD))}"
             raise UserError(f"the environment gives no {', '.join(sorted(missing))}; expected {expected}.")
+        check_proprioception(self.policy, self.observations["proprioception"], "the environment")
         self.timing.env_steps += len(stepped)
         for slot in [slot for slot in group if slot in self.running]:
             if self.infos["lost"][slot]:

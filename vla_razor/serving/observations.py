@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vla_razor.errors import UserError
 from vla_razor.policies import Decisions, Observations, Policy
 from vla_razor.policies.messages import BadMessage
 
@@ -79,10 +80,15 @@ def of_vla_eval(payload: Any, *, begins: bool) -> Observation:
 
 
 def decide(policy: Policy, observations: Sequence[Observation], memories: Sequence[Any]) -> Decisions:
-    """What a policy decides about observations of the same shapes: the one place that asks it."""
+    """What a policy decides about observations of the same shapes: the one place that asks it. Raises `UserError` where
+    they are of fewer cameras than it reads.
+    """
     first = observations[0]
     seen = Observations(
-        {camera: np.stack([one.images[camera] for one in observations]) for camera in list(first.images)[:1]},
+        {
+            camera: np.stack([one.images[shown] for one in observations])
+            for camera, shown in _read(policy, list(first.images)).items()
+        },
         [one.prompt for one in observations],
         None if first.state is None else np.stack([one.state for one in observations if one.state is not None]),
     )
@@ -95,9 +101,30 @@ def decide(policy: Policy, observations: Sequence[Observation], memories: Sequen
     return decisions._replace(actions=actions.astype(np.float32))
 
 
-def blank(size: Sequence[int], prompt: str) -> Observation:
-    """An observation of nothing, [height, width] pixels large."""
-    return Observation({"image": np.zeros((*size, 3), np.uint8)}, prompt, noise=np.zeros(NOISE, np.uint64), begins=True)
+def _read(policy: Policy, shown: list[str]) -> dict[str, str]:
+    """The client's cameras that the policy reads, by the names that it knows them by: the same names, or where the
+    client has others, in the same order, its own one first.
+    """
+    wanted = getattr(policy, "cameras", 1)
+    names = shown[:wanted] if isinstance(wanted, int) else list(wanted)
+    if set(names) <= set(shown):
+        shown = names
+    count = wanted if isinstance(wanted, int) else len(names)
+    if count > len(shown):
+        called = "" if isinstance(wanted, int) else f" ({', '.join(names)})"
+        raise UserError(f"the policy reads {count} cameras{called}; the client shows {', '.join(shown)}")
+    return dict(zip(names, shown, strict=False))
+
+
+def blank(size: Sequence[int], prompt: str, policy: Policy) -> Observation:
+    """An observation of nothing, [height, width] pixels large, of as many cameras as the policy reads and as much
+    proprioception.
+    """
+    wanted, felt = getattr(policy, "cameras", 1), getattr(policy, "proprioception", 0)
+    cameras = [f"image_{number}" for number in range(wanted)] if isinstance(wanted, int) else list(wanted)
+    images = {camera: np.zeros((*size, 3), np.uint8) for camera in cameras}
+    state = np.zeros(felt, np.float32) if felt else None
+    return Observation(images, prompt, state, noise=np.zeros(NOISE, np.uint64), begins=True)
 
 
 def _generator(noise: np.ndarray | None) -> np.random.Generator:

@@ -28,7 +28,8 @@ class Base:
     name = "base"
 
     def __init__(self, tuned: Trainable, config: DictConfig) -> None:
-        self.tuned, self.config, self.cameras = tuned, config, tuned.cameras
+        self.tuned, self.config = tuned, config
+        self.cameras, self.proprioception = tuned.cameras, tuned.proprioception
 
     @contextmanager
     def policy(self) -> Iterator[Trainable]:

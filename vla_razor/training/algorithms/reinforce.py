@@ -40,7 +40,7 @@ from vla_razor.errors import RunFailed
 from vla_razor.files import read_lines
 from vla_razor.policies import Observations, Policy
 from vla_razor.policies.trainable import Trainable
-from vla_razor.rollouts.rollout import Episode, Timing, VectorEnv, hold_of, make_vector_env, rollout
+from vla_razor.rollouts.rollout import Episode, Timing, VectorEnv, cameras_for, hold_of, make_vector_env, rollout
 from vla_razor.rollouts.starts import Start, episode_seed, grid_starts, random_points
 from vla_razor.runs import Run
 from vla_razor.statistics import by_start, effective_episodes
@@ -88,7 +88,8 @@ class Reinforce:
 
 def environments(config: DictConfig, policy: Trainable, stack: ExitStack) -> VectorEnv:
     """The environments that a training plays in; they are closed with the stack."""
-    envs = make_vector_env(config.env, config.num_envs, config.num_workers, policy.device)
+    shown = config.num_envs, config.num_workers, policy.device, cameras_for(config.env, policy)
+    envs = make_vector_env(config.env, *shown)
     return stack.enter_context(closing(envs))
 
 

@@ -46,11 +46,11 @@ class SFT:
 
     def __init__(self, config: DictConfig, policy: Trainable, base: Base) -> None:
         self.config, self.policy = config, policy
-        self.data = demonstrations.load(config.demos, config.env, policy.seen)
+        self.data = demonstrations.load(config.demos, config.env, policy)
         recorded.check_actions(policy, self.data, config.demos)
         self.count = len(self.data.actions)
         if replayed_per_batch(config):
-            self.data = self.data.followed_by(demonstrations.load(config.replay, config.prior, policy.seen))
+            self.data = self.data.followed_by(demonstrations.load(config.replay, config.prior, policy))
         self.tokens = policy.tokenize(self.data.actions, self.data.episode)
         self.rounds = config.epochs * -(-self.count // (config.batch_size - replayed_per_batch(config)))
         self.penalties = Penalties.of(config, policy, base, ForwardKL, measured=False)

@@ -22,7 +22,7 @@ class Replay:
 
     def __init__(self, policy: Trainable, config: DictConfig) -> None:
         self.policy = policy
-        self.data = demonstrations.load(config.replay, config.prior, policy.seen)
+        self.data = demonstrations.load(config.replay, config.prior, policy)
         self.tokens = policy.tokenize(self.data.actions, self.data.episode)
 
     def cost(self, states: States, generator: torch.Generator) -> Float[Tensor, " B"]:

@@ -73,12 +73,18 @@ def described(policy: "Policy", config: DictConfig) -> dict[str, Any]:
     """
     from vla_razor.serving.observations import blank, decide
 
-    facts = {"server": f"vla-razor {vla_razor.__version__}", "policy": policy.name, "robot": robot_of(config.env)}
+    facts: dict[str, Any] = {
+        "server": f"vla-razor {vla_razor.__version__}",
+        "policy": policy.name,
+        "robot": robot_of(config.env),
+    }
+    if (cameras := getattr(policy, "cameras", 1)) != 1:
+        facts["cameras"] = cameras if isinstance(cameras, int) else list(cameras)
     make = scenes(config.env)[0].make
     tasks = make.get("suite", {}).get("tasks", {})
     prompt = next((task.instruction for task in tasks.values()), PROMPT)
     try:
-        actions = decide(policy, [blank(make.get("image_size") or SIZE, prompt)], [None]).actions
+        actions = decide(policy, [blank(make.get("image_size") or SIZE, prompt, policy)], [None]).actions
     except UserError:
         return facts  # the policy may not know this instruction, and yet know a client's
     except Exception as error:

@@ -30,7 +30,7 @@ from vla_razor.policies.scripted import ScriptedExpert
 from vla_razor.progress import progress
 from vla_razor.rollouts import demonstrations
 from vla_razor.rollouts.demonstrations import FOLDER, Shard, demonstration
-from vla_razor.rollouts.rollout import Episode, VectorEnv, hold_of, make_vector_env, rollout
+from vla_razor.rollouts.rollout import Episode, VectorEnv, cameras_for, cameras_shown, hold_of, make_vector_env, rollout
 from vla_razor.rollouts.starts import Start, episode_seed, grid_starts, parse_grid
 from vla_razor.runs import Run
 from vla_razor.statistics import wilson
@@ -54,14 +54,16 @@ def run(config: DictConfig, run: Run) -> None:
 
         policy = open_policy(config.policy, config)
     shards: list[Shard] = []
-    with closing(make_vector_env(config.env, config.num_envs, config.num_workers, config.device)) as envs:
+    cameras = cameras_for(config.env, policy, also=config.cameras)
+    with closing(make_vector_env(config.env, config.num_envs, config.num_workers, config.device, cameras)) as envs:
         if envs.setup is None:
             raise UserError(
                 f"env.id={config.env.id}: to be stored it needs a `setup`, with control_hz and camera.name."
             )
-        if envs.setup.camera.name != config.env.camera:
-            raise UserError(f"env.camera={config.env.camera}: the camera of this robot is {envs.setup.camera.name}.")
-        facts = {"control_hz": envs.setup.control_hz, "camera": envs.setup.camera.name, "policy": policy.name}
+        if (shown := cameras_shown(envs)) != cameras:
+            asked, found = ",".join(cameras), ", ".join(shown)
+            raise UserError(f"env.cameras=[{asked}]: the camera of this robot is {found}.")
+        facts = {"control_hz": envs.setup.control_hz, "policy": policy.name}
 
         def collected(path: Path, index: int) -> Shard:
             """Collect and write one row. Its images are freed on return: the paper's grid has 18 GB of them."""
@@ -97,11 +99,11 @@ def show(directory: Path) -> None:
     """Print a summary of a store, and write a contact sheet and a film of samples beside it."""
     console, shards = Console(), demonstrations.read_store(directory, demonstrations.without_images)
     _report(console, directory, shards)
-    kept = [(shard.shard, index) for shard in shards for index in range(len(shard.demonstrations))]
+    kept = [(shard.shard, *one) for shard in shards for one in enumerate(shard.demonstrations)]
     if not kept:
         return
     chosen = [kept[index] for index in sorted({round(i) for i in np.linspace(0, len(kept) - 1, SAMPLES)})]
-    samples = [demonstrations.read_images(directory, *place) for place in chosen]
+    samples = [demonstrations.with_images(directory, *place).images for place in chosen]
     strips = [[sample[round(t)] for t in np.linspace(0, len(sample) - 1, STRIP)] for sample in samples]
     sheet, film = directory / "plots" / "contact_sheet.png", directory / "videos" / "samples.mp4"
     write_picture(sheet, tiled([[enlarged(frame, PICTURE) for frame in strip] for strip in strips]))

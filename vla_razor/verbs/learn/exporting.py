@@ -2,7 +2,6 @@
 
 import shutil
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -56,8 +55,7 @@ def _written(aside: Path, config: DictConfig, stores: dict[str, Path], shards: d
         for name, part in shards.items():
             for number, shard in enumerate(part):
                 for index, episode in enumerate(shard.demonstrations):
-                    images = demonstrations.read_images(stores[name], number, index)
-                    writer.add(replace(episode, images=images))
+                    writer.add(demonstrations.with_images(stores[name], number, index, episode))
                     advance()
         writer.finish(shards["train"][0].robot, {name: _count(part) for name, part in shards.items()})
     return writer

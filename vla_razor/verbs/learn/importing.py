@@ -51,7 +51,10 @@ def run(config: DictConfig, run: Run) -> None:
     if not reports[0].taken:
         raise UserError(f"{config.source}: no episode was taken. The first: {next(iter(reports[0].dropped.values()))}")
     tasks = {task: instruction for report in reports for task, instruction in report.tasks.items()}
-    facts: dict[str, Any] = {"name": wanted.name, "camera": source.camera, "control_hz": source.fps // config.every}
+    cameras = list(source.pictures)
+    facts: dict[str, Any] = {"name": wanted.name, "camera": cameras[0], "control_hz": source.fps // config.every}
+    if len(cameras) > 1:
+        facts["cameras"] = cameras
     facts |= {"tasks": tasks, "convention": said.facts() if said else None}
     for folder, report in zip(places, reports, strict=False):
         if report.taken:
@@ -62,7 +65,9 @@ def run(config: DictConfig, run: Run) -> None:
 
 def opened(config: DictConfig) -> Source:
     """The dataset. Raises `UserError` where there is none, or where it has another format."""
-    keys = Keys(config.camera, config.action, config.state, config.success)
+    if config.camera is not None and config.cameras is not None:
+        raise UserError("camera is the only one's key; give several as cameras={NAME: KEY, ...} alone.")
+    keys = Keys(config.camera or (config.cameras and dict(config.cameras)), config.action, config.state, config.success)
     if config.format == "rlds":
         from vla_razor.data.rlds import RLDS
 
