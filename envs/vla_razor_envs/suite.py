@@ -48,7 +48,7 @@ class SuiteEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         if not isinstance(env.action_space, spaces.Box) or len(env.action_space.shape) != 1:
             raise SuiteRefused(f"{suite['id']} takes actions of {env.action_space}; a policy gives vectors of numbers")
         self.action_space = env.action_space
-        observation, _ = env.reset(seed=0)
+        observation, _ = env.reset(seed=0, options=self.tasks[self._task]["options"] or None)
         shown = self._shown(observation)
         self.observation_space: Any = spaces.Dict(
             image=spaces.Box(0, 255, shown["image"].shape, np.uint8),
