@@ -60,7 +60,7 @@ class SuiteEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         if not isinstance(env.action_space, spaces.Box) or len(env.action_space.shape) != 1:
             raise SuiteRefused(f"{suite['id']} takes actions of {env.action_space}; a policy gives vectors of numbers")
         self.action_space = env.action_space
-        observation, _ = env.reset(seed=0)
+        observation, _ = env.reset(seed=0, options=self.tasks[self._task]["options"] or None)
         shown = self._shown(observation)
         felt = spaces.Box(-np.inf, np.inf, shown.pop("proprioception").shape, np.float32)
         pictures = {name: spaces.Box(0, 255, picture.shape, np.uint8) for name, picture in shown.items()}

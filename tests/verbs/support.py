@@ -93,6 +93,8 @@ class CommandLine:
         self.environment = os.environ | {"VLA_RAZOR_CACHE": str(cache), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
 
     def start(self, *arguments: object, **environment: str) -> subprocess.Popen[str]:
+        if path := os.environ.get("PYTHONPATH"):  # the modules of a test stand before those of this checkout
+            environment["PYTHONPATH"] = os.pathsep.join([*filter(None, [environment.get("PYTHONPATH")]), path])
         command = [sys.executable, "-c", MAIN, *map(str, arguments)]
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(command, env=self.environment | environment, start_new_session=True, **pipes)

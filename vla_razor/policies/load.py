@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vla_razor.devices import device_named
-from vla_razor.errors import UserError, nearest
+from vla_razor.errors import UserError
 from vla_razor.policies.openvla import OpenVLA, checkpoint, lora
 from vla_razor.policies.openvla.prismatic import PrismaticVLA
 from vla_razor.policies.openvla_oft import OpenVLAOFT, OpenVLAOFTConfig
@@ -42,20 +42,17 @@ def load_model(
     kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
         raise UserError(f"dtype={dtype}: unknown; expected float32 or bfloat16.")
-    device, folder = device_named(device), folder_of(spec)
+    device, folder, adapter = device_named(device), folder_of(spec), None
     if folder is not None and (folder / lora.ADAPTER_CONFIG_FILE).is_file():
-        own = {key: value for key, value in lora.settings_beside(folder).items() if key in OpenVLAOFTConfig.OWN}
-        base = load_model(_adapted(folder), device=device, dtype=kind, matrices=matrices, oft=oft or own or None)
-        return base.load_lora(folder)
-    for name in oft or {}:
-        if name not in OpenVLAOFTConfig.OWN:
-            raise UserError(f"oft={dict(oft or {})}: unknown {name}. {nearest(name, OpenVLAOFTConfig.OWN)}")
+        adapter, spec = folder, _adapted(folder)
+        folder, beside = folder_of(spec), lora.settings_beside(adapter)
+        oft = oft or {key: value for key, value in beside.items() if key in OpenVLAOFTConfig.OWN} or None
     place = folder or checkpoint.locate(spec)
     family = OpenVLAOFT if oft is not None else family_of(checkpoint.read_json(place / checkpoint.CONFIG_FILE))
     model = family.from_pretrained(place, kind, device, matrices, **(oft or {}))
     if folder in (None, TINY):  # the name that was typed, not the path behind it
         model.name_or_path = "tiny" if folder else str(spec)
-    return model
+    return model.load_lora(adapter) if adapter else model
 
 
 def family_of(raw: Mapping[str, Any]) -> type[PrismaticVLA]:

@@ -51,8 +51,9 @@ def open_trainable(spec: str, config: DictConfig, **dtypes: Any) -> Trainable:
     """
     if member := _member(spec):
         return _trainable(member, config)
+    model = open_model(spec, config, **dtypes)
     taken = taken_in(config.env) if config.get("env") else None
-    return PrismaticPolicy(open_model(spec, config, **dtypes), config.unnorm_key, robot=_robot_of(config), taken=taken)
+    return PrismaticPolicy(model, config.unnorm_key, robot=_robot_of(config), taken=taken)
 
 
 def weights_of(spec: str | Path, config: DictConfig) -> Mapping[str, Tensor]:

@@ -61,6 +61,8 @@ class OpenVLAConfig:
         raw: the file as it was read, so that keys unknown here survive a round trip.
     """
 
+    OWN: ClassVar[tuple[str, ...]] = ()
+    """Settings that this family alone has."""
     SETTINGS: ClassVar[tuple[str, ...]] = ("temperature", "prompt")
     """Settings of a policy that an adapter's own files cannot hold."""
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from vla_razor.errors import UserError
+from vla_razor.errors import UserError, nearest
 from vla_razor.policies.openvla import checkpoint, lora
 from vla_razor.policies.openvla.action_tokenizer import ActionScale, ActionTokenizer
 from vla_razor.policies.openvla.config import OpenVLAConfig
@@ -109,15 +109,25 @@ class PrismaticVLA(nn.Module):
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
         matrices: torch.dtype | None = None,
+        **settings: Any,
     ) -> Self:
         """Load a checkpoint folder, or a Hub id (downloaded only then). No code of the checkpoint is run.
 
-        `dtype` is that of the parameters, `matrices` that of those which products alone read, where it is another;
-        buffers stay as they are. Raises `UserError` for a folder that is none, of another architecture, incomplete or
-        damaged.
+        `dtype` is that of the parameters, `matrices` that of those which products alone read, where it differs; buffers
+        stay as they are. `settings` of the family's own (OpenVLA-OFT: `chunk`, `dims`, `stop_token`, `normalization`)
+        hold instead of those of `config.json`, unless they are None, and are kept when the model is saved.
+
+        Raises `UserError` for a folder that is none, of another architecture, incomplete or damaged, and for a setting
+        that the family does not have.
         """
         folder = checkpoint.locate(folder_or_hub_id)
         config = cls.config_class.from_dict(checkpoint.read_json(folder / checkpoint.CONFIG_FILE), str(folder))
+        for name, value in settings.items():
+            if name not in config.OWN:
+                raise UserError(f"{folder}, opened as {cls.__name__}: unknown {name}. {nearest(name, config.OWN)}")
+            if value is not None:
+                setattr(config, name, value)
+        config.check(str(folder))
         if (folder / checkpoint.STATISTICS_FILE).is_file():
             config.norm_stats = checkpoint.read_json(folder / checkpoint.STATISTICS_FILE)
         model = on_meta(cls, config, Processor.from_folder(folder, config.text["bos_token_id"]))

@@ -11,7 +11,6 @@ divergence are sums over its tokens, exact in one pass.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -33,31 +32,6 @@ class OpenVLAOFT(PrismaticVLA):
     config_class = OpenVLAOFTConfig
     config: OpenVLAOFTConfig
     autoregressive = False
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        folder_or_hub_id: str | Path,
-        dtype: torch.dtype = torch.float32,
-        device: str | torch.device = "cpu",
-        matrices: torch.dtype | None = None,
-        *,
-        chunk: int | None = None,
-        dims: int | None = None,
-        stop_token: bool | None = None,
-        normalization: str | None = None,
-    ) -> "OpenVLAOFT":
-        """As `OpenVLA.from_pretrained`. `chunk`, `dims`, `stop_token` and `normalization` (see `OpenVLAOFTConfig`) are
-        those of `config.json` where they are None, or else LIBERO's: 8 steps of 7 numbers, with the stop token, between
-        the 1st and 99th percentile. They are kept when the model is saved.
-        """
-        model = super().from_pretrained(folder_or_hub_id, dtype, device, matrices)
-        given = {"chunk": chunk, "dims": dims, "stop_token": stop_token, "normalization": normalization}
-        for name, value in given.items():
-            if value is not None:
-                setattr(model.config, name, value)
-        model.config.check(str(folder_or_hub_id))
-        return model
 
     @property
     def chunk(self) -> int:
