@@ -72,7 +72,7 @@ def verbs(given: Path, undisturbed: Path) -> Mapping[str, Verb]:
     played = (*few, f"env={given / 'slide.yaml'}", "num_envs=4", "num_workers=2")
     small = (*played, f"policy={given / 'small'}")
     learns = (*small, "warmup_steps=0", "eval_episodes=2", "probe_states=20", "save_every=1", "probe_every=2")
-    spared = ("prior=null", "other_instructions=[open drawer]")
+    learns = (*learns, "prior=null", "other_instructions=[open drawer]")
     model = (*few, f"model={given / 'model'}", f"data_dir={given / 'rows'}", "dtype=float32", "direct=true")
     taught = (*model, "max_new_tokens=4", "micro_batch_size=4", "warmup_steps=0", "probe_prompts=2", "eval_prompts=2")
     taught = (*taught, "probe_every=1", "save_every=1", "gradient_checkpointing=false", "max_steps=4")
@@ -81,7 +81,7 @@ def verbs(given: Path, undisturbed: Path) -> Mapping[str, Verb]:
     return {
         "collect": Verb(("collect", *acting), **collected),
         "sft": Verb(("sft", *learns, f"demos={at['collect']}", "epochs=2", "batch_size=16"), **collected),
-        "rl": Verb(("rl", *learns, *spared, "iterations=4", "grid=1x2", "per_point=4", "staleness=1"), **collected),
+        "rl": Verb(("rl", *learns, "iterations=4", "grid=1x2", "per_point=4", "staleness=1"), **collected),
         "eval": Verb(("eval", *small, "episodes=8", "videos=1"), **collected),
         "kl": Verb(("kl", *played, f"base={given / 'small'}", f"policy={at['sft']}", "probe_states=20"), **collected),
         "interpolate": Verb(("interpolate", *few, f"policy={at['sft']}", "shares=[0.25,0.5,0.75]")),

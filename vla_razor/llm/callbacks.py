@@ -11,12 +11,13 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from vla_razor.errors import RunFailed
+from vla_razor.files import SUMS, write_sums
 from vla_razor.interruption import uninterrupted
 from vla_razor.progress import progress
 from vla_razor.runs import Run
 from vla_razor.study.measures import FORWARD_KL, renamed
 
-TRAINER_FILES = ("optimizer.pt", "scheduler.pt", "trainer_state.json", "training_args.bin", "rng_state*.pth")
+TRAINER_FILES = ("optimizer.pt", "scheduler.pt", "trainer_state.json", "training_args.bin", "rng_state*.pth", SUMS)
 SHOWN = ("loss", "reward")
 
 
@@ -94,6 +95,7 @@ class RunCallback(TrainerCallback):
                 except OSError:  # a file system without hard links
                     shutil.copy2(path, folder / path.name)
 
+        write_sums(saved)  # transformers reads it without looking for damage
         self.run.save(state.global_step, fill, {})
 
 

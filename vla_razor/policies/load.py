@@ -12,7 +12,7 @@ from vla_razor.errors import UserError, nearest
 from vla_razor.policies.openvla import OpenVLA, checkpoint, lora
 from vla_razor.policies.openvla.prismatic import PrismaticVLA
 from vla_razor.policies.openvla_oft import OpenVLAOFT, OpenVLAOFTConfig
-from vla_razor.runs import checkpoint_folder
+from vla_razor.runs import whole_checkpoint
 
 TINY = Path(__file__).resolve().parent.parent / "assets" / "tiny"
 _EMBEDDED = ("tiny", "vla")
@@ -46,7 +46,7 @@ def load_model(
         model = _from_pretrained(TINY, dtype, device, matrices, oft)
         model.name_or_path = "tiny"
         return model
-    folder = checkpoint_folder(Path(spec))
+    folder = whole_checkpoint(Path(spec))
     if folder is None or not (folder / lora.ADAPTER_CONFIG_FILE).is_file():
         return _from_pretrained(folder or spec, dtype, device, matrices, oft)
     own = {key: value for key, value in lora.settings_beside(folder).items() if key in OpenVLAOFTConfig.OWN}
@@ -81,7 +81,7 @@ def stored_weights(spec: str | Path) -> Mapping[str, Tensor]:
     """
     if str(spec) in _EMBEDDED:
         return checkpoint.StoredWeights(TINY)
-    folder = checkpoint_folder(Path(spec))
+    folder = whole_checkpoint(Path(spec))
     if folder is None or not (folder / lora.ADAPTER_CONFIG_FILE).is_file():
         return checkpoint.StoredWeights(folder or checkpoint.locate(spec))
     return lora.MergedWeights(stored_weights(_adapted(folder)), folder)

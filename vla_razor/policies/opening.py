@@ -18,7 +18,7 @@ from vla_razor.policies.openvla.policy import PrismaticPolicy
 from vla_razor.policies.openvla.prismatic import PrismaticVLA
 from vla_razor.policies.rt1 import RT1Policy, is_saved_model
 from vla_razor.policies.trainable import Trainable
-from vla_razor.runs import checkpoint_folder, read_config, run_of
+from vla_razor.runs import read_config, run_of, whole_checkpoint
 
 SERVED = "openpi://"
 """How the address of a policy server begins."""
@@ -123,4 +123,4 @@ def _member(spec: str) -> _Member | None:
     trained = read_config(folder / "config.yaml").get("policy") if folder else None
     if trained is None or trained == spec or not (origin := _member(str(trained))):
         return None
-    return origin._replace(spec=spec, checkpoint=checkpoint_folder(Path(spec)))
+    return origin._replace(spec=spec, checkpoint=whole_checkpoint(Path(spec)))
