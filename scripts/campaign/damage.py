@@ -74,7 +74,7 @@ def damaged(stage: Stage, verb: str, folder: Path, draw: Draw, typed: bool, *, f
     elif file.cached:
         stage.undisturbed(verb)
         root = folder / HERE / "cache"
-        shutil.copytree(stage.apart / verb / "cache", root)
+        shutil.copytree(stage.apart / verb / "cache", root, symlinks=True, dirs_exist_ok=True)
     else:
         root = _killed_with(stage, verb, folder, draw, file.pattern)
         words = ["resume", RUN]

@@ -9,9 +9,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import yaml
 
-OWN = {".lock", "output.txt", "errors.txt", "wall_seconds.parquet"}
-"""Files that are not compared: the lock, what was printed, and the table of wall times."""
-CLOCKED = ("seconds", "per_second", "created", "git_commit")
+from vla_razor.files import SUMS
+
+OWN = {".lock", "wall_seconds.parquet", SUMS}
+"""Files that are not compared: the lock, wall times, and checksums, which are of the files beside them."""
+CLOCKED = ("seconds", "per_second", "step_time", "created", "git_commit")
 """What a key of JSON has in its name whose value the clock decides, or where the program was started."""
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from campaign.given import RUN
-from campaign.processes import HERE, Started, workers_of
-from campaign.stage import LIMIT, Stage, Told
+from campaign.processes import HERE, workers_of
+from campaign.stage import LIMIT, Stage, Told, begun
 
 Draw = np.random.Generator
 MOST_KILLS = 3
@@ -187,9 +187,3 @@ def not_a_number(stage: Stage, verb: str, folder: Path, draw: Draw, typed: bool)
     if (folder / HERE / "spoil").exists():
         told.wrong.append("nothing was spoilt")
     return stage.to_the_end(verb, folder, told)
-
-
-def begun(process: Started, folder: Path) -> None:
-    """Waits until there is a run, or the process has ended."""
-    while not (folder / HERE / RUN).exists() and not process.ended(0.01):
-        pass

@@ -13,6 +13,7 @@ from campaign import ends, given
 from campaign.given import RUN
 from campaign.processes import HERE, MODULES, OF_LANGUAGE, Commanded, Server, Started
 from vla_razor.files import write_json
+from vla_razor_envs.vulkan import software_folder
 
 LIMIT = 600.0
 """Seconds after which a process that has not ended counts as hanging."""
@@ -38,7 +39,9 @@ class Told:
 
 @dataclass
 class Undisturbed:
-    """What an undisturbed run of a verb held, after how many seconds, of how many file operations and of what size."""
+    """What an undisturbed run of a verb held, after how many seconds since its folder was there, of how many file
+    operations and of what size in bytes.
+    """
 
     held: Mapping[str, Any]
     seconds: float
@@ -65,7 +68,9 @@ class Stage:
         """An empty folder for a try."""
         folder = self.folder / "tries" / name
         shutil.rmtree(folder, ignore_errors=True)
-        (folder / HERE).mkdir(parents=True)
+        (folder / HERE / "cache").mkdir(parents=True)
+        if software_folder().is_dir():
+            (folder / HERE / "cache" / "vulkan").symlink_to(software_folder())
         return folder
 
     def keep(self, folder: Path) -> None:
@@ -160,15 +165,18 @@ class Stage:
         folder = self.apart / (verb if ranks == 1 else f"{verb}, {ranks} ranks")
         name = f"undisturbed {folder.name}"
         if not (folder / "facts.json").is_file():
-            played, told, begin = self.fresh(name), Told(), time.monotonic()
-            for process in self.go_on(verb, played, told, ranks, FAULT_COUNT=str(played / "count")):
+            played, told = self.fresh(name), Told()
+            started = self.go_on(verb, played, told, ranks, FAULT_COUNT=str(played / "count"))
+            begun(started[0], played)
+            begin = time.monotonic()
+            for process in started:
                 self.ended(process, told, [0])
+            seconds = time.monotonic() - begin
             if told.wrong:
                 raise SystemExit(f"{verb} fails undisturbed, see {played}: {told.wrong[0]}")
-            seconds = time.monotonic() - begin
             size = sum(path.stat().st_size for path in (played / HERE).rglob("*") if path.is_file())
             shutil.rmtree(folder, ignore_errors=True)
-            shutil.copytree(played / HERE, folder)
+            shutil.copytree(played / HERE, folder, symlinks=True)
             facts = {"seconds": seconds, "operations": int((played / "count").read_text()), "size": size}
             write_json(folder / "facts.json", facts)
             shutil.rmtree(played)
@@ -176,3 +184,9 @@ class Stage:
         held = ends.held_by(folder / RUN, {str(self.folder / "tries" / name / HERE): HERE})
         self._undisturbed[verb, ranks] = Undisturbed(held, **known)
         return self._undisturbed[verb, ranks]
+
+
+def begun(process: Started, folder: Path) -> None:
+    """Waits until there is a run, or the process has ended."""
+    while not (folder / HERE / RUN).exists() and not process.ended(0.01):
+        pass

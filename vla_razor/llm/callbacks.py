@@ -86,6 +86,7 @@ class RunCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._saved = state.global_step
         saved = trainer_folder(self.run, state.global_step)
+        write_sums(saved)  # transformers reads it without looking for damage
         own = {path for pattern in TRAINER_FILES for path in saved.glob(pattern)}
 
         def fill(folder: Path) -> None:  # with the model's and the tokenizer's files
@@ -95,7 +96,6 @@ class RunCallback(TrainerCallback):
                 except OSError:  # a file system without hard links
                     shutil.copy2(path, folder / path.name)
 
-        write_sums(saved)  # transformers reads it without looking for damage
         self.run.save(state.global_step, fill, {})
 
 
