@@ -67,15 +67,16 @@ def environment(cache: Path) -> dict[str, str]:
 
 def verbs(given: Path, undisturbed: Path) -> Mapping[str, Verb]:
     """By name, in the order in which each finds what it needs below `undisturbed`, where it is given `folder/run`."""
-    at = {name: undisturbed / name / RUN for name in ("collect", "sft", "export", "llm sft", "mnist", "sweep")}
+    at = {name: undisturbed / name / RUN for name in ("collect", "sft", "export", "llm annotate", "llm sft", "sweep")}
     few = ("device=cpu", "logger=none")
-    played = (*few, f"env={given / 'slide.yaml'}", "num_envs=4", "num_workers=2")
+    played = (*few, f"env={given / 'slide.yaml'}", "num_envs=4", "num_workers=1")
     small = (*played, f"policy={given / 'small'}")
     learns = (*small, "warmup_steps=0", "eval_episodes=2", "probe_states=20", "save_every=1", "probe_every=2")
     learns = (*learns, "prior=null", "other_instructions=[open drawer]")
     model = (*few, f"model={given / 'model'}", f"data_dir={given / 'rows'}", "dtype=float32", "direct=true")
     taught = (*model, "max_new_tokens=4", "micro_batch_size=4", "warmup_steps=0", "probe_prompts=2", "eval_prompts=2")
     taught = (*taught, "probe_every=1", "save_every=1", "gradient_checkpointing=false", "max_steps=4")
+    probed = ("probe_states=20", "probe_every=2", "other_instructions=[open drawer]")
     acting = (*played, "policy=slides:Leftward", "grid=4x1", "per_point=2", "max_attempts=9")
     collected = {"workers": True, "ranked": True}
     return {
@@ -94,7 +95,46 @@ def verbs(given: Path, undisturbed: Path) -> Mapping[str, Verb]:
                 *("lengths=[2]", "checkpoints=2", "widths=[]", f"data_dir={given / 'images'}"),
             ),
         ),
+        "plasticity": Verb(
+            (
+                *("plasticity", str(at["sft"]), *few, f"env={given / 'other.yaml'}", "num_envs=4", "num_workers=1"),
+                *(f"rl.{word}" for word in ("iterations=2", "grid=1x2", "per_point=4", "save_every=1", *probed)),
+            ),
+            workers=True,
+        ),
+        "sweep": Verb(
+            (
+                *("sweep", *small, f"prior={given / 'other.yaml'}", "new_episodes=4", "prior_episodes=4"),
+                *("checkpoints=1", "method=sft,rl", "seed=0,1", "collect.policy=slides:Leftward", "collect.grid=2x1"),
+                *("collect.per_point=1", "collect.max_attempts=30", "sft.epochs=2", "sft.save_every=1"),
+                *("rl.iterations=2", "rl.grid=1x2", "rl.per_point=4", "rl.save_every=1"),
+                *(f"{method}.{word}" for method in ("sft", "rl") for word in probed),
+            ),
+            workers=True,
+        ),
+        "report": Verb(("report", str(at["sweep"]))),
+        "distill": Verb(
+            (
+                *("distill", *few, "grid=1x1", "per_point=2", "iterations=2", "updates=2", "num_envs=2"),
+                *("num_workers=1", "probe_every=0", "eval_episodes=0", "save_every=1"),
+            ),
+            **collected,
+        ),
+        "llm annotate": Verb(
+            (
+                *("llm", "annotate", *model, "task=science", "samples=2", "rejected=true", "max_new_tokens=4"),
+                "max_examples=8",
+            ),
+            language=True,
+        ),
         "llm sft": Verb(("llm", "sft", *taught, "batch_size=4"), language=True),
         "llm kl": Verb(("llm", "kl", *few, f"model={at['llm sft']}", f"data_dir={given / 'rows'}"), language=True),
-        "llm grpo": Verb(("llm", "grpo", *taught, "group_size=4", "prompts_per_step=2"), language=True),
+        **{
+            f"llm {name}": Verb(("llm", name, *taught, "group_size=4", "prompts_per_step=2"), language=True)
+            for name in ("grpo", "reinforce")
+        },
+        "llm eval": Verb(
+            ("llm", "eval", *model, "max_new_tokens=4", "prior_tasks=[winogrande]", "examples=4", "eval_prompts=2"),
+            language=True,
+        ),
     }
