@@ -69,15 +69,15 @@ def faults(verbs: Mapping[str, given.Verb], kills: int) -> dict[str, Fault]:
     each = -(-kills // (2 * len(names)))
     found = {
         KILLS[0]: Fault(mishaps.killed, each, names, "sft"),
-        KILLS[1]: Fault(mishaps.killed_at_a_write, each, names, "rl"),
+        KILLS[1]: Fault(mishaps.killed_at_a_write, each, names, "sft"),
         "a worker killed": Fault(mishaps.worker_killed, 4, [*worked, "mnist"], "collect"),
-        "a worker hangs": Fault(mishaps.worker_hangs, 2, worked, "eval"),
-        "a rank killed": Fault(mishaps.rank_killed, 3, ranked, "rl"),
+        "a worker hangs": Fault(mishaps.worker_hangs, 2, worked, "collect"),
+        "a rank killed": Fault(mishaps.rank_killed, 3, ranked, "collect"),
         "SIGTERM": Fault(mishaps.terminated, 3, names, "sft"),
-        "full disk": Fault(mishaps.disk_full, 4, names, "sft"),
-        "clock set back": Fault(mishaps.clock_set_back, 2, names, "sft"),
-        "two at once": Fault(mishaps.two_at_once, 2, names, "sft"),
-        "simulator gives NaN": Fault(mishaps.not_a_number, 2, worked, "rl"),
+        "full disk": Fault(mishaps.disk_full, 4, names, "export"),
+        "clock set back": Fault(mishaps.clock_set_back, 2, names, "stats"),
+        "two at once": Fault(mishaps.two_at_once, 2, names, "stats"),
+        "simulator gives NaN": Fault(mishaps.not_a_number, 2, worked, "collect"),
     }
     for what, files in DAMAGES.items():
         found[what] = Fault(partial(damaged, files=files), 4, list(files), next(iter(files)))
@@ -90,8 +90,9 @@ def planned(found: Mapping[str, Fault], only: str | None, short: bool) -> list[T
     `only`: FAULT, FAULT,VERB or ,VERB; a fault by any part of its name.
     """
     fault, _, verb = (only or "").partition(",")
-    if short:
-        return [Try(name, one.short, 0) for name, one in found.items() if fault in name]
+    if short:  # the first of them from the command line proper
+        chosen = [Try(name, one.short, 0) for name, one in found.items() if fault in name]
+        return [one._replace(number=TYPED - 1) if one.fault == KILLS[0] else one for one in chosen]
     tries = [Try(name, own, number) for name, one in found.items() for own in one.verbs for number in range(one.times)]
     chosen = [one for one in tries if fault in one.fault and verb in ("", one.verb)]
     if not chosen:

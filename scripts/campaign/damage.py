@@ -18,7 +18,7 @@ TRIES = 20
 
 class File(NamedTuple):
     """What is damaged, a random one where several match: in the run itself, which was killed and is to be resumed; in
-    its cache; or, where `of` names another verb, in that one's run, which it reads.
+    its cache; or in a folder of the stage that it reads, `of`.
     """
 
     pattern: str
@@ -26,15 +26,16 @@ class File(NamedTuple):
     cached: bool = False
 
 
-WEIGHTS, ROWS = "checkpoints/*/model.safetensors", "demonstrations/*.h5"
+CHECKPOINT, ROWS = "checkpoints/*/*", "demonstrations/*.h5"
+SFT, COLLECT = f"undisturbed/sft/{RUN}", f"undisturbed/collect/{RUN}"
 DAMAGES: dict[str, dict[str, File]] = {
     "checkpoint damaged": {
-        "sft": File(WEIGHTS),
-        "rl": File(WEIGHTS),
-        "kl": File(WEIGHTS, of="sft"),
-        "interpolate": File(WEIGHTS, of="sft"),
-        "llm sft": File(WEIGHTS),
-        "llm kl": File(WEIGHTS, of="llm sft"),
+        "sft": File(CHECKPOINT),
+        "rl": File(CHECKPOINT),
+        "kl": File(CHECKPOINT, of=SFT),
+        "interpolate": File(CHECKPOINT, of=SFT),
+        "llm sft": File(CHECKPOINT),
+        "llm kl": File(CHECKPOINT, of=f"undisturbed/llm sft/{RUN}"),
     },
     "optimizer state damaged": {
         "sft": File("trainer_state/*.pt"),
@@ -43,11 +44,11 @@ DAMAGES: dict[str, dict[str, File]] = {
         "llm grpo": File("trainer_state/**/*.pt"),
     },
     "demonstrations damaged": {
+        "stats": File(ROWS, of=COLLECT),
         "collect": File(ROWS),
-        "sft": File(ROWS, of="collect"),
-        "stats": File(ROWS, of="collect"),
-        "export": File(ROWS, of="collect"),
-        "import": File("[dv]*/**/*.*", of="export"),
+        "sft": File(ROWS, of=COLLECT),
+        "export": File(ROWS, of=COLLECT),
+        "import": File("[dv]*/**/*.*", of=f"undisturbed/export/{RUN}"),
     },
     "probe set damaged": {
         "sft": File("probe_sets/*/*.*", cached=True),
@@ -56,7 +57,8 @@ DAMAGES: dict[str, dict[str, File]] = {
         "llm sft": File("llm_probe_sets/*/*.*", cached=True),
         "llm kl": File("llm_probe_sets/*/*.*", cached=True),
     },
-    "table damaged": {"mnist": File("*/*.parquet")},
+    "table damaged": {"mnist": File("*/*.parquet"), "report": File("results.parquet", of=f"undisturbed/sweep/{RUN}")},
+    "law damaged": {"kl": File("law.json", of="given/law")},
 }
 """By what is damaged and the verb that reads it."""
 
@@ -66,7 +68,7 @@ def damaged(stage: Stage, verb: str, folder: Path, draw: Draw, typed: bool, *, f
     told, file, places = Told(), files[verb], dict[str, str]()
     words = stage.words(verb, folder)
     if file.of:
-        original, root = stage.apart / file.of / RUN, folder / HERE / "copy"
+        original, root = stage.folder / file.of, folder / HERE / "copy"
         stage.undisturbed(verb)
         shutil.copytree(original, root)
         places = {str(root): str(original)}

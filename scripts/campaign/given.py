@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from vla_razor.study import forecast
+from vla_razor.study.forecast import FittedLaw
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 SUITE = """
@@ -24,6 +27,7 @@ control_hz: 5
 """
 OTHER = SUITE.replace("slide_left", "slide_right").replace("end: left", "end: right")
 EACH_WAY = {"q01": [-1.0] * 3, "q99": [1.0] * 3, "mask": [True] * 3}
+LAW = FittedLaw("robot", "forward_kl_per_token", (0.0, 0.1, 0.0), 0.9, (0.0, 2.0), -0.1, 0.1, 12)
 RUN = "run"
 """The run's folder below that of a try, which is the working directory: files name it alike in all of them."""
 
@@ -52,6 +56,7 @@ def make(folder: Path) -> None:
     policy.save_pretrained(folder / "small")
     (folder / "slide.yaml").write_text(SUITE)
     (folder / "other.yaml").write_text(OTHER)
+    forecast.save(folder / "law" / forecast.FILE, LAW)
     small_model(folder / "model")
     small_data(folder / "rows")
     write_images(folder / "images", few((32, 48), (32, 12)))
@@ -84,7 +89,17 @@ def verbs(given: Path, undisturbed: Path) -> Mapping[str, Verb]:
         "sft": Verb(("sft", *learns, f"demos={at['collect']}", "epochs=2", "batch_size=16"), **collected),
         "rl": Verb(("rl", *learns, "iterations=4", "grid=1x2", "per_point=4", "staleness=1"), **collected),
         "eval": Verb(("eval", *small, "episodes=8", "videos=1"), **collected),
-        "kl": Verb(("kl", *played, f"base={given / 'small'}", f"policy={at['sft']}", "probe_states=20"), **collected),
+        "kl": Verb(
+            (
+                "kl",
+                *played,
+                f"base={given / 'small'}",
+                f"policy={at['sft']}",
+                "probe_states=20",
+                f"law={given / 'law'}",
+            ),
+            **collected,
+        ),
         "interpolate": Verb(("interpolate", *few, f"policy={at['sft']}", "shares=[0.25,0.5,0.75]")),
         "stats": Verb(("stats", str(at["collect"]), *few, f"policy={given / 'small'}")),
         "export": Verb(("export", "lerobot", str(at["collect"]), "logger=none")),

@@ -30,7 +30,8 @@ class Fragile(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     """Counts: the image is filled with seed + steps, and an episode lasts `horizon` steps.
 
     The reset option `at_reset` or `at_step` names what goes wrong then: refuse, untransportable, die, hang, blow up
-    (what it feels is not a number). With `unless` a path, it goes wrong only while that file does not exist, which it makes.
+    (what it feels is not a number). With `unless` a path, it goes wrong only while that file does not exist, which it
+    makes.
     """
 
     observation_space: Any = spaces.Dict(
