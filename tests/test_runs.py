@@ -382,6 +382,13 @@ def test_a_trainer_state_runs_no_code(out: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "pwned").exists()
 
 
+def test_what_a_kill_before_there_was_a_run_has_left_is_removed(out: Path) -> None:
+    out.mkdir()
+    (out / ".aside-config.yaml-abcdefgh").write_text("half of")
+    with Run.create(out, CONFIG, "sft"):
+        assert files_below(out) == {"config.yaml"}
+
+
 def test_a_missing_checkpoint(out: Path) -> None:
     trained(out)
     shutil.rmtree(out / "checkpoints/step_2")

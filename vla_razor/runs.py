@@ -79,6 +79,7 @@ class Run:
                 raise UserError(f"{path} holds a finished run: choose another out=.")
             if (path / "config.yaml").exists():
                 raise UserError(f"{path} holds an unfinished run: go on with: vla-razor resume {path}")
+            remove_unfinished(path)  # of a process that was killed before there was a run
             with full_disk_reported(path / "config.yaml"):
                 atomic_write(path / "config.yaml", OmegaConf.to_yaml(settings).encode())
         except BaseException:
