@@ -35,6 +35,7 @@ DAMAGES: dict[str, dict[str, File]] = {
         "kl": File(CHECKPOINT, of=SFT),
         "interpolate": File(CHECKPOINT, of=SFT),
         "llm sft": File(CHECKPOINT),
+        "mnist": File("bases/*/*"),
         "llm kl": File(CHECKPOINT, of=f"undisturbed/llm sft/{RUN}"),
     },
     "optimizer state damaged": {
@@ -48,7 +49,6 @@ DAMAGES: dict[str, dict[str, File]] = {
         "collect": File(ROWS),
         "sft": File(ROWS, of=COLLECT),
         "export": File(ROWS, of=COLLECT),
-        "import": File("[dv]*/**/*.*", of=f"undisturbed/export/{RUN}"),
     },
     "probe set damaged": {
         "sft": File("probe_sets/*/*.*", cached=True),
@@ -80,7 +80,7 @@ def damaged(stage: Stage, verb: str, folder: Path, draw: Draw, typed: bool, *, f
     else:
         root = _killed_with(stage, verb, folder, draw, file.pattern)
         words = ["resume", RUN]
-    path = Path(draw.choice(sorted(str(path) for path in root.glob(file.pattern) if path.is_file())))
+    path = Path(draw.choice(_newest(root, file.pattern)))
     before = path.read_bytes()
     harmed(path, draw)
     process = stage.start(verb, folder, words, typed=typed)
@@ -104,12 +104,19 @@ def _killed_with(stage: Stage, verb: str, folder: Path, draw: Draw, pattern: str
     known, run = stage.undisturbed(verb), folder / HERE / RUN
     for _ in range(TRIES):
         shutil.rmtree(run, ignore_errors=True)
-        at = str(draw.integers(1, known.operations, endpoint=True))
+        at = str(draw.integers(known.operations // 3, known.operations, endpoint=True))
         (process,) = stage.go_on(verb, folder, told := Told(), FAULT_KILL=at)
         stage.ended(process, told, [-signal.SIGKILL, 0])
-        if any(path.is_file() for path in run.glob(pattern)) and not (run / "summary.json").is_file():
+        if _newest(run, pattern) and not (run / "summary.json").is_file():
             return run
     raise AssertionError(f"{TRIES} kills of {verb} left no {pattern}")
+
+
+def _newest(root: Path, pattern: str) -> list[str]:
+    """The files of a pattern, of numbered folders those of the last one, which is what is read."""
+    found = {path: re.search(r"\d+$", path.parent.name) for path in root.glob(pattern) if path.is_file()}
+    last = max((int(number[0]) for number in found.values() if number), default=0)
+    return sorted(str(path) for path, number in found.items() if not number or int(number[0]) == last)
 
 
 def harmed(path: Path, draw: Draw) -> None:

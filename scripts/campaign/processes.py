@@ -49,9 +49,14 @@ class Started:
             os.kill(self.pid, number)
 
     @property
+    def written(self) -> str:
+        """All that it wrote to standard error."""
+        return (self.folder / ERRORS).read_text(errors="replace")
+
+    @property
     def said(self) -> str:
-        """What it wrote to standard error, without progress bars and launchers' own words."""
-        lines = (self.folder / ERRORS).read_text(errors="replace").replace("\r", "\n").splitlines()
+        """Its message, without progress bars and libraries' own words; the last of these where there is none."""
+        lines = self.written.replace("\r", "\n").splitlines()
         return "\n".join(line for line in lines if line.startswith("vla-razor: ")) or "\n".join(lines[-3:])
 
     def left(self) -> dict[int, str]:

@@ -126,10 +126,12 @@ class Stage:
             return
         if process.status not in expected:
             told.wrong.append(f"exit status {process.status}: {process.said}")
-        elif process.status:
+        elif process.status and process.status > 0:
             told.said.append(process.said)
-            if process.status > 0 and (not process.said.startswith("vla-razor: ") or "\n" in process.said):
+            if not process.said.startswith("vla-razor: ") or "\n" in process.said:
                 told.wrong.append(f"not one message: {process.said}")
+        if process.status is not None and process.status >= 0 and "Traceback (most" in process.written:
+            told.wrong.append(f"a traceback: {process.written[-2000:]}")
 
     def to_the_end(
         self, verb: str, folder: Path, told: Told, *, ranks: int = 1, more: str = "", places: Any = None
@@ -188,5 +190,5 @@ class Stage:
 
 def begun(process: Started, folder: Path) -> None:
     """Waits until there is a run, or the process has ended."""
-    while not (folder / HERE / RUN).exists() and not process.ended(0.01):
+    while not (folder / HERE / RUN).exists() and not process.ended(0.05):
         pass
