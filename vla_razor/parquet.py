@@ -30,7 +30,9 @@ def read(path: Path, remedy: str) -> pa.Table:
     except FileNotFoundError:
         raise
     except (OSError, ValueError, pa.ArrowException) as error:  # arrow's words for a file that is cut or overwritten
-        raise UserError(f"{path} cannot be read as a table: {str(error).splitlines()[0]}. {remedy}") from error
+        raise UserError(
+            f"{path} cannot be read as a table: {str(error).splitlines()[0].rstrip('.')}. {remedy}"
+        ) from error
     if damaged:
         raise UserError(f"{path} is damaged: its rows are not those whose checksum it holds. {remedy}")
     return table
