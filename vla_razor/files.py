@@ -128,7 +128,7 @@ def remove_unfinished(folder: Path) -> None:
     """
     for leftover in list(folder.rglob(f"*{ASIDE}*")):
         # The name of what is replaced stands between the mark and eight random letters.
-        place = leftover.with_name(leftover.name.removeprefix(ASIDE).removesuffix(EARLIER).rpartition("-")[0])
+        place = leftover.parent / leftover.name.removeprefix(ASIDE).removesuffix(EARLIER).rpartition("-")[0]
         if leftover.name.endswith(EARLIER) and not place.exists():
             leftover.rename(place)
         elif leftover.is_dir():
