@@ -32,7 +32,7 @@ def killed(stage: Stage, verb: str, folder: Path, draw: Draw, typed: bool) -> To
             break
         (process,) = started
         begun(process, folder)
-        if not process.ended(draw.uniform(0, known.seconds)):
+        if not process.ended(draw.uniform(0, 0.9 * known.seconds)):
             told.kills += 1
             process.clear() if draw.random() < 0.5 else process.send(signal.SIGKILL)
         stage.ended(process, told, [0, -signal.SIGKILL])
@@ -75,7 +75,7 @@ def _to_a_worker(
     told, known = Told(), stage.undisturbed(verb)
     (process,) = stage.go_on(verb, folder, told, typed=typed, **own)
     begun(process, folder)
-    process.ended(draw.uniform(0, known.seconds))
+    process.ended(draw.uniform(0, 0.9 * known.seconds))
     while not process.ended(0.02):
         if workers := workers_of(process.pid):
             os.kill(int(draw.choice(workers)), number)
@@ -91,7 +91,7 @@ def rank_killed(stage: Stage, verb: str, folder: Path, draw: Draw, typed: bool) 
     told, known = Told(), stage.undisturbed(verb, ranks=2)
     ranks = stage.go_on(verb, folder, told, ranks=2)
     begun(ranks[0], folder)
-    ranks[0].ended(draw.uniform(0, known.seconds))
+    ranks[0].ended(draw.uniform(0, 0.9 * known.seconds))
     victim = int(draw.integers(2))
     ranks[victim].send(signal.SIGKILL)
     told.kills += ranks[victim].ended(LIMIT) and ranks[victim].status == -signal.SIGKILL
@@ -114,7 +114,7 @@ def terminated(stage: Stage, verb: str, folder: Path, draw: Draw, typed: bool) -
     told, known = Told(), stage.undisturbed(verb)
     (process,) = stage.go_on(verb, folder, told, typed=typed)
     begun(process, folder)
-    if not process.ended(draw.uniform(0, known.seconds)):
+    if not process.ended(draw.uniform(0, 0.9 * known.seconds)):
         process.send(signal.SIGTERM)
     # Before the verb begins, and after it has ended, a signal does what it does to any program.
     stage.ended(process, told, [0, 130, -signal.SIGTERM])
@@ -169,7 +169,7 @@ def two_at_once(stage: Stage, verb: str, folder: Path, draw: Draw, typed: bool) 
     told, known = Told(), stage.undisturbed(verb)
     words = [*stage.verbs[verb].words, f"out={RUN}"]
     first = stage.start(verb, folder, words, typed=typed)
-    first.ended(draw.uniform(0, known.seconds))
+    first.ended(draw.uniform(0, 0.9 * known.seconds))
     other = stage.start(verb, folder, stage.words(verb, folder) or words, rank=1)
     stage.ended(first, told, [0, 2])
     stage.ended(other, told, [0, 2])
