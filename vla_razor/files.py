@@ -93,9 +93,9 @@ def check_folder(folder: Path, remedy: str) -> None:
         known, _, name = line.partition("  ")
         path = folder / name
         if not path.is_file():
-            raise UserError(f"{path}, which {SUMS} beside it names, is missing. {remedy}")
+            raise UserError(f"{path} is missing, or {SUMS} in {folder}, which names it, is damaged. {remedy}")
         if _sum(path) != known:
-            raise UserError(f"{path} is damaged: its checksum is not that of {SUMS} beside it. {remedy}")
+            raise UserError(f"{path} is damaged: its checksum is not the one in {SUMS} beside it. {remedy}")
 
 
 def _sum(path: Path) -> str:

@@ -141,7 +141,7 @@ class Stage:
             self.ended(process, told, [0])
         if told.wrong:
             return told
-        held = ends.held_by(folder / HERE / RUN, {str(folder / HERE): HERE, **(places or {})})
+        held = ends.held_by(folder / HERE / RUN, {**(places or {}), str(folder / HERE): HERE})
         if different := ends.differences(self.undisturbed(verb, ranks).held, held, more):
             told.wrong.append(f"not as in an undisturbed run: {', '.join(different)}")
             told.silent = True
