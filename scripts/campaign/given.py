@@ -113,13 +113,21 @@ def verbs(given: Path, undisturbed: Path) -> Mapping[str, Verb]:
         "plasticity": Verb(
             (
                 *("plasticity", str(at["sft"]), *few, f"env={given / 'other.yaml'}", "num_envs=4", "num_workers=1"),
+                "unnorm_key=slide",
                 *(f"rl.{word}" for word in ("iterations=2", "grid=1x2", "per_point=4", "save_every=1", *probed)),
             ),
             workers=True,
         ),
         "sweep": Verb(
             (
-                *("sweep", *small, f"prior={given / 'other.yaml'}", "new_episodes=4", "prior_episodes=4"),
+                *(
+                    "sweep",
+                    *small,
+                    "unnorm_key=slide",
+                    f"prior={given / 'other.yaml'}",
+                    "new_episodes=4",
+                    "prior_episodes=4",
+                ),
                 *("checkpoints=1", "method=sft,rl", "seed=0,1", "collect.policy=slides:Leftward", "collect.grid=2x1"),
                 *("collect.per_point=1", "collect.max_attempts=30", "sft.epochs=2", "sft.save_every=1"),
                 *("rl.iterations=2", "rl.grid=1x2", "rl.per_point=4", "rl.save_every=1"),

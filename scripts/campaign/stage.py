@@ -175,7 +175,7 @@ class Stage:
                 self.ended(process, told, [0])
             seconds = time.monotonic() - begin
             if told.wrong:
-                raise SystemExit(f"{verb} fails undisturbed, see {played}: {told.wrong[0]}")
+                raise RuntimeError(f"{verb} fails undisturbed, see {played}: {told.wrong[0]}")
             size = sum(path.stat().st_size for path in (played / HERE).rglob("*") if path.is_file())
             shutil.rmtree(folder, ignore_errors=True)
             shutil.copytree(played / HERE, folder, symlinks=True)
