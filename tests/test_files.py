@@ -10,7 +10,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from vla_razor import files
-from vla_razor.files import atomic_folder, remove_unfinished
+from vla_razor.errors import UserError
+from vla_razor.files import atomic_folder, check_folder, remove_unfinished
 from vla_razor.runs import Run
 
 KILLED = """
@@ -42,9 +43,24 @@ def old(tmp_path: Path) -> Path:
 
 def test_a_folder_is_replaced_as_a_whole(old: Path) -> None:
     atomic_folder(old, lambda folder: (folder / "weights").write_text("new"))
-    assert [path.name for path in old.iterdir()] == ["weights"]
+    assert sorted(path.name for path in old.iterdir()) == ["SHA256SUMS", "weights"]
     assert (old / "weights").read_text() == "new"
     assert list(old.parent.iterdir()) == [old]
+
+
+def test_a_file_that_is_not_what_was_written_is_told(old: Path) -> None:
+    check_folder(old, "Help.")
+    assert subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=old, capture_output=True, check=False).returncode == 0
+    (old / "of a user's own").write_text("changes nothing")
+    check_folder(old, "Help.")
+    (old / "deep" / "more").write_text("ole")
+    with pytest.raises(UserError, match=r"deep/more is damaged: its checksum .* Help\."):
+        check_folder(old, "Help.")
+    (old / "deep" / "more").unlink()
+    with pytest.raises(UserError, match=r"deep/more is missing, or SHA256SUMS in .* is damaged\. Help\."):
+        check_folder(old, "Help.")
+    (old / "SHA256SUMS").unlink()
+    check_folder(old, "Help.")
 
 
 @pytest.mark.parametrize("error", [OSError("the disk is gone"), KeyboardInterrupt()], ids=["error", "interrupt"])

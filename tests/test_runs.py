@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -44,7 +45,9 @@ def rows(out: Path) -> list[dict[str, Any]]:
 
 
 def files_below(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {".lock"}
+    """All but the lock and checksums."""
+    own = {".lock", files.SUMS}
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name not in own}
 
 
 def test_a_run_from_start_to_finish(out: Path) -> None:
@@ -348,6 +351,25 @@ def test_a_corrupted_trainer_state(out: Path) -> None:
             run.restore()
 
 
+def test_a_flipped_bit_in_what_a_run_goes_on_from_is_told(out: Path) -> None:
+    """Neither torch nor safetensors would notice; what the message advises starts the run afresh."""
+    trained(out)
+    weights, state = out / "checkpoints/step_2/weights", out / "trainer_state/step_2.pt"
+    for path in (weights, state):
+        whole = path.read_bytes()
+        at = whole.index(torch.full((2,), 2.0).numpy().tobytes()) if path == state else 3
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with (
+            Run.resume(out) as run,
+            pytest.raises(UserError, match=rf"{path.name} is damaged.* Delete {state} to start"),
+        ):
+            run.restore()
+        path.write_bytes(whole)
+    state.unlink()
+    with Run.resume(out) as run:
+        assert run.restore() is None and not run.newest_checkpoint()
+
+
 def test_a_trainer_state_runs_no_code(out: Path, tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[Any, ...]:
@@ -360,10 +382,16 @@ def test_a_trainer_state_runs_no_code(out: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "pwned").exists()
 
 
+def test_what_a_kill_before_there_was_a_run_has_left_is_removed(out: Path) -> None:
+    out.mkdir()
+    (out / ".aside-config.yaml-abcdefgh").write_text("half of")
+    with Run.create(out, CONFIG, "sft"):
+        assert files_below(out) == {"config.yaml"}
+
+
 def test_a_missing_checkpoint(out: Path) -> None:
     trained(out)
-    (out / "checkpoints/step_2/weights").unlink()
-    (out / "checkpoints/step_2").rmdir()
+    shutil.rmtree(out / "checkpoints/step_2")
     with Run.resume(out) as run, pytest.raises(UserError, match="step_2 is missing"):
         run.restore()
 

@@ -1,6 +1,7 @@
 """Writing files and folders so that a kill or a full disk leaves the old or the new one, never half of one."""
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -11,12 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vla_razor.errors import RunFailed
+from vla_razor.errors import RunFailed, UserError
 
 ASIDE = ".aside-"
 """Prefix of a file or folder that is not complete yet."""
 EARLIER = "-earlier"
 """Suffix of a folder that is being replaced; the rest of its name is that of the folder which takes its place."""
+SUMS = "SHA256SUMS"
+"""What every file of a folder was when the folder was written, as `sha256sum -c` reads it."""
 
 
 def cache_root() -> Path:
@@ -42,7 +45,8 @@ def atomic_write(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
 
 
 def atomic_folder(path: Path, fill: Callable[[Path], object]) -> None:
-    """Like `atomic_write`, for a folder: `fill` gets it empty, and an earlier folder of that name is replaced.
+    """Like `atomic_write`, for a folder: `fill` gets it empty, and an earlier folder of that name is replaced. Its
+    checksums are written with it, for `check_folder`.
 
     Replacing takes two renames. After an error between them the earlier folder is put back. After a kill between them
     both are aside, complete, and `remove_unfinished` puts the earlier one back.
@@ -52,6 +56,8 @@ def atomic_folder(path: Path, fill: Callable[[Path], object]) -> None:
     earlier = path.with_name(f"{aside.name}{EARLIER}")
     try:
         fill(aside)
+        if not (aside / SUMS).exists():  # or `fill` has had this done already
+            write_sums(aside)
         aside.chmod(0o755)
         # On the disk before the rename: else a power cut leaves a whole name and empty files.
         for file in aside.rglob("*"):
@@ -69,6 +75,32 @@ def atomic_folder(path: Path, fill: Callable[[Path], object]) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         raise
     shutil.rmtree(earlier, ignore_errors=True)  # there is none where nothing was replaced
+
+
+def write_sums(folder: Path) -> None:
+    """The checksums of all files below a folder, kept in it."""
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != SUMS)
+    (folder / SUMS).write_text("".join(f"{_sum(folder / name)}  {name}\n" for name in names))
+
+
+def check_folder(folder: Path, remedy: str) -> None:
+    """Raises UserError, which ends with the remedy, where a file is not what it was when the folder was written: what
+    reads it may notice nothing. A folder without checksums, as others write them, is taken as it is.
+    """
+    if not (folder / SUMS).is_file():
+        return
+    for line in (folder / SUMS).read_text(errors="replace").splitlines():
+        known, _, name = line.partition("  ")
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path} is missing, or {SUMS} in {folder}, which names it, is damaged. {remedy}")
+        if _sum(path) != known:
+            raise UserError(f"{path} is damaged: its checksum is not the one in {SUMS} beside it. {remedy}")
+
+
+def _sum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -96,7 +128,7 @@ def remove_unfinished(folder: Path) -> None:
     """
     for leftover in list(folder.rglob(f"*{ASIDE}*")):
         # The name of what is replaced stands between the mark and eight random letters.
-        place = leftover.with_name(leftover.name.removeprefix(ASIDE).removesuffix(EARLIER).rpartition("-")[0])
+        place = leftover.parent / leftover.name.removeprefix(ASIDE).removesuffix(EARLIER).rpartition("-")[0]
         if leftover.name.endswith(EARLIER) and not place.exists():
             leftover.rename(place)
         elif leftover.is_dir():

@@ -14,6 +14,7 @@ import json
 import math
 import shutil
 import time
+import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -26,7 +27,16 @@ from omegaconf import DictConfig, OmegaConf
 from vla_razor import ranks
 from vla_razor.config import earlier
 from vla_razor.errors import UserError
-from vla_razor.files import ASIDE, atomic_folder, atomic_write, full_disk_reported, remove_unfinished, write_json
+from vla_razor.files import (
+    ASIDE,
+    SUMS,
+    atomic_folder,
+    atomic_write,
+    check_folder,
+    full_disk_reported,
+    remove_unfinished,
+    write_json,
+)
 from vla_razor.provenance import git_commit, versions
 from vla_razor.trackers import Tracker, check, make_tracker
 
@@ -69,6 +79,7 @@ class Run:
                 raise UserError(f"{path} holds a finished run: choose another out=.")
             if (path / "config.yaml").exists():
                 raise UserError(f"{path} holds an unfinished run: go on with: vla-razor resume {path}")
+            remove_unfinished(path)  # of a process that was killed before there was a run
             with full_disk_reported(path / "config.yaml"):
                 atomic_write(path / "config.yaml", OmegaConf.to_yaml(settings).encode())
         except BaseException:
@@ -154,8 +165,11 @@ class Run:
         content = self._newest_state()
         self._earlier_seconds = content["wall_seconds"] if content else 0.0
         self._began = time.monotonic()
-        if content and not (self.path / "checkpoints" / f"step_{self.step}").is_dir():
-            raise UserError(f"{self.path}/checkpoints/step_{self.step} is missing: the run cannot go on without it.")
+        if content:
+            checkpoint = self.path / "checkpoints" / f"step_{self.step}"
+            if not checkpoint.is_dir():
+                raise UserError(f"{checkpoint} is missing. {self.afresh()}")
+            check_folder(checkpoint, f"Restore it from a copy, if there is one. {self.afresh()}")
         for number, path in _numbered(self.path / "checkpoints"):
             if not content or number > self.step:
                 shutil.rmtree(path)
@@ -181,6 +195,10 @@ class Run:
         content = _read_state(states[-1][1]) if states else None
         self.step = content["step"] if content else 0
         return content
+
+    def afresh(self) -> str:
+        """What to do where what the run would go on from is damaged."""
+        return _afresh(self.path / "trainer_state" / f"step_{self.step}.pt")
 
     def newest_checkpoint(self) -> Path | None:
         """The folder of the last policy saved; after `restore`, the one that belongs to the restored state."""
@@ -242,6 +260,16 @@ def checkpoint_folder(path: Path) -> Path | None:
         goes_on = resumed_as(path, read_config(path / "config.yaml")) if (path / "config.yaml").is_file() else path
         raise UserError(f"{path}: this run has no checkpoint yet. Go on with: vla-razor resume {goes_on}")
     return checkpoints[-1][1]
+
+
+def whole_checkpoint(path: Path) -> Path | None:
+    """As `checkpoint_folder`. Raises UserError too where a file in it is not what was written: the weights would be
+    others.
+    """
+    folder = checkpoint_folder(path)
+    if folder:
+        check_folder(folder, f"Copy or make it again; where it was changed on purpose, remove {SUMS}.")
+    return folder
 
 
 def resumed_as(path: Path, config: DictConfig) -> Path:
@@ -314,14 +342,22 @@ def _settings(config: Any) -> DictConfig:
 def _read_state(path: Path) -> dict[str, Any]:
     import torch
 
-    remedy = "Delete it to start this run afresh from its settings."
+    remedy = _afresh(path)
     try:
+        with zipfile.ZipFile(path) as file:  # torch does not look at the checksums that it has written
+            damaged = file.testzip()
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a cut zip file, a foreign pickle: torch raises many kinds
         raise UserError(f"{path} cannot be read ({type(error).__name__}). {remedy}") from error
+    if damaged:
+        raise UserError(f"{path} is damaged: the checksum of {damaged} in it is another. {remedy}")
     if not isinstance(content, dict) or not {"step", "wall_seconds", "state"} <= content.keys():
         raise UserError(f"{path} is not a trainer state. {remedy}")
     return content
+
+
+def _afresh(state: Path) -> str:
+    return f"Delete {state} to start this run afresh from its settings."
 
 
 def _numbered(folder: Path, suffix: str = "") -> list[tuple[int, Path]]:

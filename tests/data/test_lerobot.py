@@ -256,6 +256,17 @@ def test_episodes_that_no_dataset_could_hold_together_are_refused(tmp_path: Path
     assert not (tmp_path / "dataset").exists()
 
 
+def test_an_export_that_was_killed_between_its_parts_goes_on(dataset: Path, tmp_path: Path) -> None:
+    """The data had taken their place, the films had not."""
+    killed = tmp_path / "killed"
+    (killed / ".aside-abcdefgh" / "videos").mkdir(parents=True)
+    shutil.copytree(dataset / "data", killed / "data")
+    shutil.copy(dataset / "config.yaml", killed)
+    done("resume", killed)
+    assert data(killed).read_bytes() == data(dataset).read_bytes() and (killed / "videos").is_dir()
+    assert not list(killed.glob(".aside-*"))
+
+
 def test_what_was_taken_is_kept_and_the_import_goes_on(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,8 +29,9 @@ def die() -> None:
 class Fragile(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     """Counts: the image is filled with seed + steps, and an episode lasts `horizon` steps.
 
-    The reset option `at_reset` or `at_step` names what goes wrong then: refuse, untransportable, die, hang. With
-    `unless` a path, it goes wrong only while that file does not exist, which it makes.
+    The reset option `at_reset` or `at_step` names what goes wrong then: refuse, untransportable, die, hang, blow up
+    (what it feels is not a number). With `unless` a path, it goes wrong only while that file does not exist, which it
+    makes.
     """
 
     observation_space: Any = spaces.Dict(
@@ -55,6 +56,8 @@ class Fragile(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
             die()
         if how == "hang":
             time.sleep(1000)
+        if how == "blow up":
+            self.count = np.nan
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:
         self.options = options or {}

@@ -135,7 +135,9 @@ def test_a_damaged_one_is_named(base: LanguageModel, examples: list[Example]) ->
     probe = probed(base, examples)
     file = probe_set.cache_folder() / probe.origin.key / "probe.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(UserError, match=f"{probe.origin.key} is not a probe set"):
+    with pytest.raises(
+        UserError, match=rf"{probe.origin.key}/probe\.safetensors is damaged.* Delete .*{probe.origin.key} to make it"
+    ):
         probed(base, examples)
 
 

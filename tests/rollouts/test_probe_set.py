@@ -206,7 +206,11 @@ def test_kept_and_read_back(probe: ProbeSet, tmp_path: Path) -> None:
     np.testing.assert_array_equal(back.images, probe.images)
     for name in ("tokens", "base_log_probs", "time", "base_hidden"):
         assert torch.equal(getattr(back, name), getattr(probe, name))
-    assert sorted(path.name for path in (tmp_path / "probe").iterdir()) == ["probe.json", "probe.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "probe").iterdir()) == [
+        "SHA256SUMS",
+        "probe.json",
+        "probe.safetensors",
+    ]
 
 
 def test_every_camera_and_what_was_felt_are_kept(probe: ProbeSet, tmp_path: Path) -> None:
@@ -233,7 +237,7 @@ def test_a_damaged_file_is_refused(probe: ProbeSet, tmp_path: Path, damage: str)
     else:
         changed = {"schema": {**known, "schema": 99}, "key": {**known, "new": 1}, "garbage": None}[damage]
         facts.write_text("{" if changed is None else json.dumps(changed))
-    with pytest.raises(UserError, match=r"cannot be read.*Delete the folder"):
+    with pytest.raises(UserError, match=rf"Delete {tmp_path} to have the probe set collected again"):
         probe_set.load_from(tmp_path)
 
 

@@ -252,6 +252,18 @@ def test_an_episode_whose_worker_died_is_started_again(counting: PoolVectorEnv, 
     )
 
 
+def test_a_simulation_that_blows_up_is_played_again(counting: PoolVectorEnv, tmp_path: Path) -> None:
+    starts = [Start("count", {"at_step": "blow up", "unless": str(tmp_path / "blown")}, seed=10), *starts_from(20)]
+    policy = Counter()
+    episodes, _ = rollout(counting, policy, starts, hold=None, seed=0)
+    assert (tmp_path / "blown").exists()
+    assert [episode.proprioception.tolist() for episode in episodes] == [
+        [[s, 0], [s + 1, 1], [s + 2, 2]] for s in (10, 20)
+    ]
+    always, _ = rollout(counting, policy, [Start("count", {"at_step": "blow up"}, seed=10)], hold=None, seed=0)
+    assert always[0].lost
+
+
 def test_an_episode_lost_three_times_is_reported_as_lost_not_failed(counting: PoolVectorEnv) -> None:
     starts = [*starts_from(10), Start("count", {"at_step": "die"}, seed=20)]
     episodes, _ = rollout(counting, Counter(), starts, hold=None, seed=0)

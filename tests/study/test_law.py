@@ -199,6 +199,20 @@ def test_a_law_is_read_back(tmp_path: Path) -> None:
             forecast.load(tmp_path, "robot")
 
 
+def test_a_law_with_a_flipped_bit_is_not_believed(tmp_path: Path) -> None:
+    fitted = FittedLaw("robot", "spillover", (0.0, 0.0, 0.05), 1.0, (-1.0, 2.0), -0.1, 0.2, 12)
+    path, draw, refused = tmp_path / "law.json", np.random.default_rng(0), 0
+    forecast.save(path, fitted)
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << int(draw.integers(8))]) + whole[at + 1 :])
+        try:
+            assert forecast.load(path, "robot") == fitted
+        except UserError:
+            refused += 1
+    assert refused > len(whole) / 2
+
+
 def test_beyond_what_was_seen_the_law_stays_where_it_is() -> None:
     fitted = FittedLaw("robot", "spillover", (0.0, 0.0, 0.05), 1.0, (-1.0, 2.0), -0.1, 0.2, 6)
     far, below = fitted.forecast(50.0), fitted.forecast(-3.0)

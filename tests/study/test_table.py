@@ -82,7 +82,7 @@ def test_what_is_no_common_table_is_refused(tmp_path: Path) -> None:
         ),
         ([write(tmp_path / "worded", [{**r, "prior": "x"} for r in rows()])], "not a number"),
         ([tmp_path / "empty"], "there is no results table"),
-        ([tmp_path / "text"], "cannot be read as a results table"),
+        ([tmp_path / "text"], "cannot be read as a table"),
         ([write(tmp_path / "none", [])], "it is empty"),
         ([write(tmp_path / "foreign", [{"a": 1}])], "no column domain"),
         ([write(tmp_path / "baseless", rows(seeds=1)[1:])], "no row of a base"),

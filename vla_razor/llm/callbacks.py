@@ -11,12 +11,13 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from vla_razor.errors import RunFailed
+from vla_razor.files import SUMS, write_sums
 from vla_razor.interruption import uninterrupted
 from vla_razor.progress import progress
 from vla_razor.runs import Run
 from vla_razor.study.measures import FORWARD_KL, renamed
 
-TRAINER_FILES = ("optimizer.pt", "scheduler.pt", "trainer_state.json", "training_args.bin", "rng_state*.pth")
+TRAINER_FILES = ("optimizer.pt", "scheduler.pt", "trainer_state.json", "training_args.bin", "rng_state*.pth", SUMS)
 SHOWN = ("loss", "reward")
 
 
@@ -85,6 +86,7 @@ class RunCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._saved = state.global_step
         saved = trainer_folder(self.run, state.global_step)
+        write_sums(saved)  # transformers reads it without looking for damage
         own = {path for pattern in TRAINER_FILES for path in saved.glob(pattern)}
 
         def fill(folder: Path) -> None:  # with the model's and the tokenizer's files

@@ -15,7 +15,7 @@ from transformers.utils import logging
 from vla_razor.devices import device_named
 from vla_razor.errors import UserError
 from vla_razor.llm.smollm import SMOLLM, smollm_folder
-from vla_razor.runs import checkpoint_folder
+from vla_razor.runs import whole_checkpoint
 
 ADAPTER_CONFIG = "adapter_config.json"
 HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
@@ -103,7 +103,7 @@ def open_model(
 
 def source_of(spec: str | Path) -> str:
     """The folder of a model, or its Hub id. Raises UserError for a path to nothing, or smollm that is not here."""
-    folder = smollm_folder() if str(spec) == SMOLLM else checkpoint_folder(Path(spec))
+    folder = smollm_folder() if str(spec) == SMOLLM else whole_checkpoint(Path(spec))
     if folder is None and not HUB_ID.fullmatch(str(spec)):
         raise UserError(f"{spec}: there is no such folder; {EXPECTED}.")
     return str(folder or spec)

@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 
 from vla_razor.core.divergence import Divergences, divergences_from_hidden
 from vla_razor.errors import RunFailed, UserError
-from vla_razor.files import atomic_folder, cache_root, full_disk_reported, write_json
+from vla_razor.files import atomic_folder, cache_root, check_folder, full_disk_reported, write_json
 from vla_razor.llm.models import LanguageModel, model_key
 from vla_razor.llm.sampling import Done, prompt_ids, sample
 from vla_razor.llm.tasks import Example
@@ -187,15 +187,15 @@ def save(folder: Path, probe: ProbeSet) -> None:
 
 def load(folder: Path) -> ProbeSet:
     """Read what `save` wrote. Raises UserError where the files are damaged, or are those of something else."""
+    remedy = f"Delete {folder} to make it anew."
+    check_folder(folder, remedy)
     try:
         content: dict[str, Any] = json.loads((folder / "probe.json").read_text())
         if content.pop("schema") != SCHEMA:
             raise ValueError("another schema")
         return ProbeSet(Origin(**content), **load_file(folder / "probe.safetensors"))
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
-        raise UserError(
-            f"{folder} is not a probe set that can be read ({error}). Delete it to make it anew."
-        ) from error
+        raise UserError(f"{folder} is not a probe set that can be read ({error}). {remedy}") from error
 
 
 @torch.no_grad()

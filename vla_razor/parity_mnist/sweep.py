@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 
+from vla_razor import parquet
 from vla_razor.errors import RunFailed
-from vla_razor.files import atomic_write
+from vla_razor.files import atomic_folder, check_folder
 from vla_razor.parity_mnist import data, dynamics, precision, training
 from vla_razor.parity_mnist.measures import Base, Tests, fisher_of, measure
 from vla_razor.parity_mnist.methods import METHODS
@@ -37,6 +37,7 @@ SIDE_BY_SIDE = 4
 TEACHER = "grpo"
 TEACHER_RATE, TEACHER_SCHEDULE, TEACHER_EPOCHS = 3e-4, "cosine", 2
 DIVERGED = 1000.0  # nats: beyond this a network is certain of answers that are no better than chance
+WEIGHTS = "weights.safetensors"
 TEXTS = ("domain", "method", "run", "schedule", "status", "reason", "precision")
 COUNTS = ("seed", "width", "epochs", "step", "order")
 
@@ -90,7 +91,7 @@ def prepare(origin: Origin, job: Job) -> None:
     tensors |= {f"teacher.{name}": value.cpu() for name, value in teacher.items()}
     fisher = fisher_of(base, tests)
     tensors |= {f"fisher.{name}": value for name, value in fisher.items()}
-    atomic_write(_base_path(job.out, origin), save(tensors))
+    atomic_folder(_base_path(job.out, origin), lambda folder: save_file(tensors, folder / WEIGHTS))
     untouched = Settings("base", 0.0, "constant", 0, *origin)
     _write(_base_row(job.out, origin), [_row(untouched, 0, measure(base, Base.of(base, fisher, tests), tests))])
 
@@ -107,7 +108,7 @@ def sweep(
     def missing(run: Settings) -> bool:
         return not shard_path(job.out, run).is_file()
 
-    origins = [origin for origin in dict.fromkeys(map(origin_of, runs)) if not _base_row(job.out, origin).is_file()]
+    origins = [origin for origin in dict.fromkeys(map(origin_of, runs)) if not _is_prepared(origin, job)]
     groups = [(group, sum(map(missing, group))) for group in side_by_side(runs, job.device) if any(map(missing, group))]
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _initialize) as pool:
         try:
@@ -185,12 +186,12 @@ def files(runs: Sequence[Settings], followed: Sequence[Settings], job: Job) -> l
 def precisions(followed: Sequence[Settings], job: Job) -> list[dict[str, Any]]:
     """The rows of `compare`."""
     paths = [precision_path(job.out, run, name) for run, name in product(followed, precision.DTYPES)]
-    return [row for path in paths for row in pq.read_table(path).to_pylist()]
+    return [row for path in paths for row in read(path).to_pylist()]
 
 
 def with_teachers(table: pa.Table, runs: Sequence[Settings], job: Job) -> pa.Table:
     """A merged table with the teachers' rows added, which take part in no fit."""
-    return pa.concat_tables([table, *(pq.read_table(teacher_path(job.out, origin)) for origin in taught(runs))])
+    return pa.concat_tables([table, *(read(teacher_path(job.out, origin)) for origin in taught(runs))])
 
 
 def merge(runs: Sequence[Settings], job: Job) -> pa.Table:
@@ -198,10 +199,15 @@ def merge(runs: Sequence[Settings], job: Job) -> pa.Table:
     token.
     """
     bases = {_base_row(job.out, origin_of(run)) for run in runs}
-    table = pa.concat_tables(pq.read_table(path) for path in sorted(bases | {shard_path(job.out, run) for run in runs}))
+    table = pa.concat_tables(read(path) for path in sorted(bases | {shard_path(job.out, run) for run in runs}))
     named = table.rename_columns(list(renamed(dict.fromkeys(table.column_names))))
-    atomic_write(job.out / "results.parquet", lambda file: pq.write_table(named, file))
+    parquet.write(job.out / "results.parquet", named)
     return table
+
+
+def read(path: Path) -> pa.Table:
+    """What the sweep has kept. Raises UserError where it is damaged."""
+    return parquet.read(path, f"Delete {path} and go on with vla-razor resume, which makes it again.")
 
 
 def side_by_side(runs: Sequence[Settings], device: str) -> Iterator[list[Settings]]:
@@ -256,15 +262,19 @@ def _row(run: Settings, step: int, measures: dict[str, float]) -> dict[str, Any]
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     kinds: dict[str, Any] = {**dict.fromkeys(TEXTS, pa.string()), **dict.fromkeys(COUNTS, pa.int64())}
     schema = pa.schema([(name, kinds.get(name, pa.float64())) for name in rows[0]])
-    atomic_write(path, lambda file: pq.write_table(pa.Table.from_pylist(rows, schema), file))
+    parquet.write(path, pa.Table.from_pylist(rows, schema))
 
 
 def _base_path(out: Path, origin: Origin) -> Path:
-    return out / "bases" / f"{origin.name}.safetensors"
+    return out / "bases" / origin.name
 
 
 def _base_row(out: Path, origin: Origin) -> Path:
     return out / "runs" / f"{origin.name}.parquet"
+
+
+def _is_prepared(origin: Origin, job: Job) -> bool:
+    return _base_row(job.out, origin).is_file() and _base_path(job.out, origin).is_dir()
 
 
 def _initialize() -> None:
@@ -317,7 +327,9 @@ def _images(data_dir: Path | None) -> tuple[data.Data, Tests]:
 @cache
 def _bases(job: Job, origin: Origin) -> tuple[Base, Parameters]:
     """The base with what the measures need of it, and the teacher."""
-    tensors = load_file(_base_path(job.out, origin))
+    folder = _base_path(job.out, origin)
+    check_folder(folder, f"Delete {folder} and go on with vla-razor resume, which makes it again.")
+    tensors = load_file(folder / WEIGHTS)
     base, teacher, fisher = (
         {name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")}
         for part in ("base", "teacher", "fisher")

@@ -12,7 +12,7 @@ from vla_razor.errors import UserError
 from vla_razor.policies.openvla import OpenVLA, checkpoint, lora
 from vla_razor.policies.openvla.prismatic import PrismaticVLA
 from vla_razor.policies.openvla_oft import OpenVLAOFT, OpenVLAOFTConfig
-from vla_razor.runs import checkpoint_folder
+from vla_razor.runs import whole_checkpoint
 
 TINY = Path(__file__).resolve().parent.parent / "assets" / "tiny"
 _EMBEDDED = ("tiny", "vla")
@@ -73,7 +73,7 @@ def stored_weights(spec: str | Path) -> Mapping[str, Tensor]:
 def folder_of(spec: str | Path) -> Path | None:
     """The local folder of the weights that `spec` names; None for a Hub id. Raises UserError if the base is missing."""
     if str(spec) not in _EMBEDDED:
-        return checkpoint_folder(Path(spec))
+        return whole_checkpoint(Path(spec))
     if not TINY.is_dir():
         raise UserError(f"The embedded base policy is not in {TINY}. Make it with scripts/make_tiny_base.py.")
     return TINY

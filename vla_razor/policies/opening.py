@@ -18,7 +18,7 @@ from vla_razor.policies.openvla.policy import PrismaticPolicy
 from vla_razor.policies.openvla.prismatic import PrismaticVLA
 from vla_razor.policies.rt1 import RT1Policy, is_saved_model
 from vla_razor.policies.trainable import Trainable
-from vla_razor.runs import checkpoint_folder, read_config, run_of
+from vla_razor.runs import read_config, run_of, whole_checkpoint
 
 SERVED = "openpi://"
 """Prefix of the address of a policy server."""
@@ -122,6 +122,6 @@ def _member(spec: str) -> _Member | None:
         return _Member(factory, spec, None)
     if not (folder := run_of(spec)):
         return None
-    trained, checkpoint = read_config(folder / "config.yaml").get("policy"), checkpoint_folder(Path(spec))
+    trained, checkpoint = read_config(folder / "config.yaml").get("policy"), whole_checkpoint(Path(spec))
     origin = _member(str(trained)) if trained not in (None, spec) else None
     return origin and origin._replace(spec=spec, checkpoint=checkpoint)

@@ -196,7 +196,7 @@ def demonstration(episode: Episode, *, control_hz: int, policy: str) -> Demonstr
     )
 
 
-def read(path: Path) -> Shard:
+def read(path: Path, remedy: str = REMEDY) -> Shard:
     """Reads one file and checks everything in it.
 
     Raises UserError that names the file and group, what was expected, what was found, and what to do.
@@ -204,8 +204,10 @@ def read(path: Path) -> Shard:
     try:
         with h5py.File(path) as file:
             return _read_file(path, file)
-    except (OSError, KeyError, RuntimeError) as error:  # h5py's words for a file that is cut or overwritten
-        raise UserError(f"{path}: not a whole HDF5 file ({error}). {REMEDY}") from error
+    except UserError as error:
+        raise UserError(str(error).replace(REMEDY, remedy)) from error
+    except Exception as error:  # h5py, numpy and json have many words for a file that is cut or overwritten
+        raise UserError(f"{path}: not a whole HDF5 file ({error}). {remedy}") from error
 
 
 def without_images(shard: Shard) -> Shard:

@@ -33,7 +33,7 @@ from vla_razor import ranks
 from vla_razor.config import suite_in
 from vla_razor.core import divergence, similarity
 from vla_razor.errors import RunFailed, UserError
-from vla_razor.files import atomic_folder, cache_root, full_disk_reported, write_json
+from vla_razor.files import atomic_folder, cache_root, check_folder, full_disk_reported, write_json
 from vla_razor.policies import Observations
 from vla_razor.policies.trainable import Trainable
 from vla_razor.rollouts.rollout import (
@@ -400,6 +400,8 @@ def save_to(folder: Path, probe: ProbeSet) -> None:
 
 def load_from(folder: Path) -> ProbeSet:
     """Read what `save_to` wrote. Raises UserError, naming the remedy, where it is damaged or of another version."""
+    remedy = f"Delete {folder} to have the probe set collected again."
+    check_folder(folder, remedy)
     try:
         facts = json.loads((folder / "probe.json").read_text())
         content = (folder / "probe.safetensors").read_bytes()
@@ -414,7 +416,6 @@ def load_from(folder: Path) -> ProbeSet:
         hidden = tensors.get("base_hidden")
         return ProbeSet(observations, input_ids, tensors["tokens"], log_probs, tensors["time"], origin, hidden)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        remedy = "Delete the folder; the probe set will be collected again."
         raise UserError(f"the probe set in {folder} cannot be read: {error}. {remedy}") from error
 
 

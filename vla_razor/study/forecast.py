@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -86,7 +87,7 @@ def fit(results: Sequence[Result], measure: str = FORWARD_KL) -> FittedLaw:
 
 def save(path: Path, fitted: FittedLaw) -> None:
     """Write law.json."""
-    write_json(path, {"schema": SCHEMA, **fitted._asdict()})
+    write_json(path, {"schema": SCHEMA, **fitted._asdict(), "checksum": _checksum(fitted._asdict())})
 
 
 def load(path: Path, domain: str) -> FittedLaw:
@@ -100,6 +101,8 @@ def load(path: Path, domain: str) -> FittedLaw:
         path = own if own.is_file() else path / FILE
     try:
         content: Mapping[str, Any] = json.loads(path.read_text())
+        if "checksum" in content and content["checksum"] != _checksum(content):
+            raise ValueError("it is damaged: its numbers are not those whose checksum it holds")
         content = {**content, "measure": SHORT.get(content["measure"], content["measure"])}
         if content["schema"] != SCHEMA:
             raise ValueError("another schema")
@@ -120,6 +123,12 @@ def load(path: Path, domain: str) -> FittedLaw:
             f"{law.LEAST_RUNS} are needed. Make it anew from more: vla-razor report RUNS."
         )
     return fitted
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    """Of a law's numbers; earlier files have none."""
+    numbers = [content[name] for name in FittedLaw._fields]
+    return hashlib.sha256(json.dumps(numbers).encode()).hexdigest()
 
 
 class Guard:

@@ -5,9 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from vla_razor import parquet
 from vla_razor.errors import UserError
 from vla_razor.study.measures import DISTANCES, FORWARD_KL, renamed
 
@@ -105,12 +103,10 @@ def short_names(models: Iterable[str]) -> dict[str, str]:
 def _rows(folder: Path) -> list[dict[str, Any]]:
     path = folder / FILE if folder.is_dir() else folder
     try:
-        rows = [renamed(row) for row in pq.read_table(path).to_pylist()]
+        rows = [renamed(row) for row in parquet.read(path, "Copy it again from the study that wrote it.").to_pylist()]
     except FileNotFoundError:
         made = "a folder that vla-razor demo, sweep, llm sweep or mnist wrote"
         raise UserError(f"{path}: there is no results table; expected {made}.") from None
-    except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(f"{path} cannot be read as a results table: {error}") from error
     columns = ("domain", "method", "seed", "run", "step", "new", "prior", FORWARD_KL)
     missing = [name for name in columns if rows and name not in rows[0]]
     if missing or not rows:

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from vla_razor.errors import UserError
-from vla_razor.files import atomic_folder, full_disk_reported
+from vla_razor.files import SUMS, atomic_folder, full_disk_reported
 from vla_razor.policies import Observations
 from vla_razor.policies.load import folder_of, load_model
 from vla_razor.policies.observations import cameras_read
@@ -26,7 +26,7 @@ from vla_razor.policies.opening import weights_of
 from vla_razor.policies.openvla import checkpoint, lora
 from vla_razor.policies.openvla.policy import PrismaticPolicy
 from vla_razor.policies.trainable import Trainable
-from vla_razor.runs import Run, checkpoint_folder, origin_of, read_config, run_of
+from vla_razor.runs import Run, checkpoint_folder, origin_of, read_config, run_of, whole_checkpoint
 from vla_razor.verbs.deploy import card
 
 STATES, SIDE = 8, 224
@@ -50,7 +50,7 @@ def written(config: DictConfig, run: Run) -> tuple[Path, dict[str, float]]:
     """
     if config.policy is None:
         raise UserError(f"{config.verb} needs a policy: vla-razor {config.verb} RUN, a run or a checkpoint in it.")
-    source = checkpoint_folder(Path(config.policy))
+    source = whole_checkpoint(Path(config.policy))
     if source is None:
         raise UserError(f"policy={config.policy}: there is no such folder; expected a run, or a checkpoint in it.")
     adapter = (source / lora.ADAPTER_CONFIG_FILE).is_file()
@@ -77,6 +77,7 @@ def written(config: DictConfig, run: Run) -> tuple[Path, dict[str, float]]:
 
     def filled(aside: Path) -> None:
         fill(aside)
+        (aside / SUMS).unlink(missing_ok=True)  # what follows changes files; new ones are written at the end
         if (path := aside / lora.ADAPTER_CONFIG_FILE).is_file():
             path.write_text(json.dumps(checkpoint.read_json(path) | {"base_model_name_or_path": name}, indent=2) + "\n")
         if config.card:

@@ -21,7 +21,7 @@ from transformers import PrinterCallback
 
 from vla_razor.devices import device_named
 from vla_razor.errors import UserError
-from vla_razor.files import full_disk_reported, write_json
+from vla_razor.files import check_folder, full_disk_reported, write_json
 from vla_razor.llm import annotations, probe_set, tasks, training
 from vla_razor.llm.callbacks import RunCallback, trainer_folder
 from vla_razor.llm.models import LanguageModel, open_model
@@ -65,10 +65,12 @@ def run(config: DictConfig, run: Run) -> None:
         trainer = training.on_policy(language, config, task, data, folder, callbacks)
     trainer.remove_callback(PrinterCallback)  # the run has its own progress bar
     language = language._replace(model=trainer.model)
-    resumed = str(trainer_folder(run, run.step)) if run.step else None
+    resumed = trainer_folder(run, run.step) if run.step else None
+    if resumed:
+        check_folder(resumed, run.afresh())
     advice = f"free some space, then go on with: vla-razor resume {run.path}"
     with closing(callback), full_disk_reported(folder, advice):
-        trainer.train(resume_from_checkpoint=resumed)
+        trainer.train(resume_from_checkpoint=resumed and str(resumed))
     tuned = answers_of(config, language, task, asked, "tuned answers") if asked else []
     moved = callback.measured or _moved(config, language, probe)
     console = Console(quiet=not processes.is_main_process)

@@ -79,7 +79,8 @@ def run(config: DictConfig, run: Run) -> None:
             for index in mine:
                 path = run.path / FOLDER / f"row_{index:04d}.h5"
                 if path.exists():
-                    shards.append(demonstrations.without_images(demonstrations.read(path)))
+                    advice = f"Delete {path} and go on with: vla-razor resume {run.path}"
+                    shards.append(demonstrations.without_images(demonstrations.read(path, advice)))
                     for _ in range(wanted):
                         advance()
                 else:

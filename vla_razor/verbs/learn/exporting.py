@@ -36,6 +36,7 @@ def run(config: DictConfig, run: Run) -> None:
         with full_disk_reported(aside):
             written = _written(aside, config, stores, shards)
             for part in ("data", "videos", "meta"):  # without the last it is no dataset
+                shutil.rmtree(run.path / part, ignore_errors=True)  # of an attempt that was killed between them
                 if (aside / part).is_dir():
                     (aside / part).replace(run.path / part)
     finally:

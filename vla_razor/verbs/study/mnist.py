@@ -17,7 +17,6 @@ at many settings; what it lost on the clothes is set against how far it moved. D
 
 from pathlib import Path
 
-import pyarrow.parquet as pq
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
@@ -64,7 +63,7 @@ def run(config: DictConfig, run: Run) -> None:
     points = analysis.points_of(table)
     if not any(point.width == WIDTH for point in points):
         raise RunFailed(f"Every run of width {WIDTH} diverged: the learning rates are too high.")
-    seen = {one.method: pq.read_table(sweep.dynamics_path(job.out, one)) for one in followed}
+    seen = {one.method: sweep.read(sweep.dynamics_path(job.out, one)) for one in followed}
     steps = {method: columns.to_pydict() for method, columns in seen.items()}
     summary = analysis.summarize(points) | {"cknna": analysis.matched_similarity(*seen.values())}
     summary["teachers"] = analysis.teachers(sweep.with_teachers(table, runs, job), points)

@@ -6,11 +6,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
-from vla_razor import plots
-from vla_razor.files import atomic_write
+from vla_razor import parquet, plots
 from vla_razor.plots import Bars, Curve, Point
 from vla_razor.statistics import Difference
 from vla_razor.study import law, table
@@ -164,7 +162,7 @@ def film(out: Path, columns: Sequence[Column], task: str, count: int) -> None:
 
 
 def _write_parquet(path: Path, rows: list[dict[str, Any]], schema: pa.Schema | None = None) -> None:
-    atomic_write(path, lambda file: pq.write_table(pa.Table.from_pylist(rows, schema), file))
+    parquet.write(path, pa.Table.from_pylist(rows, schema))
 
 
 def _titled(frame: np.ndarray, title: str) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""The parts of scripts/faults.py, the fault campaign."""
