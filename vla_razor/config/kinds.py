@@ -48,9 +48,7 @@ Launcher = Literal["here", "local", "ray", "slurm"]
 Precision = Literal["float32", "bfloat16"]
 Schedule = Literal["constant", "cosine"]
 Task = Literal["math", "science", "tool", "number"]
-Tasks = Annotated[
-    str, _like(r"(math|science|tool|number)(,(math|science|tool|number))*"), "tasks, as in number,tool"
-]
+Tasks = Annotated[str, _like(r"(math|science|tool|number)(,(math|science|tool|number))*"), "tasks, as in number,tool"]
 Size = Annotated[list[Count], Len(2, 2), "[height, width], as in [512,640]"]
 Betas = Annotated[list[Annotated[float, Ge(0), Lt(1)]], Len(2, 2), "two numbers in [0, 1), as in [0.9,0.99]"]
 Seeds = Annotated[list[Whole], MinLen(1), _ONCE, "a list of whole numbers"]
