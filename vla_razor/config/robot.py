@@ -92,7 +92,7 @@ class Training(Probed, BesidePrior, Ranked):
     )
     replay: k.Text | None = key(
         None,
-        "folder that `vla-razor collect --env drawer` wrote, to learn prior tasks again; or several, separated by commas",
+        "folder that `vla-razor collect --env drawer` wrote, to learn prior tasks again; several: with commas",
         before=None,
     )
     replay_coefficient: k.Number | None = key(

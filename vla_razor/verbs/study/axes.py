@@ -67,8 +67,8 @@ def plan(
     seed; those of a demo with a single seed by setting alone.
 
     `verbs` maps each method to the verb that trains by it, whose settings are the section of `config` with that name.
-    `shared` are keys of all methods that stand beside the sections, be they the verb's or the study's own. `variants` are keys whose change makes a method
-    another one in the table.
+    `shared` are keys of all methods that stand beside the sections, be they the verb's or the study's own. `variants`
+    are keys whose change makes a method another one in the table.
 
     Raises UserError where no method knows an axis, or a value breaks the rule of its key.
     """

@@ -1,15 +1,16 @@
 """`vla-razor sequence` and `llm sequence`: tasks are learned one after another, and all are evaluated after each.
 
-From the matrix of success come the measures of continual learning (`core/continual.py`), what each stage cost in forward
-KL, and whether forgetting follows it along a sequence. The axes are those of a sweep: `method=sft,rl seed=0,1,2`, or any
-key of a training. Each combination is a sequence of its own, and all begin with the same base.
+From the matrix of success come the measures of continual learning (`core/continual.py`), what each stage cost in
+forward KL, and whether forgetting follows it along a sequence. The axes are those of a sweep: `method=sft,rl
+seed=0,1,2`, or any key of a training. Each combination is a sequence of its own, and all begin with the same base.
 
-Every way to forget less that a training has works from one stage to the next, the policy before the stage being the base
-of its penalties: `kl_coefficient`, `spillover_coefficient`, `replay_coefficient`, `penalties`, `lora_rank`, which gives
-every stage an adapter of its own, and the methods `sft_own` and `sft_replay`. `share=0.5` goes on with the policy half of
-the way to what a stage learned (WiSE-FT).
+Every way to forget less that a training has works from one stage to the next, the policy before the stage being the
+base of its penalties: `kl_coefficient`, `spillover_coefficient`, `replay_coefficient`, `penalties`, `lora_rank`, which
+gives every stage an adapter of its own, and the methods `sft_own` and `sft_replay`. `share=0.5` goes on with the policy
+half of the way to what a stage learned (WiSE-FT).
 
-Every part is a run folder below `out`, so that a sequence goes on after a kill; a part that has ended is never repeated:
+Every part is a run folder below `out`, so that a sequence goes on after a kill; a part that has ended is never
+repeated:
 
     base                      the base, evaluated on all tasks
     <run>/1_<task>            the first stage's training

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from vla_razor import plots
@@ -269,8 +268,14 @@ def write(tasks: "Tasks", trainings: Sequence[Training], failures: Mapping[Train
             )
     failed = [
         {
-            **{"domain": tasks.domain, "method": one.label, "model": tasks.base, "seed": one.seed},
-            **{"run": one.folder.name, "learning_rate": one.learning_rate, "status": "failed", "reason": reason},
+            "domain": tasks.domain,
+            "method": one.label,
+            "model": tasks.base,
+            "seed": one.seed,
+            "run": one.folder.name,
+            "learning_rate": one.learning_rate,
+            "status": "failed",
+            "reason": reason,
         }
         for one, reason in failures.items()
     ]
@@ -298,7 +303,7 @@ def present(tasks: "Tasks", trainings: Sequence[Training], failures: Mapping[Tra
     for member in done:
         settings.setdefault(member.training.setting, []).append(member)
     entries = {name: {"method": own[0].training.label, **summary(tasks, own)} for name, own in settings.items()}
-    tables = [*(matrix_table(tasks.scale, name, entry) for name, entry in entries.items())]
+    tables = [*(matrix_table(name, entry) for name, entry in entries.items())]
     tables.append(measures_table(tasks.scale, entries))
     for table in tables:
         console.print(table)
@@ -321,18 +326,25 @@ def present(tasks: "Tasks", trainings: Sequence[Training], failures: Mapping[Tra
     return {**only, "sequences": len(trainings), "failed": failed, "settings": entries, "predictors": laws}
 
 
-def matrix_table(scale: Scale, name: str, entry: Mapping[str, Any]) -> Table:
-    """A setting's matrix: a row for each stage, the base's first."""
-    table = Table("after", title=f"{name}: success on each task [95%, clustered by start]")
-    zero_shot = entry.get("zero_shot")
-    for task in entry["tasks"]:
-        table.add_column(task, justify="right")
-    if zero_shot:
-        table.add_column("prior tasks", justify="right")
+def matrix_rows(entry: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, list[Any]]]]:
+    """A setting's matrix: the names of its columns, and for each stage, the base first, its name and its rates."""
     names = ["the base", *(f"{number}. {task}" for number, task in enumerate(entry["tasks"], 1))]
-    prior = [zero_shot["base"], *zero_shot["stages"]] if zero_shot else [None] * len(names)
-    for row, rates, other in zip(names, [entry["base"], *entry["matrix"]], prior, strict=True):
-        table.add_row(row, *(_brief(rate) for rate in (*rates, other) if rate))
+    columns, rates = list(entry["tasks"]), [list(row) for row in (entry["base"], *entry["matrix"])]
+    if zero_shot := entry.get("zero_shot"):
+        columns.append("prior tasks")
+        for row, other in zip(rates, [zero_shot["base"], *zero_shot["stages"]], strict=True):
+            row.append(other)
+    return columns, list(zip(names, rates, strict=True))
+
+
+def matrix_table(name: str, entry: Mapping[str, Any]) -> Table:
+    """A setting's matrix."""
+    table = Table("after", title=f"{name}: success on each task [95%, clustered by start]")
+    columns, rows = matrix_rows(entry)
+    for column in columns:
+        table.add_column(column, justify="right")
+    for row, rates in rows:
+        table.add_row(row, *map(brief, rates))
     return table
 
 
@@ -341,27 +353,33 @@ def measures_table(scale: Scale, entries: Mapping[str, Mapping[str, Any]]) -> Ta
     table = Table("", title="After the last stage [95%, clustered by start]")
     for name in entries:
         table.add_column(name, justify="right")
-    rows = {"nbt": "lost later (NBT)", "bwt": "backward transfer (BWT)", "forward_transfer": "forward transfer"}
-    table.add_row("average success", *(_brief(entry["average"]) for entry in entries.values()))
-    for key, label in rows.items():
-        table.add_row(label, *(scale.in_words(Difference(**entry[key])) for entry in entries.values()))
-    if all("zero_shot" in entry for entry in entries.values()):
-        cells = (scale.in_words(Difference(**entry["zero_shot"]["change"])) for entry in entries.values())
-        table.add_row("change of the prior tasks", *cells)
-    for key, label in (("libero_fwt", "LIBERO's FWT"), ("libero_auc", "LIBERO's AUC")):
-        table.add_row(label, *(f"{entry[key]:.0%}" for entry in entries.values()))
-    if any(len(entry["over_seeds"]["nbt"]["values"]) > 1 for entry in entries.values()):
-        for key, label in (("average", "average success"), *list(rows.items())[:1]):
-            found = (entry["over_seeds"][key] for entry in entries.values())
-            means = (Difference(own["mean"], own["low"], own["high"]) for own in found)
-            table.add_row(f"{label}, over seeds", *map(scale.in_words, means))
-    if any(entry["recovery"] for entry in entries.values()):
-        table.add_row("episodes to recover a task", *(recovered(entry["recovery"]) for entry in entries.values()))
-    for kind, label in ((BASE, "from the base"), (STEP, "from the policy before")):
-        name = next(name for name in scale.moved if name.startswith(FORWARD_KL.partition("_per")[0]))
-        cells = (" ".join(f"{stage[kind][name]:.3g}" for stage in entry["forward_kl"]) for entry in entries.values())
-        table.add_row(f"{MEASURES[name]} {label}, by stage", *cells)
+    for label, cells in measure_rows(scale, entries):
+        table.add_row(label, *cells)
     return table
+
+
+def measure_rows(scale: Scale, entries: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """The measures in words, by label, for each of the settings."""
+    several = any(len(entry["over_seeds"]["nbt"]["values"]) > 1 for entry in entries.values())
+    differences = {"nbt": "lost later (NBT)", "bwt": "backward transfer (BWT)", "forward_transfer": "forward transfer"}
+    rows: list[tuple[str, list[str]]] = [("average success", [brief(entry["average"]) for entry in entries.values()])]
+    for key, label in differences.items():
+        rows.append((label, [scale.in_words(Difference(**entry[key])) for entry in entries.values()]))
+    if all("zero_shot" in entry for entry in entries.values()):
+        changes = [Difference(**entry["zero_shot"]["change"]) for entry in entries.values()]
+        rows.append(("change of the prior tasks", list(map(scale.in_words, changes))))
+    for key, label in (("libero_fwt", "LIBERO's FWT"), ("libero_auc", "LIBERO's AUC")):
+        rows.append((label, [f"{entry[key]:.0%}" for entry in entries.values()]))
+    for key, label in (("average", "average success"), ("nbt", "NBT")) if several else ():
+        means = [entry["over_seeds"][key] for entry in entries.values()]
+        rows.append((f"{label} over seeds [95%]", [brief({**own, "rate": own["mean"]}) for own in means]))
+    if any(entry["recovery"] for entry in entries.values()):
+        rows.append(("episodes to recover a task", [recovered(entry["recovery"]) for entry in entries.values()]))
+    name = scale.moved[0]
+    for kind, label in ((BASE, "from the base"), (STEP, "from the policy before")):
+        cells = [" ".join(f"{stage[kind][name]:.3g}" for stage in entry["forward_kl"]) for entry in entries.values()]
+        rows.append((f"{MEASURES[name]} {label}, stage by stage", cells))
+    return rows
 
 
 def recovered(found: Mapping[str, Sequence[Mapping[str, Any] | None]] | None) -> str:
@@ -374,5 +392,6 @@ def recovered(found: Mapping[str, Sequence[Mapping[str, Any] | None]] | None) ->
     return f"{mean}{len(reached)} of {len(again)} were"
 
 
-def _brief(rate: Mapping[str, float]) -> str:
+def brief(rate: Mapping[str, Any]) -> str:
+    """A rate with its interval, in percent."""
     return f"{rate['rate']:.0%} [{100 * rate['low']:.0f}, {100 * rate['high']:.0f}]"
