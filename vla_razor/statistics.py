@@ -60,6 +60,14 @@ class Difference(NamedTuple):
     high: float
 
 
+class Mean(NamedTuple):
+    """A mean with its 95% interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
 def wilson(successes: int, episodes: int, *, starts: int | None = None, effective: float | None = None) -> Rate:
     """The rate with Wilson's score interval at 95% (Wilson, 1927). Every episode counts as independent and from a start
     of its own, unless told otherwise.
@@ -244,6 +252,20 @@ def clustered_mean(values: ArrayLike, clusters: ArrayLike) -> Difference:
     sums = np.bincount(inverse, array - mean)
     reach = Z * math.sqrt(float(np.square(sums).sum()) * len(sums) / max(len(sums) - 1, 1)) / array.size
     return Difference(mean, mean - reach, mean + reach)
+
+
+def mean_over_runs(values: ArrayLike) -> Mean:
+    """The mean over a few runs, such as the seeds of a training, with Student's 95% interval. A single run says nothing
+    of others: its interval is the mean alone.
+
+    >>> mean_over_runs([0.4, 0.5, 0.9])
+    Mean(mean=0.6, low=-0.05725..., high=1.25725...)
+    """
+    from scipy.special import stdtrit  # its quantile; here, because most of those who import this module need none
+
+    array = np.asarray(values, dtype=float)
+    reach = float(stdtrit(array.size - 1, 0.975)) * standard_error(array) if array.size > 1 else 0.0
+    return Mean(float(array.mean()), float(array.mean()) - reach, float(array.mean()) + reach)
 
 
 def standard_error(values: ArrayLike) -> float:

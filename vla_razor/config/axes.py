@@ -8,8 +8,8 @@ from omegaconf import DictConfig
 from vla_razor.config.groups import VERBS
 
 
-def taken_out(values: dict[str, str]) -> dict[str, list[str]]:
-    """Takes out of the overrides what is given several values, and the methods."""
+def taken_out(values: dict[str, str], whole: str | None = None) -> dict[str, list[str]]:
+    """Takes out of the overrides what is given several values, and the methods. The key `whole` stays as it is."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import Transformer
     from hydra.errors import HydraException
@@ -20,7 +20,7 @@ def taken_out(values: dict[str, str]) -> dict[str, list[str]]:
             override = OverridesParser.create().parse_override(f"{key}={text}")
         except HydraException:  # a path, or the like
             continue
-        if override.is_sweep_override():
+        if override.is_sweep_override() and key != whole:
             axes[key] = [str(value) for value in override.sweep_iterator(Transformer.str)]
         elif key == "method":
             axes[key] = [text]

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vla_razor import recordings, suites
 from vla_razor.config import axes, kinds, simulation
-from vla_razor.config.groups import CHOICES, GONE, SWEEPS, VERBS, kind_of, own_keys, parts
+from vla_razor.config.groups import CHOICES, GONE, SEQUENCES, SWEEPS, VERBS, kind_of, own_keys, parts
 from vla_razor.config.simulation import CONFIG_DIR
 from vla_razor.errors import UserError, nearest
 
@@ -45,10 +45,12 @@ def compose(verb: str, overrides: Iterable[str] = ()) -> DictConfig:
         # A suite's file in the user's own folder goes before what is described here under the same name.
         if not Path(str(folder)).is_dir():
             raise UserError(f"config_dir={folder}: no such folder; expected one with env/NAME.yaml.")
-        path = Path(str(folder)) / "env" / f"{values[group]}.yaml"
-        values[group] = str(path) if path.is_file() else values[group]
+        names = values[group].split(",") if verb in SEQUENCES else [values[group]]
+        paths = [(name, Path(str(folder)) / "env" / f"{name}.yaml") for name in names]
+        values[group] = ",".join(str(path) if path.is_file() else name for name, path in paths)
     _take_recorded(verb, values)
-    given = axes.taken_out(values) if verb in SWEEPS else {}
+    several = verb in SWEEPS or verb in SEQUENCES
+    given = axes.taken_out(values, whole=SEQUENCES.get(verb)) if several else {}
     experiment = Experiment.named(values.pop("experiment", None))
     config = _compose_files(verb, {group: values.pop(group) for group in CHOICES if group in values})
     sections = [str(key) for key in config if key in VERBS]
@@ -62,7 +64,7 @@ def compose(verb: str, overrides: Iterable[str] = ()) -> DictConfig:
         experiment.change(own, section, known_alone=True)
         config[section] = own
     experiment.change(config, verb)
-    if verb in SWEEPS:
+    if several:
         given |= {key: [values.pop(key)] for key in list(values) if key in config.axes or axes.is_one(config, key)}
     # Before the other keys: what the robot brings with it is a default, which `env.make...` may then change.
     for key in [key for key in ("robot", "image_size", "sim_backend") if key in values]:
@@ -151,6 +153,9 @@ def _take_recorded(verb: str, values: dict[str, str]) -> None:
 
 
 def _compose_files(verb: str, groups: dict[str, str]) -> DictConfig:
+    names = groups.get("env", "").split(",") if verb in SEQUENCES else []
+    if len(names) > 1:
+        return _side_by_side([_compose_files(verb, {**groups, "env": name}) for name in names])
     plain = _composed(verb)
     outside = {key: name for key, name in groups.items() if key in plain and _is_outside(name)}
     chosen = {key: name for key, name in groups.items() if key not in outside}
@@ -163,6 +168,20 @@ def _compose_files(verb: str, groups: dict[str, str]) -> DictConfig:
         if most is not None and "num_envs" in config:  # a default: experiments and the command line come after it
             config.num_envs = min(config.num_envs, most)
     OmegaConf.set_struct(config, True)
+    return config
+
+
+def _side_by_side(configs: list[DictConfig]) -> DictConfig:
+    """The first configuration with the scenes of all, by name and in their order. Raises `UserError` where a name comes
+    twice.
+    """
+    config = configs[0]
+    found = [scene for one in configs for scene in simulation.scenes(one.env)]
+    names = [scene.name for scene in found]
+    if len(set(names)) < len(names):
+        raise UserError(f"env={','.join(names)}: expected each suite once.")
+    config.env = {"name": "-".join(names), **dict(zip(names, found, strict=True))}
+    config.num_envs = min(one.num_envs for one in configs)
     return config
 
 

@@ -10,10 +10,11 @@ GROUPS: dict[str, list[type[Verb]]] = {
     "Learn": [robot.Collect, robot.Import, robot.Export, robot.Stats, robot.Sft, robot.Rl, robot.Distill],
     "Measure": [robot.Eval, robot.Kl, robot.Interpolate, study.Plasticity],
     "Deploy": [serving.Serve, hub.Save, hub.Push],
-    "Study": [study.Demo, study.Sweep, study.Report, study.Mnist],
+    "Study": [study.Demo, study.Sweep, study.Sequence, study.Report, study.Mnist],
     "Language models": [
         *(language.LlmSft, language.LlmSimpo, language.LlmGrpo, language.LlmReinforce, language.LlmAnnotate),
         *(language.LlmKl, language.LlmEval, language.LlmProbe, language.LlmDemo, language.LlmSweep),
+        language.LlmSequence,
     ],
 }
 CHOICES = {"env": "env", "prior": "env@prior"}  # keys that are groups of Hydra's, as it names them
@@ -26,6 +27,7 @@ def name_of(verb: type[Verb]) -> str:
 
 VERBS = {name_of(verb): verb for group in GROUPS.values() for verb in group}
 SWEEPS = ("demo", "sweep", "llm_demo", "llm_sweep")  # whose keys may take several values
+SEQUENCES = {"sequence": "env", "llm_sequence": "task"}  # likewise, but for the key that names the tasks in their order
 GONE = {
     "demo": {
         "seeds": "seed=0,1,2",

@@ -4,7 +4,7 @@ from typing import Literal
 
 from vla_razor.config import kinds as k
 from vla_razor.config.keys import Computing, Verb, key
-from vla_razor.config.study import Launched, section
+from vla_razor.config.study import Launched, Sequential, section
 
 SMALL = {"warmup_steps": 0, "max_new_tokens": 48, "gradient_checkpointing": False, "save_every": 5, "probe_every": 5}
 SMALL |= {"probe_prompts": 16, "eval_prompts": 0}
@@ -172,3 +172,15 @@ class LlmDemo(LlmCompared):
 
 class LlmSweep(LlmCompared):
     """Many fine-tunings of one or several models: method=sft,grpo model=A,B learning_rate=1e-5,3e-5 seed=0,1."""
+
+
+class LlmSequence(Sequential, LlmCommon):
+    """Language tasks learned one after another, and what is left of each: --task A,B method=sft,grpo seed=0,1,2."""
+
+    axes: k.Axes = key({"method": ["sft", "grpo"]})
+    task: k.Tasks = key("number,tool", "the tasks, in the order in which they are learned")  # pyright: ignore[reportIncompatibleVariableOverride]
+    llm_sft: k.Section = section(eval_prompts=0)
+    llm_grpo: k.Section = section(eval_prompts=0)
+    llm_reinforce: k.Section = section(eval_prompts=0)
+    llm_eval: k.Section = section()
+    llm_kl: k.Section = section()

@@ -91,7 +91,9 @@ class Training(Probed, BesidePrior, Ranked):
         0.0, "weight of a penalty on KL(base || tuned) at the same images under other_instructions", before=0.0
     )
     replay: k.Text | None = key(
-        None, "folder that `vla-razor collect --env drawer` wrote, to learn prior tasks again", before=None
+        None,
+        "folder that `vla-razor collect --env drawer` wrote, to learn prior tasks again; several: with commas",
+        before=None,
     )
     replay_coefficient: k.Number | None = key(
         None,

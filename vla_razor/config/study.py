@@ -66,6 +66,34 @@ class Sweep(Compared):
     axes: k.Axes = key({"method": ["sft", "rl"]})
 
 
+class Sequential(Launched):
+    """Every sequence of tasks"""
+
+    axes: k.Axes = key({"method": ["sft", "rl"]}, "what the sequences differ in, as in method=sft,rl seed=0,1,2")
+    launcher: k.Launcher = "here"
+    checkpoints: k.Count = key(
+        1, "of each stage that are evaluated on its own task, the last one among them", "checkpoints"
+    )
+    recover: k.Switch = key(True, "learn again, after the last stage, each task of which something was lost")
+
+
+class Sequence(Sequential, BesidePrior):
+    """Tasks learned one after another, and what is left of each: --env A,B,C method=sft,rl seed=0,1,2."""
+
+    env: k.Suite = key("all", "the tasks, in the order in which they are learned: a suite's, or those of several, A,B")
+    prior: k.Suite | None = key("drawer", "tasks that the base knows and no stage learns; null: none")
+    share: k.Way = key(1.0, "of the way to what a stage learned that is gone (WiSE-FT) before the next; 1: all")
+    collect: k.Section = section(grid="5x5", per_point=4)
+    sft: k.Section = section(
+        epochs=7, learning_rate=1e-3, gain_learning_rate=7e-3, schedule="cosine", save_every=50, eval_episodes=0
+    )
+    rl: k.Section = section(**ROLLOUTS, save_every=3)
+    distill: k.Section = section(eval_episodes=0)
+    eval: k.Section = section(episodes=50)
+    kl: k.Section = section()
+    dry_run: k.Switch = key(False, DRY_RUN)
+
+
 class Plasticity(OnTasks):
     """How well fine-tuned policies still learn another task: `vla-razor plasticity DIR... --env TASK`."""
 

@@ -287,10 +287,12 @@ def _expect_made_in(folder: Path, env_config: Mapping[str, Any], cameras: Sequen
         "task": {demonstration.task for demonstration in shard.demonstrations},
         "image size": {demonstration.images.shape[1:3] for demonstration in shard.demonstrations},
     }
+    parts = [env_config] if "id" in env_config else [part for part in env_config.values() if isinstance(part, Mapping)]
+    sizes = [size for part in parts if (size := part["make"]["image_size"])]
     wanted = {
-        "robot": [robot_in(env_config["make"])],
-        "task": list(env_config["tasks"]),
-        "image size": [tuple(size)] if (size := env_config["make"]["image_size"]) else list(found["image size"]),
+        "robot": sorted({robot_in(part["make"]) for part in parts}),
+        "task": [task for part in parts for task in part["tasks"]],
+        "image size": sorted({tuple(size) for size in sizes}) or list(found["image size"]),
     }
     remedy = f"Collect demonstrations with env={env_config['name']}, or train with the env that these are of."
     shown = {tuple(demonstration.pictures) for demonstration in shard.demonstrations}

@@ -380,7 +380,7 @@ class _Run:
         check_proprioception(self.policy, self.observations["proprioception"], "the environment")
         self.timing.env_steps += len(stepped)
         # A simulation that has blown up is dead too.
-        felt: np.ndarray = np.isfinite(self.observations["proprioception"]).all(axis=1)
+        felt: Any = np.isfinite(self.observations["proprioception"]).all(axis=1)
         for slot in [slot for slot in group if slot in self.running]:
             if self.infos["lost"][slot] or not felt[slot]:
                 self._lose(slot)

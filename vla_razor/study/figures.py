@@ -166,6 +166,44 @@ def learning_curves(
         axes[0].legend(fontsize=7)
 
 
+def sequences(path: Path, entries: Mapping[str, Mapping[str, Any]]) -> None:
+    """Success on each task of a sequence, stage after stage, and on the tasks that it never learns; a panel for each
+    setting. `entries` are those of summary.json. A line is dashed until its task's own stage, which a square marks.
+    """
+    columns = min(len(entries), 3)
+    rows = -(-len(entries) // columns)
+    with plots.figure(path, rows, columns, (4.2 * columns, 3.4 * rows)) as axes:
+        for axis in axes[len(entries) :]:
+            axis.set_visible(False)
+        for axis, (name, entry) in zip(axes, entries.items(), strict=False):
+            tasks = entry["tasks"]
+            lines = {
+                task: [own[place] for own in (entry["base"], *entry["matrix"])] for place, task in enumerate(tasks)
+            }
+            for place, (task, line) in enumerate(lines.items()):
+                colour = plots.PALETTE[place % len(plots.PALETTE)]
+                shift = 0.06 * (place - (len(tasks) - 1) / 2)  # so that whiskers stand side by side
+                own = place + 1
+                _line(axis, line[: own + 1], shift, colour, linestyle="--", marker="")
+                _line(axis, line[own:], own + shift, colour, marker="o", markersize=3.5, label=task.replace("_", " "))
+                axis.plot(own + shift, line[own]["rate"], "s", color=colour, markersize=7)
+            if "zero_shot" in entry:
+                kept = [entry["zero_shot"]["base"], *entry["zero_shot"]["stages"]]
+                _line(axis, kept, 0, plots.COLOURS["base"], marker="o", markersize=3.5, label="prior tasks")
+            names = ["base", *(task.replace("_", " ") for task in tasks)]
+            axis.set_xticks(range(len(names)), names, rotation=20, ha="right")
+            axis.set(title=name, xlabel="after learning", ylabel="success", ylim=(-0.02, 1.02))
+            _percent(axis, "y")
+        axes[0].legend(fontsize=7)
+
+
+def _line(axis: Axes, rates: Sequence[Mapping[str, float]], start: float, colour: str, **style: Any) -> None:
+    """Rates at whole steps from a start, with their intervals."""
+    places = start + np.arange(len(rates))
+    axis.plot(places, [rate["rate"] for rate in rates], color=colour, **style)
+    axis.vlines(places, [r["low"] for r in rates], [r["high"] for r in rates], color=colour, linewidth=0.8, alpha=0.6)
+
+
 def plasticity(path: Path, learned: Sequence[Any], task: str) -> None:
     """How each policy learns another task, by the KL that its fine-tuning had spent. A policy is any object with a
     method, `spent` in nats per action, a `curve` of success at `steps`, and the rate over `all` of them.

@@ -4,7 +4,7 @@ import importlib
 from types import ModuleType
 
 from vla_razor.config import GROUPS, VERBS
-from vla_razor.config.groups import SWEEPS
+from vla_razor.config.groups import SEQUENCES, SWEEPS
 from vla_razor.errors import UserError, nearest
 
 LLM_TRAINING = ("sft", "grpo", "reinforce", "simpo")
@@ -20,7 +20,8 @@ def module_of(verb: str) -> ModuleType:
     """The module whose `run` carries out the verb. Raises UserError for a verb that this version does not have."""
     if verb not in VERBS:
         raise UserError(f"unknown verb {verb!r}. {nearest(verb, VERBS)}")
-    if verb in SWEEPS:
-        return importlib.import_module("vla_razor.verbs.study.sweep")
+    for verbs, name in ((SWEEPS, "sweep"), (SEQUENCES, "sequence")):
+        if verb in verbs:
+            return importlib.import_module(f"vla_razor.verbs.study.{name}")
     folder = next(_FOLDERS[title] for title, group in GROUPS.items() if VERBS[verb] in group)
     return importlib.import_module(f"vla_razor.verbs.{folder}.{_FILES.get(verb, verb.removeprefix('llm_'))}")

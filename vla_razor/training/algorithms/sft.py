@@ -33,6 +33,7 @@ from vla_razor.training.algorithms import supervised
 from vla_razor.training.base import Base
 from vla_razor.training.penalties import Penalties
 from vla_razor.training.penalties.kl import ForwardKL
+from vla_razor.training.penalties.replay import replayed
 from vla_razor.training.trainer import Trainer, generator
 
 MOST_FEATURES = 2**30
@@ -50,7 +51,7 @@ class SFT:
         recorded.check_actions(policy, self.data, config.demos)
         self.count = len(self.data.actions)
         if replayed_per_batch(config):
-            self.data = self.data.followed_by(demonstrations.load(config.replay, config.prior, policy))
+            self.data = self.data.followed_by(replayed(config, policy))
         self.tokens = policy.tokenize(self.data.actions, self.data.episode)
         self.rounds = config.epochs * -(-self.count // (config.batch_size - replayed_per_batch(config)))
         self.penalties = Penalties.of(config, policy, base, ForwardKL, measured=False)

@@ -12,6 +12,7 @@ from torch import Tensor
 from vla_razor.errors import UserError
 from vla_razor.policies.trainable import Trainable
 from vla_razor.rollouts import demonstrations
+from vla_razor.rollouts.demonstrations import Demonstrations
 from vla_razor.training.penalties.penalty import States
 
 
@@ -22,7 +23,7 @@ class Replay:
 
     def __init__(self, policy: Trainable, config: DictConfig) -> None:
         self.policy = policy
-        self.data = demonstrations.load(config.replay, config.prior, policy)
+        self.data = replayed(config, policy)
         self.tokens = policy.tokenize(self.data.actions, self.data.episode)
 
     def cost(self, states: States, generator: torch.Generator) -> Float[Tensor, " B"]:
@@ -32,6 +33,17 @@ class Replay:
         views, prompts = self.policy.views(seen), self.policy.prompt_ids(seen.instructions)
         tokens = self.tokens[rows].to(self.policy.device)
         return -self.policy.distribution(views, prompts, tokens).log_prob(tokens).sum(-1)
+
+
+def replayed(config: DictConfig, policy: Trainable) -> Demonstrations:
+    """The demonstrations in all folders of `config.replay`, which commas separate. Raises UserError where they are not
+    of tasks of `config.prior`.
+    """
+    first, *others = config.replay.split(",")
+    found = demonstrations.load(first, config.prior, policy)
+    for folder in others:
+        found = found.followed_by(demonstrations.load(folder, config.prior, policy))
+    return found
 
 
 def check(config: DictConfig) -> None:

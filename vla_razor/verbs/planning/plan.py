@@ -8,6 +8,7 @@ and is printed with the plan.
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ from vla_razor.verbs.planning.footprint import (
     time_text,
 )
 from vla_razor.verbs.study.robot import Robot, verb_of
+from vla_razor.verbs.study.robot_sequence import METHODS, RobotSequence
 
 PROMPT_TOKENS = 20
 """Of a prompt such as "pick coke can" in Llama's tokenizer, for a checkpoint whose own is not at hand."""
@@ -100,6 +102,8 @@ def show(config: DictConfig) -> None:
         runs = mnist.runs_of(config)
         count = sum(value.numel() for value in model.initialize(1, torch.Generator()).values())
         console.print(f"mnist: {len(runs)} models of about {count:,} parameters, all trainable", highlight=False)
+    elif config.verb == "sequence":
+        _show_sequence(console, config)
     elif "axes" in config:  # of the runs of a study, the first of each verb
         common = {key: config[key] for key in (*common_keys(config.verb), "env", "prior", "collect")}
         firsts: dict[str, DictConfig] = {}
@@ -312,15 +316,60 @@ def _demonstrated(config: DictConfig) -> tuple[int, str]:
     return count * each, f"{place}: {count:,} of {each} states are assumed, as many as collect would make"
 
 
-def _show(console: Console, config: DictConfig) -> None:
+def _show_sequence(console: Console, config: DictConfig) -> None:
+    """The first stage of each method's verb, then all sequences together. Not counted is what is learned again."""
+    sequence, card = RobotSequence(config, Path(config.out)), card_named(config.device)
+    trainings, takes, learning = sequence.plan(), dict[str, PolicyFootprint](), list[float | None]()
+    common = {key: config[key] for key in (*common_keys(config.verb), "prior", "collect")}
+    for training, task in product(trainings, sequence.tasks):
+        verb = METHODS[training.method]
+        changes = {key: value for key, value in training.changes.items() if key in config[verb]}
+        own = {"env": sequence.scene(task), "seed": training.seed, "verb": verb}
+        part = OmegaConf.create({**common, **config[verb], **changes, **own})
+        if verb not in takes:
+            takes[verb] = _show(console, part)
+        work = work_of(part)
+        policy, simulator = seconds_of(part, takes[verb], work, card)
+        learning.append(None if simulator is None else (policy + simulator) * (work.steps or 0))
+    stages, (any_takes, *_) = len(trainings) * len(sequence.tasks), takes.values()
+    # The base is evaluated once, and each policy after its stage; an episode goes on to its horizon.
+    tasks = len(sequence.tasks) + len(sequence.prior)
+    episodes = (1 + stages) * config.eval.episodes * tasks
+    steps = episodes * max(horizon_of(scene) for scene in scenes(config.env))
+    played = OmegaConf.create({**common, "env": sequence.scene(sequence.tasks[0])})
+    policy, simulator = seconds_of(played, any_takes, Work(steps, 0, None), card)
+    console.print(
+        f"{len(trainings)} sequences of {len(sequence.tasks)} tasks: {stages:,} trainings; {episodes:,} episodes of "
+        f"evaluation, at most {steps:,} simulator steps",
+        highlight=False,
+    )
+    if simulator is None or None in learning:
+        console.print("their time is not known, because the simulator's is not", highlight=False)
+    else:
+        learned, evaluated = sum(filter(None, learning)), policy + simulator
+        console.print(
+            f"all of it: {time_text(learned)} of learning, {time_text(evaluated)} of evaluation, without "
+            "demonstrations, probe sets and what is learned again",
+            highlight=False,
+        )
+
+
+def seconds_of(config: DictConfig, takes: PolicyFootprint, work: Work, card: Card | None) -> tuple[float, float | None]:
+    """What the model and the simulator take for a step's or iteration's work; None where the latter is not known."""
+    flop = work.simulated * takes.decision_flop
+    if work.learnt:
+        flop += work.learnt * learning_flop(config, takes)
+    return flop / (UTILIZATION * flops_of(card)), simulator_seconds(config, work, card)
+
+
+def _show(console: Console, config: DictConfig) -> PolicyFootprint:
     model, card, work = model_of(config), card_named(config.device), work_of(config)
     takes = footprint(model, config)
     console.print(_sizes(config, takes))
     if work.assumed:
         console.print(work.assumed, highlight=False)
     rate = UTILIZATION * flops_of(card)
-    policy = (work.simulated * takes.decision_flop + work.learnt * learning_flop(config, takes)) / rate
-    simulator = simulator_seconds(config, work, card)
+    policy, simulator = seconds_of(config, takes, work, card)
     unit = "step" if config.verb == "sft" else "iteration"
     named = card.name if card else "this CPU"
     tokens = (work.simulated + work.learnt) * takes.tokens
@@ -339,6 +388,7 @@ def _show(console: Console, config: DictConfig) -> None:
         total = time_text(work.steps * (policy + (simulator or 0.0)))
         console.print(f"run: {work.steps:,} {unit}s, {total} without {left_out}", highlight=False)
     console.print(_cards(config, takes))
+    return takes
 
 
 def _sizes(config: DictConfig, takes: PolicyFootprint) -> Table:

@@ -67,8 +67,8 @@ def plan(
     seed; those of a demo with a single seed by setting alone.
 
     `verbs` maps each method to the verb that trains by it, whose settings are the section of `config` with that name.
-    `shared` are keys of all methods that stand beside the sections. `variants` are keys whose change makes a method
-    another one in the table.
+    `shared` are keys of all methods that stand beside the sections, be they the verb's or the study's own. `variants`
+    are keys whose change makes a method another one in the table.
 
     Raises UserError where no method knows an axis, or a value breaks the rule of its key.
     """
@@ -91,6 +91,7 @@ def plan(
     for method in methods:
         verb = verbs[method]
         usual = compose(verb)
+        beside = {key: compose(config.verb)[key] for key in shared if key not in usual}  # such as a sequence's `share`
         known = {*map(str, config[verb]), *shared}
         own = {key: values for key, values in axes.items() if _name(key, verb) in known}
         if len({_name(key, verb) for key in own}) < len(own):
@@ -99,16 +100,19 @@ def plan(
         for setting, texts in enumerate(settings, 1):
             # Composed as for the verb itself, which checks each value by the rule of its key.
             named = {_name(key, verb): text for key, text in texts.items()}
-            composed = compose(verb, [f"{key}={text}" for key, text in named.items()])
-            changes: Any = OmegaConf.to_container(OmegaConf.create({key: composed[key] for key in named}))
+            composed = compose(verb, [f"{key}={text}" for key, text in named.items() if key not in beside])
+            study = compose(config.verb, [f"{key}={text}" for key, text in named.items() if key in beside])
+            changes: Any = OmegaConf.to_container(
+                OmegaConf.create({key: (study if key in beside else composed)[key] for key in named})
+            )
             gains = config[verb].get("gain_learning_rate")
             if "learning_rate" in changes and "gain_learning_rate" not in changes and gains is not None:
                 changes["gain_learning_rate"] = gains * changes["learning_rate"] / config[verb].learning_rate
             name = f"{method}_{setting}" if len(settings) > 1 else method
             # A setting has one number for all seeds, by which its runs are found and averaged.
             rate = changes.get("learning_rate", config[verb].learning_rate)
-            used = {**config[verb], **changes}
-            variant = " ".join(f"{k}={used[k]}" for k in variants if k in used and used[k] != usual[k])
+            used = {**{key: config[key] for key in beside}, **config[verb], **changes}
+            variant = " ".join(f"{k}={used[k]}" for k in variants if k in used and used[k] != {**usual, **beside}[k])
             for seed in seeds:
                 folder = out / (name if alone else f"{name}_seed{seed}")
                 trainings[folder.name] = Training(folder, name, method, seed, rate, changes, variant)

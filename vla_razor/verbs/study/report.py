@@ -11,6 +11,9 @@ taken together. For each domain the page shows:
 
 `law.json` is what `forgetting_budget` reads.
 
+Of a `sequence` it shows success on each task stage by stage, each setting's matrix, and the measures that follow from
+it; its table is taken together with the others.
+
 Of any other run (`sft`, `rl`, `eval`, `kl`, ...) the page shows what there is: the curves of its metrics, and a table
 of its summary. It says what is left out. Figures are written as PNG and SVG.
 
@@ -38,7 +41,7 @@ from vla_razor.study.law import HeldOut
 from vla_razor.study.measures import FORWARD_KL, MEASURES
 from vla_razor.study.table import Result, Study
 from vla_razor.verbs.measure.evaluate import MOST_IN_TABLE
-from vla_razor.verbs.study import run_page
+from vla_razor.verbs.study import run_page, sequence_page
 
 LARGEST_FILM = 8 << 20
 """In bytes; a larger film is not put into the page."""
@@ -72,10 +75,15 @@ def run(config: DictConfig, run: Run) -> None:
     pages = [
         run_page.read(folder, names[str(folder)], run.path / "plots" / f"run_{number}")
         for number, folder in enumerate(folders, 1)
-        if folder not in tables
+        if folder not in tables and not sequence_page.is_one(folder)
+    ]
+    sequences = [
+        sequence_page.read(folder, names[str(folder)], run.path / "plots" / f"sequences_{number}")
+        for number, folder in enumerate(folders, 1)
+        if sequence_page.is_one(folder)
     ]
     domains = list(dict.fromkeys(result.domain for result in study.results))
-    if not domains and not any(page.cells or page.curves for page in pages):
+    if not domains and not sequences and not any(page.cells or page.curves for page in pages):
         raise UserError(f"nothing to report: {'; '.join(line for page in pages for line in page.left_out)}")
     console, parts, left_out = Console(), {}, list(study.left_out)
     with progress("report", len(domains)) as advance:
@@ -100,6 +108,7 @@ def run(config: DictConfig, run: Run) -> None:
         measures=MEASURES,
         parts=parts,
         pages=pages,
+        sequences=sequences,
         left_out=left_out,
         films=[f"data:video/mp4;base64,{film}" for film in coded],
         folders=folders,
@@ -107,6 +116,8 @@ def run(config: DictConfig, run: Run) -> None:
     atomic_write(run.path / "report.html", text.encode())
     for domain, part in parts.items():
         _show(console, domain, part)
+    for page in sequences:
+        console.print(str(page), highlight=False)
     for page in pages:
         if 0 < len(page.cells) <= MOST_IN_TABLE:  # larger tables are in the page alone
             found = Table("", *page.cells, title=page.name)
@@ -120,6 +131,7 @@ def run(config: DictConfig, run: Run) -> None:
         console.print(f"in no fit: {line}", highlight=False)
     console.print(f"{run.path / 'report.html'}, figures in {run.path / 'plots'}", highlight=False)
     shown = {page.name: {"verb": page.verb, "curves": page.curves, "left_out": page.left_out} for page in pages}
+    shown |= {page.name: {"verb": page.verb, "settings": [heat.name for heat in page.heats]} for page in sequences}
     domains = {domain: _summary(part) for domain, part in parts.items()}
     run.finish({"left_out": study.left_out, "runs": shown, "domains": domains})
 

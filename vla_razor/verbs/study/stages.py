@@ -22,7 +22,7 @@ def stage(console: Console, config: DictConfig, folder: Path, verb: str, **chang
         opened = Run.resume(folder)
     else:
         shared = {key: config[key] for key in (*common_keys(config.verb), "env") if key in config}
-        settings = {**shared, **config[verb], **changes, "verb": verb, "out": str(folder)}
+        settings = {**shared, **config.get(verb, {}), **changes, "verb": verb, "out": str(folder)}
         opened = Run.create(folder, OmegaConf.create(settings), verb)
     with opened as own:
         module_of(verb).run(own.config, own)
