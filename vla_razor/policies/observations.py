@@ -69,12 +69,20 @@ class Observations:
         )
 
 
+def names_of(policy: Any) -> list[str]:
+    """As many names as a policy reads cameras, wherever it acts: those that it says, or made up ones."""
+    wanted = getattr(policy, "cameras", 1)
+    if isinstance(wanted, int):
+        return [f"camera_{number}" for number in range(wanted)]
+    return [wanted] if isinstance(wanted, str) else list(wanted)
+
+
 def check_proprioception(policy: Any, felt: np.ndarray, where: str) -> None:
     """Raises `UserError` where the policy reads another number of proprioception than is felt, [B, P]."""
     wanted = getattr(policy, "proprioception", 0)
     if wanted and felt.shape[1] != wanted:
-        found = f"{where} has {felt.shape[1]}"
-        raise UserError(f"the policy {policy.name} reads {wanted} numbers of proprioception; {found}.")
+        found = felt.shape[1]
+        raise UserError(f"the policy {policy.name} reads {wanted} numbers of proprioception; {where} has {found}.")
 
 
 def cameras_of(policy: Any, offered: Sequence[str]) -> list[str]:
@@ -83,16 +91,12 @@ def cameras_of(policy: Any, offered: Sequence[str]) -> list[str]:
 
     Raises `UserError` where they are not offered.
     """
-    wanted = getattr(policy, "cameras", 1)
-    names = list(offered[:wanted]) if isinstance(wanted, int) else [wanted] if isinstance(wanted, str) else list(wanted)
-    missing = [name for name in names if name not in offered]
-    if missing or (isinstance(wanted, int) and wanted > len(offered)):
-        reads = f"the camera {missing[0]}" if missing else f"{wanted} cameras"
-        raise UserError(f"the policy {policy.name} reads {reads}; it could be shown {', '.join(offered)}.")
-    return names
-
-
-def cameras_read(policy: Any) -> int:
-    """How many cameras a policy reads."""
-    wanted = getattr(policy, "cameras", 1)
-    return wanted if isinstance(wanted, int) else 1 if isinstance(wanted, str) else len(wanted)
+    wanted, shown = names_of(policy), f"it could be shown {', '.join(offered)}"
+    if isinstance(getattr(policy, "cameras", 1), int):
+        if len(wanted) > len(offered):
+            raise UserError(f"the policy {policy.name} reads {len(wanted)} cameras; {shown}.")
+        return list(offered[: len(wanted)])
+    for camera in wanted:
+        if camera not in offered:
+            raise UserError(f"the policy {policy.name} reads the camera {camera}; {shown}.")
+    return wanted

@@ -8,6 +8,7 @@ import numpy as np
 from vla_razor.errors import UserError
 from vla_razor.policies import Decisions, Observations, Policy
 from vla_razor.policies.messages import BadMessage
+from vla_razor.policies.observations import names_of
 
 LARGEST = 4096
 """Pixels along a side."""
@@ -105,14 +106,12 @@ def _read(policy: Policy, shown: list[str]) -> dict[str, str]:
     """The client's cameras that the policy reads, by the names that it knows them by: the same names, or where the
     client has others, in the same order, its own one first.
     """
-    wanted = getattr(policy, "cameras", 1)
-    names = shown[:wanted] if isinstance(wanted, int) else list(wanted)
+    names = names_of(policy)
     if set(names) <= set(shown):
         shown = names
-    count = wanted if isinstance(wanted, int) else len(names)
-    if count > len(shown):
-        called = "" if isinstance(wanted, int) else f" ({', '.join(names)})"
-        raise UserError(f"the policy reads {count} cameras{called}; the client shows {', '.join(shown)}")
+    if len(names) > len(shown):
+        called = "" if isinstance(getattr(policy, "cameras", 1), int) else f" ({', '.join(names)})"
+        raise UserError(f"the policy reads {len(names)} cameras{called}; the client shows {', '.join(shown)}")
     return dict(zip(names, shown, strict=False))
 
 
@@ -120,9 +119,8 @@ def blank(size: Sequence[int], prompt: str, policy: Policy) -> Observation:
     """An observation of nothing, [height, width] pixels large, of as many cameras as the policy reads and as much
     proprioception.
     """
-    wanted, felt = getattr(policy, "cameras", 1), getattr(policy, "proprioception", 0)
-    cameras = [f"image_{number}" for number in range(wanted)] if isinstance(wanted, int) else list(wanted)
-    images = {camera: np.zeros((*size, 3), np.uint8) for camera in cameras}
+    images = {camera: np.zeros((*size, 3), np.uint8) for camera in names_of(policy)}
+    felt = getattr(policy, "proprioception", 0)
     state = np.zeros(felt, np.float32) if felt else None
     return Observation(images, prompt, state, noise=np.zeros(NOISE, np.uint64), begins=True)
 

@@ -15,7 +15,7 @@ from websockets.asyncio.server import ServerConnection
 
 import vla_razor
 from vla_razor.policies.messages import BadMessage, pack
-from vla_razor.policies.observations import cameras_read
+from vla_razor.policies.observations import names_of
 from vla_razor.serving.observations import of_vla_eval
 from vla_razor.serving.server import Refusal, Service
 
@@ -38,7 +38,7 @@ def specification(service: Service) -> dict[str, Any]:
         action = {"position": PLACE, "rotation": TURN, "gripper": OPENNESS if _is_google(service) else CLOSEDNESS}
     wanted = {
         "send_state": getattr(policy, "proprioception", 0),
-        "send_wrist_image": cameras_read(policy) > 1,
+        "send_wrist_image": len(names_of(policy)) > 1,
     }
     return {
         "harness_version": f"vla-razor {vla_razor.__version__}",

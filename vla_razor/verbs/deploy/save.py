@@ -21,7 +21,7 @@ from vla_razor.errors import UserError
 from vla_razor.files import SUMS, atomic_folder, full_disk_reported
 from vla_razor.policies import Observations
 from vla_razor.policies.load import folder_of, load_model
-from vla_razor.policies.observations import cameras_read
+from vla_razor.policies.observations import names_of
 from vla_razor.policies.opening import weights_of
 from vla_razor.policies.openvla import checkpoint, lora
 from vla_razor.policies.openvla.policy import PrismaticPolicy
@@ -107,10 +107,11 @@ def moved_by_merging(policy: Trainable, instruction: str) -> float:
     """
     draw = np.random.default_rng(0)
     pictures = {
-        f"camera {number}": policy.seen(draw.integers(256, size=(STATES, SIDE, SIDE, 3), dtype=np.uint8))
-        for number in range(cameras_read(policy))
+        camera: policy.seen(draw.integers(256, size=(STATES, SIDE, SIDE, 3), dtype=np.uint8))
+        for camera in names_of(policy)
     }
-    views, prompts = policy.views(Observations(pictures)), policy.prompt_ids([instruction] * STATES)
+    seen = Observations(pictures, proprioception=np.zeros((STATES, policy.proprioception), np.float32))
+    views, prompts = policy.views(seen), policy.prompt_ids([instruction] * STATES)
     tokens = policy.sample(views, prompts, torch.Generator(policy.device).manual_seed(0))
     before = policy.distribution(views, prompts, tokens)
     policy.merge_lora()
