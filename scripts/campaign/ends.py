@@ -13,6 +13,8 @@ from vla_razor.files import SUMS
 
 OWN = {".lock", "wall_seconds.parquet", SUMS}
 """Files that are not compared: the lock, wall times, and checksums, which are of the files beside them."""
+UNLIKE = ("logs/", "tensorboard/", "trainer_state/trainer/")
+"""Folders that are not: of what is printed, and of what transformers keeps and rotates by the clock."""
 CLOCKED = ("seconds", "per_second", "step_time", "created", "git_commit")
 """What a key of JSON has in its name whose value the clock decides, or where the program was started."""
 
@@ -25,7 +27,7 @@ def held_by(out: Path, places: Mapping[str, str]) -> dict[str, Any]:
     found = {}
     for path in sorted(out.rglob("*")):
         name = str(path.relative_to(out))
-        if path.is_file() and path.name not in OWN and not name.startswith("logs/"):
+        if path.is_file() and path.name not in OWN and not name.startswith(UNLIKE):
             found[name] = _content(path, places)
     return found
 

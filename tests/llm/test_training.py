@@ -209,6 +209,7 @@ def test_a_killed_run_resumes_to_the_same_end(dtype: str, rank: int, model: Path
     assert not (killed / "summary.json").exists()
     run(["resume", str(killed)], killed)
     assert losses_of(whole) == losses_of(killed)
+    assert [row["num_tokens"] for row in rows_of(whole)] == [row["num_tokens"] for row in rows_of(killed)]
     name = "adapter_model.safetensors" if rank else "model.safetensors"
     one, other = (load_file(out / "checkpoints" / "step_20" / name) for out in (whole, killed))
     assert {tensor.dtype for tensor in one.values()} == {torch.float32} and moments_of(whole, 20) == {torch.float32}

@@ -2,6 +2,7 @@
 
 import math
 import multiprocessing
+import shutil
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.parity_mnist.support import WIDTH, Inline, few, write_images
-from vla_razor.errors import RunFailed
+from vla_razor.errors import RunFailed, UserError
 from vla_razor.parity_mnist import measures, sweep, training
 from vla_razor.parity_mnist.methods import METHODS
 from vla_razor.parity_mnist.sweep import Job, Origin
@@ -102,6 +103,21 @@ def test_a_sweep_goes_on_with_what_is_missing(job: Job) -> None:
     after = {path: path.stat().st_mtime_ns for path in job.out.glob("*/*")}
     assert {path for path in after if after[path] != before[path]} == {lost}
     assert finish(runs, job) == [], "nothing is left"
+
+    # What is damaged is told, and made again where the message is followed.
+    (weights,) = job.out.glob("bases/*/*.safetensors")
+    content = weights.read_bytes()
+    for path in (weights, lost):
+        path.write_bytes(path.read_bytes()[:-9] + bytes([path.read_bytes()[-9] ^ 1]) + path.read_bytes()[-8:])
+    with pytest.raises(UserError, match=f"{lost} .*Delete {lost} and go on"):
+        finish(runs, job)
+    lost.unlink()
+    sweep._bases.cache_clear()
+    with pytest.raises(UserError, match=f"{weights} is damaged.*Delete {weights.parent} and go on"):
+        finish(runs, job)
+    shutil.rmtree(weights.parent)
+    assert finish(runs, job) == [1]
+    assert weights.read_bytes() == content and (job.out / "results.parquet").read_bytes() == whole
     more = small_grid(rates=(1e-3, 3e-3, 1e-2))
     assert finish(more, job) == [1, 1], "a wider sweep trains what is new"
 

@@ -71,6 +71,7 @@ def test_other_things(base, tmp_path):
     with pytest.raises(UserError, match="no such checkpoint folder"):
         load_model("tinny")
     _adapter(base, tmp_path / "adapter")
+    (tmp_path / "adapter/SHA256SUMS").unlink()
     config = tmp_path / "adapter/adapter_config.json"
     config.write_text(config.read_text().replace(str(base), str(tmp_path / "moved")))
     with pytest.raises(UserError, match="moved"):

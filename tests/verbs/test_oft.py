@@ -81,6 +81,9 @@ def test_a_checkpoint_that_does_not_say_what_it_is_is_opened_as_asked(base: Path
     for name in ("chunk", "dims", "stop_token", "normalization", "temperature", "prompt"):
         del raw[name]
     (foreign / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(UserError, match=r"config\.json is damaged.* changed on purpose, remove SHA256SUMS"):
+        load_model(foreign)
+    (foreign / "SHA256SUMS").unlink()
     model = load_model(foreign, oft={"chunk": 5, "stop_token": False})
     assert isinstance(model, OpenVLAOFT) and (model.chunk, model.num_tokens) == (5, 35)
     model.add_lora(2, generator=torch.Generator().manual_seed(0)).save_pretrained(tmp_path / "adapter")

@@ -7,6 +7,7 @@
   tokens; TRL averages them over its length, as the SimPO paper does. `log_probs` chooses.
 """
 
+import json
 import os
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -134,6 +135,16 @@ def on_policy(
         return task.rewards([completion[-1]["content"] for completion in completions], gold)
 
     return _built(trainer, settings, rows, language, config, callbacks, reward_funcs=reward)
+
+
+def count_on(trainer: Any, folder: Path) -> None:
+    """A resumed trainer goes on counting the tokens that it has learned from where the one whose state is in `folder`
+    had stopped: TRL keeps SFT's count in the trainer alone.
+    """
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    counted = [row["num_tokens"] for row in history if "num_tokens" in row]
+    if counted:
+        trainer._total_train_tokens = int(counted[-1])
 
 
 def check(config: DictConfig, count: int) -> None:

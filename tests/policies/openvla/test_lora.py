@@ -102,7 +102,7 @@ def test_the_generator_decides(reference):
 def test_saving_and_loading(reference, fresh_model, tmp_path):
     tuned = _adapted(fresh_model)
     tuned.save_pretrained(tmp_path / "adapter")
-    files = {"adapter_config.json", "adapter_model.safetensors", "policy.json"}
+    files = {"adapter_config.json", "adapter_model.safetensors", "policy.json", "SHA256SUMS"}
     assert {p.name for p in (tmp_path / "adapter").iterdir()} == files
     config = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
     assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 4, 8)

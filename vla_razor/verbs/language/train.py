@@ -68,6 +68,7 @@ def run(config: DictConfig, run: Run) -> None:
     resumed = trainer_folder(run, run.step) if run.step else None
     if resumed:
         check_folder(resumed, run.afresh())
+        training.count_on(trainer, resumed)
     advice = f"free some space, then go on with: vla-razor resume {run.path}"
     with closing(callback), full_disk_reported(folder, advice):
         trainer.train(resume_from_checkpoint=resumed and str(resumed))
