@@ -348,8 +348,8 @@ def _show_sequence(console: Console, config: DictConfig) -> None:
     else:
         learned, evaluated = sum(filter(None, learning)), policy + simulator
         console.print(
-            f"all of it: {time_text(learned)} of learning, {time_text(evaluated)} of evaluation, without demonstrations, "
-            "probe sets and what is learned again",
+            f"all of it: {time_text(learned)} of learning, {time_text(evaluated)} of evaluation, without "
+            "demonstrations, probe sets and what is learned again",
             highlight=False,
         )
 
