@@ -49,19 +49,19 @@ def forward_transfer(matrix: ArrayLike, base: ArrayLike) -> np.ndarray:
     return np.mean([found[..., j - 1, j] - before[..., j] for j in range(1, tasks)], axis=0)
 
 
-def learning(curves: ArrayLike) -> np.ndarray:
-    """LIBERO's FWT, which rewards fast learning: mean success on a task while it is learned, then over tasks. `curves`
-    [..., T, P] is success on task j at P points of stage j, from before its first update to its end.
+def learning(way: ArrayLike) -> np.ndarray:
+    """LIBERO's FWT, which rewards fast learning. `way` [..., T] is mean success on task j over stage j: at points that
+    are evenly spaced from before its first update to its end. The mean over tasks.
     """
-    return np.asarray(curves, float).mean((-1, -2))
+    return np.asarray(way, float).mean(-1)
 
 
-def area_under_curve(matrix: ArrayLike, curves: ArrayLike) -> np.ndarray:
-    """LIBERO's AUC: for each task the mean of its learning (`curves`, as in `learning`) and of success on it after each
+def area_under_curve(matrix: ArrayLike, way: ArrayLike) -> np.ndarray:
+    """LIBERO's AUC: for each task the mean of success while it was learned (`way`, as in `learning`) and after each
     later stage, then the mean over tasks.
     """
     found, tasks = _square(matrix, least=1)
-    learned = np.asarray(curves, float).mean(-1)
+    learned = np.asarray(way, float)
     areas = [(learned[..., j] + found[..., j + 1 :, j].sum(-1)) / (tasks - j) for j in range(tasks)]
     return np.mean(areas, axis=0)
 

@@ -67,12 +67,12 @@ class Member(NamedTuple):
         stages = range(1, len(self.tasks) + 1)
         return np.array([[self.mean(stage, task, reading) for task in self.tasks] for stage in stages])
 
-    def learning(self, reading: str) -> np.ndarray:
-        """Success on each stage's task before the stage, at the checkpoints on the way, and after it [T, P]."""
+    def way(self, reading: str) -> np.ndarray:
+        """Mean success on each stage's task before the stage, at the checkpoints on the way, and after it [T]."""
         found = []
         for number, (task, curve) in enumerate(zip(self.tasks, self.curves, strict=True), 1):
-            way = [float(np.nanmean(earned[reading][task])) for earned in curve]
-            found.append([self.mean(number - 1, task, reading), *way, self.mean(number, task, reading)])
+            between = [float(np.nanmean(earned[reading][task])) for earned in curve]
+            found.append(np.mean([self.mean(number - 1, task, reading), *between, self.mean(number, task, reading)]))
         return np.array(found)
 
 
@@ -94,7 +94,7 @@ def read(tasks: "Tasks", training: Training) -> Member:
         earned += tasks.earned(at["eval"])
         since = tasks.moved(at["kl"])
         moved.append({BASE: since, STEP: tasks.moved(at["kl_step"]) if number > 1 else since})
-        curves.append(tasks.earned(at["curve"]) if tasks.config.checkpoints > 1 else [])
+        curves.append(tasks.earned(at["curve"]))
     member = Member(tasks.tasks, tasks.prior, tasks.scale, training, earned, moved, curves, {})
     again = {task: _recovery(tasks, member, task) for task in tasks.tasks if _relearned(training.folder, task)}
     return member._replace(again=again)
@@ -163,15 +163,15 @@ def _measures(members: Sequence[Member], reading: str) -> dict[str, Any]:
         "forward_transfer": since({task: [n] for n, task in enumerate(tasks) if n}, dict.fromkeys(tasks[1:], 0)),
     }
     matrices = np.stack([member.matrix(reading) for member in members])
-    curves = np.stack([member.learning(reading) for member in members])
+    way = np.stack([member.way(reading) for member in members])
     base = np.array([one.mean(0, task, reading) for task in tasks])
     by_seed = {
         "average": continual.average(matrices),
         "nbt": continual.negative_backward_transfer(matrices),
         "bwt": continual.backward_transfer(matrices),
         "forward_transfer": continual.forward_transfer(matrices, base),
-        "libero_fwt": continual.learning(curves),
-        "libero_auc": continual.area_under_curve(matrices, curves),
+        "libero_fwt": continual.learning(way),
+        "libero_auc": continual.area_under_curve(matrices, way),
     }
     if prior:
         change = since({task: [last] for task in prior}, dict.fromkeys(prior, 0))
