@@ -26,7 +26,8 @@ from vla_razor.config import compose
 from vla_razor.files import atomic_write
 from vla_razor.policies.load import load_model
 from vla_razor.policies.openvla.policy import PrismaticPolicy
-from vla_razor.rollouts.rollout import Episode, hold_of, make_vector_env, rollout
+from vla_razor.rollouts.environments import hold_of, make_vector_env
+from vla_razor.rollouts.rollout import Episode, rollout
 from vla_razor.rollouts.starts import Start, random_starts
 from vla_razor.videos import tiled
 

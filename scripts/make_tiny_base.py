@@ -50,7 +50,8 @@ from vla_razor.policies.scripted_panda import (
     funnel,
     lift,
 )
-from vla_razor.rollouts.rollout import Episode, make_vector_env, rollout
+from vla_razor.rollouts.environments import make_vector_env
+from vla_razor.rollouts.rollout import Episode, rollout
 from vla_razor.rollouts.starts import random_starts
 from vla_razor.statistics import Rate, wilson
 from vla_razor.training.algorithms.supervised import jittered, shifted

@@ -24,7 +24,8 @@ from vla_razor.policies import Observations, Policy
 from vla_razor.policies.load import load_model
 from vla_razor.policies.openvla.policy import PrismaticPolicy
 from vla_razor.policies.scripted import SKILLS, ScriptedExpert
-from vla_razor.rollouts.rollout import Episode, VectorEnv, make_vector_env, rollout
+from vla_razor.rollouts.environments import VectorEnv, make_vector_env
+from vla_razor.rollouts.rollout import Episode, rollout
 from vla_razor.rollouts.starts import random_starts
 from vla_razor.statistics import mean_with_interval, wilson
 from vla_razor.tables import shown

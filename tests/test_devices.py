@@ -11,7 +11,7 @@ from vla_razor import devices, doctor
 from vla_razor.config import compose
 from vla_razor.devices import checked_tasks, remember_check, simulation_device
 from vla_razor.errors import UserError
-from vla_razor.rollouts import rollout
+from vla_razor.rollouts import environments
 
 GPU = torch.device("cuda", 0)
 CAN = "pick_can google_robot"
@@ -68,11 +68,11 @@ def test_sim_backend_says_otherwise(
     machine: dict[str, str], monkeypatch: pytest.MonkeyPatch, words: list[str], unchecked: str, checked: str
 ) -> None:
     made: list[Any] = []
-    monkeypatch.setattr(rollout.gymnasium, "make_vec", lambda *_, **settings: made.append(settings["device"]))
+    monkeypatch.setattr(environments.gymnasium, "make_vec", lambda *_, **settings: made.append(settings["device"]))
     config = compose("eval", [*words, "device=cuda"])
-    rollout.make_vector_env(config.env, 4, 2, config.device)
+    environments.make_vector_env(config.env, 4, 2, config.device)
     remember_check([CAN], GPU)
-    rollout.make_vector_env(config.env, 4, 2, config.device)
+    environments.make_vector_env(config.env, 4, 2, config.device)
     assert made == [unchecked, checked]
 
 

@@ -20,10 +20,11 @@ from vla_razor.errors import UserError, nearest
 from vla_razor.policies import Observations, Policy
 from vla_razor.policies.opening import open_policy
 from vla_razor.policies.trainable import Trainable, base_of
-from vla_razor.rollouts import evaluation, probe_set
+from vla_razor.rollouts import environments, evaluation, probe_set
 from vla_razor.rollouts import rollout as rollouts
 from vla_razor.rollouts.demonstrations import Demonstrations as Demonstrations
-from vla_razor.rollouts.rollout import Episode, VectorEnv
+from vla_razor.rollouts.environments import VectorEnv
+from vla_razor.rollouts.rollout import Episode
 from vla_razor.rollouts.starts import Start, random_starts
 from vla_razor.rollouts.starts import grid_starts as _grid_starts
 from vla_razor.statistics import success_summary
@@ -68,7 +69,7 @@ def make_env(scene: str, *, robot: str = "panda", **make: Any) -> gymnasium.Env[
     ((64, 64, 3), 'pick coke can')
     """
     if "/" in scene:
-        rollouts.env_spec(scene)
+        environments.env_spec(scene)
         return gymnasium.make(scene, **make)
     found = _scene(scene, robot)
     # An environment that serves several tasks is told the one that the scene has, which its reset options would name.
@@ -96,7 +97,7 @@ def make_vec(
     """
     found = _scene(scene, robot)
     found.make = {**_plain(found.make), **make}
-    return rollouts.make_vector_env(found, num_envs, num_workers, device)
+    return environments.make_vector_env(found, num_envs, num_workers, device)
 
 
 def grid_starts(scene: str, grid: str = "10x10", per_point: int = 1, seed: int = 0) -> list[Start]:

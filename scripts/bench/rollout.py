@@ -31,7 +31,8 @@ from vla_razor.config import compose
 from vla_razor.policies import Observations, load
 from vla_razor.policies.opening import open_model
 from vla_razor.policies.openvla.policy import PrismaticPolicy
-from vla_razor.rollouts.rollout import Timing, make_vector_env, rollout
+from vla_razor.rollouts.environments import make_vector_env
+from vla_razor.rollouts.rollout import Timing, rollout
 from vla_razor.rollouts.starts import random_starts
 from vla_razor.training.algorithms import reinforce
 from vla_razor.training.penalties import Penalties

@@ -8,7 +8,8 @@ from vla_razor.config import compose, scenes
 from vla_razor.policies.load import TINY
 from vla_razor.policies.openvla import OpenVLA
 from vla_razor.policies.openvla.policy import PrismaticPolicy
-from vla_razor.rollouts.rollout import make_vector_env, rollout
+from vla_razor.rollouts.environments import make_vector_env
+from vla_razor.rollouts.rollout import rollout
 from vla_razor.rollouts.starts import random_starts
 
 EPISODES = {"pick_can": 60, "drawer": 12}

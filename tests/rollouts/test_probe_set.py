@@ -23,8 +23,8 @@ from vla_razor.policies import Observations
 from vla_razor.policies.openvla.policy import PrismaticPolicy
 from vla_razor.policies.openvla.tiny import make_tiny
 from vla_razor.rollouts import probe_set
+from vla_razor.rollouts.environments import make_vector_env
 from vla_razor.rollouts.probe_set import Origin, ProbeSet, action_outputs, measure
-from vla_razor.rollouts.rollout import make_vector_env
 
 STATISTICS = {"q01": [-0.07] * 3 + [-0.25] * 3 + [-1.0], "q99": [0.07] * 3 + [0.25] * 3 + [1.0], "mask": [True] * 7}
 ORIGIN = Origin(

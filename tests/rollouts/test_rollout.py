@@ -15,7 +15,8 @@ from vla_razor.policies import Decisions, Observations
 from vla_razor.policies.load import load_model
 from vla_razor.policies.openvla.policy import PrismaticPolicy
 from vla_razor.policies.scripted import ScriptedExpert
-from vla_razor.rollouts.rollout import Episode, Timing, make_vector_env, rollout
+from vla_razor.rollouts.environments import make_vector_env
+from vla_razor.rollouts.rollout import Episode, Timing, rollout
 from vla_razor.rollouts.starts import Start, grid_starts
 from vla_razor_envs.pool import PoolVectorEnv
 

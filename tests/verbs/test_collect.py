@@ -17,7 +17,7 @@ from vla_razor.config import compose
 from vla_razor.errors import UserError
 from vla_razor.policies import Decisions, Observations
 from vla_razor.rollouts.demonstrations import FOLDER, Shard, read_store
-from vla_razor.rollouts.rollout import VectorEnv, make_vector_env
+from vla_razor.rollouts.environments import VectorEnv, make_vector_env
 from vla_razor.rollouts.starts import episode_seed
 from vla_razor.runs import Run
 from vla_razor.verbs.learn import collect

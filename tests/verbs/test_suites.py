@@ -16,6 +16,7 @@ from vla_razor import config, suites
 from vla_razor.errors import UserError
 from vla_razor.policies import Decisions, Observations
 from vla_razor.rollouts import rollout as rollouts
+from vla_razor.rollouts.environments import make_vector_env
 from vla_razor.rollouts.starts import grid_starts, random_starts
 from vla_razor_envs import SuiteRefused
 from vla_razor_envs.suite import SuiteEnv
@@ -266,7 +267,7 @@ class Still:
 
 
 def play(env: Any) -> None:
-    with closing(rollouts.make_vector_env(env, 1, 1, "cpu")) as envs:
+    with closing(make_vector_env(env, 1, 1, "cpu")) as envs:
         rollouts.rollout(envs, Still(), random_starts(env.tasks, 1, 0), hold=None, seed=0)
 
 

@@ -16,7 +16,8 @@ import torch
 
 from vla_razor import ranks
 from vla_razor.policies import Policy
-from vla_razor.rollouts.rollout import Episode, cameras_for, make_vector_env, rollout
+from vla_razor.rollouts.environments import cameras_for, make_vector_env
+from vla_razor.rollouts.rollout import Episode, rollout
 from vla_razor.rollouts.starts import Start, episode_seed, random_starts
 from vla_razor.statistics import READINGS, paired_difference, policy_summary, success_summary
 

@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,22 +28,19 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from vla_razor import ranks
-from vla_razor.config import suite_in
 from vla_razor.core import divergence, similarity
 from vla_razor.errors import RunFailed, UserError
 from vla_razor.files import atomic_folder, cache_root, check_folder, full_disk_reported, write_json
 from vla_razor.policies import Observations
 from vla_razor.policies.trainable import Trainable
-from vla_razor.rollouts.rollout import (
-    Episode,
+from vla_razor.rollouts.environments import (
     VectorEnv,
     cameras_for,
-    env_spec,
+    described,
     hold_of,
     make_vector_env,
-    rollout,
-    simulated_on,
 )
+from vla_razor.rollouts.rollout import Episode, rollout
 from vla_razor.rollouts.starts import episode_seed, grid_starts
 
 SCHEMA = 3
@@ -150,38 +145,15 @@ def obtain(
 
 def origin_of(base: Trainable, env_config: Mapping[str, Any], *, states: int, seed: int) -> Origin:
     """What a probe set of these would be made from."""
-    read = {key: _plain(env_config[key]) for key in ("id", "tasks", "make", "grid")}
-    read["make"].pop("device", None)
-    read |= {"device": simulated_on(env_config, base.device).type, "sources": _sources(env_config["id"])}
-    if suite := suite_in(read["make"]):
-        read["sources"] += _sources(suite["id"])
-    read |= {"hold": hold_of(env_config), "cameras": cameras_for(env_config, base)}
-    if stored := env_config.get("starts"):
-        read |= {"starts": _plain(stored)}
     return Origin(
         base=base.fingerprint(),
         task=str(env_config["name"]),
-        environment=json.dumps(read, sort_keys=True),
+        environment=json.dumps(described(env_config, base), sort_keys=True),
         unnorm_key=base.unnorm_key,
         temperature=base.temperature,
         seed=seed,
         states=states,
     )
-
-
-def _sources(env_id: str) -> str:
-    """A hash of the module or package, assets included, that an environment comes from: scene and physics are what it
-    says.
-    """
-    entry = env_spec(env_id).entry_point
-    found = find_spec(re.split("[.:]", entry.__module__ if callable(entry) else str(entry))[0])
-    if found is None:
-        return ""
-    folders = [Path(folder) for folder in found.submodule_search_locations or []]
-    files = sorted(path for folder in folders for path in folder.rglob("*.*") if path.suffix != ".pyc")
-    if not folders and found.origin:
-        files = [Path(found.origin)]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 
 @contextmanager
@@ -468,10 +440,3 @@ def _by_time(per_token: Float[Tensor, " N"], time: Int64[Tensor, " N"]) -> list[
     steps = time.unique().tolist()
     groups = [(step, per_token[time == step]) for step in steps]
     return [{"time": step, "states": len(values), "per_token": float(values.mean())} for step, values in groups]
-
-
-def _plain(value: Any) -> Any:
-    """Without OmegaConf's containers."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, Sequence) and not isinstance(value, str) else value

@@ -10,7 +10,7 @@ from vla_razor import ranks
 from vla_razor.interruption import uninterrupted
 from vla_razor.policies.trainable import Trainable
 from vla_razor.progress import progress
-from vla_razor.rollouts.rollout import VectorEnv
+from vla_razor.rollouts.environments import VectorEnv
 from vla_razor.runs import Run
 from vla_razor.study.forecast import Guard
 from vla_razor.training.base import Base, open_policies

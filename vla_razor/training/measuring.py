@@ -12,9 +12,9 @@ from vla_razor.policies import Policy
 from vla_razor.policies.trainable import Trainable
 from vla_razor.progress import progress
 from vla_razor.rollouts import probe_set, recorded
+from vla_razor.rollouts.environments import VectorEnv
 from vla_razor.rollouts.evaluation import Results, compared, evaluate, summarized
 from vla_razor.rollouts.probe_set import ProbeSet
-from vla_razor.rollouts.rollout import VectorEnv
 from vla_razor.runs import Run
 from vla_razor.study import measures
 from vla_razor.study.forecast import Guard

@@ -30,7 +30,8 @@ from vla_razor.policies import Observations
 from vla_razor.policies.scripted import Corrected, ScriptedExpert
 from vla_razor.policies.trainable import Trainable
 from vla_razor.rollouts.demonstrations import Demonstrations
-from vla_razor.rollouts.rollout import Episode, Timing, VectorEnv
+from vla_razor.rollouts.environments import VectorEnv
+from vla_razor.rollouts.rollout import Episode, Timing
 from vla_razor.runs import Run
 from vla_razor.training.algorithms import reinforce, supervised
 from vla_razor.training.base import Base

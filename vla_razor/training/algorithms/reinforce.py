@@ -40,7 +40,8 @@ from vla_razor.errors import RunFailed
 from vla_razor.files import read_lines
 from vla_razor.policies import Observations, Policy
 from vla_razor.policies.trainable import Trainable
-from vla_razor.rollouts.rollout import Episode, Timing, VectorEnv, cameras_for, hold_of, make_vector_env, rollout
+from vla_razor.rollouts.environments import VectorEnv, cameras_for, hold_of, make_vector_env
+from vla_razor.rollouts.rollout import Episode, Timing, rollout
 from vla_razor.rollouts.starts import Start, episode_seed, grid_starts, random_points
 from vla_razor.runs import Run
 from vla_razor.statistics import by_start, effective_episodes

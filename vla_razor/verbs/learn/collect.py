@@ -30,7 +30,8 @@ from vla_razor.policies.scripted import ScriptedExpert
 from vla_razor.progress import progress
 from vla_razor.rollouts import demonstrations
 from vla_razor.rollouts.demonstrations import FOLDER, Shard, demonstration
-from vla_razor.rollouts.rollout import Episode, VectorEnv, cameras_for, cameras_shown, hold_of, make_vector_env, rollout
+from vla_razor.rollouts.environments import VectorEnv, cameras_for, cameras_shown, hold_of, make_vector_env
+from vla_razor.rollouts.rollout import Episode, rollout
 from vla_razor.rollouts.starts import Start, episode_seed, grid_starts, parse_grid
 from vla_razor.runs import Run
 from vla_razor.statistics import wilson
