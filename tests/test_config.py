@@ -14,7 +14,8 @@ from vla_razor.errors import UserError
 def test_every_verb_composes(verb: str) -> None:
     settings = config.compose(verb)
     assert settings.verb == verb
-    assert settings.out.startswith(f"runs/{verb}-pick_can-" if "env" in settings else f"runs/{verb}-2")
+    played = {"sequence": "all"}.get(verb, "pick_can")
+    assert settings.out.startswith(f"runs/{verb}-{played}-" if "env" in settings else f"runs/{verb}-2")
     assert OmegaConf.create(config.to_yaml(settings)) == settings
 
 

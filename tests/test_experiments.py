@@ -61,6 +61,7 @@ ROBOT: dict[str, Numbers] = {
     "demo": {**ACTS, **BOTH},
     "sweep": {**ACTS, **BOTH},
     "plasticity": ACTS,
+    "sequence": ACTS,
 }
 
 
@@ -95,7 +96,7 @@ def of_language(model: str) -> dict[str, Numbers]:
         "llm_reinforce": {**told, **trained, **online},
         "llm_eval": {**told, **evaluated},
         "llm_annotate": {**told, "samples": (16,)},  # B.1: up to 16 responses a prompt
-        **{verb: {**told} for verb in ("llm_kl", "llm_probe", "llm_demo", "llm_sweep")},
+        **{verb: {**told} for verb in ("llm_kl", "llm_probe", "llm_demo", "llm_sweep", "llm_sequence")},
     }
 
 
@@ -117,7 +118,7 @@ PAPER: dict[str, dict[str, Numbers]] = {
     },
     "laptop": {"demo": {"new_episodes": (96,), "prior_episodes": (24,)}},  # not the paper's
 }
-MADE_OF_OTHERS = ("demo", "sweep", "plasticity", "llm_demo", "llm_sweep")
+MADE_OF_OTHERS = ("demo", "sweep", "sequence", "plasticity", "llm_demo", "llm_sweep", "llm_sequence")
 
 
 def places(verb: str, settings: DictConfig) -> Iterator[tuple[str, DictConfig]]:

@@ -423,5 +423,5 @@ def test_a_run_begun_before_there_was_a_key_is_read_as_it_was(tmp_path: Path) ->
     path = tmp_path / "config.yaml"
     path.write_text("{verb: demo, collect: {grid: 2x2}, sft: {prefix_jitter: 1.0}}")
     read = runs.read_config(path)
-    assert read.far is None and read.collect == {"policy": "scripted", "style": "direct", "grid": "2x2"}
+    assert read.far is None and read.collect == {"policy": "scripted", "style": "direct", "cameras": [], "grid": "2x2"}
     assert read.sft.prefix_jitter == 1.0 and read.sft.other_instructions == []

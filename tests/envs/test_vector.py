@@ -321,7 +321,7 @@ def test_the_gpu_that_is_named_simulates_and_renders(monkeypatch: pytest.MonkeyP
     class Built(Exception):
         pass
 
-    def built(**arguments: Any) -> None:
+    def built(*_: Any, **arguments: Any) -> None:
         raise Built(arguments["sim_backend"], arguments["render_backend"])
 
     monkeypatch.setattr("vla_razor_envs.pick_can.PickCan", built)

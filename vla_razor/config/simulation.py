@@ -54,8 +54,7 @@ def suite_in(make: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 def cameras_in(env: Mapping[str, Any]) -> list[str]:
     """The names of a scene's cameras, of the first one's where there are several; those of earlier runs have one."""
-    parts = [part for part in env.values() if isinstance(part, Mapping) and "id" in part]
-    scene = env if "id" in env or not parts else parts[0]
+    scene = env if "make" in env else next(part for part in env.values() if isinstance(part, Mapping))
     return list(scene.get("cameras") or [scene.get("camera", "camera")])
 
 

@@ -287,7 +287,9 @@ def _expect_made_in(folder: Path, env_config: Mapping[str, Any], cameras: Sequen
         "task": {demonstration.task for demonstration in shard.demonstrations},
         "image size": {demonstration.images.shape[1:3] for demonstration in shard.demonstrations},
     }
-    parts = [env_config] if "id" in env_config else [part for part in env_config.values() if isinstance(part, Mapping)]
+    parts = (
+        [env_config] if "make" in env_config else [part for part in env_config.values() if isinstance(part, Mapping)]
+    )
     sizes = [size for part in parts if (size := part["make"]["image_size"])]
     wanted = {
         "robot": sorted({robot_in(part["make"]) for part in parts}),
