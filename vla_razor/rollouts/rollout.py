@@ -16,7 +16,7 @@ import torch
 from vla_razor.errors import RunFailed, UserError
 from vla_razor.policies import Decisions, Observations, Policy
 from vla_razor.policies.observations import cameras_of, check_proprioception
-from vla_razor.rollouts.environments import VectorEnv
+from vla_razor.rollouts.environments import TOLD, VectorEnv, cameras_shown
 from vla_razor.rollouts.starts import Noise, Start
 
 RETRIES = 2  # of an episode whose simulation died
