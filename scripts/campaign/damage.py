@@ -76,7 +76,7 @@ def damaged(stage: Stage, verb: str, folder: Path, draw: Draw, typed: bool, *, f
     elif file.cached:
         stage.undisturbed(verb)
         root = folder / HERE / "cache"
-        shutil.copytree(stage.apart / verb / "cache", root, symlinks=True, dirs_exist_ok=True)
+        shutil.copytree(stage.apart / verb / "cache", root, dirs_exist_ok=True, ignore=shutil.ignore_patterns("vulkan"))
     else:
         root = _killed_with(stage, verb, folder, draw, file.pattern)
         words = ["resume", RUN]

@@ -125,8 +125,12 @@ class Server:
         return Forked(self.connection, folder)
 
     def close(self) -> None:
-        self.connection.close()
-        self.process.wait(10)
+        self.connection.close()  # at which it ends, unless it waits for a run that was given up
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
 
 
 def session_of(pid: int) -> list[int]:
