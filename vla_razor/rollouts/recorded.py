@@ -67,7 +67,7 @@ def probe_of(
 
 
 def check(policy: Trainable, config: DictConfig) -> None:
-    """Raises UserError where a policy has no action statistics of the recorded suite, but only those of another robot."""
+    """Raises UserError where a policy has no action statistics of the recorded suite, but another robot's alone."""
     if not is_recorded(config.env) or config.unnorm_key is not None or not isinstance(policy, PrismaticPolicy):
         return
     robot, has = robot_of(config.env), policy.model.config.norm_stats
