@@ -144,7 +144,7 @@ class Demonstrations:
 
     @classmethod
     def joined(cls, episodes: Sequence[Demonstration], folder: Path) -> Demonstrations:
-        """The steps of episodes, end to end. Raises UserError that names the `folder` where there are none."""
+        """The steps of episodes end to end. Raises UserError with the name of `folder` where there are none."""
         if not episodes:
             raise UserError(
                 f"{folder}: no attempt succeeded, so there is nothing to learn. Collect with a better policy."
@@ -156,7 +156,7 @@ class Demonstrations:
         )
 
     def followed_by(self, other: Demonstrations) -> Demonstrations:
-        """These steps, then those of `other`, whose images and proprioception must have the same sizes."""
+        """These steps, then those of `other`, whose arrays must have the same shapes."""
         return Demonstrations(
             observations=Observations.joined([self.observations, other.observations]),
             actions=np.concatenate([self.actions, other.actions]),
@@ -211,7 +211,7 @@ def read(path: Path, remedy: str = REMEDY) -> Shard:
 
 
 def without_images(shard: Shard) -> Shard:
-    """A shard's episodes with none of their images, which are nearly all of it."""
+    """A shard without its images, which are nearly all of it."""
 
     def bare(episode: Demonstration) -> Demonstration:
         return episode.showing({camera: images[:0].copy() for camera, images in episode.pictures.items()})
@@ -222,7 +222,7 @@ def without_images(shard: Shard) -> Shard:
 def read_store(folder: str | Path, keep: Callable[[Shard], Shard] = lambda shard: shard) -> list[Shard]:
     """Every file of a store, in order; `folder` is what `vla-razor collect` wrote. Raises UserError as `read` does.
 
-    Of each file stays what `keep` makes of it: all the images of a store may not fit into memory.
+    Only what `keep` makes of a file stays in memory, which may be too small for all images of a store.
     """
     folder = Path(folder)
     paths = _files(folder)

@@ -25,9 +25,9 @@ from vla_razor.policies.observations import cameras_of
 from vla_razor.policies.trainable import Trainable
 
 POOL = "vla_razor_envs.pool:PoolVectorEnv"
-"""What runs environments that have no vector entry point of their own, on the CPU."""
+"""Runs environments without a vector entry point of their own, on the CPU."""
 TOLD = {"instruction", "success"}
-"""What an environment's info must hold."""
+"""Keys that an environment's info must have."""
 
 
 class VectorEnv(Protocol):
@@ -45,13 +45,13 @@ class VectorEnv(Protocol):
         starts: Mapping[int, tuple[int, dict[str, Any]]],
         unseen: Collection[int] = (),
     ) -> None:
-        """Begins to step active slots and to reset those of `starts` (slot -> seed, reset options). Nobody will look at
-        what the slots of `unseen` show after their step: it need not be drawn.
+        """Begin to step active slots, and to reset those of `starts` (slot -> seed, reset options). Nobody looks at the
+        slots of `unseen` after their step, so that they need not be rendered.
         """
         ...
 
     def receive(self) -> tuple:
-        """What `step` returns, about the slots that were sent first and have not been received."""
+        """The result of `step` for the slots that were sent first and have not been received."""
         ...
 
     def close(self) -> None: ...
@@ -66,13 +66,13 @@ def make_vector_env(
 ) -> VectorEnv:
     """The vector environment of a config (`id`, `make`): a pool of CPU workers, or ManiSkill's batch on a GPU.
 
-    Where `make` has no device, tasks are simulated beside a policy on `device` (cpu, cuda, cuda:N, or auto for a GPU
-    where there is one) if that has been checked on this machine (`devices.simulation_device`), and else on the CPU. An
-    environment without a vector entry point is put into a pool of CPU workers as it is. Those of the scene's `cameras`
-    are rendered that are asked for (`cameras_for`), by default the first: what is registered with a keyword argument of
-    that name is told them.
+    Where `make` names no device, tasks are simulated on the `device` of the policy (cpu, cuda, cuda:N, or auto for a
+    GPU where there is one) if that has been checked on this machine (`devices.simulation_device`), else on the CPU. An
+    environment without a vector entry point runs in a pool of CPU workers. Of the scene's cameras those in `cameras`
+    are rendered (`cameras_for`), by default the first; an environment that is registered with a keyword argument
+    `cameras` is told them.
 
-    Raises UserError where there is no such environment, camera or device, a keyword argument is refused or nothing can
+    Raises UserError where there is no such environment, camera or device, a keyword argument is refused, or nothing can
     be rendered.
     """
     make, spec = env_config["make"], env_spec(env_config["id"])
@@ -98,8 +98,8 @@ def make_vector_env(
 
 
 def cameras_for(env_config: Mapping[str, Any], *policies: Policy, also: Sequence[str] = ()) -> list[str]:
-    """Those of a scene's cameras that any of the policies reads, and those that are `also` wanted. Raises UserError
-    where the scene does not have one of them.
+    """The cameras of a scene that any of the policies reads, and those that are `also` wanted. Raises UserError where
+    the scene lacks one of the latter.
     """
     known = cameras_in(env_config)
     if missing := [camera for camera in also if camera not in known]:
@@ -109,23 +109,23 @@ def cameras_for(env_config: Mapping[str, Any], *policies: Policy, also: Sequence
 
 
 def cameras_shown(envs: VectorEnv) -> list[str]:
-    """The names of the cameras that environments show: the first one's pictures are the observations' `image`, those of
-    the others have their camera's name.
+    """The names of the cameras that environments show. The observations' `image` is that of the first one; pictures of
+    the others go by their camera's name.
     """
     cameras = getattr(envs.setup, "cameras", None) or [getattr(envs.setup, "camera", None)]
     return [getattr(camera, "name", "camera") for camera in cameras]
 
 
 def hold_of(env_config: Mapping[str, Any]) -> int:
-    """The control steps for which success lasts when an episode of a training ends: 1, the first success, where a
-    config says nothing, as those of earlier runs do.
+    """For how many control steps success must last to end an episode of a training. 1, the first success, where a
+    config of an earlier run does not say.
     """
     return env_config.get("hold", 1)
 
 
 def simulated_on(env_config: Mapping[str, Any], device: str | torch.device) -> torch.device:
-    """Where the environments of a config are simulated: on `make.device` if there is one, else beside a policy on
-    `device` if that GPU has been checked to move the task as a CPU does, else on the CPU.
+    """Where the environments of a config are simulated: on `make.device` if it is given; else on the policy's `device`,
+    if that GPU has been checked to move the task as a CPU does; else on the CPU.
     """
     make = env_config["make"]
     if "device" in make:
@@ -164,9 +164,7 @@ def described(env_config: Mapping[str, Any], base: Trainable) -> dict[str, Any]:
 
 
 def _sources(env_id: str) -> str:
-    """A hash of the module or package, assets included, that an environment comes from: scene and physics are what it
-    says.
-    """
+    """A hash of the module or package that an environment comes from, assets included: it decides scene and physics."""
     entry = env_spec(env_id).entry_point
     found = find_spec(re.split("[.:]", entry.__module__ if callable(entry) else str(entry))[0])
     if found is None:

@@ -1,7 +1,7 @@
-"""Evaluation: every policy from the same uniformly random starts, each episode run to its horizon.
+"""Evaluation: all policies play from the same uniformly random starts, and each episode runs to its horizon.
 
-Because episodes do not stop at success, both readings mean something: `success_once` (the state after any step, the one
-that is headlined) and `success_at_end` (after the last one).
+Because episodes do not stop at success, both readings are meaningful: `success_once` (after any step; the headlined
+one) and `success_at_end` (after the last step).
 """
 
 from __future__ import annotations
@@ -84,9 +84,9 @@ def summarized(
 
 
 def compared(a: Results, b: Results, new_tasks: Sequence[str]) -> dict[str, Any]:
-    """Paired differences a - b in both readings of success: by task, and over all prior tasks together.
+    """Paired differences a - b in both readings of success, by task and over all prior tasks together.
 
-    A start counts where neither policy's episode was lost.
+    A start counts if neither policy's episode was lost.
     """
     tasks = {task: _paired(a[task], b[task]) for task in a}
     prior = [task for task in a if task not in new_tasks]
@@ -95,7 +95,7 @@ def compared(a: Results, b: Results, new_tasks: Sequence[str]) -> dict[str, Any]
 
 
 def records(results: Results) -> list[dict[str, Any]]:
-    """A JSON-able line for each episode."""
+    """One line per episode, for JSON."""
     return [
         {
             "task": task,

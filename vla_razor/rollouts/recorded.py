@@ -1,7 +1,7 @@
-"""States that somebody else has recorded: what a policy is measured on where it cannot act.
+"""Recorded states, at which a policy is measured where it cannot act.
 
-Forward KL at them is that of the probe set (`probe_set.py`) with these states in place of those that the base visits:
-the base draws its own actions at each, and is compared with the tuned policy along them.
+Forward KL at them is defined as on the probe set (`probe_set.py`), with these states in place of those that the base
+visits: the base draws its own actions at each, and is compared with the tuned policy along them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,21 +28,21 @@ from vla_razor.rollouts.starts import episode_seed
 
 @dataclass(frozen=True)
 class States:
-    """Whole episodes, and which of their `N` control steps are measured at."""
+    """Whole episodes, and the rows of those of their `N` control steps at which is measured."""
 
     data: Demonstrations
     rows: Int[np.ndarray, " K"]
 
     @property
     def time(self) -> Int[np.ndarray, " N"]:
-        """Of each control step in its episode."""
+        """The time of each control step in its episode, from 0."""
         _, first = np.unique(self.data.episode, return_index=True)
         return np.arange(len(self.data.episode)) - first[self.data.episode]
 
 
 def drawn(folder: str | Path, env: Mapping[str, Any], policy: Trainable, count: int, seed: int = 0) -> States:
-    """`count` of the states in a store, which must be of the suite `env`, or all where there are fewer, drawn by the
-    seed. Raises UserError as `demonstrations.load` does.
+    """`count` of the states in a store, drawn by the seed, or all if there are fewer. The store must be of the suite
+    `env`. Raises UserError as `demonstrations.load` does.
     """
     data = demonstrations.load(folder, env, policy)
     order = np.random.default_rng(episode_seed("recorded states", seed)).permutation(len(data.actions))
@@ -50,7 +50,7 @@ def drawn(folder: str | Path, env: Mapping[str, Any], policy: Trainable, count: 
 
 
 def held_out(config: DictConfig, policy: Trainable) -> States:
-    """Those that a training on `config.demos` is measured at: of the episodes that were held out, if any were."""
+    """The states at which a training on `config.demos` is measured: of the held-out episodes, if there are any."""
     apart = Path(config.demos) / HELD_OUT
     return drawn(apart if describes(apart) else config.demos, config.env, policy, config.probe_states)
 
@@ -58,7 +58,7 @@ def held_out(config: DictConfig, policy: Trainable) -> States:
 def probe_of(
     base: Trainable, states: States, task: str, other_instructions: Sequence[str] = (), seed: int = 0
 ) -> ProbeSet:
-    """The probe set of a base at recorded states; it is made anew each time, for which no simulator is needed."""
+    """The probe set of a base at recorded states. It needs no simulator, and is made anew each time."""
     found = probe_set.of_observations(base, states.data.observations[states.rows], seed)
     found = replace(found, time=torch.from_numpy(states.time[states.rows]), origin=replace(found.origin, task=task))
     if other_instructions:
@@ -67,9 +67,7 @@ def probe_of(
 
 
 def check(policy: Trainable, config: DictConfig) -> None:
-    """Raises UserError where a policy has no action statistics of the recorded suite: the only ones that it has are
-    some other robot's.
-    """
+    """Raises UserError where a policy has no action statistics of the recorded suite, but another robot's alone."""
     if not is_recorded(config.env) or config.unnorm_key is not None or not isinstance(policy, PrismaticPolicy):
         return
     robot, has = robot_of(config.env), policy.model.config.norm_stats
@@ -81,8 +79,8 @@ def check(policy: Trainable, config: DictConfig) -> None:
 
 
 def check_actions(policy: Trainable, data: Demonstrations, where: str | Path) -> None:
-    """Raises UserError where the policy could not say what was done: its actions have another length than those in the
-    data, or its statistics no width in a dimension that moves.
+    """Raises UserError where the policy cannot express the demonstrated actions: because they have another length, or
+    because its statistics have no width in a dimension that moves.
     """
     if isinstance(policy, PrismaticPolicy):
         known, found = policy.num_tokens // policy.chunk, data.actions.shape[1]

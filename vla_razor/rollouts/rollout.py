@@ -1,5 +1,5 @@
-"""Batched rollouts: a tick asks the policy once, about every running episode of a group of slots, and free slots start
-the next ones; meanwhile the other group is simulated.
+"""Batched rollouts. A tick asks the policy once about all running episodes of a group of slots, and free slots start
+the next episodes; meanwhile the other group is simulated.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vla_razor.policies.observations import cameras_of, check_proprioception
 from vla_razor.rollouts.environments import TOLD, VectorEnv, cameras_shown
 from vla_razor.rollouts.starts import Noise, Start
 
-RETRIES = 2  # of an episode whose simulation died
+RETRIES = 2  # attempts more at an episode whose simulation died
 
 
 @dataclass
@@ -75,7 +75,7 @@ class Episode:
         return self.observations if len(self.observations) == len(steps) else self.observations[steps]
 
     def told(self) -> Episode:
-        """What other ranks are told of it: all but the images, which are nearly all of it."""
+        """What other ranks are sent: everything but the images, which are nearly all of it."""
         return replace(self, observations=self.observations.without_images(), elsewhere=True)
 
     @property
@@ -89,7 +89,7 @@ class Episode:
 
 @dataclass
 class Timing:
-    """Seconds in the policy, waiting for the environments, and in neither; the environment steps taken."""
+    """Seconds in the policy, seconds waiting for the environments, the rest, and the number of environment steps."""
 
     policy: float = 0.0
     environment: float = 0.0
@@ -106,7 +106,7 @@ class Timing:
 
     @classmethod
     def together(cls, timings: Sequence[Timing]) -> Timing:
-        """Of ranks that have played at the same time: the slowest's seconds, and the steps of all."""
+        """The timing of ranks that played at the same time: the slowest's seconds, and the steps of all."""
         slowest = max(timings, key=lambda timing: timing.seconds)
         return replace(slowest, env_steps=sum(timing.env_steps for timing in timings))
 
@@ -133,16 +133,15 @@ def rollout(
 
     Episodes end at the horizon, where the policy stops, or, with `hold`, once success has lasted for so many control
     steps in a row; 1 is the first success. A policy that decides several control steps at once is shown nothing between
-    its decisions; of starts that are `watched` these pictures are taken and kept all the same.
+    its decisions. For starts that are `watched` these pictures are rendered and kept all the same.
 
-    The batch stays full while starts are left. A start and the seed give the same episode in whatever slot and company
-    it is played, up to the rounding of a model that decides about larger or smaller batches. An episode whose
-    simulation died is started again, with the same random numbers, up to twice. `progress` is called with each episode
-    as it ends.
+    The batch stays full while starts are left. A start and the seed give the same episode in any slot and beside any
+    other episodes, up to the rounding of a model that sees other batch sizes. An episode whose simulation died is
+    started again with the same random numbers, up to twice. `progress` is called with each episode as it ends.
 
-    Raises UserError where the environments refuse a start, lack what a policy is shown or take actions of another
-    length than the policy's, RunFailed where they refuse an action of the policy, ValueError where two starts are the
-    same: their episodes would be, see `Start.repeat`.
+    Raises UserError where the environments refuse a start, lack what the policy needs to see, or take actions of
+    another length than the policy's; RunFailed where they refuse an action of the policy; ValueError where two starts
+    are the same, and so would be their episodes (see `Start.repeat`).
     """
     run = _Run(envs, policy, starts, hold, seed, watched, progress)
     begin, threads = time.perf_counter(), torch.get_num_threads()
@@ -169,9 +168,9 @@ def rollout(
 
 @dataclass
 class _Recording:
-    """An episode on its way. `noise` are its random numbers, `memory` is the policy's own, `stopped` that it wants no
-    further step, `ahead` are the actions that it has decided on and not taken; `observations` are single rows,
-    `decisions` triples of tokens, log-probabilities and label, made before the control steps `decided`.
+    """A running episode. `noise` are its random numbers and `memory` is the policy's own. `stopped`: the policy wants
+    no further step. `ahead` are actions that are decided but not executed yet. `observations` are single rows;
+    `decisions` are triples of tokens, log-probabilities and label, made before the control steps `decided`.
     """
 
     index: int
@@ -191,7 +190,7 @@ class _Recording:
 
 @dataclass
 class _Run:
-    """Which episodes wait, which run in which slot, and what the slots last showed."""
+    """Which episodes wait, which run in which slot, and the latest observations of the slots."""
 
     envs: VectorEnv
     policy: Policy
@@ -214,13 +213,13 @@ class _Run:
             raise ValueError("two starts are the same, and so would their episodes be: number them in `repeat`")
         self.running: dict[int, _Recording] = {}
         self.episodes: dict[int, Episode] = {}
-        self.sent: deque[tuple[list[int], list[int]]] = deque()  # a group, and those of its slots that take a step
+        self.sent: deque[tuple[list[int], list[int]]] = deque()  # a group, and the slots of it that step
         self.timing = Timing()
         self.observations: dict[str, np.ndarray] = {}
         self.infos: dict[str, np.ndarray] = {}
 
     def send(self, group: list[int]) -> None:
-        """The group's running episodes take a step while waiting ones start in its free slots."""
+        """Step the group's running episodes, and start waiting ones in its free slots."""
         count, slots = self.envs.num_envs, [slot for slot in group if slot in self.running]
         actions, active = np.zeros((count, *self.dims), np.float32), np.zeros(count, bool)
         if undecided := [slot for slot in slots if not self.running[slot].ahead]:
@@ -242,14 +241,14 @@ class _Run:
             self.sent.append((group, slots))
 
     def _unseen(self, recording: _Recording) -> bool:
-        """Whether nobody will look at what is shown after the step that an episode takes: it is the last one, or the
-        policy has already decided on the next.
+        """Whether nobody will look at the observation after an episode's next step: it is the last one, or the policy
+        has already decided on the one after it.
         """
         last = len(recording.actions) == getattr(self.envs.setup, "horizon", None)
         return last or (bool(recording.ahead) and not recording.watched)
 
     def receive(self) -> list[int]:
-        """What became of the group that was sent first, which is returned."""
+        """Receive the group that was sent first, and return it."""
         group, stepped = self.sent.popleft()
         begin = time.perf_counter()
         self.observations, _, _, truncated, self.infos = self.envs.receive()
@@ -295,7 +294,7 @@ class _Run:
             recording.stopped = decisions.stops is not None and bool(decisions.stops[index])
 
     def _check(self, decisions: Any, count: int) -> None:
-        """That a policy decided, on actions [B, C, D] as long as those that the environments take."""
+        """Check that the policy decided, on actions [B, C, D] of the environments' length."""
         if not isinstance(decisions, Decisions):
             kind = type(decisions).__name__
             raise UserError(f"the policy {self.policy.name} gives {kind}; expected vla_razor.policies.Decisions.")

@@ -1,5 +1,5 @@
-"""Start states of episodes: a grid over the start area of a task, or uniform random ones from a seed, be it of the area
-or of the states that an environment has stored. Seeds, and the random numbers of an episode, which belong to it alone.
+"""Start states of episodes: a grid over the start area of a task, or uniform draws from the area or from the states
+that an environment has stored. Also seeds, and the random numbers of an episode, which belong to it alone.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from vla_razor.errors import UserError
 
 @dataclass(frozen=True)
 class Start:
-    """One episode to be: the same `task`, reset `options` (JSON) and `seed` give the same first state.
+    """The start of an episode: the same `task`, reset `options` (JSON) and `seed` give the same first state.
 
-    `grid_point` is -1 off a grid. `repeat` tells the episodes from one and the same first state apart: each has random
-    numbers of its own.
+    `grid_point` is -1 off a grid. `repeat` distinguishes episodes from the same first state; each has random numbers of
+    its own.
     """
 
     task: str
@@ -32,18 +32,18 @@ class Start:
 
 
 def episode_seed(*keys: int | str) -> int:
-    """A seed below 2**31 from whole numbers and words. Other keys give an independent seed, be it the same ones and a
-    zero more; a word for the purpose keeps two purposes apart.
+    """A seed below 2**31 from whole numbers and words. Different keys give independent seeds, even if one has only a
+    zero more. A word for the purpose keeps two purposes apart.
     """
     return int.from_bytes(_digest(*keys)[:4], "little") >> 1
 
 
 class Noise:
-    """The random numbers of one episode: those of a control step follow from `seed`, the start and the step alone, not
-    from what else was drawn, by whom, or in which order.
+    """The random numbers of one episode. Those of a control step depend on `seed`, the start and the step alone, not on
+    which other numbers were drawn, by whom, or in which order.
 
     They come from Philox (Salmon et al., 2011), which computes them from a key, here the episode's, and a counter. The
-    counter's highest word is the step.
+    highest word of the counter is the step.
     """
 
     def __init__(self, seed: int, start: Start) -> None:
@@ -54,7 +54,7 @@ class Noise:
         self._generator = np.random.Generator(self._philox)
 
     def at(self, step: int) -> np.random.Generator:
-        """The generator, set to the first number of a control step (from 0); good until it is set to another."""
+        """The generator at the first number of a control step (from 0). It is valid until the next call."""
         self._beginning["state"]["counter"][-1] = step
         self._philox.state = self._beginning
         return self._generator
@@ -69,16 +69,16 @@ def parse_grid(grid: str) -> tuple[int, int]:
 
 
 def points_of(settings: Mapping[str, Any]) -> int:
-    """How many start positions an iteration of REINFORCE has, by its settings `grid` and `points`."""
+    """The number of start positions in an iteration of REINFORCE, from its settings `grid` and `points`."""
     return settings["points"] if settings["grid"] == "random" else math.prod(parse_grid(settings["grid"]))
 
 
 def grid_starts(env_config: Mapping[str, Any], grid: str, per_point: int, seed: int) -> list[Start]:
-    """`per_point` episodes from one and the same first state at every point of the grid, point after point.
+    """`per_point` episodes from the same first state at every point of the grid, point after point.
 
-    The points span `env_config.grid` (x, y: low and high, in metres), ends included, x outermost. Where a task has no
-    such area, a point is a start drawn from the seed, as `random_starts` draws it where there are stored ones
-    (`env_config.starts`). Several tasks have a grid each, numbered on.
+    The points span `env_config.grid` (x, y: low and high, in metres), ends included, x outermost. In a task without
+    such an area a point is a start drawn by the seed, as in `random_starts`, from the stored ones (`env_config.starts`)
+    if there are any. Each of several tasks has its own grid; the numbers of points go on.
     """
     columns, rows = parse_grid(grid)
     if per_point < 1:
@@ -107,8 +107,8 @@ def grid_starts(env_config: Mapping[str, Any], grid: str, per_point: int, seed: 
 def random_points(
     tasks: Iterable[str], points: int, per_point: int, seed: int, stored: Mapping[str, int] | None = None
 ) -> list[Start]:
-    """`per_point` episodes from one and the same first state at each of `points` starts of every task, drawn from the
-    seed as `random_starts` draws them.
+    """`per_point` episodes from the same first state at each of `points` starts of every task, drawn by the seed as in
+    `random_starts`.
     """
     drawn = random_starts(tasks, points, seed, stored)
     return [
@@ -121,11 +121,11 @@ def random_points(
 def random_starts(
     tasks: Iterable[str], episodes: int, seed: int, stored: Mapping[str, int] | None = None
 ) -> list[Start]:
-    """`episodes` starts of each task, uniform over its start area, whichever other tasks are asked for. A mapping of
-    `tasks` holds the reset options of each.
+    """`episodes` starts of each task, uniform over its start area, independent of the other tasks. A mapping of `tasks`
+    holds the reset options of each.
 
-    `stored` is a reset option and how many stored states it numbers, from 0: these are the starts then, in an order
-    that the seed decides, each once before one is played again.
+    `stored` is a reset option, and how many stored states it numbers, from 0. The starts are then these states, in an
+    order that the seed decides; each is played once before any is played again.
 
     >>> [start.task for start in random_starts(["pick_can", "open_top_drawer"], 2, seed=0)]
     ['pick_can', 'pick_can', 'open_top_drawer', 'open_top_drawer']
@@ -138,7 +138,7 @@ def random_starts(
 
 
 def _drawn(stored: Mapping[str, int] | None, task: str, seed: int, count: int) -> list[dict[str, Any]]:
-    """The reset options of `count` starts of a task; none where its start follows from the seed alone."""
+    """The reset options of `count` starts of a task; empty where the seed alone decides a start."""
     if not stored:
         return [{}] * count
     ((option, states),) = stored.items()
@@ -147,7 +147,7 @@ def _drawn(stored: Mapping[str, int] | None, task: str, seed: int, count: int) -
 
 
 def _digest(*keys: Any) -> bytes:
-    """SHA-256 of the keys as JSON, which no other keys have."""
+    """SHA-256 of the keys as JSON, which is different for different keys."""
     return hashlib.sha256(json.dumps(keys, sort_keys=True, default=lambda array: array.tolist()).encode()).digest()
 
 
@@ -164,7 +164,7 @@ def _axis(name: str, ends: Sequence[float], count: int) -> list[float]:
 
 
 def _task_options(tasks: Iterable[str], task: str) -> dict[str, Any]:
-    """The reset options of a task. One drawer scene serves its six tasks: the reset names the task."""
+    """The reset options of a task. One drawer scene serves six tasks, so that the reset names the task."""
     if isinstance(tasks, Mapping):
         return dict(tasks[task])
     return {"task": task} if task.endswith("_drawer") else {}
