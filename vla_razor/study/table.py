@@ -107,7 +107,7 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
     try:
         rows = [renamed(row) for row in pq.read_table(path).to_pylist()]
     except FileNotFoundError:
-        made = "a folder that vla-razor demo, sweep, llm sweep or mnist wrote"
+        made = "a folder that vla-razor demo, sweep, sequence or mnist wrote"
         raise UserError(f"{path}: there is no results table; expected {made}.") from None
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(f"{path} cannot be read as a results table: {error}") from error
