@@ -300,10 +300,10 @@ def slides(tmp_path_factory: pytest.TempPathFactory, vla_razor: CommandLine) -> 
     policy = make_tiny(said, torch.Generator().manual_seed(0), norm_stats={"slide": {"action": action}}, **shape)
     policy.save_pretrained(folder / "policy")
     suite = f"env={folder}/slide.yaml", "env.tasks=[left,right]", f"prior={folder}/slide.yaml"
-    places = {"PYTHONPATH": os.pathsep.join([str(folder), str(PLAIN), os.environ.get("PYTHONPATH", "")])}
+    places = os.pathsep.join([str(folder), str(PLAIN), os.environ.get("PYTHONPATH", "")])
     out = folder / "run"
     words = ["sequence", *suite, f"policy={folder}/policy", "method=sft_replay", "checkpoints=2", *FEW, f"out={out}"]
-    process = vla_razor.start(*words, **places)
+    process = vla_razor.start(*words, PYTHONPATH=places)
     first, second = out / "sft_replay_seed0" / "1_left_eval", out / "sft_replay_seed0" / "2_right"
     until(lambda: process.poll() is not None or (first / "summary.json").is_file())
     assert process.poll() is None, process.communicate()
@@ -311,7 +311,7 @@ def slides(tmp_path_factory: pytest.TempPathFactory, vla_razor: CommandLine) -> 
     process.communicate()
     assert not (second / "summary.json").exists()
     before = (first / "summary.json").stat().st_mtime_ns
-    shown = vla_razor.run("resume", out, **places).stdout
+    shown = vla_razor.run("resume", out, PYTHONPATH=places).stdout
     assert (first / "summary.json").stat().st_mtime_ns == before, "what has ended is left alone"
     assert "average success" in shown and "lost later (NBT)" in shown
     return out
