@@ -23,6 +23,7 @@ from vla_razor.statistics import paired_difference, wilson
 from vla_razor.study import table
 from vla_razor.verbs.study import sequence, transfer
 from vla_razor.verbs.study.axes import Training
+from vla_razor.verbs.study.language_sequence import LanguageSequence
 from vla_razor.verbs.study.robot_sequence import RobotSequence, together
 from vla_razor.verbs.study.transfer import Member
 
@@ -290,7 +291,7 @@ FEW += ["sft.epochs=2", "sft.batch_size=4", "sft.save_every=1", "sft.probe_every
 
 @pytest.fixture(scope="module")
 def slides(tmp_path_factory: pytest.TempPathFactory, vla_razor: CommandLine) -> Path:
-    """Two tasks of one's own suite, learned by SFT with replay; killed after the first stage, then gone on with."""
+    """Two tasks of a suite of one's own, by SFT with replay; killed after the first stage, then gone on with."""
     folder = tmp_path_factory.mktemp("slides")
     (folder / "slide.yaml").write_text(SUITE)
     (folder / "teacher.py").write_text(TEACHER)
@@ -300,12 +301,10 @@ def slides(tmp_path_factory: pytest.TempPathFactory, vla_razor: CommandLine) -> 
     policy = make_tiny(said, torch.Generator().manual_seed(0), norm_stats={"slide": {"action": action}}, **shape)
     policy.save_pretrained(folder / "policy")
     suite = f"env={folder}/slide.yaml", "env.tasks=[left,right]", f"prior={folder}/slide.yaml"
-    places: dict[str, Any] = {
-        "PYTHONPATH": os.pathsep.join([str(folder), str(PLAIN), os.environ.get("PYTHONPATH", "")])
-    }
+    places = os.pathsep.join([str(folder), str(PLAIN), os.environ.get("PYTHONPATH", "")])
     out = folder / "run"
     words = ["sequence", *suite, f"policy={folder}/policy", "method=sft_replay", "checkpoints=2", *FEW, f"out={out}"]
-    process = vla_razor.start(*words, **places)
+    process = vla_razor.start(*words, PYTHONPATH=places)
     first, second = out / "sft_replay_seed0" / "1_left_eval", out / "sft_replay_seed0" / "2_right"
     until(lambda: process.poll() is not None or (first / "summary.json").is_file())
     assert process.poll() is None, process.communicate()
@@ -313,7 +312,7 @@ def slides(tmp_path_factory: pytest.TempPathFactory, vla_razor: CommandLine) -> 
     process.communicate()
     assert not (second / "summary.json").exists()
     before = (first / "summary.json").stat().st_mtime_ns
-    shown = vla_razor.run("resume", out, **places).stdout
+    shown = vla_razor.run("resume", out, PYTHONPATH=places).stdout
     assert (first / "summary.json").stat().st_mtime_ns == before, "what has ended is left alone"
     assert "average success" in shown and "lost later (NBT)" in shown
     return out
@@ -348,27 +347,27 @@ def test_the_report_shows_it(slides: Path, tmp_path: Path) -> None:
     assert "nan" not in page.lower().split("<style>")[0] and (tmp_path / "page" / "plots" / "sequences_1.png").is_file()
 
 
+def test_each_method_of_language_tasks_has_its_verb() -> None:
+    words = ["task=number,math", "method=sft,grpo,reinforce", "seed=0,1", "llm_grpo.kl_coefficient=0,0.1"]
+    words += ["llm_eval.prior_tasks=[winogrande]"]
+    plan = LanguageSequence(compose("llm_sequence", words), Path("out")).plan()
+    labels = [training.label for training in plan if training.seed]
+    assert labels == ["sft", "grpo", "grpo kl_coefficient=0.1", "reinforce"]
+
+
 @pytest.mark.slow
 def test_language_tasks(tmp_path: Path) -> None:
     """Random models answer nothing right; what they spend is measured all the same."""
     model, data = small_model(tmp_path / "model"), small_data(tmp_path / "data")
-    few = [
-        f"{verb}.{key}"
-        for verb in ("llm_sft", "llm_grpo")
-        for key in ("max_steps=1", "max_new_tokens=4", "save_every=1")
-    ]
-    few += ["llm_sft.batch_size=4", "llm_grpo.group_size=2", "llm_grpo.prompts_per_step=2", "llm_sft.probe_every=0"]
-    few += ["llm_grpo.probe_every=0", "llm_eval.max_new_tokens=4", "llm_eval.examples=4", "llm_kl.max_new_tokens=4"]
-    few += ["llm_sft.warmup_steps=0", "llm_grpo.warmup_steps=0", "llm_sft.learning_rate=1e-3", "llm_kl.probe_prompts=2"]
-    few += ["llm_eval.prior_tasks=[winogrande]", "direct=true", "dtype=float32", "device=cpu", "logger=none"]
+    few = ["llm_sft.max_steps=1", "llm_sft.save_every=1", "llm_sft.warmup_steps=0", "llm_sft.learning_rate=1e-3"]
+    few += ["llm_sft.batch_size=4", "llm_sft.probe_every=0", "llm_eval.max_new_tokens=4", "llm_eval.examples=4"]
+    few += ["llm_kl.max_new_tokens=4", "llm_kl.probe_prompts=2", "llm_eval.prior_tasks=[winogrande]", "direct=true"]
+    few += ["dtype=float32", "device=cpu", "logger=none", "method=sft"]
     out = tmp_path / "run"
     done("llm", "sequence", "task=number,math", f"model={model}", f"data_dir={data}", *few, f"out={out}")
-    settings = json.loads((out / "summary.json").read_text())["settings"]
-    assert set(settings) == {"sft", "grpo"}
-    for entry in settings.values():
-        assert np.shape(entry["matrix"]) == (2, 2) and entry["zero_shot"]["tasks"] == ["winogrande"]
-    moved = [stage["base"]["forward_kl_per_completion"] for stage in settings["sft"]["forward_kl"]]
-    assert min(moved) > 0 and len(moved) == 2
+    summary = json.loads((out / "summary.json").read_text())
+    assert np.shape(summary["matrix"]) == (2, 2) and summary["zero_shot"]["tasks"] == ["winogrande"]
+    assert min(stage["base"]["forward_kl_per_completion"] for stage in summary["forward_kl"]) > 0
     second = read_config(out / "sft_seed0" / "2_math" / "config.yaml")
     assert (second.model, second.task) == (str(out / "sft_seed0" / "1_number"), "math")
     assert {row.domain for row in table.read([out]).results} == {"language"}

@@ -178,7 +178,9 @@ class LlmSequence(Sequential, LlmCommon):
     """Language tasks learned one after another, and what is left of each: --task A,B method=sft,grpo seed=0,1,2."""
 
     axes: k.Axes = key({"method": ["sft", "grpo"]})
-    task: k.Tasks = key("number,tool", "the tasks, in the order in which they are learned")  # pyright: ignore[reportIncompatibleVariableOverride]
+    task: k.Tasks = key(  # pyright: ignore[reportIncompatibleVariableOverride]  (several, where others take one)
+        "number,tool", "the tasks, in the order in which they are learned"
+    )
     llm_sft: k.Section = section(eval_prompts=0)
     llm_grpo: k.Section = section(eval_prompts=0)
     llm_reinforce: k.Section = section(eval_prompts=0)

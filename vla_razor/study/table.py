@@ -105,7 +105,7 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
     try:
         rows = [renamed(row) for row in parquet.read(path, "Copy it again from the study that wrote it.").to_pylist()]
     except FileNotFoundError:
-        made = "a folder that vla-razor demo, sweep, llm sweep or mnist wrote"
+        made = "a folder that vla-razor demo, sweep, sequence or mnist wrote"
         raise UserError(f"{path}: there is no results table; expected {made}.") from None
     columns = ("domain", "method", "seed", "run", "step", "new", "prior", FORWARD_KL)
     missing = [name for name in columns if rows and name not in rows[0]]

@@ -123,7 +123,7 @@ class RobotSequence:
         stage(self.console, self.config, folder, "eval", env=self.scene(task), **both)
 
     def earned(self, folder: Path) -> list[Earned]:
-        """What the policies of an evaluation earned, in the order given; empty where there was none."""
+        """What the policies of an evaluation earned, in their order; nothing where there was none."""
         return list(hits_in(folder).values()) if folder.is_dir() else []
 
     def measure(self, folder: Path, task: str, policy: str, base: str) -> None:
