@@ -168,6 +168,10 @@ class PoolVectorEnv(SlotVectorEnv):
         self._finalizer()
 
 
+class WorkerLost(RuntimeError):
+    """A worker has died, or said nothing for `START_TIMEOUT`, before its environments were built."""
+
+
 class _Worker:
     """The parent's end of one process, which serves the environments of `slots`."""
 
@@ -188,7 +192,7 @@ class _Worker:
         reply = self.receive() if self.connection.poll(START_TIMEOUT) else None
         if reply is None:
             self.process.join(1)
-            raise RuntimeError(f"a simulation worker did not start (exit code {self.process.exitcode})")
+            raise WorkerLost(f"a simulation worker did not start (exit code {self.process.exitcode})")
         if isinstance(reply, Exception):
             raise reply
         return reply

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from vla_razor.config import cameras_in, suite_in
 from vla_razor.devices import device_named, simulation_device
-from vla_razor.errors import UserError
+from vla_razor.errors import RunFailed, UserError
 from vla_razor.policies import Policy
 from vla_razor.policies.observations import cameras_of
 from vla_razor.policies.trainable import Trainable
@@ -73,7 +73,7 @@ def make_vector_env(
     `cameras` is told them.
 
     Raises UserError where there is no such environment, camera or device, a keyword argument is refused, or nothing can
-    be rendered.
+    be rendered; RunFailed where a worker dies before it has begun.
     """
     make, spec = env_config["make"], env_spec(env_config["id"])
     kwargs: Any = OmegaConf.to_container(make) if OmegaConf.is_config(make) else dict(make)
@@ -94,6 +94,8 @@ def make_vector_env(
     except RuntimeError as error:
         if type(error).__name__ == "RenderingUnavailable":
             raise UserError(str(error)) from error
+        if type(error).__name__ == "WorkerLost":
+            raise RunFailed(f"{error}: killed, or out of memory. Fewer num_workers or num_envs take less.") from error
         raise
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium.envs.registration import register
 from plain_tasks import Slide  # pyright: ignore[reportMissingImports]  (of the tests)
 
-from vla_razor.policies import Decisions
+from vla_razor.policies import Decisions, Observations
 
 SPOIL = Path("spoil")
 
@@ -43,9 +43,7 @@ class Leftward:
 
     name = "leftward"
 
-    def act(
-        self, images: np.ndarray, instructions: Any, infos: Any, generators: Any, memories: Any = None
-    ) -> Decisions:
+    def act(self, observations: Observations, generators: Any, memories: Any = None) -> Decisions:
         return Decisions(np.stack([g.uniform(-1, 0.5, (1, 3)) for g in generators]).astype(np.float32))
 
 
