@@ -91,7 +91,8 @@ def planned(found: Mapping[str, Fault], only: str | None, short: bool) -> list[T
     """
     fault, _, verb = (only or "").partition(",")
     if short:  # the first of them from the command line proper
-        chosen = [Try(name, one.short, 0) for name, one in found.items() if fault in name]
+        kept = {name: one for name, one in found.items() if fault in name and verb in ("", one.short)}
+        chosen = [Try(name, one.short, 0) for name, one in kept.items()]
         return [one._replace(number=TYPED - 1) if one.fault == KILLS[0] else one for one in chosen]
     tries = [Try(name, own, number) for name, one in found.items() for own in one.verbs for number in range(one.times)]
     chosen = [one for one in tries if fault in one.fault and verb in ("", one.verb)]
