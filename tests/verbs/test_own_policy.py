@@ -104,7 +104,7 @@ def test_it_is_evaluated_from_the_command_line(here: Path, vla_razor: CommandLin
     (entry,) = json.loads((here / "run" / "summary.json").read_text())["policies"].values()
     assert entry["new_task"]["pick_can"]["success_once"]["episodes"] == 1
     refused = vla_razor.run("eval", "--policy", "mypolicies:Bare", *few, f"out={here / 'bare'}", status=2)
-    assert "the policy mypolicies:Bare gives ndarray; expected vla_razor.policies.Decisions" in refused.stderr
+    assert "the policy random gives ndarray; expected vla_razor.policies.Decisions" in refused.stderr
 
 
 LINEAR = '''

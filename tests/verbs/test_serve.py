@@ -27,7 +27,7 @@ from vla_razor.policies.messages import pack, unpack
 from vla_razor.verbs.deploy import serve
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
-COMMANDS = [shlex.split(line)[1:] for line in re.findall(r"^vla-razor .*", PAGE, re.MULTILINE)]
+COMMANDS = [shlex.split(line)[1:] for line in re.findall(r"^vla-razor (?:serve|eval) .*", PAGE, re.MULTILINE)]
 
 
 PLAIN = Path(__file__).parents[1] / "envs"
