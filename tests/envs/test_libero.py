@@ -30,8 +30,8 @@ DRAWER = "pick_up_the_black_bowl_in_the_top_drawer_of_the_wooden_cabinet_and_pla
 START = {"task": DRAWER, "init_state": 7}
 
 
-def made(suite: str) -> LiberoEnv:
-    env: Any = gymnasium.make("vla_razor_libero:vla_razor/LIBERO-v0", suite=suite).unwrapped
+def made(suite: str, cameras: list[str] | None = None) -> LiberoEnv:
+    env: Any = gymnasium.make("vla_razor_libero:vla_razor/LIBERO-v0", suite=suite, cameras=cameras).unwrapped
     return env
 
 
@@ -49,8 +49,8 @@ def actions() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def raw(actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """LIBERO itself, without anything of ours: the simulator's states and the pictures, from the start on."""
+def raw(actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """LIBERO itself, without anything of ours: the simulator's states and both cameras' pictures, from the start on."""
     from libero.libero import benchmark, get_libero_path  # pyright: ignore[reportMissingImports]
     from libero.libero.envs import OffScreenRenderEnv  # pyright: ignore[reportMissingImports]
 
@@ -68,7 +68,11 @@ def raw(actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         played.append(simulation.step(action))
         states.append(simulation.get_sim_state())
     simulation.close()
-    return np.stack(states), np.stack([observation["agentview_image"] for observation, *_ in played])
+    front, hand = (
+        np.stack([observation[f"{camera}_image"] for observation, *_ in played])
+        for camera in ("agentview", "robot0_eye_in_hand")
+    )
+    return np.stack(states), front, hand
 
 
 def test_the_130_tasks_and_their_protocol() -> None:
@@ -109,10 +113,10 @@ def test_a_stored_state_is_the_same_start_every_time(env: LiberoEnv, actions: np
 
 
 def test_actions_move_it_as_they_move_libero_itself(
-    env: LiberoEnv, actions: np.ndarray, raw: tuple[np.ndarray, np.ndarray]
+    env: LiberoEnv, actions: np.ndarray, raw: tuple[np.ndarray, ...]
 ) -> None:
     """Whether a picture was looked at or not; a picture that is looked at is the one LIBERO shows."""
-    states, pictures = raw
+    states, pictures, _ = raw
     observation, _ = env.reset(options=START)
     np.testing.assert_allclose(env.sim_state(), states[0], atol=1e-9, rtol=0)
     np.testing.assert_array_equal(observation["image"], pictures[0])
@@ -129,8 +133,25 @@ def test_actions_move_it_as_they_move_libero_itself(
     assert np.abs(states[-1] - states[0]).max() > 0.01, "it moved"
 
 
+def test_the_camera_on_the_hand_is_drawn_where_it_is_asked_for(
+    env: LiberoEnv, actions: np.ndarray, raw: tuple[np.ndarray, ...]
+) -> None:
+    env.reset(options=START)
+    assert set(env.step(actions[0])[0]) == {"image", "state"}
+    states, front, hand = raw
+    with closing(made("libero_spatial", ["agentview", "robot0_eye_in_hand"])) as both:
+        shown = [both.reset(options=START)[0], *(both.step(action)[0] for action in actions[:2])]
+        assert both.observation_space.contains(shown[0])
+        np.testing.assert_allclose(both.sim_state(), states[2], atol=1e-9, rtol=0)
+    for step, observation in enumerate(shown):
+        np.testing.assert_array_equal(observation["image"], front[step])
+        np.testing.assert_array_equal(observation["wrist_image"], hand[step])
+    with pytest.raises(ValueError, match=r"cameras is .'side'.; expected some of agentview, robot0_eye_in_hand"):
+        made("libero_spatial", ["side"])
+
+
 def test_two_simulations_do_not_draw_into_each_other(
-    env: LiberoEnv, actions: np.ndarray, raw: tuple[np.ndarray, np.ndarray]
+    env: LiberoEnv, actions: np.ndarray, raw: tuple[np.ndarray, ...]
 ) -> None:
     """And the picture is as bright as policies know it: with mujoco 3.3.3 its mean is 103."""
     env.reset(options=START)
