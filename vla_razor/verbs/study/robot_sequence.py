@@ -11,7 +11,7 @@ from rich.console import Console
 
 from vla_razor import recordings
 from vla_razor.config import robot_of, scenes
-from vla_razor.errors import UserError
+from vla_razor.errors import RunFailed, UserError
 from vla_razor.rollouts.starts import points_of
 from vla_razor.runs import read_config
 from vla_razor.study import measures
@@ -91,6 +91,8 @@ class RobotSequence:
         if training.method == "sft_own":
             own = folder.with_name(f"{folder.name}_own")
             stage(self.console, self.config, own, "collect", env=self.scene(task), policy=policy, seed=training.seed)
+            if not json.loads((own / "summary.json").read_text())["demonstrations"]["successes"]:
+                raise RunFailed(f"{own}: the policy before the stage never succeeded, so sft_own has nothing to learn.")
             data["demos"] = str(own)
         elif verb == "sft":
             data["demos"] = str(self._demos(training, task))

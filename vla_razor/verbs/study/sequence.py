@@ -87,6 +87,7 @@ def learn(tasks: Tasks, training: Training) -> None:
     """
     if training.finished:
         return
+    tasks.console.rule(f"[bold]{training.folder.name}: {', '.join(tasks.tasks)}")
     policy = tasks.base
     for number, task in enumerate(tasks.tasks, 1):
         folder = training.folder / f"{number}_{task}"

@@ -205,7 +205,7 @@ def _padded(tables: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def _negated(found: Mapping[str, float]) -> dict[str, float]:
-    return Difference(-found["difference"], -found["high"], -found["low"])._asdict()
+    return Difference(0.0 - found["difference"], 0.0 - found["high"], 0.0 - found["low"])._asdict()  # never -0.0
 
 
 def _drift(members: Sequence[Member]) -> list[dict[str, Any]]:
